@@ -1,0 +1,20 @@
+# A convenience for Linux and macOS; README.md has the plain commands, which work on Windows too.
+PYTHON ?= python3
+
+.PHONY: install demo test lab lint
+
+install:
+	@$(PYTHON) tools/install.py
+
+demo: install
+	.venv/bin/pgolf demo
+
+test: install
+	.venv/bin/python -m pytest -q
+
+lab: install
+	.venv/bin/jupyter lab notebooks
+
+lint: install
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check

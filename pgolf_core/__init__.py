@@ -1,0 +1,1 @@
+"""pgolf: the lowest bits per byte that fits in N bytes."""

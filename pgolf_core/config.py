@@ -1,0 +1,360 @@
+"""Every knob once: typed, frozen, with its unit or reason.
+
+`RunConfig(**knobs)` takes flat names; a knob not given comes from the environment
+(`NUM_LAYERS=12`), then from the track, then from the default here. The groups read as
+`.model .data .train .regularizer .export .eval`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+# The checkout (editable install). Relative paths of knobs and the runs/ and reports/ folders start here,
+# so that a notebook, papermill and the command line mean the same file whatever their working directory.
+ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
+
+GRADIENT_SPANS = 8  # the reference cuts every step into 8 micro-batches: world_size × accumulation
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Bits = Annotated[int, Field(ge=4, le=8)]
+
+
+def _embedding_bits(bits: int) -> int:
+    if bits not in (0, 4, 5, 6, 7, 8, 16):
+        raise ValueError("input should be 4 to 8, 16 (stays fp16) or 0 (as the weights)")
+    return bits
+
+
+class ConfigError(ValueError):
+    """Knobs that cannot work; the message names every one of them and what would be right."""
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Group):
+    vocab_size: Annotated[int, Field(gt=3, le=65536, description="tokens; shards are uint16")] = 1024
+    num_layers: Positive = 9
+    num_unique_blocks: Annotated[int, Field(ge=0, description="0 = num_layers; layer i uses block i mod this")] = 0
+    num_heads: Positive = 8
+    num_kv_heads: Positive = 4
+    model_dim: Positive = 512
+    embed_dim: Annotated[int, Field(ge=0, description="0 = model_dim; smaller factorises the embedding")] = 0
+    mlp_mult: Positive = 2
+    window_size: Annotated[int, Field(ge=0, description="tokens a query sees, itself included; 0 = all")] = 0
+    tie_embeddings: bool = True
+    rope_base: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10000.0
+    logit_softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    qk_gain_init: Annotated[float, Field(allow_inf_nan=False)] = 1.5
+    tied_embed_init_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.005
+
+    @property
+    def blocks(self) -> int:
+        return self.num_unique_blocks or self.num_layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.model_dim // self.num_heads
+
+
+class DataConfig(Group):
+    data_path: Annotated[str, Field(description="folder of shards; 'embedded' = the docstring corpus")] = "embedded"
+    tokenizer_path: Annotated[str, Field(description="'' = tokenizer.model beside the shards")] = ""
+    train_batch_tokens: Annotated[int, Field(gt=0, description="tokens a step, all processes together")] = 524_288
+    train_seq_len: Annotated[int, Field(gt=0, description="tokens")] = 1024
+    world_size: Annotated[int, Field(gt=0, description="processes that train together; torchrun sets it")] = 1
+
+    @property
+    def grad_accum(self) -> int:
+        return GRADIENT_SPANS // self.world_size
+
+
+class TrainConfig(Group):
+    seed: Count = 1337
+    iterations: Annotated[int, Field(gt=0, description="optimiser steps at most")] = 20_000
+    max_wallclock_seconds: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="seconds of training, validation apart; 0 = no clock"),
+    ] = 600.0
+    warmdown_iters: Count = 1200
+    warmup_steps: Annotated[int, Field(ge=0, description="steps run and undone, so that kernels are built")] = 20
+    train_log_every: Annotated[int, Field(ge=0, description="steps; 0 = never")] = 200
+    val_loss_every: Annotated[int, Field(ge=0, description="steps; 0 = only at the end")] = 1000
+    embed_lr: Rate = 0.6
+    head_lr: Rate = 0.008
+    tied_embed_lr: Rate = 0.05
+    matrix_lr: Rate = 0.04
+    scalar_lr: Rate = 0.04
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    muon_backend_steps: Annotated[int, Field(gt=0, description="Newton–Schulz iterations")] = 5
+    muon_momentum_warmup_start: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    muon_momentum_warmup_steps: Count = 500
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    grad_clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False, description="0 = off")] = 0.0
+    save_raw_checkpoint: bool = True
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto = cuda, else cpu")] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(description="auto = bfloat16 autocast on cuda, float32 elsewhere"),
+    ] = "auto"
+    compile: Annotated[bool, Field(description="torch.compile the loss")] = False
+    cpu_threads: Annotated[
+        int,
+        Field(ge=0, description="threads of one run on a CPU, part of what makes it repeatable; 0 = all cores"),
+    ] = 0
+    resume_every_seconds: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="training lost to a kill at most; 0 = no resume file"),
+    ] = 60.0
+
+
+class RegularizerConfig(Group):
+    compression_reg_weight: Annotated[float, Field(ge=0, allow_inf_nan=False, description="0 = off")] = 0.0
+    compression_reg_interval: Annotated[int, Field(gt=0, description="steps")] = 1
+    compression_reg_warmup_steps: Count = 0
+    compression_reg_sample_tensors: Positive = 4
+    compression_reg_max_cols: Positive = 256
+    compression_grid_reg_weight: Weight = 0.0
+    compression_rank1_reg_weight: Weight = 0.0
+    compression_scale_reg_weight: Weight = 0.0
+    ternary_reg_weight: Weight = 0.0
+    outlier_reg_weight: Weight = 0.0
+
+
+class ExportConfig(Group):
+    cap_bytes: Annotated[int, Field(gt=0, description="bytes of artifact and code together")] = 16_000_000
+    weight_quantization_bits: Bits = 8
+    embed_quantization_bits: Annotated[
+        int, AfterValidator(_embedding_bits), Field(description="0 = as the weights, 16 = stays fp16")
+    ] = 0
+    int8_axis_mode: Literal["auto", "row", "col"] = "auto"
+    int8_residual_rank: Annotated[int, Field(ge=0, le=1)] = 0
+    int8_residual_budget_bytes: Count = 0
+    int8_residual_power_iters: Positive = 6
+    int8_targeted_residual_mode: Literal[
+        "off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo"
+    ] = "off"
+    mlp_permutation: Annotated[bool, Field(description="sort hidden units; same function, fewer bytes")] = False
+
+    @property
+    def embed_bits(self) -> int:
+        return self.embed_quantization_bits or self.weight_quantization_bits
+
+
+class EvalConfig(Group):
+    val_batch_size: Annotated[int, Field(gt=0, description="tokens")] = 524_288
+    val_max_tokens: Annotated[int, Field(ge=0, description="0 = all")] = 0
+    roundtrip_val_max_tokens: Annotated[int, Field(ge=0, description="0 = all")] = 0
+    final_roundtrip_eval: Annotated[bool, Field(description="export, read back from disk and score")] = True
+    eval_seq_len: Annotated[int, Field(ge=0, description="tokens; 0 = train_seq_len")] = 0
+    eval_stride: Annotated[int, Field(ge=0, description="tokens; 0 = windows do not overlap")] = 0
+    sw_eval_batch: Annotated[int, Field(gt=0, description="sliding windows a batch")] = 32
+    eval_cache_mix_weight: Weight = 0.0
+    eval_bigram_mix_weight: Weight = 0.0
+    eval_cache_size: Annotated[int, Field(ge=0, description="tokens the sidecar looks back")] = 0
+    eval_cache_delay: Annotated[
+        int, Field(ge=0, le=1, description="0 = aligned; 1 = the reference's, one position late")
+    ] = 0
+
+
+# Named budgets over the same knobs. The seed's tracks are as its author ran them (one RTX 3090, 180 s).
+_SEED_SHAPE = dict(num_layers=12, model_dim=384, num_heads=6, num_kv_heads=3)
+_SEED_SWEEP = dict(
+    train_batch_tokens=32_768, val_batch_size=32_768, warmup_steps=0,
+    compression_reg_interval=4, compression_reg_warmup_steps=32, compression_reg_max_cols=128,
+    int8_residual_rank=1, int8_residual_budget_bytes=65_536,
+)  # fmt: skip
+TRACKS: dict[str, dict] = {
+    "nano": dict(  # about a minute a run on one CPU thread, so two runs at a time on two cores
+        num_layers=2, model_dim=192, num_heads=4, num_kv_heads=2,
+        train_seq_len=256, train_batch_tokens=4096, iterations=120, max_wallclock_seconds=0, warmup_steps=0,
+        warmdown_iters=60, muon_momentum_warmup_steps=60, train_log_every=10, val_loss_every=40,
+        val_batch_size=8192, val_max_tokens=65_536, roundtrip_val_max_tokens=65_536,
+        compression_reg_interval=4, compression_reg_warmup_steps=16, compression_reg_max_cols=128,
+        cap_bytes=1_000_000, cpu_threads=1, resume_every_seconds=5,
+    ),
+    "quick": dict(
+        **_SEED_SHAPE, **_SEED_SWEEP, max_wallclock_seconds=180, val_max_tokens=1_048_576, final_roundtrip_eval=False
+    ),
+    "roundtrip": dict(
+        **_SEED_SHAPE, **_SEED_SWEEP, max_wallclock_seconds=180,
+        val_max_tokens=524_288, roundtrip_val_max_tokens=262_144,
+    ),
+    "fixed_step": dict(
+        **_SEED_SHAPE, **_SEED_SWEEP, iterations=300, max_wallclock_seconds=0,
+        val_max_tokens=524_288, roundtrip_val_max_tokens=262_144,
+    ),
+    "h100": dict(num_layers=9, model_dim=512, num_heads=8, num_kv_heads=4, max_wallclock_seconds=600),
+}  # fmt: skip
+
+
+class _TrackSource(PydanticBaseSettingsSource):
+    """The track's knobs, weaker than keyword and environment, stronger than defaults."""
+
+    def get_field_value(self, field, field_name):
+        raise NotImplementedError  # the base class asks for it; __call__ gives all fields at once
+
+    def __call__(self) -> dict:
+        return TRACKS.get(self.current_state.get("track", ""), {})
+
+
+class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig):
+    """All knobs of one run, flat. Raises ConfigError naming every bad knob of the call at once.
+
+    `RunConfig(track="nano", num_layers=6)`; unset knobs come from the environment, then the track, then
+    the defaults. Frozen; `config.with_knobs(seed=2)` is another one.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
+
+    track: Literal["", "nano", "quick", "roundtrip", "fixed_step", "h100"] = ""
+
+    def __init__(self, **knobs):
+        unknown = [name for name in knobs if name not in RunConfig.model_fields]
+        problems = [_unknown(name) for name in unknown]
+        known = {name: value for name, value in knobs.items() if name not in unknown}
+        bad: dict[str, str] = {}
+        try:
+            super().__init__(**known)
+        except ValidationError as error:
+            for e in error.errors():
+                name = str(e["loc"][0]).lower()
+                source = "" if name in known else f" (from the environment, {name.upper()})"
+                bad[name] = f"{name}={e['input']!r}{source}: {e['msg'][0].lower()}{e['msg'][1:]}"
+            # The other knobs are still held against each other, so that one message says it all.
+            super().__init__(**known | {name: RunConfig.model_fields[name].default for name in bad})
+        problems += bad.values()
+        problems += [
+            message.format(c=self) for names, holds, message in RULES if not bad.keys() & names and not holds(self)
+        ]
+        if problems:
+            raise ConfigError("these knobs cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
+        _warn_of_misspelt_environment()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+    ):
+        return init_settings, env_settings, _TrackSource(settings_cls)
+
+    @classmethod
+    def from_file(cls, path: str | Path, **knobs) -> RunConfig:
+        """Knobs of a YAML or JSON file (a run's config.json too); keywords are stronger."""
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: expected a mapping of knobs, found {type(loaded).__name__}")
+        return cls(**loaded | knobs)
+
+    def with_knobs(self, **knobs) -> RunConfig:
+        return RunConfig(**self.model_dump() | knobs)
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._group(ModelConfig)
+
+    @property
+    def data(self) -> DataConfig:
+        return self._group(DataConfig)
+
+    @property
+    def train(self) -> TrainConfig:
+        return self._group(TrainConfig)
+
+    @property
+    def regularizer(self) -> RegularizerConfig:
+        return self._group(RegularizerConfig)
+
+    @property
+    def export(self) -> ExportConfig:
+        return self._group(ExportConfig)
+
+    @property
+    def eval(self) -> EvalConfig:
+        """eval_seq_len resolved: a scorer needs no other group."""
+        return self._group(EvalConfig).model_copy(update={"eval_seq_len": self.eval_window})
+
+    def _group(self, group):
+        return group(**{name: getattr(self, name) for name in group.model_fields})
+
+    @property
+    def eval_window(self) -> int:
+        """Tokens of context a validation window holds."""
+        return self.eval_seq_len or self.train_seq_len
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits that name these knobs."""
+        text = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def differences(self, other: RunConfig) -> dict[str, tuple]:
+        """Knob -> (here, there) where the two differ."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        return {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k]}
+
+
+# (knobs named, what must hold, what to say when it does not)
+RULES = [
+    ({"model_dim", "num_heads"}, lambda c: c.model_dim % c.num_heads == 0,
+     "num_heads={c.num_heads} does not divide model_dim={c.model_dim}"),
+    ({"model_dim", "num_heads"}, lambda c: c.model_dim % c.num_heads or c.head_dim % 2 == 0,
+     "head dimension model_dim/num_heads={c.head_dim} is odd; rotary embedding needs it even"),
+    ({"num_heads", "num_kv_heads"}, lambda c: c.num_heads % c.num_kv_heads == 0,
+     "num_kv_heads={c.num_kv_heads} does not divide num_heads={c.num_heads}"),
+    ({"num_unique_blocks", "num_layers"}, lambda c: c.num_unique_blocks <= c.num_layers,
+     "num_unique_blocks={c.num_unique_blocks} is more than num_layers={c.num_layers}; some would never be used"),
+    ({"embed_dim", "model_dim"}, lambda c: c.embed_dim <= c.model_dim,
+     "embed_dim={c.embed_dim} is more than model_dim={c.model_dim}"),
+    ({"world_size"}, lambda c: GRADIENT_SPANS % c.world_size == 0,
+     "world_size={c.world_size} does not divide 8; use 1, 2, 4 or 8 processes"),
+    ({"train_batch_tokens", "train_seq_len"}, lambda c: c.train_batch_tokens % (GRADIENT_SPANS * c.train_seq_len) == 0,
+     "train_batch_tokens={c.train_batch_tokens} is not a multiple of 8 × train_seq_len={c.train_seq_len} "
+     "(world size × accumulation is 8)"),
+    ({"eval_stride", "eval_seq_len", "train_seq_len"}, lambda c: c.eval_stride <= c.eval_window,
+     "eval_stride={c.eval_stride} is more than the window of {c.eval_window} tokens; targets would be skipped"),
+    ({"val_batch_size", "eval_seq_len", "train_seq_len"}, lambda c: c.val_batch_size >= c.eval_window,
+     "val_batch_size={c.val_batch_size} holds no window of {c.eval_window} tokens"),
+    ({"eval_seq_len", "train_seq_len", "val_max_tokens"}, lambda c: not 0 < c.val_max_tokens < c.eval_window,
+     "val_max_tokens={c.val_max_tokens} is less than one window of {c.eval_window} tokens"),
+    ({"eval_seq_len", "train_seq_len", "roundtrip_val_max_tokens"},
+     lambda c: not 0 < c.roundtrip_val_max_tokens < c.eval_window,
+     "roundtrip_val_max_tokens={c.roundtrip_val_max_tokens} is less than one window of {c.eval_window} tokens"),
+    ({"eval_cache_mix_weight", "eval_bigram_mix_weight", "eval_cache_size"},
+     lambda c: c.eval_cache_size or not (c.eval_cache_mix_weight or c.eval_bigram_mix_weight),
+     "eval_cache_size=0 leaves the sidecar's weights without effect; give it the tokens to look back"),
+]  # fmt: skip
+
+
+def _unknown(name: str) -> str:
+    nearest = difflib.get_close_matches(name, RunConfig.model_fields, n=1, cutoff=0.5)
+    return f"{name}: no such knob" + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def environment_knobs() -> dict[str, str]:
+    """Knobs that the environment sets now: name -> text."""
+    return {k.lower(): v for k, v in os.environ.items() if k.lower() in RunConfig.model_fields and v}
+
+
+def _warn_of_misspelt_environment() -> None:
+    names = [name.upper() for name in RunConfig.model_fields if "_" in name]
+    for variable in os.environ:
+        if "_" not in variable or variable.lower() in RunConfig.model_fields:
+            continue
+        if nearest := difflib.get_close_matches(variable, names, n=1, cutoff=0.88):
+            warnings.warn(f"environment variable {variable} is no knob; did you mean {nearest[0]}?", stacklevel=3)

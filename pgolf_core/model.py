@@ -1,0 +1,168 @@
+"""The decoder, read top to bottom: embed, mix, attend and transform in parallel, project, cap.
+
+Shapes: B sequences, T positions, V vocabulary, D model, E embedding, H heads, K key/value heads, C head
+dimension. Parameter names are the reference trainer's, so its state dicts load here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgolf_core.config import ModelConfig
+
+# Parameters that steer the network rather than carry it: kept in float32, trained by Adam's scalar_lr.
+CONTROL_NAMES = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip_weight")
+
+
+def is_control(name: str) -> bool:
+    return any(control in name for control in CONTROL_NAMES)
+
+
+def rmsnorm(x: Tensor) -> Tensor:
+    """Divide by the root mean square over the last axis; no gain."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (first half, second half) of each head by its position's angles."""
+    x1, x2 = x.chunk(2, dim=-1)  # (B, H, T, C/2) each
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+
+
+def rotary_angles(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of shape (T, C/2), float32."""
+    frequency = 1 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
+    return angle.cos(), angle.sin()
+
+
+def window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """(T, T) bool: query i sees key j iff 0 <= i - j < window."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = (
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
+        kv_dim = config.num_kv_heads * config.head_dim
+        self.c_q = nn.Linear(config.model_dim, config.model_dim, bias=False)
+        self.c_k = nn.Linear(config.model_dim, kv_dim, bias=False)
+        self.c_v = nn.Linear(config.model_dim, kv_dim, bias=False)
+        self.proj = nn.Linear(config.model_dim, config.model_dim, bias=False)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        B, T, D = x.shape
+        q = self.c_q(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, C)
+        k = self.c_k(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
+        v = self.c_v(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        q = rotary(rmsnorm(q), cos, sin) * q_gain.to(q.dtype)[:, None, None]
+        k = rotary(rmsnorm(k), cos, sin)
+        y = F.scaled_dot_product_attention(
+            q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=mask is None,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+        )  # fmt: skip
+        return self.proj(y.transpose(1, 2).reshape(B, T, D))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.fc = nn.Linear(config.model_dim, config.mlp_mult * config.model_dim, bias=False)
+        self.proj = nn.Linear(config.mlp_mult * config.model_dim, config.model_dim, bias=False)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.relu(self.fc(x)).square())
+
+
+class Block(nn.Module):
+    """The weights a layer borrows; layers that share a block differ in their control parameters."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
+
+
+class GPT(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        L, D = config.num_layers, config.model_dim
+        E = config.embed_dim or D
+        self.tok_emb = nn.Embedding(config.vocab_size, E)
+        self.tok_emb_proj = nn.Linear(E, D, bias=False) if E < D else None
+        # The first half of the layers hands its outputs to the second half, last in first out.
+        self.skip_weights = nn.Parameter(torch.ones(L // 2, D))
+        self.q_gains = nn.Parameter(torch.full((L, config.num_heads), config.qk_gain_init))
+        self.attn_scales = nn.Parameter(torch.ones(L, D))
+        self.mlp_scales = nn.Parameter(torch.ones(L, D))
+        self.resid_mixes = nn.Parameter(torch.stack((torch.ones(L, D), torch.zeros(L, D)), dim=1))  # (L, 2, D)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.lm_head = None if config.tie_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            nn.init.normal_(self.tok_emb.weight, std=config.tied_embed_init_std)
+        else:
+            nn.init.zeros_(self.lm_head.weight)
+        self._positions: dict[tuple, tuple] = {}  # (T, device) -> cos, sin, mask
+
+    def positions(self, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """cos, sin (T, C/2) and the mask (T, T), None where plain causal attention does; kept between calls."""
+        key = (length, device)
+        if key not in self._positions:
+            # Made outside inference mode: tensors of inference mode could not serve a later training step.
+            with torch.inference_mode(False):
+                cos, sin = rotary_angles(length, self.config.head_dim, self.config.rope_base, device)
+                banded = 0 < self.config.window_size < length
+                mask = window_mask(length, self.config.window_size, device) if banded else None
+            self._positions[key] = (cos, sin, mask)
+        return self._positions[key]
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, D), after the last norm."""
+        cos, sin, mask = self.positions(ids.size(1), ids.device)
+        x = self.tok_emb(ids)
+        if self.tok_emb_proj is not None:
+            x = self.tok_emb_proj(x)
+        x = x0 = rmsnorm(x)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        stack: list[Tensor] = []
+        L = self.config.num_layers
+        for i in range(L):
+            if i >= L // 2 and stack:
+                x = x + self.skip_weights[i - L // 2].to(x.dtype) * stack.pop()
+            block = self.blocks[i % self.config.blocks]
+            mix = self.resid_mixes[i].to(x.dtype)
+            x = mix[0] * x + mix[1] * x0
+            # Attention and MLP read the same x, in parallel; a norm each, so that gradients add in the
+            # reference's order, bit for bit.
+            attn = block.attn(rmsnorm(x), self.q_gains[i], cos, sin, mask)
+            mlp = block.mlp(rmsnorm(x))
+            x = x + self.attn_scales[i].to(x.dtype) * attn + self.mlp_scales[i].to(x.dtype) * mlp
+            if i < L // 2:
+                stack.append(x)
+        return rmsnorm(x)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, V) logits, after the soft cap."""
+        x = self.hidden(ids)
+        if self.lm_head is not None:
+            logits = self.lm_head(x)
+        else:
+            if self.tok_emb_proj is not None:
+                x = F.linear(x, self.tok_emb_proj.weight.to(x.dtype).T)
+            logits = F.linear(x, self.tok_emb.weight.to(x.dtype))
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits / cap)
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean nats a token over (B, T) targets, in float32."""
+        return F.cross_entropy(self(ids).float().flatten(0, 1), targets.flatten())

@@ -1,0 +1,124 @@
+"""Tensor ↔ integers and scales; rank-1 residuals. The reference's symmetric quantiser.
+
+Every function takes and gives tensors; `quantize` and `QuantizedTensor.dequantize` are the pair.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+CLIP_QUANTILE = 0.9999984  # of |w| along a channel; what lies beyond is clipped
+SCALE_DTYPE = torch.float16
+
+AxisMode = Literal["auto", "row", "col"]
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """q int8 of the weight's shape; scale float16 (rows,) for axis 0, (cols,) for axis 1; float32 () for axis None."""
+
+    q: Tensor
+    scale: Tensor
+    axis: int | None
+
+    def dequantize(self) -> Tensor:
+        """float32 of q's shape."""
+        scale = self.scale.float()
+        if self.axis == 0:
+            scale = scale[:, None]
+        return self.q.float() * scale
+
+
+def clip_quantile(magnitude: Tensor) -> Tensor:
+    """The CLIP_QUANTILE quantile of each row of (channels, n) by linear interpolation, as torch.quantile.
+
+    For rows of up to 600,000 elements it lies between the two largest, so no sort is needed.
+    """
+    n = magnitude.size(1)
+    rank = torch.tensor(CLIP_QUANTILE, dtype=magnitude.dtype) * (n - 1)
+    if n == 1 or rank < n - 2:
+        return torch.quantile(magnitude, CLIP_QUANTILE, dim=1) if n > 1 else magnitude[:, 0]
+    largest, second = magnitude.topk(2, dim=1).values.unbind(1)
+    return torch.lerp(second, largest, (rank - (n - 2)).to(magnitude.device))
+
+
+def quantize_rows(w: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
+    """(rows, n) float32 -> q (rows, n) of whole float32 numbers in ±qmax, scale (rows,) float32."""
+    clip = clip_quantile(w.abs())
+    clipped = torch.clamp(w, -clip[:, None], clip[:, None])
+    scale = (clip / qmax).clamp_min(1.0 / qmax)
+    return torch.clamp(torch.round(clipped / scale[:, None]), -qmax, qmax), scale
+
+
+def quantize(w: Tensor, bits: int = 8, axis: AxisMode = "auto") -> QuantizedTensor:
+    """Symmetric integers of `bits` bits with one scale a row ('row') or column ('col').
+
+    'auto' takes the axis of smaller squared error, on a tie the one of fewer scales. A tensor that is not
+    2-D gets a single scale. Raises ValueError on an empty tensor or one holding NaN or infinity.
+    """
+    if w.numel() == 0 or not torch.isfinite(w).all():
+        raise ValueError(f"cannot quantise a tensor of shape {tuple(w.shape)} that is empty or not finite")
+    w = w.detach().float()
+    qmax = 2 ** (bits - 1) - 1
+    if w.ndim != 2:
+        q, scale = quantize_rows(w.reshape(1, -1), qmax)
+        return QuantizedTensor(q.reshape(w.shape).to(torch.int8), scale[0], None)
+    candidates = []
+    if axis in ("auto", "row"):
+        q, scale = quantize_rows(w, qmax)
+        candidates.append(QuantizedTensor(q.to(torch.int8), scale.to(SCALE_DTYPE), 0))
+    if axis in ("auto", "col"):
+        q, scale = quantize_rows(w.T, qmax)
+        candidates.append(QuantizedTensor(q.T.contiguous().to(torch.int8), scale.to(SCALE_DTYPE), 1))
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=lambda c: (relative_error(w, c.dequantize()), c.scale.numel()))
+
+
+def relative_error(w: Tensor, approximation: Tensor) -> float:
+    """Squared error over squared norm."""
+    norm = w.float().square().mean().clamp_min(1e-12)
+    return ((w.float() - approximation.float()).square().mean() / norm).item()
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """A stored pair, left (rows,) and right (cols,), both float16."""
+
+    left: Tensor
+    right: Tensor
+    benefit: float  # fall in squared error when outer(left, right) is added
+
+    @property
+    def bytes(self) -> int:
+        return 2 * (self.left.numel() + self.right.numel())
+
+    def dense(self) -> Tensor:
+        return torch.outer(self.left.float(), self.right.float())
+
+
+def leading_pair(residual: Tensor, power_iters: int) -> tuple[Tensor, Tensor]:
+    """Leading singular pair of (rows, cols) by power iteration from its column mean squares.
+
+    left (rows,) carries the singular value, right (cols,) has unit length; float32.
+    """
+    right = residual.square().mean(dim=0)
+    right = right / right.norm().clamp_min(1e-8)
+    for _ in range(power_iters):
+        left = residual @ right
+        left = left / left.norm().clamp_min(1e-8)
+        right = residual.T @ left
+        sigma = right.norm()
+        right = right / sigma.clamp_min(1e-8)
+    return left * sigma, right
+
+
+def rank_one(residual: Tensor, power_iters: int = 6) -> RankOne:
+    """The residual's leading pair as it will be stored, and what adding it back wins."""
+    residual = residual.float()
+    left, right = (factor.to(SCALE_DTYPE) for factor in leading_pair(residual, power_iters))
+    after = residual - torch.outer(left.float(), right.float())
+    benefit = residual.square().sum() - after.square().sum()
+    return RankOne(left, right, benefit.item())

@@ -1,0 +1,126 @@
+"""Pressure on the weights to survive quantisation: pure functions weights → scalar, and their schedule.
+
+The terms see the tensor as the exporter would quantise it; gradients stop at the quantised values.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pgolf_core.config import RunConfig
+from pgolf_core.quantize import SCALE_DTYPE, AxisMode, leading_pair, quantize_rows
+
+FLOOR = 1e-6  # below any weight that matters; keeps logarithms and quotients finite
+
+
+def reconstruction(w: Tensor, w_hat: Tensor) -> Tensor:
+    """Mean squared error of the quantised tensor."""
+    return (w - w_hat).square().mean()
+
+
+def grid(w: Tensor, scale: Tensor) -> Tensor:
+    """Mean squared distance to the nearest step; scale broadcasts to w."""
+    u = torch.clamp(w / scale, -127, 127)
+    return (u - u.detach().round()).square().mean()
+
+
+def scale_smoothness(w: Tensor) -> Tensor:
+    """Mean squared difference of the log RMS of neighbouring rows."""
+    log_rms = w.square().mean(dim=1).sqrt().clamp_min(FLOOR).log()
+    return log_rms.diff().square().mean()
+
+
+def ternary(w: Tensor) -> Tensor:
+    """Mean squared distance to {-s, 0, s}, s the mean magnitude."""
+    s = w.abs().mean().clamp_min(FLOOR)
+    return (w - s * torch.clamp(torch.round(w / s), -1, 1).detach()).square().mean()
+
+
+def outlier(w: Tensor) -> Tensor:
+    """Mean over rows of the largest magnitude, over the mean magnitude."""
+    magnitude = w.abs()
+    return magnitude.amax(dim=1).mean() / (magnitude.mean() + FLOOR)
+
+
+@torch.no_grad()
+def _as_exported(w: Tensor, bits: int, axis: AxisMode) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruction (rows, cols), its scales broadcastable to it, and whether the axis is rows: a 0-d bool.
+
+    Both axes are computed and one selected on the device, so that no step waits for a choice on the host.
+    """
+    qmax = 2 ** (bits - 1) - 1
+    q, row_scale = quantize_rows(w, qmax)
+    row_scale = row_scale.to(SCALE_DTYPE).float()[:, None]
+    by_row = q * row_scale
+    q, col_scale = quantize_rows(w.T, qmax)
+    col_scale = col_scale.to(SCALE_DTYPE).float()[None, :]
+    by_col = q.T * col_scale
+    if axis == "auto":
+        row_error, col_error = (w - by_row).square().mean(), (w - by_col).square().mean()
+        fewer_rows = w.size(0) <= w.size(1)
+        rows = (row_error <= col_error) if fewer_rows else (row_error < col_error)
+    else:
+        rows = torch.tensor(axis == "row", device=w.device)
+    return torch.where(rows, by_row, by_col), torch.where(rows, row_scale, col_scale), rows
+
+
+class CompressionRegularizer:
+    """`regularizer(step)` -> (mean over the sampled tensors, their names); (zero, []) on a step it rests.
+
+    The caller multiplies by compression_reg_weight. Candidates are the 2-D matrices that the exporter
+    would quantise, largest first; each step takes the next few and a window of columns of each.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig):
+        matrices = [
+            (name, p)
+            for name, p in model.named_parameters()
+            if p.ndim == 2
+            and (name.startswith("blocks.") or name in ("tok_emb.weight", "tok_emb_proj.weight", "lm_head.weight"))
+        ]
+        self.candidates = sorted(matrices, key=lambda item: -item[1].numel())  # stable: ties keep model order
+        self.config = config
+        self.rank1_weight = config.compression_rank1_reg_weight
+        if not (config.int8_residual_rank and config.int8_residual_budget_bytes):
+            self.rank1_weight = 0.0  # the export would hold no residual to make room for
+
+    def due(self, step: int) -> bool:
+        c = self.config
+        return (
+            c.compression_reg_weight > 0
+            and step >= c.compression_reg_warmup_steps
+            and step % c.compression_reg_interval == 0
+        )
+
+    def __call__(self, step: int) -> tuple[Tensor, list[str]]:
+        if not self.due(step):
+            return torch.zeros((), device=self.candidates[0][1].device), []
+        n = len(self.candidates)
+        k = min(self.config.compression_reg_sample_tensors, n)
+        sampled = [self.candidates[(step * k + o) % n] for o in range(k)]
+        values = [self._value(name, p, 131 * step + 17 * o) for o, (name, p) in enumerate(sampled)]
+        return torch.stack(values).mean(), [name for name, _ in sampled]
+
+    def _value(self, name: str, parameter: Tensor, start: int) -> Tensor:
+        c = self.config
+        width = parameter.size(1)
+        cols = min(width, c.compression_reg_max_cols)
+        start %= width - cols + 1
+        w = parameter[:, start : start + cols].float()
+        bits = c.export.embed_bits if name == "tok_emb.weight" else c.weight_quantization_bits
+        if bits == 16:  # stays float: nothing is lost that a term could win back
+            return w.sum() * 0.0
+        w_hat, scale, rows = _as_exported(w.detach(), bits, c.int8_axis_mode)
+        value = reconstruction(w, w_hat)
+        if c.compression_grid_reg_weight:
+            value = value + c.compression_grid_reg_weight * grid(w, scale)
+        if c.compression_scale_reg_weight:
+            smoothness = torch.where(rows, scale_smoothness(w), scale_smoothness(w.T))
+            value = value + c.compression_scale_reg_weight * smoothness
+        if self.rank1_weight:
+            left, right = leading_pair(w.detach() - w_hat, c.int8_residual_power_iters)
+            value = value + self.rank1_weight * reconstruction(w, w_hat + torch.outer(left, right))
+        if c.ternary_reg_weight:
+            value = value + c.ternary_reg_weight * ternary(w)
+        if c.outlier_reg_weight:
+            value = value + c.outlier_reg_weight * outlier(w)
+        return value

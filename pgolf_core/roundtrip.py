@@ -1,0 +1,141 @@
+"""What the bytes on disk score: export, read the file back, evaluate; and runs that re-export a checkpoint."""
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pgolf_core import corpus, runs
+from pgolf_core.config import RunConfig
+from pgolf_core.data import Dataset, validation_tokens
+from pgolf_core.evaluate import Score, evaluate
+from pgolf_core.export import ByteAccount, export, load
+from pgolf_core.model import GPT
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    account: ByteAccount
+    score: Score
+    artifact_sha256: str
+    export_seconds: float
+    eval_seconds: float
+
+
+def pick_device(config: RunConfig) -> torch.device:
+    """device='auto' is cuda where there is one, else cpu. Raises ConfigError-like ValueError if it is absent."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(config.device)
+    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not present[device.type]():
+        raise ValueError(f"device={config.device}: this machine has none; use device=auto or cpu")
+    return device
+
+
+def pick_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """What matrix products run in: precision='auto' is bfloat16 on cuda, float32 elsewhere."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.precision)
+
+
+def open_dataset(config: RunConfig) -> Dataset:
+    directory = corpus.resolve(config.data, config.vocab_size)
+    return Dataset.open(directory, config.tokenizer_path, vocab_size=config.vocab_size)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """A run's raw weights. RunError naming the file when there is none or it is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise runs.RunError(f"{path}: no checkpoint; was the run made with save_raw_checkpoint=0, or is it incomplete?")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise runs.RunError(f"{path}: not a whole checkpoint ({error})") from error
+
+
+def model_of(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:
+    """A model holding this state dict, its parameters in the precision that training keeps them."""
+    model = GPT(config.model).to(device)
+    to_precision(model, pick_dtype(config, device))
+    model.load_state_dict(state)
+    return model
+
+
+def to_precision(model: GPT, dtype: torch.dtype) -> None:
+    """Under bfloat16 the embedding is held in it too; linear weights and control tensors stay float32."""
+    model.tok_emb.to(dtype)
+
+
+def round_trip(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, path: Path) -> RoundTrip:
+    """Export to path, load that file into a fresh model, score it on the round trip's validation tokens."""
+    device = pick_device(config)
+    start = time.perf_counter()
+    account = export(state, config.export, path)
+    exported = time.perf_counter()
+    model = model_of(load(path), config, device)
+    score = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return RoundTrip(account, score, sha256, exported - start, time.perf_counter() - exported)
+
+
+def score_model(model: GPT, config: RunConfig, dataset: Dataset, max_tokens: int) -> Score:
+    tokens = validation_tokens(dataset.directory, config.train_seq_len, max_tokens)
+    device = next(model.parameters()).device
+    return evaluate(model, tokens, dataset.byte_table, config.eval, pick_dtype(config, device))
+
+
+def export_checkpoint(source_dir: str | Path, run_dir: str | Path, **knobs) -> runs.Result:
+    """A run that exports and scores another run's checkpoint with other export or eval knobs.
+
+    Returns the stored result when the directory is complete. Raises RunError or ConfigError.
+    """
+    source_dir, run_dir = Path(source_dir), Path(run_dir)
+    source = runs.read_result(source_dir)
+    if source is None:
+        raise runs.RunError(f"{source_dir}: incomplete; only a finished run can be exported again")
+    config = RunConfig.from_file(source_dir / "config.json", **knobs)
+    with runs.claim(run_dir, config):
+        if (result := runs.read_result(run_dir)) is not None:
+            return result
+        dataset = open_dataset(config)
+        state = load_checkpoint(source_dir / runs.CHECKPOINT)
+        trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT)
+        raw = score_model(
+            model_of(state, config, pick_device(config)), config, dataset, config.roundtrip_val_max_tokens
+        )
+        result = replace(
+            source,
+            kind="export",
+            source=f"{source_dir.parent.name}/{source_dir.name}",
+            config_hash=config.hash,
+            environment=runs.environment(pick_device(config)),
+            **roundtrip_fields(trip, raw, dataset, config),
+        )
+        return runs.write_result(run_dir, result)
+
+
+def roundtrip_fields(trip: RoundTrip, raw: Score, dataset: Dataset, config: RunConfig) -> dict:
+    """The part of a Result that a round trip decides; raw is the unquantised score on the same tokens."""
+    return dict(
+        roundtrip_val_loss=trip.score.val_loss,
+        roundtrip_val_bpb=trip.score.val_bpb,
+        roundtrip_tokens=trip.score.tokens,
+        roundtrip_bytes=trip.score.bytes,
+        prequant_val_bpb=raw.val_bpb,
+        bytes=trip.account.rows(),
+        total_bytes=trip.account.total,
+        cap_bytes=trip.account.cap,
+        artifact_sha256=trip.artifact_sha256,
+        export_seconds=trip.export_seconds,
+        eval_seconds=trip.eval_seconds,
+        data_fingerprint=dataset.fingerprint,
+        protocol=runs.evaluation_protocol(config),
+    )

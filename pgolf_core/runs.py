@@ -1,0 +1,271 @@
+"""One run = one directory; all runs = one DataFrame.
+
+runs/<sweep>/<run>/  config.json, metrics.jsonl, log.txt, checkpoint.safetensors, artifact.*,
+                     notebook.ipynb, result.json (last: a directory without it is incomplete)
+"""
+
+import json
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+
+import filelock
+import pandas as pd
+import psutil
+import torch
+
+from pgolf_core.config import ROOT, ConfigError, RunConfig
+from pgolf_core.files import write_whole
+
+RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
+ARTIFACT = "artifact.int8.ptz"
+CHECKPOINT = "checkpoint.safetensors"
+LOCK_PATIENCE_SECONDS = 20  # a kernel whose sweep was killed lets go within a few
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked; the message names it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What result.json holds. bpb is what the bytes on disk score; None where a run has no such figure."""
+
+    kind: str  # train, export, or the name of a stage's notebook
+    config_hash: str
+    seed: int
+    track: str
+    source: str | None = None  # the run whose checkpoint this one exports
+    # bits per byte and nats per token; val_* of the raw weights, roundtrip_* of the file read back
+    val_loss: float | None = None
+    val_bpb: float | None = None
+    val_tokens: int | None = None
+    val_bytes: int | None = None
+    roundtrip_val_loss: float | None = None
+    roundtrip_val_bpb: float | None = None
+    roundtrip_tokens: int | None = None
+    roundtrip_bytes: int | None = None
+    prequant_val_bpb: float | None = None  # raw weights on the tokens of the round trip
+    # bytes; parts and code sum to total
+    bytes: dict[str, int] = field(default_factory=dict)
+    total_bytes: int | None = None
+    cap_bytes: int | None = None
+    artifact_sha256: str | None = None
+    parameters: int | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    stopped_by: str | None = None  # iterations, wallclock
+    train_seconds: float | None = None
+    eval_seconds: float | None = None
+    export_seconds: float | None = None
+    resumed: int = 0  # times a killed training went on from its resume file
+    data_fingerprint: str | None = None
+    protocol: str | None = None  # how validation text was cut; see evaluation_protocol
+    environment: dict = field(default_factory=dict)
+    table: list[dict] = field(default_factory=list)  # a stage's rows
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.total_bytes is None else self.total_bytes <= self.cap_bytes
+
+
+def evaluation_protocol(config: RunConfig) -> str:
+    """Runs are comparable only under one protocol: window and stride decide how much context a target has.
+
+    The sidecar is no part of it: it is a way to predict, scored on the same targets with the same context.
+    """
+    return f"window {config.eval_window}, stride {config.eval_stride or config.eval_window}"
+
+
+def environment(device: torch.device) -> dict:
+    """Versions, device, git commit and whether the checkout differs from it."""
+    packages = ("torch", "numpy", "sentencepiece", "safetensors")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "device": device.type,
+        "device_name": name,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "git_commit": commit,
+        "git_dirty": None if dirty is None else bool(dirty),
+    }
+
+
+def _git(*words: str) -> str | None:
+    """git's answer about this checkout; None where there is no git or no repository."""
+    try:
+        answer = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def run_name(config: RunConfig) -> str:
+    """A name that says what the run is: the same knobs give the same directory."""
+    return f"{config.track or 'run'}-{config.hash}"
+
+
+@contextmanager
+def claim(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
+    """Own a run directory: lock it, write config.json, or hold ours against the one there.
+
+    Raises RunError when another process writes it, ConfigError when it was made with other knobs.
+    """
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_PATIENCE_SECONDS)
+    except filelock.Timeout:
+        raise RunError(f"{run_dir}: another process is writing this run; wait for it or name another run") from None
+    with lock:
+        _watch_sweep()
+        check_config(run_dir, config)
+        if not (run_dir / "config.json").exists():
+            write_whole(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
+        (run_dir / "error.json").unlink(missing_ok=True)
+        yield run_dir
+
+
+def check_config(run_dir: Path, config: RunConfig) -> None:
+    """ConfigError when the directory holds a run of other knobs."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        return
+    there = read_json(path)
+    if there is None:
+        raise RunError(f"{path}: damaged; delete the directory to run it again")
+    ours = config.model_dump()
+    differ = {k: (there.get(k, "absent"), ours[k]) for k in ours if there.get(k, "absent") != ours[k]}
+    if differ:
+        changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
+        raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")
+
+
+def _watch_sweep() -> None:
+    """End this process when the sweep that started its kernel dies: kernels outlive a killed parent."""
+    pid = os.environ.get("PGOLF_SWEEP_PID")
+    if not pid or getattr(_watch_sweep, "watching", False):
+        return
+    _watch_sweep.watching = True
+    parent = psutil.Process(int(pid))  # raises NoSuchProcess when the sweep is dead already
+
+    def watch() -> None:
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def read_json(path: Path) -> dict | None:
+    """The file's mapping; None when it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_result(run_dir: Path, result: Result) -> Result:
+    write_whole(run_dir / "result.json", json.dumps(asdict(result), indent=1))
+    return result
+
+
+def read_result(run_dir: str | Path) -> Result | None:
+    """The run's result; None where it is incomplete. RunError when result.json is not one."""
+    path = Path(run_dir) / "result.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if content is None or content.keys() != {f.name for f in fields(Result)}:
+        raise RunError(f"{path}: not a result of this version; delete the directory to run it again")
+    return Result(**content)
+
+
+def write_failure(run_dir: Path, error: BaseException) -> None:
+    """error.json: why a run ended without a result. A later try removes it."""
+    content = {"error": type(error).__name__, "message": str(error)}
+    write_whole(Path(run_dir) / "error.json", json.dumps(content, indent=1))
+
+
+def directories(root: str | Path = RUNS) -> list[Path]:
+    """Every run directory under root: those with a config.json, in name order."""
+    found = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders.sort()
+        if "config.json" in files:
+            found.append(Path(folder))
+    return found
+
+
+def metrics(run_dir: str | Path) -> pd.DataFrame:
+    """metrics.jsonl as a table, a row a line; a line torn by a kill is left out."""
+    rows = []
+    path = Path(run_dir) / "metrics.jsonl"
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return pd.DataFrame(rows)
+
+
+def load(root: str | Path = RUNS) -> pd.DataFrame:
+    """All runs under root, a row each: place, status, result, then every knob.
+
+    status: complete; failed (error.json says why); damaged (a file is not readable); incomplete. Only
+    complete rows carry figures. bpb is roundtrip_val_bpb, over_cap whether total_bytes exceeds the cap.
+    """
+    root = Path(root)
+    rows = [_row(root, run_dir) for run_dir in directories(root)]
+    columns = ["sweep", "run", "status", "problem", "bpb", "over_cap", *(f.name for f in fields(Result))]
+    knobs = [name for name in RunConfig.model_fields if name not in columns]
+    return pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
+
+
+def best(runs_table: pd.DataFrame) -> pd.Series:
+    """The trained run of lowest bpb that fits its cap. Raises RunError when no complete run does."""
+    table = runs_table[(runs_table.status == "complete") & (runs_table.kind == "train") & runs_table.bpb.notna()]
+    if table.empty:
+        raise RunError("no complete training run with a round-trip score here; run the training first")
+    legal = table[~table.over_cap.astype(bool)]
+    if legal.empty:
+        sizes = ", ".join(f"{r.run} {r.total_bytes:.0f} of {r.cap_bytes:.0f}" for r in table.itertuples())
+        raise RunError(
+            f"every complete run is over its cap (bytes): {sizes}; make the model smaller or raise cap_bytes"
+        )
+    return legal.loc[legal.bpb.astype(float).idxmin()]
+
+
+def _row(root: Path, run_dir: Path) -> dict:
+    place = run_dir.relative_to(root).parts
+    row = {"sweep": place[0] if len(place) > 1 else "", "run": "/".join(place[1:] or place), "path": run_dir}
+    row |= {"status": "incomplete", "problem": ""}
+    config = read_json(run_dir / "config.json")
+    if config is None:
+        return row | {"status": "damaged", "problem": "config.json"}
+    row |= {k: v for k, v in config.items() if k in RunConfig.model_fields}
+    try:
+        result = read_result(run_dir)
+    except RunError:
+        return row | {"status": "damaged", "problem": "result.json"}
+    if result is None:
+        error = read_json(run_dir / "error.json")
+        if error is not None:
+            row |= {"status": "failed", "problem": f"{error.get('error')}: {error.get('message')}"}
+        return row
+    row |= asdict(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
+    if result.fits is not None:
+        row["over_cap"] = not result.fits
+    return row

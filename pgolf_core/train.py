@@ -1,0 +1,278 @@
+"""The loop, inline and visible: batches → forward, backward, regulariser, schedule, step, log → result."""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from tqdm import tqdm
+
+from pgolf_core import runs
+from pgolf_core.config import RunConfig, environment_knobs
+from pgolf_core.data import Batches, TokenStream, validation_tokens
+from pgolf_core.export import SCHEME
+from pgolf_core.files import whole_file, write_whole
+from pgolf_core.model import GPT
+from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, step_optimizers
+from pgolf_core.regularizers import CompressionRegularizer
+from pgolf_core.roundtrip import (
+    open_dataset,
+    pick_device,
+    pick_dtype,
+    round_trip,
+    roundtrip_fields,
+    score_model,
+    to_precision,
+)
+
+RESUME = "resume.pt"
+
+
+class TrainError(RuntimeError):
+    """Training that cannot go on; the message says at which step and what to change."""
+
+
+def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -> runs.Result:
+    """Train, export, score the file, and leave it all in run_dir.
+
+    A complete directory of the same knobs gives its stored result; an interrupted one goes on from its
+    resume file and ends with the bytes of an undisturbed run. `initial` is a state dict to start from
+    instead of the seeded one. Raises ConfigError, DataError, RunError or TrainError; a run that fails
+    leaves error.json, and what it had.
+    """
+    if config.world_size > 1:
+        raise ValueError(f"world_size={config.world_size}: train() runs in one process; unset WORLD_SIZE")
+    with runs.claim(run_dir, config) as run_dir:
+        if (result := runs.read_result(run_dir)) is not None:
+            return result
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.cpu_threads or threads)
+        try:
+            return _train(config, run_dir, initial)
+        except Exception as error:
+            runs.write_failure(run_dir, error)
+            raise
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Result:
+    device = pick_device(config)
+    dtype = pick_dtype(config, device)
+    dataset = open_dataset(config)
+    resume = _read_resume(run_dir / RESUME)
+    log = _Log(run_dir, resume["step"] if resume else 0)
+
+    torch.manual_seed(config.seed)
+    model = GPT(config.model)
+    if initial is not None:
+        model.load_state_dict(initial)
+    model.to(device)
+    to_precision(model, dtype)
+    optimizers = make_optimizers(model, config)
+    regularizer = CompressionRegularizer(model, config)
+    stream = TokenStream(dataset.train_shards)
+    batches = Batches(stream, config.data)
+    loss_of = torch.compile(model.loss) if config.compile else model.loss
+    parameters = sum(p.numel() for p in model.parameters())
+    shape = f"{config.num_layers}x{config.model_dim}"
+    log(f"model:{shape} params:{parameters} device:{device} dtype:{dtype} threads:{torch.get_num_threads()}")
+    log(f"data:{dataset.directory.name} fingerprint:{dataset.fingerprint[:12]} config:{config.hash}")
+    if knobs := environment_knobs():
+        log("environment:" + " ".join(f"{k}={v}" for k, v in sorted(knobs.items())))
+
+    def accumulate_gradients() -> torch.Tensor:
+        """Forward and backward over the step's micro-batches; mean task loss in nats."""
+        total = torch.zeros((), device=device)
+        for _ in range(config.data.grad_accum):
+            x, y = batches.next()
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                loss = loss_of(x, y) / config.data.grad_accum
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    if config.warmup_steps:
+        # Builds kernels and allocates before the clock starts; then everything is as if it had not been.
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        for _ in range(config.warmup_steps):
+            accumulate_gradients()
+            step_optimizers(optimizers, 1.0, config.muon_momentum)
+        model.load_state_dict(before)
+        optimizers = make_optimizers(model, config)
+        stream.seek((0, 0))
+        log(f"warmup_steps:{config.warmup_steps} done and undone")
+
+    step, elapsed, resumed, last_val = 0, 0.0, 0, None
+    if resume:
+        model.load_state_dict(resume["model"])
+        for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        stream.seek(tuple(resume["position"]))
+        step, elapsed, resumed = resume["step"], resume["elapsed"], resume["resumed"] + 1
+        log(f"resumed at step:{step} for the {resumed}. time")
+
+    def save_resume() -> None:
+        with whole_file(run_dir / RESUME) as path:
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "position": list(stream.position),
+                    "step": step,
+                    "elapsed": elapsed,
+                    "resumed": resumed,
+                },
+                path,
+            )
+
+    sample = validation_tokens(dataset.directory, config.train_seq_len, 65_536)
+    tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
+    clock_ran_out = False
+    started = saved = time.perf_counter()
+    with tqdm(total=config.iterations, initial=step, unit="step", disable=not _interactive()) as bar:
+        while True:
+            last = clock_ran_out or step == config.iterations
+            if last or (config.val_loss_every and step and step % config.val_loss_every == 0):
+                elapsed += _seconds_since(started, device)  # the clock counts training only
+                last_val = score_model(model, config, dataset, config.val_max_tokens)
+                log(
+                    f"step:{step}/{config.iterations} val_loss:{last_val.val_loss:.4f} val_bpb:{last_val.val_bpb:.4f} "
+                    f"train_time:{1000 * elapsed:.0f}ms step_avg:{1000 * elapsed / max(step, 1):.2f}ms",
+                    step=step, val_loss=last_val.val_loss, val_bpb=last_val.val_bpb, train_seconds=elapsed,
+                )  # fmt: skip
+                started = time.perf_counter()
+            if last:
+                break
+
+            factor = lr_factor(config, step, 1000 * (elapsed + time.perf_counter() - started))
+            loss = accumulate_gradients()
+            penalty, _ = regularizer(step)
+            if regularizer.due(step):
+                (config.compression_reg_weight * penalty).backward()
+            if config.grad_clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
+            step_optimizers(optimizers, factor, muon_momentum(config, step))
+            step += 1
+            bar.update()
+
+            if config.train_log_every and (step <= 10 or step % config.train_log_every == 0):
+                seconds = elapsed + _seconds_since(started, device)
+                nats, reg = loss.item(), penalty.item()
+                if not math.isfinite(nats):
+                    raise TrainError(
+                        f"training loss is {nats} at step {step}; lower matrix_lr, scalar_lr or tied_embed_lr, "
+                        "or set grad_clip_norm"
+                    )
+                rate = step * config.train_batch_tokens / seconds
+                log(
+                    f"step:{step}/{config.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "
+                    f"step_avg:{1000 * seconds / step:.2f}ms comp_reg:{reg:.6f}",
+                    step=step, train_loss=nats, comp_reg=reg, lr_factor=factor, train_seconds=seconds,
+                    tokens_per_second=rate,
+                )  # fmt: skip
+                bpb = nats / math.log(2) * tokens_a_byte
+                bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{bpb:.3f}", tok_s=f"{rate:.0f}")
+            if config.max_wallclock_seconds:
+                clock_ran_out = elapsed + time.perf_counter() - started >= config.max_wallclock_seconds
+            if config.resume_every_seconds and time.perf_counter() - saved >= config.resume_every_seconds:
+                elapsed += _seconds_since(started, device)
+                save_resume()
+                started = saved = time.perf_counter()
+
+    if config.resume_every_seconds:
+        save_resume()  # scoring can be killed too
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    if config.save_raw_checkpoint:
+        with whole_file(run_dir / runs.CHECKPOINT) as path:
+            safetensors.torch.save_file(state, path)
+    result = runs.Result(
+        kind="train",
+        config_hash=config.hash,
+        seed=config.seed,
+        track=config.track,
+        val_loss=last_val.val_loss,
+        val_bpb=last_val.val_bpb,
+        val_tokens=last_val.tokens,
+        val_bytes=last_val.bytes,
+        cap_bytes=config.cap_bytes,
+        parameters=parameters,
+        steps=step,
+        tokens=step * config.train_batch_tokens,
+        stopped_by="wallclock" if clock_ran_out else "iterations",
+        train_seconds=elapsed,
+        resumed=resumed,
+        data_fingerprint=dataset.fingerprint,
+        protocol=runs.evaluation_protocol(config),
+        environment=runs.environment(device),
+    )
+    if config.final_roundtrip_eval:
+        result = _with_round_trip(result, model, state, config, dataset, run_dir, last_val, log)
+    runs.write_result(run_dir, result)
+    (run_dir / RESUME).unlink(missing_ok=True)
+    return result
+
+
+def _with_round_trip(result, model, state, config, dataset, run_dir, last_val, log) -> runs.Result:
+    """Add the score of the artifact on disk, and of the raw weights on the same tokens."""
+    trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT)
+    raw = last_val
+    if trip.score.tokens != raw.tokens:
+        raw = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
+    account = trip.account
+    codec = SCHEME.replace("_", "+")
+    log(f"Serialized model {codec}: {account.artifact} bytes (payload:{account.payload})")
+    log(f"Total submission size {codec}: {account.total} bytes (code:{account.code} cap:{account.cap})")
+    if not account.fits:
+        log(f"over the cap by {account.total - account.cap} bytes")
+    score = trip.score
+    log(f"final_{SCHEME}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+    return replace(result, **roundtrip_fields(trip, raw, dataset, config))
+
+
+class _Log:
+    """Lines for the reader (log.txt, screen) and rows for the plots (metrics.jsonl), each whole at once."""
+
+    def __init__(self, run_dir: Path, resume_step: int):
+        self.text = run_dir / "log.txt"
+        self.rows = run_dir / "metrics.jsonl"
+        if not resume_step:
+            self.text.unlink(missing_ok=True)
+        # What the killed training wrote after its last resume file will be written again.
+        kept = [
+            row
+            for row in runs.metrics(run_dir).to_dict("records")
+            if row["step"] < resume_step or (row["step"] == resume_step and row.get("val_bpb") != row.get("val_bpb"))
+        ]
+        lines = [json.dumps({k: v for k, v in row.items() if v == v}) + "\n" for row in kept]
+        write_whole(self.rows, "".join(lines))
+
+    def __call__(self, line: str, **row: float) -> None:
+        tqdm.write(line)
+        with open(self.text, "a", encoding="utf-8", newline="\n") as f:
+            f.write(line + "\n")
+        if row:
+            with open(self.rows, "a", encoding="utf-8", newline="\n") as f:
+                f.write(json.dumps(row) + "\n")
+
+
+def _read_resume(path: Path) -> dict | None:
+    return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+
+
+def _seconds_since(start: float, device: torch.device) -> float:
+    """Host seconds since start, the device's queue finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _interactive() -> bool:
+    """A bar is for somebody who watches: a terminal, or a notebook that no sweep runs."""
+    return "PGOLF_SWEEP_PID" not in os.environ and (sys.stderr.isatty() or "ipykernel" in sys.modules)

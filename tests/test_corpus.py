@@ -1,0 +1,219 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pgolf_core import corpus
+from pgolf_core.config import ROOT, DataConfig
+from pgolf_core.corpus import Document
+from pgolf_core.data import DataError, Dataset, load_sentencepiece, read_shard, shard_paths
+
+LONG = "This sentence is long enough, said again, and again, to count as documentation. " * 3 + "End."
+
+
+def small_documents(n: int = 260) -> list[Document]:
+    words = ["loss", "step", "weight", "byte", "scale", "token", "model", "prune", "round", "trip", "shard"]
+    random = np.random.default_rng(0)
+    return [Document(f"d{i}", " ".join(random.choice(words, 40))) for i in range(n)]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(corpus, "embedded_documents", small_documents)
+
+
+# Documents
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package that breaks when it is imported."""
+    folder = tmp_path / "strange_package"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "__init__.py").write_text(f'"""Package. {LONG}"""\nraise RuntimeError("imported")\n')
+    (folder / "a.py").write_text(f'''
+"""Short."""
+class A:
+    """Class.
+
+      Indented.
+    {LONG}
+    """
+    def f(self):
+        """Method. {LONG}"""
+if True:
+    try: pass
+    except E:
+        async def g():
+            def h():
+                r"""Deep \\d. {LONG}"""
+''')
+    (folder / "sub" / "b.py").write_bytes(
+        f"# coding: latin-1\r\ndef f():\r\n    '''Größe. {LONG}'''\r\ndef g():\r\n    '''Größe. {LONG}'''\r\n"
+        f'def h():\r\n    """Package. {LONG}"""\r\n'.encode("latin-1")
+    )
+    (folder / "sub" / "none.py").write_text("x = 1\n")
+    (folder / "sub" / "short.py").write_text('"""Too short."""\n')
+    (folder / "sub" / "broken.py").write_text(f'"""{LONG}"""\ndef (:\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(corpus, "PACKAGES", ("strange_package",))
+
+
+def test_documents_are_docstrings(package):
+    documents = {document.name: document.text for document in corpus.embedded_documents()}
+    assert documents.keys() == {"strange_package", "strange_package.a", "strange_package.sub.b"}
+    expected = [f"Class.\n\n  Indented.\n{LONG}", f"Method. {LONG}", f"Deep \\d. {LONG}"]
+    assert documents["strange_package.a"] == "\n\n".join(expected)
+    assert "strange_package" not in sys.modules
+    # Said twice, kept once: the later document, in the order of hashed names, goes without.
+    everything = "\n\n".join(documents.values())
+    assert everything.count("Package.") == everything.count("Größe.") == 1
+    assert documents["strange_package.sub.b"].startswith("Größe.")
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setattr(corpus, "PACKAGES", ("no_such_package",))
+    with pytest.raises(DataError, match="pip install no_such_package"):
+        corpus.embedded_documents()
+
+
+def test_embedded_corpus(embedded):
+    built = json.loads((embedded / "dataset.json").read_text())
+    assert built["val"]["documents"] == 200 and built["train"]["documents"] > 2000
+    assert built["train"]["text_bytes"] > 10_000_000 and built["val"]["text_bytes"] > 500_000
+    dataset = Dataset.open(embedded, vocab_size=1024)
+    for split in ("train", "val"):
+        assert dataset.description[f"{split}_tokens"] == built[split]["tokens"]
+        tokens = np.concatenate([read_shard(path) for path in shard_paths(embedded, split)])
+        assert tokens[0] == corpus.BOS and (tokens == corpus.BOS).sum() == built[split]["documents"]
+
+
+# Tokenizer and shards
+
+
+def test_tokenizer_is_deterministic_and_takes_all_text(tmp_path):
+    # Longer than SentencePiece reads by default, with its own mark of the unknown in it.
+    documents = [*small_documents(), Document("long", "\u2585 " + "zebra " * 2000)]
+    for name in ("a", "b"):
+        corpus.train_tokenizer(documents, tmp_path / name, 320)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    sp = load_sentencepiece(tmp_path / "a")
+    assert sp.vocab_size() == 320
+    assert [sp.pad_id(), sp.bos_id(), sp.eos_id(), sp.unk_id()] == [0, 1, 2, 3]
+    assert sp.encode("a zebra", out_type=str)[-1] == "▁zebra"
+    assert sp.encode("日", out_type=str) == ["<0xE6>", "<0x97>", "<0xA5>"]
+    assert sp.encode("zebra", out_type=str)[0][0] != "▁"
+
+
+@pytest.mark.parametrize("vocab_size", [270, 60_000])
+def test_impossible_vocabulary(tmp_path, vocab_size):
+    with pytest.raises(DataError, match=f"vocab_size={vocab_size}: "):
+        corpus.train_tokenizer(small_documents(), tmp_path / "t.model", vocab_size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokenize(tmp_path):
+    corpus.train_tokenizer(small_documents(), tmp_path / "t.model", 320)
+    tokens = corpus.tokenize(
+        [Document("a", "loss step"), Document("b", ""), Document("c", "byte")], tmp_path / "t.model"
+    )
+    sp = load_sentencepiece(tmp_path / "t.model")
+    assert tokens.dtype == np.uint16
+    assert tokens.tolist() == [1, *sp.encode("loss step"), 1, 1, *sp.encode("byte")]
+
+
+# Folders
+
+
+def test_build_embedded(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corpus, "SHARD_TOKENS", 1000)
+    (tmp_path / "data.unfinished").mkdir()  # as a killed build leaves it
+    (tmp_path / "data.unfinished" / "fineweb_train_000099.bin").write_text("half")
+    directory = corpus.build_embedded(320, tmp_path / "data")
+    assert "training a tokenizer of 320 pieces on 60 documents" in capsys.readouterr().out
+    assert directory == tmp_path / "data"
+    built = json.loads((directory / "dataset.json").read_text())
+    assert built["train"]["documents"] == 60 and built["val"]["documents"] == 200
+    assert not (tmp_path / "data.unfinished").exists()
+
+    dataset = Dataset.open(directory, vocab_size=320)
+    assert len(dataset.val_shards) == -(-built["val"]["tokens"] // 1000) > 1
+    tokens = np.concatenate([read_shard(path) for path in dataset.val_shards])
+    expected = corpus.tokenize(small_documents()[:200], directory / "tokenizer.model")
+    assert np.array_equal(tokens, expected)
+
+    again = corpus.build_embedded(320, tmp_path / "again")
+    assert Dataset.open(again, vocab_size=320).fingerprint == dataset.fingerprint
+    capsys.readouterr()
+    assert corpus.build_embedded(320, tmp_path / "data") == directory
+    assert capsys.readouterr().out == ""
+
+
+def test_changed_packages(small, tmp_path):
+    directory = corpus.build_embedded(320, tmp_path / "data")
+    built = json.loads((directory / "dataset.json").read_text())
+    built["versions"]["sympy"] = "0.7"
+    (directory / "dataset.json").write_text(json.dumps(built))
+    with pytest.raises(DataError, match=r"built from sympy 0\.7 \(now .*Delete that folder.*data_path=") as error:
+        corpus.build_embedded(320, directory)
+    assert str(directory) in str(error.value) and "numpy" not in str(error.value)
+    assert corpus.resolve(DataConfig(data_path=str(directory)), 320) == directory
+
+
+def test_folder_in_the_way(small, tmp_path):
+    directory = corpus.build_embedded(320, tmp_path / "data")
+    with pytest.raises(DataError, match="built for vocab_size=320, not 330"):
+        corpus.build_embedded(330, directory)
+    (directory / "dataset.json").unlink()
+    with pytest.raises(DataError, match="without a complete corpus; delete it"):
+        corpus.build_embedded(320, directory)
+
+
+def test_two_processes_build_once(tmp_path):
+    program = """
+import sys, time
+from pathlib import Path
+from pgolf_core import corpus
+from tests.test_corpus import small_documents
+
+def documents():
+    with open(sys.argv[1] + ".builds", "a") as f: f.write("x")
+    time.sleep(2)
+    return small_documents()
+
+corpus.embedded_documents = documents
+Path(sys.argv[1] + "." + sys.argv[2]).touch()
+while not all(Path(sys.argv[1] + "." + i).exists() for i in "01"): time.sleep(0.01)
+print(corpus.build_embedded(320, sys.argv[1]) / "dataset.json")
+"""
+    directory = tmp_path / "data"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(directory), str(i)],
+            cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, encoding="utf-8",
+            env=os.environ | {"PYTHONUTF8": "1"},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and Path(out.splitlines()[-1]).exists()
+    assert (tmp_path / "data.builds").read_text() == "x"
+    Dataset.open(directory, vocab_size=320)
+
+
+def test_resolve(embedded, tmp_path, monkeypatch):
+    assert corpus.resolve(DataConfig(data_path=str(tmp_path)), 1024) == tmp_path
+    monkeypatch.setattr(corpus, "ROOT", tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert corpus.resolve(DataConfig(data_path="mine"), 1024) == tmp_path / "mine"
+    with pytest.raises(DataError, match="data_path=yours: no folder"):
+        corpus.resolve(DataConfig(data_path="yours"), 1024)
+
+
+def test_embedded_is_the_default(embedded):
+    assert corpus.resolve(DataConfig(), 1024) == embedded == ROOT / "data" / "embedded_sp1024"

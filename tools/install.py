@@ -1,0 +1,111 @@
+"""Make .venv in the repository root and install pgolf there with the versions of constraints.txt.
+
+    python3 tools/install.py
+
+Standard library only, any platform, at once done when nothing has changed. TORCH_SPEC=... installs that
+requirement for torch instead of the build chosen here; delete .venv to choose anew.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if sys.version_info < (3, 11):  # noqa: UP036 - no pip has checked requires-python yet
+    sys.exit("pgolf needs Python 3.11 or newer, this is {}.{}".format(*sys.version_info[:2]))
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / "pgolf-installed"  # the key of what was installed last
+PIP = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt"]
+UV = ["-m", "uv", "pip", "install", "-q", "--python", str(PYTHON), "-c", "constraints.txt"]
+
+TORCH_HELP = """
+torch {pinned} could not be installed. Either
+  - set TORCH_SPEC to a build that pip can get here, e.g. TORCH_SPEC=torch=={pinned} (on Linux the
+    CUDA build, several GB), or to the path of a torch wheel, or
+  - point pip to a folder with a torch {pinned} wheel: PIP_FIND_LINKS=<folder>,
+and run this again."""
+
+
+def torch_attempts(platform: str, has_gpu: bool, pinned: str, spec: str | None = None) -> list[list[list[str]]]:
+    """What to try in turn until torch is installed; an attempt is a list of commands for .venv's python."""
+    if spec:
+        return [[[*PIP, spec]]]
+    if has_gpu or platform != "linux":
+        return [[[*PIP, f"torch=={pinned}"]]]
+    # Linux's default wheel brings gigabytes of CUDA. Where pip is not set up to find the CPU build, uv
+    # knows the place.
+    return [
+        [[*PIP, f"torch=={pinned}+cpu"]],
+        [[*PIP, "uv"], [*UV, "--torch-backend", "cpu", f"torch=={pinned}"]],
+    ]
+
+
+def has_nvidia_gpu() -> bool:
+    smi = shutil.which("nvidia-smi")
+    return smi is not None and b"GPU" in subprocess.run([smi, "-L"], capture_output=True).stdout
+
+
+def pinned_torch(constraints: str) -> str:
+    return re.search(r"^torch==(\S+)", constraints, re.MULTILINE)[1]
+
+
+def step(title: str, *command: str | Path) -> str:
+    """Run a command as one printed line with its seconds; returns what it said if it failed, else ''."""
+    print(f"{title} ...", end="", flush=True)
+    start = time.perf_counter()
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    failed = done.returncode != 0
+    print(f" {'failed after ' if failed else ''}{time.perf_counter() - start:.1f} s", flush=True)
+    return f"\n{title}:\n{done.stdout}" if failed else ""
+
+
+def main() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    inputs = [
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
+        constraints,
+        "{}.{}".format(*sys.version_info[:2]),
+    ]
+    key = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
+    spec = os.environ.get("TORCH_SPEC")
+    if not spec and STAMP.exists() and STAMP.read_text() == key:
+        return
+
+    STAMP.unlink(missing_ok=True)
+    if not PYTHON.exists() and (trouble := step("making .venv", sys.executable, "-m", "venv", str(VENV))):
+        shutil.rmtree(VENV, ignore_errors=True)  # half made: without pip, and not made again next time
+        sys.exit(f"{trouble}\nNo virtual environment (on Debian and Ubuntu: apt install python3-venv).")
+
+    pinned = pinned_torch(constraints)
+    troubles = ""
+    for attempt in torch_attempts(sys.platform, has_nvidia_gpu(), pinned, spec):
+        steps = (step(f"{command[1]} install {command[-1]}", PYTHON, *command) for command in attempt)
+        trouble = next(filter(None, steps), "")  # stops at the first that fails
+        if not trouble:
+            break
+        troubles += trouble
+    else:
+        sys.exit(troubles + TORCH_HELP.format(pinned=pinned))
+
+    if trouble := step("pip install -e .[lab,dev]", PYTHON, *PIP, "-e", ".[lab,dev]"):
+        sys.exit(f"{trouble}\npgolf could not be installed.")
+    STAMP.write_text(key)
+
+
+if __name__ == "__main__":
+    main()
