@@ -264,14 +264,22 @@ def load(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such artifact")
     try:
-        blob = zlib.decompress(path.read_bytes())
+        return unpack(path.read_bytes())
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def unpack(artifact: bytes) -> dict[str, Tensor]:
+    """The bytes of an artifact -> state dict of float32 tensors. Raises ArtifactError."""
+    try:
+        blob = zlib.decompress(artifact)
         size = int.from_bytes(blob[:8], "little")
         about = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["pgolf"])
         tensors = safetensors.torch.load(blob)
     except (zlib.error, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{path}: not a whole {SCHEME} artifact ({error})") from error
+        raise ArtifactError(f"not a whole {SCHEME} artifact ({error})") from error
     if (about["scheme"], about["version"]) != (SCHEME, 1):
-        raise ArtifactError(f"{path}: scheme {about['scheme']} version {about['version']}; this reads {SCHEME} 1")
+        raise ArtifactError(f"scheme {about['scheme']} version {about['version']}; this reads {SCHEME} 1")
     stored: dict[str, dict[str, Tensor]] = {kind: {} for kind in PARTS}
     for name, t in tensors.items():
         kind, _, parameter = name.partition("/")

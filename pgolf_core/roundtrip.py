@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgolf_core import corpus, runs
-from pgolf_core.config import RunConfig
+from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.data import Dataset, validation_tokens
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
@@ -28,13 +30,13 @@ class RoundTrip:
 
 
 def pick_device(config: RunConfig) -> torch.device:
-    """device='auto' is cuda where there is one, else cpu. Raises ConfigError-like ValueError if it is absent."""
+    """device='auto' is cuda where there is one, else cpu. Raises ConfigError if it is absent."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(config.device)
     present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if not present[device.type]():
-        raise ValueError(f"device={config.device}: this machine has none; use device=auto or cpu")
+        raise ConfigError(f"device={config.device}: this machine has none; use device=auto or cpu")
     return device
 
 
@@ -43,6 +45,17 @@ def pick_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, config.precision)
+
+
+@contextmanager
+def cpu_threads(config: RunConfig) -> Iterator[None]:
+    """torch runs on config.cpu_threads threads inside the block (0 = as many as before)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.cpu_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def open_dataset(config: RunConfig) -> Dataset:
@@ -101,35 +114,37 @@ def export_checkpoint(source_dir: str | Path, run_dir: str | Path, **knobs) -> r
     source = runs.read_result(source_dir)
     if source is None:
         raise runs.RunError(f"{source_dir}: incomplete; only a finished run can be exported again")
-    config = RunConfig.from_file(source_dir / "config.json", **knobs)
-    with runs.claim(run_dir, config):
+    source_config = RunConfig.from_file(source_dir / "config.json")
+    config = source_config.with_knobs(**knobs)
+    with runs.claim(run_dir, config), cpu_threads(config):
         if (result := runs.read_result(run_dir)) is not None:
             return result
         dataset = open_dataset(config)
         state = load_checkpoint(source_dir / runs.CHECKPOINT)
         trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT)
-        raw = score_model(
-            model_of(state, config, pick_device(config)), config, dataset, config.roundtrip_val_max_tokens
-        )
+        raw_bpb = source.prequant_val_bpb
+        if raw_bpb is None or config.eval != source_config.eval:
+            model = model_of(state, config, pick_device(config))
+            raw_bpb = score_model(model, config, dataset, config.roundtrip_val_max_tokens).val_bpb
         result = replace(
             source,
             kind="export",
             source=f"{source_dir.parent.name}/{source_dir.name}",
             config_hash=config.hash,
             environment=runs.environment(pick_device(config)),
-            **roundtrip_fields(trip, raw, dataset, config),
+            **roundtrip_fields(trip, raw_bpb, dataset, config),
         )
         return runs.write_result(run_dir, result)
 
 
-def roundtrip_fields(trip: RoundTrip, raw: Score, dataset: Dataset, config: RunConfig) -> dict:
-    """The part of a Result that a round trip decides; raw is the unquantised score on the same tokens."""
+def roundtrip_fields(trip: RoundTrip, raw_bpb: float, dataset: Dataset, config: RunConfig) -> dict:
+    """The part of a Result that a round trip decides; raw_bpb is of the unquantised weights on the same tokens."""
     return dict(
         roundtrip_val_loss=trip.score.val_loss,
         roundtrip_val_bpb=trip.score.val_bpb,
         roundtrip_tokens=trip.score.tokens,
         roundtrip_bytes=trip.score.bytes,
-        prequant_val_bpb=raw.val_bpb,
+        prequant_val_bpb=raw_bpb,
         bytes=trip.account.rows(),
         total_bytes=trip.account.total,
         cap_bytes=trip.account.cap,

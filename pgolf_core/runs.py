@@ -8,8 +8,6 @@ import json
 import os
 import platform
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -18,11 +16,11 @@ from pathlib import Path
 
 import filelock
 import pandas as pd
-import psutil
 import torch
 
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 from pgolf_core.files import write_whole
+from pgolf_core.slot import end_with_sweep
 
 RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
 ARTIFACT = "artifact.int8.ptz"
@@ -128,11 +126,13 @@ def claim(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
     except filelock.Timeout:
         raise RunError(f"{run_dir}: another process is writing this run; wait for it or name another run") from None
     with lock:
-        _watch_sweep()
+        end_with_sweep()
         check_config(run_dir, config)
         if not (run_dir / "config.json").exists():
             write_whole(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
         (run_dir / "error.json").unlink(missing_ok=True)
+        for unfinished in run_dir.glob(".*.tmp"):  # of a writer that was killed
+            unfinished.unlink()
         yield run_dir
 
 
@@ -149,22 +149,6 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
     if differ:
         changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
         raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")
-
-
-def _watch_sweep() -> None:
-    """End this process when the sweep that started its kernel dies: kernels outlive a killed parent."""
-    pid = os.environ.get("PGOLF_SWEEP_PID")
-    if not pid or getattr(_watch_sweep, "watching", False):
-        return
-    _watch_sweep.watching = True
-    parent = psutil.Process(int(pid))  # raises NoSuchProcess when the sweep is dead already
-
-    def watch() -> None:
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_json(path: Path) -> dict | None:
@@ -199,26 +183,32 @@ def write_failure(run_dir: Path, error: BaseException) -> None:
 
 
 def directories(root: str | Path = RUNS) -> list[Path]:
-    """Every run directory under root: those with a config.json, in name order."""
+    """Every run directory under root, in name order: those with a config.json, or a result that lost it."""
     found = []
     for folder, subfolders, files in os.walk(root):
         subfolders.sort()
-        if "config.json" in files:
+        if "config.json" in files or "result.json" in files:
             found.append(Path(folder))
     return found
 
 
-def metrics(run_dir: str | Path) -> pd.DataFrame:
-    """metrics.jsonl as a table, a row a line; a line torn by a kill is left out."""
-    rows = []
+def metric_rows(run_dir: str | Path) -> list[dict]:
+    """Lines of metrics.jsonl; one torn by a kill, or damaged, is left out."""
     path = Path(run_dir) / "metrics.jsonl"
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-    return pd.DataFrame(rows)
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def metrics(run_dir: str | Path) -> pd.DataFrame:
+    """metrics.jsonl as a table: step, train_loss (nats a token), val_bpb, train_seconds, …"""
+    return pd.DataFrame(metric_rows(run_dir))
 
 
 def load(root: str | Path = RUNS) -> pd.DataFrame:

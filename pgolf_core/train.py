@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from pgolf_core import runs
-from pgolf_core.config import RunConfig, environment_knobs
+from pgolf_core.config import ConfigError, RunConfig, environment_knobs
 from pgolf_core.data import Batches, TokenStream, validation_tokens
 from pgolf_core.export import SCHEME
 from pgolf_core.files import whole_file, write_whole
@@ -21,6 +21,7 @@ from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
 from pgolf_core.roundtrip import (
+    cpu_threads,
     open_dataset,
     pick_device,
     pick_dtype,
@@ -46,19 +47,16 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
     leaves error.json, and what it had.
     """
     if config.world_size > 1:
-        raise ValueError(f"world_size={config.world_size}: train() runs in one process; unset WORLD_SIZE")
+        raise ConfigError(f"world_size={config.world_size}: train() runs in one process; unset WORLD_SIZE")
     with runs.claim(run_dir, config) as run_dir:
         if (result := runs.read_result(run_dir)) is not None:
             return result
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.cpu_threads or threads)
         try:
-            return _train(config, run_dir, initial)
+            with cpu_threads(config):
+                return _train(config, run_dir, initial)
         except Exception as error:
             runs.write_failure(run_dir, error)
             raise
-        finally:
-            torch.set_num_threads(threads)
 
 
 def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Result:
@@ -233,7 +231,7 @@ def _with_round_trip(result, model, state, config, dataset, run_dir, last_val, l
         log(f"over the cap by {account.total - account.cap} bytes")
     score = trip.score
     log(f"final_{SCHEME}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
-    return replace(result, **roundtrip_fields(trip, raw, dataset, config))
+    return replace(result, **roundtrip_fields(trip, raw.val_bpb, dataset, config))
 
 
 class _Log:
@@ -245,13 +243,8 @@ class _Log:
         if not resume_step:
             self.text.unlink(missing_ok=True)
         # What the killed training wrote after its last resume file will be written again.
-        kept = [
-            row
-            for row in runs.metrics(run_dir).to_dict("records")
-            if row["step"] < resume_step or (row["step"] == resume_step and row.get("val_bpb") != row.get("val_bpb"))
-        ]
-        lines = [json.dumps({k: v for k, v in row.items() if v == v}) + "\n" for row in kept]
-        write_whole(self.rows, "".join(lines))
+        kept = [row for row in runs.metric_rows(run_dir) if _before(row, resume_step)]
+        write_whole(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
 
     def __call__(self, line: str, **row: float) -> None:
         tqdm.write(line)
@@ -260,6 +253,11 @@ class _Log:
         if row:
             with open(self.rows, "a", encoding="utf-8", newline="\n") as f:
                 f.write(json.dumps(row) + "\n")
+
+
+def _before(row: dict, resume_step: int) -> bool:
+    """A step resumed at is trained, but not yet validated again."""
+    return row["step"] < resume_step or (row["step"] == resume_step and "val_bpb" not in row)
 
 
 def _read_resume(path: Path) -> dict | None:

@@ -1,0 +1,66 @@
+"""What the notebook road costs: one train.ipynb as a sweep runs it, against train() in a fresh process.
+
+    python benchmarks/notebook_overhead.py [--repeats 5]
+
+Bar: at most 6 s a run. Both train the same few steps, alternating, each from an empty directory.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pgolf_core import runs, sweep
+from pgolf_core.roundtrip import open_dataset
+from pgolf_core.sweepfile import load_sweep
+
+BAR_SECONDS = 6.0
+FILE = """
+track: nano
+runs: {notebook: {iterations: 10, val_loss_every: 5, val_max_tokens: 8192, roundtrip_val_max_tokens: 8192}}
+"""
+DIRECT = """
+import json, sys
+from pgolf_core.config import RunConfig
+from pgolf_core.train import train
+train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    extra = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "overhead.yaml"
+        file.write_text(FILE, encoding="utf-8")
+        print(f"{'repeat':>6}  {'notebook':>10}  {'train()':>10}  {'extra':>7}")
+        for i in range(repeats):
+            runs.RUNS = Path(folder) / f"runs{i}"
+            (job,) = sweep.plan(load_sweep(file))
+            open_dataset(job.config)
+            start = time.perf_counter()
+            status = sweep.start(job, {}).wait()
+            notebook = time.perf_counter() - start
+            assert status == 0, job.log.read_text(encoding="utf-8")
+            direct_dir = Path(folder) / f"direct{i}"
+            start = time.perf_counter()
+            command = [sys.executable, "-c", DIRECT, json.dumps(job.config.model_dump()), str(direct_dir)]
+            subprocess.run(command, check=True, capture_output=True)
+            direct = time.perf_counter() - start
+            same = [runs.read_result(d).artifact_sha256 for d in (job.run_dir, direct_dir)]
+            assert same[0] == same[1], same
+            extra.append(notebook - direct)
+            print(f"{i + 1:>6}  {notebook:>8.2f} s  {direct:>8.2f} s  {extra[-1]:>5.2f} s", flush=True)
+    median = statistics.median(extra)
+    print(f"median {median:.2f} s a run, bar {BAR_SECONDS:.0f} s: {'holds' if median <= BAR_SECONDS else 'MISSED'}")
+    return 0 if median <= BAR_SECONDS else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

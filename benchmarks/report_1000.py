@@ -1,0 +1,101 @@
+"""Time of a frontier report over 1,000 synthetic run directories; the bar is 15 s.
+
+    python benchmarks/report_1000.py [--runs 1000] [--keep FOLDER]
+
+12 sweeps in three comparability groups; some runs over their cap, without a score, incomplete, failed or damaged.
+"""
+
+import argparse
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from pgolf_core import frontier, runs
+from pgolf_core.config import RunConfig
+
+
+def make_runs(root: Path, count: int, sweeps: int = 12, seed: int = 0) -> None:
+    """Run directories as train() and export_checkpoint() leave them, artifact and checkpoint apart."""
+    rng = random.Random(seed)
+    for i in range(count):
+        sweep, place = i % sweeps, i // sweeps
+        kind = "export" if place % 4 == 3 else "train"
+        name = "control" if place == 0 else f"{kind}-{place:03}"
+        run_dir = root / f"sweep{sweep:02}" / name
+        run_dir.mkdir(parents=True)
+        config = RunConfig(
+            track="nano",
+            num_layers=rng.randint(1, 12),
+            matrix_lr=round(rng.uniform(0.01, 0.1), 4),
+            seed=1337 if place % 5 else place,
+            eval_stride=(0, 64, 0)[sweep % 3],
+            roundtrip_val_max_tokens=(65_536, 65_536, 32_768)[sweep % 3],
+        )
+        (run_dir / "config.json").write_text(json.dumps(config.model_dump(), indent=1))
+        steps = range(10, config.iterations + 1, 10)
+        rows = [{"step": s, "train_loss": 3 + 40 / (s + 5) + rng.gauss(0, 0.02)} for s in steps]
+        rows += [{"step": s, "val_loss": 3.1, "val_bpb": 1.9 + 12 / (s + 5)} for s in (40, 80, 120)]
+        fate = rng.random() if name != "control" else 1
+        if fate < 0.05:  # killed while it trained, in the middle of a line
+            rows = rows[: rng.randint(0, 11)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (run_dir / "metrics.jsonl").write_text(lines + ('{"step": 1' if fate < 0.05 else ""))
+        if fate < 0.05:
+            continue
+        if fate < 0.08:
+            runs.write_failure(run_dir, RuntimeError("training loss is nan at step 40; lower matrix_lr"))
+            continue
+        if fate < 0.10:
+            (run_dir / "result.json").write_text('{"kind": "train", "conf')
+            continue
+        result = _result(config, kind, f"sweep{sweep:02}/control" if kind == "export" else None, rng)
+        # As write_result, without its fsync: making the runs is not what is measured.
+        (run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
+
+
+def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random) -> runs.Result:
+    total = int(rng.lognormvariate(13.4, 0.35))
+    bpb = 2.0 + 250_000 / total + abs(rng.gauss(0, 0.05)) + (5 if rng.random() < 0.01 else 0)
+    share = {"weights": 0.6, "scales": 0.02, "residuals": 0.01, "float tensors": 0.3, "metadata": 0.01}
+    parts = {name: int(part * total) for name, part in share.items()}
+    return runs.Result(
+        kind=kind, config_hash=config.hash, seed=config.seed, track=config.track, source=source,
+        val_loss=bpb * 1.6, val_bpb=bpb - 0.001, val_tokens=65_536, val_bytes=160_112,
+        roundtrip_val_loss=bpb * 1.6, roundtrip_val_bpb=bpb,
+        roundtrip_tokens=config.roundtrip_val_max_tokens, roundtrip_bytes=int(2.443 * config.roundtrip_val_max_tokens),
+        prequant_val_bpb=bpb - abs(rng.gauss(0, 0.002)),
+        bytes={**parts, "code": total - sum(parts.values()), "total": total},
+        total_bytes=total, cap_bytes=config.cap_bytes, artifact_sha256="0" * 64, parameters=total * 2, steps=120,
+        tokens=120 * 4096, stopped_by="iterations", train_seconds=rng.uniform(30, 90), eval_seconds=2.0,
+        export_seconds=0.2, data_fingerprint="5138ca61" * 8, protocol=runs.evaluation_protocol(config),
+        environment={"git_commit": "0" * 40, "git_dirty": False, "torch": "2.13.0", "python": "3.12.0"},
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--keep", type=Path, help="leave runs and report in this new folder")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = arguments.keep or Path(folder)
+        make_runs(folder / "runs", arguments.runs)
+        start = time.perf_counter()
+        table = runs.load(folder / "runs")
+        loaded = time.perf_counter()
+        page = frontier.write_report(folder / "runs", folder / "reports")
+        seconds = time.perf_counter() - loaded
+        print(f"runs.load       {loaded - start:6.1f} s for {len(table):,} run directories")
+        print(f"write_report    {seconds:6.1f} s, bar 15 s; page {page.stat().st_size / 1e6:.1f} MB")
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    peaks = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(f"peak memory     {peaks[0]:6.0f} MB here, {peaks[1]:.0f} MB in the report's kernel")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""`pgolf`: the workbench from the command line."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pgolf_core.config import ROOT, ConfigError, RunConfig
+
+DEMO = ROOT / "notebooks" / "sweeps" / "demo.yaml"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 some runs failed, 2 the request cannot be met, 130 stopped by Ctrl-C."""
+    arguments = _parser().parse_args(words)
+    if "command" not in arguments:
+        _parser().print_help()
+        return 0
+    try:
+        return arguments.command(arguments)
+    except Exception as error:
+        # Ours are for users: ConfigError, DataError, RunError, SweepError, TrainError … Others keep their traceback.
+        if not type(error).__module__.startswith("pgolf_core."):
+            raise
+        print(f"pgolf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\npgolf: stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pgolf", description="The lowest bits per byte that fits in N bytes.")
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def command(function, name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command(demo, "demo", "corpus, demo sweep and report: ten minutes on two cores")
+    sub.add_argument("--slots", type=int, metavar="N", help="notebooks at a time")
+
+    sub = command(sweep, "sweep", "run what is missing of a sweep file")
+    sub.add_argument("file", type=_file, metavar="FILE")
+    sub.add_argument("--slots", type=int, metavar="N", help="notebooks at a time; default: what the cores or GPUs hold")
+    sub.add_argument("--dry-run", action="store_true", help="check the file and say what would run")
+    _add_knobs(sub)
+
+    sub = command(train, "train", "one run, without a notebook")
+    sub.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/explore/<track>-<hash of the knobs>")
+    sub.add_argument("--config", type=_file, metavar="FILE", help="knobs as YAML or JSON; a run's config.json too")
+    _add_knobs(sub)
+
+    sub = command(list_runs, "runs", "all runs in a table")
+    sub.add_argument("sweep", nargs="?", metavar="SWEEP")
+
+    sub = command(report, "report", "write the frontier report of all runs")
+    sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR")
+
+    sub = command(data, "data", "make a data set ready")
+    sub.add_argument("source", choices=["embedded"])
+    sub.add_argument("--vocab-size", type=int, default=RunConfig.model_fields["vocab_size"].default, metavar="N")
+    return parser
+
+
+def _file(name: str) -> Path:
+    if not Path(name).is_file():
+        raise argparse.ArgumentTypeError(f"{name}: no such file")
+    return Path(name)
+
+
+def _add_knobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-k", dest="knobs", action="append", default=[], metavar="NAME=VALUE", help="a knob of RunConfig"
+    )
+
+
+def _knobs(pairs: list[str]) -> dict[str, str]:
+    """Values stay text, as they are in the environment; RunConfig reads them by the knob's type."""
+    if bad := [pair for pair in pairs if "=" not in pair]:
+        raise ConfigError(f"-k {' '.join(bad)}: expected NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+# Torch takes seconds to import, so what needs it is imported where it is used.
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    from pgolf_core import frontier, runs
+    from pgolf_core.sweep import load_sweep, run_sweep
+
+    failures = run_sweep(DEMO, arguments.slots)
+    page = frontier.write_report(root=runs.RUNS, out=ROOT / "reports")
+    table = runs.load(runs.RUNS)
+    directory = load_sweep(DEMO).directory
+    print(frontier.summary(table[table.sweep == directory.name]))
+    print(f"\nThe report: {page}\nEvery run, with its executed notebook: {directory}")
+    return 1 if failures else 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from pgolf_core.sweep import run_sweep
+
+    knobs = _knobs(arguments.knobs)
+    if arguments.dry_run:
+        return _dry_run(arguments.file, knobs)
+    failures = run_sweep(arguments.file, arguments.slots, knobs)
+    if failures:
+        print(f"pgolf: {len(failures)} failed: {', '.join(f.run for f in failures)}", file=sys.stderr)
+        print("the same command tries these again, and nothing else", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _dry_run(file: Path, knobs: dict[str, str]) -> int:
+    from pgolf_core import runs
+    from pgolf_core.sweep import load_sweep, missing, plan, slot_environments
+
+    checked = load_sweep(file, knobs)
+    jobs, stages = missing(checked)
+    to_run = {job.name for job in jobs} | {stage.notebook for stage in stages}
+    status = dict(runs.load(checked.directory)[["run", "status"]].itertuples(index=False))
+    print(f"{checked.name}: {checked.question}" if checked.question else checked.name)
+    for name in [job.name for job in plan(checked)] + [stage.notebook for stage in checked.stages]:
+        print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
+    slots = len(slot_environments([job.config for job in jobs]))
+    print(f"{len(to_run)} to run, {slots} at a time")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from pgolf_core import runs
+    from pgolf_core.train import train
+
+    knobs = _knobs(arguments.knobs)
+    config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
+    run_dir = arguments.run_dir or runs.RUNS / "explore" / runs.run_name(config)
+    train(config, run_dir)
+    print(run_dir)
+    return 0
+
+
+def list_runs(arguments: argparse.Namespace) -> int:
+    from pgolf_core import runs
+
+    table = runs.load(runs.RUNS)
+    if arguments.sweep:
+        sweeps = sorted(set(table.sweep))
+        if arguments.sweep not in sweeps:
+            raise runs.RunError(f"{runs.RUNS} has no sweep {arguments.sweep}; it has {', '.join(sweeps) or 'none'}")
+        table = table[table.sweep == arguments.sweep]
+    if table.empty:
+        print(f"no runs in {runs.RUNS} yet; `pgolf demo` makes some")
+        return 0
+    print(_table(table))
+    return 0
+
+
+def _table(table) -> str:
+    """A DataFrame of runs as text; a figure that a run does not have stays empty."""
+
+    def figures(column: str, form: str) -> list[str]:
+        return ["" if value != value else format(value, form) for value in table[column].astype(float)]
+
+    over = ["over its cap" if value is True else "" for value in table.over_cap]
+    notes = [" ".join(f"{note} {problem}".split()) for note, problem in zip(over, table.problem, strict=True)]
+    columns = [
+        ["sweep", *table.sweep],
+        ["run", *table.run],
+        ["status", *table.status],
+        ["bpb", *figures("bpb", ".4f")],
+        ["bytes", *figures("total_bytes", ",.0f")],
+        ["cap", *figures("cap_bytes", ",.0f")],
+        ["seconds", *figures("train_seconds", ".0f")],
+    ]
+    numbers = ("bpb", "bytes", "cap", "seconds")
+    widths = [max(map(len, column)) for column in columns]
+    padded = [
+        [cell.rjust(width) if column[0] in numbers else cell.ljust(width) for cell in column]
+        for column, width in zip(columns, widths, strict=True)
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, ["", *notes], strict=True))
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from pgolf_core import frontier, runs
+
+    print(frontier.write_report(root=runs.RUNS, out=arguments.out))
+    return 0
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from pgolf_core import corpus
+
+    print(corpus.build_embedded(arguments.vocab_size))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

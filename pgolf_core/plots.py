@@ -1,0 +1,317 @@
+"""The plots: frontier, exports of one checkpoint, training curves, bytes by part; and labels that do not collide.
+
+Colours are told apart with every common colour blindness, and colour is never the only sign.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pgolf_core import frontier, runs
+from pgolf_core.files import write_whole
+
+# Okabe & Ito's colours, told apart with every common colour blindness: https://jfly.uni-koeln.de/color/
+BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+MARKERS = {"train": "o", "export": "^"}  # by kind; a square for any other
+PARTS = {
+    "weights": BLUE,
+    "scales": SKY,
+    "residuals": ORANGE,
+    "float tensors": GREEN,
+    "metadata": "#999999",
+    "code": PINK,
+}
+LABELS = 16  # runs of one figure that are labelled, drawn as curves or as bars
+
+# For plt.rcParams.update, before figures are made.
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "grid.color": "0.92",
+    "legend.frameon": False,
+}
+
+
+def plot_frontier(table: pd.DataFrame, ax: Axes, control: str = "control") -> None:
+    """bpb against total bytes of one panel: the front, caps, over-cap runs hollow. Of many runs some are named."""
+    rows = frontier.frontier_table(table, control)
+    caps = sorted(table.cap_bytes.unique())
+    unit, name = (1e3, "kB") if rows.total_bytes.max() < 2e6 else (1e6, "MB")
+    x, y = rows.total_bytes.to_numpy() / unit, rows.bpb.to_numpy()
+    in_reach = [cap for cap in caps if cap <= 2 * rows.total_bytes.max()]
+    left, right = _padded(np.concatenate([x, np.divide(in_reach, unit)]))
+    # Runs that diverged would press all others together: the axis ends above the rest and says what it hides.
+    top = np.median(y) + 6 * (np.median(y) - y.min()) if len(y) > 7 else np.inf
+    low, high = _padded(y[y <= top])
+    ax.set(xlim=(left, right), ylim=(low, high))
+    xlabel = f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)"
+
+    front = rows[rows.on_front].sort_values(["total_bytes", "bpb"])
+    line = np.empty((0, 2))
+    if len(front):
+        # The best bpb that fits in x bytes: level until the next run, then down; it ends at the largest cap.
+        end = caps[-1] / unit if caps[-1] in in_reach else right
+        steps_x = np.append(np.repeat(front.total_bytes / unit, 2)[1:], end)
+        line = np.column_stack([steps_x, np.repeat(front.bpb, 2)])
+        ax.plot(*line.T, color=BLUE, lw=1.5, zorder=2)
+    looks = {"on the front": (BLUE, BLUE), "off the front": ("0.8", "0.5"), "over cap": ("none", RED)}
+    state = np.select([rows.on_front, rows.over_cap], ["on the front", "over cap"], "off the front")
+    big = 34 if len(rows) < 60 else 16
+    for (name, kind), points in rows.groupby([state, "kind"], sort=False):
+        (face, edge), marker = looks[name], MARKERS.get(kind, "s")
+        spots = ax.scatter(
+            points.total_bytes / unit, points.bpb, big, face, marker=marker, edgecolors=edge, linewidths=1.2
+        )
+        spots.set_zorder(4 if name == "on the front" else 3)
+    for cap in caps:
+        if cap in in_reach:
+            ax.axvline(cap / unit, color=RED, lw=1.2, ls=(0, (5, 3)), zorder=1)
+            ax.annotate(
+                f"cap {cap:,.0f} B", (cap / unit, 1), xycoords=("data", "axes fraction"), xytext=(-4, -3),
+                textcoords="offset points", rotation=90, ha="right", va="top", color=RED, fontsize=8,
+            )  # fmt: skip
+    notes = [f"cap {cap:,.0f} B lies beyond this axis" for cap in caps if cap not in in_reach]
+    if len(hidden := rows[y > high]):
+        names = ", ".join(f"{run} ({bpb:.2f} bpb)" for run, bpb in zip(hidden.run[:3], hidden.bpb, strict=False))
+        more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
+        notes.append(f"not shown, above this axis: {names}{more}")
+    ax.set(xlabel="\n".join([xlabel, *notes]), ylabel="bits per byte after round trip")
+    dot = dict(ls="", ms=5.5, mew=1.2)
+    handles = [Line2D([], [], color=BLUE, lw=1.5, marker="o", ms=5.5, label="Pareto front")]
+    handles += [
+        Line2D([], [], mfc=looks[name][0], mec=looks[name][1], marker="o", label=name, **dot)
+        for name in ("off the front", "over cap")
+        if name in state
+    ]
+    if rows.kind.nunique() > 1:
+        kinds = {kind: MARKERS.get(kind, "s") for kind in rows.kind.unique()}
+        handles += [Line2D([], [], mfc="w", mec="0.3", marker=m, label=kind, **dot) for kind, m in kinds.items()]
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=8, borderaxespad=0)
+
+    labels = _labels(rows, control)
+    shown = (y <= high) & np.array([label != "" for label in labels])
+    place_labels(ax, x[shown], y[shown], list(np.array(labels)[shown]), (x, y), line)
+
+
+def _labels(rows: pd.DataFrame, control: str) -> list[str]:
+    """A name a row, '' for rows that stay unnamed: all of few, of many the front, the controls and the extremes."""
+    ambiguous = rows.groupby("run").sweep.transform("nunique") > 1
+    names = rows.run.where(~ambiguous, rows.sweep + "/" + rows.run)
+    names = names.map(short) + np.where(rows.over_cap, " (over cap)", "")
+    keep = rows.on_front | rows.kind.ne("export")  # exports have a figure of their own
+    if keep.sum() > LABELS:
+        keep[:] = False
+        front = rows[rows.on_front].drop_duplicates(["total_bytes", "bpb"]).sort_values("total_bytes").index
+        keep[front[np.linspace(0, len(front) - 1, min(len(front), LABELS // 2)).round().astype(int)]] = True
+        keep[rows.index[rows.run == control][:3]] = True
+        keep[[rows.bpb.idxmin(), rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]] = True
+    same = rows.groupby(["total_bytes", "bpb"]).cumcount()  # one name for runs that lie on one another
+    count = rows.groupby(["total_bytes", "bpb"]).run.transform("size")
+    names += np.where(count > 1, " +" + (count - 1).astype(str), "")
+    return list(names.where(keep & (same == 0), ""))
+
+
+def plot_exports(table: pd.DataFrame, source: str, ax: Axes) -> None:
+    """One checkpoint's exports against the export it was trained with: Δ bytes and Δ bpb, the source at 0, 0."""
+    origin = table[frontier.places_of(table) == source].iloc[0]
+    exports = table[(table.kind == "export") & (table.source == source)]
+    points = pd.DataFrame(
+        {
+            "run": exports.run.str.split("/").str[-1],
+            "x": (exports.total_bytes - origin.total_bytes) / 1e3,
+            "y": (exports.bpb - origin.bpb) * 1e3,
+            "over_cap": exports.over_cap,
+        }
+    )
+    x, y = np.append(points.x, 0), np.append(points.y, 0)
+    # From bytes to megabytes, from noise to ruin: linear up to ±1, logarithmic beyond.
+    ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+    ax.set_yscale("symlog", linthresh=1, linscale=0.7)
+    ax.set(xlim=_symlog_limits(x), ylim=_symlog_limits(y))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:+,g}".replace("-", "−") if value else "0")
+    ax.set(xlabel="change of total bytes (kB)", ylabel="change of bits per byte (milli-bpb)")
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.axvline(0, color="0.6", lw=0.8)
+    ax.text(0.01, 0.02, "↙ smaller and better", transform=ax.transAxes, fontsize=8, color="0.45")
+    legal = ~points.over_cap.to_numpy()
+    look = dict(marker="^", s=34, zorder=3)
+    ax.scatter(points.x[legal], points.y[legal], color=ORANGE, edgecolors="0.3", linewidths=0.6, **look)
+    ax.scatter(points.x[~legal], points.y[~legal], color="none", edgecolors=RED, **look)
+    ax.scatter(0, 0, marker="o", s=34, color=BLUE, zorder=3)
+    names = points.run.map(short) + np.where(points.over_cap, " (over cap)", "")
+    spots = names.groupby([points.x.round(2), points.y.round(2)], sort=False).agg(list)  # what lies on one another
+    if len(spots) > LABELS + 8:
+        telling = points[frontier.pareto(exports)]
+        spots = names[telling.index].groupby([telling.x, telling.y], sort=False).agg(list)[: LABELS + 8]
+    texts = [", ".join(s[:2]) + (f" +{len(s) - 2}" if len(s) > 2 else "") for s in spots]
+    where = np.array([(0, 0), *spots.index]).reshape(-1, 2)
+    place_labels(ax, *where.T, [origin.run, *texts], (x, y), np.array([(min(x), 0), (max(x), 0), (0, 0)]))
+
+
+def short(name: str) -> str:
+    """A name that fits beside its point; tables have it whole."""
+    return name if len(name) <= 36 else f"{name[:20]}…{name[-15:]}"
+
+
+def _padded(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
+    """Axis limits that leave a share free at both ends."""
+    low, high = values.min(), values.max()
+    room = share * (high - low) or 0.1 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _symlog_limits(values: np.ndarray) -> tuple[float, float]:
+    """Limits of a symlog axis around 0: beyond the values on their side, and the linear part."""
+    return min(-1.5, 1.8 * values.min()), max(1.5, 1.8 * values.max())
+
+
+def place_labels(
+    ax: Axes, x: np.ndarray, y: np.ndarray, texts: Sequence[str], dots: tuple[np.ndarray, np.ndarray], line: np.ndarray
+) -> None:
+    """Write each text beside its point where it covers least: no label, no frame, few dots, little of the line.
+
+    Greedy, in the order given, over places around the point; far labels get a leader line. x, y, dots and the
+    line's corners (n, 2) in data units; axis limits must be set.
+    """
+    ax.figure.draw_without_rendering()  # settles the layout, so that data units are pixels from here on
+    ax.figure.set_layout_engine("none")
+    pixels, renderer = ax.transData.transform, ax.figure.canvas.get_renderer()
+    point_size = ax.figure.dpi / 72
+    dots = pixels(np.column_stack(dots))
+    line = pixels(line) if len(line) else np.empty((0, 2))
+    line = np.concatenate([line[:1], *(np.linspace(a, b, 40) for a, b in pairwise(line))])
+    frame = ax.get_window_extent(renderer)
+    angle = np.deg2rad(np.arange(0, 360, 15))
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    boxes = np.array([t.get_window_extent(renderer).extents for t in ax.texts]).reshape(-1, 4)  # of what is written
+    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    for a, b, text in zip(x, y, texts, strict=True):
+        target = pixels((a, b))
+        probe = ax.text(0, 0, text, fontsize=8)
+        extent = probe.get_window_extent(renderer)
+        probe.remove()
+        size = np.array([extent.width, extent.height])
+        distance = np.repeat([6.5, 12, 22, 36, 54, 76, 100], len(ring)) * point_size
+        toward = np.tile(ring, (7, 1))
+        centre = target + toward * (distance[:, None] + size / 2)  # (places, 2)
+        low, high = centre - size / 2, centre + size / 2
+        inside = ((low >= frame.min) & (high <= frame.max)).all(1)
+        gap = 1.5 * point_size
+        cost = distance / point_size + 6 * (np.abs(toward[:, 1]) > 0.99) + 1e4 * ~inside
+        cost += 1e3 * _hits(low - gap, high + gap, boxes[:, :2], boxes[:, 2:])
+        cost += 60 * _hits(low - gap, high + gap, dots, dots) + 2 * _hits(low, high, line, line)
+        leader = target + toward[:, None] * (distance[:, None, None] * np.linspace(0.2, 1, 6)[:, None])
+        for step in leader.swapaxes(0, 1):  # leaders run over no label
+            cost += 300 * _hits(step, step, boxes[:, :2], boxes[:, 2:])
+        chosen = cost.argmin()
+        boxes = np.vstack([boxes, [*low[chosen], *high[chosen]]])
+        far = distance[chosen] > 10 * point_size
+        label = ax.annotate(
+            text, (a, b), xytext=(centre[chosen] - target) / point_size, textcoords="offset points", fontsize=8,
+            ha="center", va="center", path_effects=halo, zorder=5,
+            arrowprops=dict(arrowstyle="-", color="0.55", lw=0.7, shrinkA=0, shrinkB=3) if far else None,
+        )  # fmt: skip
+        label.set_in_layout(False)
+
+
+def _hits(low: np.ndarray, high: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+    """How many of the boxes (m, 2) each of the boxes (n, 2) meets; a dot is a box without size."""
+    return ((low[:, None] < highs) & (high[:, None] > lows)).all(2).sum(1)
+
+
+def plot_curves(run_dirs: Iterable[str | Path]) -> Figure:
+    """Training loss (nats a token) and validation bpb of the raw weights against steps, a colour a run."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    colours = ["#000000", BLUE, RED, GREEN, ORANGE, PINK, SKY]
+    top = 0.0
+    for i, run_dir in enumerate(run_dirs):
+        rows = runs.metrics(run_dir)
+        style = dict(color=colours[i % len(colours)], lw=1.4, ls=("-", "--", ":")[i // len(colours) % 3])
+        for ax, name in zip(axes, ("train_loss", "val_bpb"), strict=True):
+            if name in rows:
+                points = rows[rows[name].notna()]
+                ax.plot(points.step, points[name], marker="o" if name == "val_bpb" else None, ms=3.5, **style)
+        axes[1].plot([], [], label=Path(run_dir).name, **style)
+        if "train_loss" in rows:  # the first steps are far above all that is told apart later
+            top = max(top, rows.train_loss[rows.step > rows.step.max() / 6].max())
+    axes[0].set(xlabel="step", ylabel="training loss (nats a token)")
+    if top > 0:
+        axes[0].set_ylim(top=1.03 * top)
+    axes[1].set(xlabel="step", ylabel="validation, raw weights (bits per byte)")
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    return figure
+
+
+def plot_bytes(table: pd.DataFrame) -> Figure:
+    """Bytes by part, a bar a run in the table's order, against the cap."""
+    figure, ax = plt.subplots(figsize=(10, 1.3 + 0.3 * len(table)), layout="constrained")
+    unit, name = (1e3, "kB") if table.total_bytes.max() < 2e6 else (1e6, "MB")
+    parts = pd.DataFrame(list(table.bytes)).drop(columns="total", errors="ignore").fillna(0) / unit
+    left = np.zeros(len(table))
+    for part in [part for part in PARTS if part in parts and parts[part].any()]:
+        ax.barh(range(len(table)), parts[part], left=left, height=0.7, color=PARTS[part], label=part)
+        left += parts[part].to_numpy()
+    for i, (total, over) in enumerate(zip(table.total_bytes, table.over_cap, strict=True)):
+        ax.annotate(
+            f"{total:,.0f}" + (" over cap" if over else ""), (left[i], i), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8, color=RED if over else "black",
+        )  # fmt: skip
+    for cap in table.cap_bytes.unique():
+        if cap <= 2 * table.total_bytes.max():
+            ax.axvline(cap / unit, color=RED, lw=1.2, ls=(0, (5, 3)), label=f"cap {cap:,.0f} B")
+    ax.set_yticks(range(len(table)), frontier.names_of(table), fontsize=8)
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.margins(x=0.17)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(f"bytes of the artifact and its code ({name}); total in bytes at the bar's end")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, fontsize=8, borderaxespad=0, handlelength=1)
+    return figure
+
+
+def save(figure: Figure, out: str | Path, name: str):
+    """Keep a figure as out/figures/<name>.png (nowhere when out is ''), and give it to be shown in a notebook."""
+    from IPython.display import Image  # a notebook's need; the command line does without
+
+    png = io.BytesIO()
+    figure.set_dpi(150)
+    FigureCanvasAgg(figure).print_png(png)  # savefig would draw it twice
+    plt.close(figure)
+    if out:
+        write_whole(Path(out) / "figures" / f"{name}.png", png.getvalue())
+    return Image(png.getvalue(), width=round(96 * figure.get_figwidth()), alt=name.replace("_", " "))
+
+
+def plot_sensitivity(rows: pd.DataFrame, best: int = 12) -> Figure:
+    """The tensors that win most bits per byte for each 1,000 bytes spent on float16; rows as allocate.sensitivity's."""
+    rows = rows[rows.tensor != ""].nlargest(best, "bpb_per_kb")
+    figure, ax = plt.subplots(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
+    ax.barh(range(len(rows)), 1e3 * rows.bpb_per_kb, height=0.7, color=BLUE)
+    for i, row in enumerate(rows.itertuples()):
+        ax.annotate(
+            f"{1e3 * row.delta_bpb:+.2f} milli-bpb for {row.delta_bytes:+,} B", (max(1e3 * row.bpb_per_kb, 0), i),
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    ax.set_yticks(range(len(rows)), rows.tensor, fontsize=8)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.margins(x=0.3)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("milli-bpb won for each 1,000 bytes")
+    return figure

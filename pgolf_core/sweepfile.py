@@ -1,0 +1,225 @@
+"""A sweep file → a checked Sweep: every knob, name and notebook parameter, before anything runs.
+
+name: demo                # folder under runs/; default: the file's name
+question: one sentence    # what the sweep asks
+track: nano
+control: control          # the run that others are compared with
+base: {num_layers: 2}     # knobs of all runs
+runs:                     # knobs of each on top of base
+  control: {}
+  int6: {weight_quantization_bits: 6}
+grid: {num_layers: [2, 3], model_dim: [160, 192]}  # every combination is a run too: num_layers2-model_dim160 …
+seeds: [1337, 1338]       # every run once for each: control-s1337 …; one seed adds nothing to the names
+stages:                   # after training, in order, on the best run that fits its cap
+  - train                 # train.ipynb: always the first, named or not
+  - sensitivity: {tokens: 32768}  # sensitivity.ipynb and its parameters
+"""
+
+import ast
+import difflib
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from pgolf_core import runs
+from pgolf_core.config import ROOT, ConfigError, RunConfig
+
+NOTEBOOKS = ROOT / "notebooks"
+KEYS = ("name", "question", "track", "control", "base", "runs", "grid", "seeds", "stages")
+GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; to stages `source` too
+
+
+class SweepError(ValueError):
+    """A sweep that cannot run as its file says; the message names everything that is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    notebook: str  # its name without .ipynb, and that of the stage's run
+    parameters: dict
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep file: every run's config is resolved, every notebook there."""
+
+    name: str
+    question: str
+    control: str  # '' = none; with several seeds the runs are <control>-s<seed>
+    runs: dict[str, RunConfig]
+    train_parameters: dict = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        return runs.RUNS / self.name
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML in which a key may stand only once: the second of two equal run names would silently win."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise SweepError(f"line {key.start_mark.line + 1}: {key.value} is there twice")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_sweep(path: str | Path, knobs: dict | None = None) -> Sweep:
+    """Read and check a whole sweep file; knobs are stronger than all of it.
+
+    Raises FileNotFoundError, or one SweepError that names every problem.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, SweepError) as error:
+        raise SweepError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
+    problems: list[str] = []
+    sweep = _check(content, path.stem, knobs or {}, problems)
+    if problems:
+        raise SweepError(f"{path}:\n" + "\n".join(f"  - {p}" for p in problems))
+    return sweep
+
+
+def _check(content: dict, stem: str, knobs: dict, problems: list[str]) -> Sweep | None:
+    """The sweep, None or anything once problems is not empty: every problem found is appended to it."""
+    problems += [_no_such("key", key, KEYS) for key in content if key not in KEYS]
+    for key, kind, text in [
+        ("base", dict, "a mapping of knobs"), ("runs", dict, "a mapping of run names"),
+        ("grid", dict, "a mapping from knobs to lists"), ("seeds", list, "a list"), ("stages", list, "a list"),
+    ]:  # fmt: skip
+        if content.get(key) is not None and not isinstance(content[key], kind):
+            problems.append(f"{key}: expected {text}, found {content[key]!r}")
+    if problems:
+        return None
+    base, named, grid = content.get("base") or {}, content.get("runs") or {}, content.get("grid") or {}
+    seeds = content.get("seeds") or []
+    problems += [f"runs: {name}: expected a mapping of knobs, found {v!r}" for name, v in named.items()
+                 if not isinstance(v, dict | None)]  # fmt: skip
+    problems += [f"grid: {knob}: expected a list of values, found {v!r}" for knob, v in grid.items()
+                 if not isinstance(v, list) or not v]  # fmt: skip
+    problems += [f"seeds: {seed!r} is no whole number" for seed in seeds if type(seed) is not int]
+    if not (named or grid):
+        problems.append("no runs; give runs: or grid:")
+    if problems:
+        return None
+
+    wanted = [(str(name), dict(v or {})) for name, v in named.items()]
+    for values in itertools.product(*grid.values()) if grid else ():
+        point = dict(zip(grid, values, strict=True))
+        wanted.append(("-".join(f"{knob}{value}" for knob, value in point.items()), point))
+    control = str(content.get("control") or "")
+    if control and control not in dict(wanted):
+        problems.append(_no_such("control: run", control, list(dict(wanted))))
+    if seeds:
+        problems += [f"{name}: sets seed, and the sweep has seeds" for name, own in wanted if "seed" in own]
+        wanted = [
+            (f"{n}-s{seed}" if len(seeds) > 1 else n, own | {"seed": seed}) for n, own in wanted for seed in seeds
+        ]
+
+    train_parameters, stages = _stages(content.get("stages") or [], problems)
+    sweep_name = str(content.get("name") or stem)
+    _check_names(sweep_name, [name for name, _ in wanted] + [stage.notebook for stage in stages], problems)
+    track = {"track": content.get("track") or ""}
+    configs = _resolve(track | base, dict(wanted), knobs, problems)
+    return Sweep(sweep_name, str(content.get("question") or ""), control, configs, train_parameters, stages)
+
+
+def _resolve(base: dict, wanted: dict[str, dict], knobs: dict, problems: list[str]) -> dict[str, RunConfig]:
+    """Every run's config. A problem that several runs share is said once, naming them all."""
+    configs, bad = {}, {}
+    for name, own in wanted.items():
+        try:
+            configs[name] = RunConfig(**{str(knob): value for knob, value in (base | own | knobs).items()})
+        except ConfigError as error:
+            for problem in str(error).splitlines()[1:]:
+                bad.setdefault(problem.removeprefix("  - "), []).append(name)
+    for problem, names in bad.items():
+        problems.append(("every run" if names == list(wanted) else "run " + ", ".join(names)) + f": {problem}")
+    same: dict[str, str] = {}
+    for name, config in configs.items():
+        if config.hash in same:
+            problems.append(f"runs {same[config.hash]} and {name} have the same knobs; one is enough")
+        same[config.hash] = name
+    return configs
+
+
+def _check_names(sweep: str, names: list[str], problems: list[str]) -> None:
+    """Names are folders: on Windows too, and on disks that do not tell A from a."""
+    for name in [sweep, *names]:
+        reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name.lower())
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*(?<!\.)", name) or len(name) > 100 or reserved:
+            problems.append(
+                f"name {name!r}: cannot be a folder everywhere; use letters, digits, . _ + = -, at most 100 of them"
+            )
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.lower() in seen:
+            problems.append(f"name {name}: used twice" + (f" (as {seen[name.lower()]})" * (seen[name.lower()] != name)))
+        seen[name.lower()] = name
+
+
+def _stages(entries: list, problems: list[str]) -> tuple[dict, tuple[Stage, ...]]:
+    """Parameters of train.ipynb, and the stages after it."""
+    stages = []
+    for entry in entries:
+        match entry:
+            case str():
+                stages.append(Stage(entry, {}))
+            case dict() if len(entry) == 1 and isinstance(next(iter(entry.values())), dict | None):
+                [(name, parameters)] = entry.items()
+                stages.append(Stage(str(name), dict(parameters or {})))
+            case _:
+                problems.append(f"stages: expected a notebook's name, or name: {{parameter: value}}, found {entry!r}")
+    if not stages or stages[0].notebook != "train":
+        stages.insert(0, Stage("train", {}))
+    for i, stage in enumerate(stages):
+        if i and stage.notebook == "train":
+            problems.append("stages: train is the first, and there once")
+            continue
+        notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
+        if not notebook.is_file():
+            there = [p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb"))]
+            problems.append(_no_such("stages: notebook", stage.notebook, there) + f" in {NOTEBOOKS}")
+            continue
+        given = [*GIVEN, "source"] if i else [*GIVEN]
+        names = parameter_names(notebook)
+        problems += [f"{notebook}: its parameters cell has no {name}" for name in given if name not in names]
+        for name in stage.parameters:
+            if name in given:
+                problems.append(f"stages: {stage.notebook}: {name} is given by the sweep")
+            elif name not in names:
+                problems.append(_no_such(f"stages: {stage.notebook}: parameter", name, names))
+    return stages[0].parameters, tuple(stages[1:])
+
+
+def parameter_names(notebook: str | Path) -> list[str]:
+    """Names that the notebook's cell tagged `parameters` assigns.
+
+    papermill's own inspection reads comments and annotations and drops some (`float | None`), and of a
+    misspelt parameter it only warns.
+    """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    names = []
+    for statement in ast.parse(sources[0] if sources else "").body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def _no_such(what: str, name: object, there: list[str] | tuple[str, ...]) -> str:
+    nearest = difflib.get_close_matches(str(name), there, n=1, cutoff=0.5)
+    return f"{what} {name}: no such" + (
+        f"; did you mean {nearest[0]}?" if nearest else f"; there are {', '.join(there)}"
+    )

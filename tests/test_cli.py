@@ -1,0 +1,112 @@
+"""The command line: help, refusals of one clear message, and a table that hides no run."""
+
+import json
+
+import pytest
+import yaml
+
+from pgolf_core import cli, runs
+from pgolf_core.config import RunConfig
+
+TINY = dict(
+    num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=2,
+    val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def pgolf(capfd, *words):
+    """(exit status, stdout, stderr) of a pgolf command."""
+    try:
+        status = cli.main([str(word) for word in words])
+    except SystemExit as exit:  # argparse
+        status = exit.code
+    return status, *capfd.readouterr()
+
+
+def test_alone_it_prints_help(capfd):
+    status, out, err = pgolf(capfd)
+    assert status == 0 and err == ""
+    for command in ("demo", "sweep", "train", "runs", "report", "data"):
+        assert f"    {command} " in out
+
+
+def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
+    config = tmp_path / "knobs.yaml"
+    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "track=nano", "-k", "seed=5")
+    (run_dir,) = runs.directories(root)
+    assert status == 0 and out.splitlines()[-1] == str(run_dir)
+    expected = RunConfig(track="nano", **TINY, seed=5)
+    assert run_dir == root / "explore" / runs.run_name(expected)
+    assert runs.read_result(run_dir).config_hash == expected.hash
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "-k", "num_layrs=3", "-k", "seed=x"], ["num_layrs: no such knob; did you mean num_", "seed='x'"]),
+        (["train", "-k", "seed"], ["-k seed: expected NAME=VALUE"]),
+        (["train", "-k", "data_path=nowhere", "-k", "track=nano"], ["data_path=nowhere: no folder"]),
+        (["train", "--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["sweep", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["runs", "nothing"], ["has no sweep nothing"]),
+        (["data", "published"], ["published"]),
+        (["swep"], ["swep"]),
+    ],
+)  # fmt: skip
+def test_a_bad_request_ends_with_one_message(capfd, words, says):
+    status, _, err = pgolf(capfd, *words)
+    assert status == 2
+    assert all(text in err for text in says) and "Traceback" not in err
+
+
+def test_a_bad_sweep_file_ends_with_one_message(capfd, tmp_path, root):
+    path = tmp_path / "s.yaml"
+    path.write_text("runs: {a: {num_heads: 5}}", encoding="utf-8")
+    status, out, err = pgolf(capfd, "sweep", path)
+    assert (status, out) == (2, "") and "run a" in err.replace("every run", "run a") and "num_heads=5" in err
+    assert not root.exists()
+
+
+def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
+    path = tmp_path / "s.yaml"
+    path.write_text("question: why?\ntrack: nano\nruns: {a: {}, b: {seed: 2}}\nstages: [sensitivity]", encoding="utf-8")
+    (root / "s" / "a").mkdir(parents=True)
+    config = RunConfig(track="nano")
+    (root / "s" / "a" / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
+    result = runs.Result(kind="train", config_hash=config.hash, seed=1337, track="nano")
+    runs.write_result(root / "s" / "a", result)
+    status, out, _ = pgolf(capfd, "sweep", path, "--dry-run")
+    words = [line.split() for line in out.splitlines()]
+    assert status == 0 and words[0] == ["s:", "why?"]
+    assert words[1:4] == [["a", "complete"], ["b", "new", "to", "run"], ["sensitivity", "new", "to", "run"]]
+    assert words[4][:3] == ["2", "to", "run,"] and not (root / "s" / "b").exists()
+
+
+def test_the_table_shows_every_run(capfd, root):
+    status, out, _ = pgolf(capfd, "runs")
+    assert status == 0 and "no runs" in out
+    for name in ("fits", "over", "failed", "killed"):
+        (root / "s" / name).mkdir(parents=True)
+        config = RunConfig(track="nano", cap_bytes=1000)
+        (root / "s" / name / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
+    for name, size in (("fits", 900), ("over", 1100)):
+        result = runs.Result(
+            kind="train", config_hash=config.hash, seed=1, track="nano", roundtrip_val_bpb=2.5, total_bytes=size,
+            cap_bytes=1000, train_seconds=61.4,
+        )  # fmt: skip
+        runs.write_result(root / "s" / name, result)
+    runs.write_failure(root / "s" / "failed", RuntimeError("out of\nmemory"))
+    status, out, _ = pgolf(capfd, "runs", "s")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["sweep", "run", "status", "bpb", "bytes", "cap", "seconds"]
+    assert ["s", "fits", "complete", "2.5000", "900", "1,000", "61"] in rows
+    assert ["s", "over", "complete", "2.5000", "1,100", "1,000", "61", "over", "its", "cap"] in rows
+    assert ["s", "killed", "incomplete", "1,000"] in rows
+    assert ["s", "failed", "failed", "1,000", "RuntimeError:", "out", "of", "memory"] in rows

@@ -1,0 +1,127 @@
+"""Knobs: four ways to set them, and every way to get them wrong."""
+
+import json
+
+import pytest
+
+from pgolf_core.config import TRACKS, ConfigError, RunConfig
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in RunConfig.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_defaults_are_the_references():
+    c = RunConfig()
+    reference = dict(
+        seed=1337, val_batch_size=524288, val_loss_every=1000, train_log_every=200, iterations=20000,
+        warmdown_iters=1200, warmup_steps=20, train_batch_tokens=524288, train_seq_len=1024,
+        max_wallclock_seconds=600, qk_gain_init=1.5, vocab_size=1024, num_layers=9, num_heads=8, num_kv_heads=4,
+        model_dim=512, mlp_mult=2, tie_embeddings=True, rope_base=10000, logit_softcap=30, embed_lr=0.6,
+        head_lr=0.008, tied_embed_lr=0.05, tied_embed_init_std=0.005, matrix_lr=0.04, scalar_lr=0.04,
+        muon_momentum=0.95, muon_backend_steps=5, muon_momentum_warmup_start=0.85, muon_momentum_warmup_steps=500,
+        beta1=0.9, beta2=0.95, adam_eps=1e-8, sw_eval_batch=32, compression_reg_interval=1,
+        compression_reg_sample_tensors=4, compression_reg_max_cols=256, weight_quantization_bits=8,
+        int8_axis_mode="auto", int8_residual_power_iters=6, int8_targeted_residual_mode="off",
+    )  # fmt: skip
+    assert {name: getattr(c, name) for name in reference} == reference
+    zeros = "num_unique_blocks embed_dim window_size eval_stride grad_clip_norm compression_reg_weight eval_cache_size"
+    assert all(getattr(c, name) == 0 for name in zeros.split())
+
+
+def test_groups_hold_every_knob_once():
+    c = RunConfig(track="nano")
+    groups = [c.model, c.data, c.train, c.regularizer, c.export, c.eval]
+    names = [name for group in groups for name in type(group).model_fields]
+    assert sorted([*names, "track"]) == sorted(RunConfig.model_fields)
+
+
+def test_keyword_beats_environment_beats_track(monkeypatch):
+    monkeypatch.setenv("NUM_LAYERS", "5")
+    monkeypatch.setenv("model_dim", "96")
+    monkeypatch.setenv("INT8_RESIDUAL_RANK", "1")
+    monkeypatch.setenv("TIE_EMBEDDINGS", "0")
+    c = RunConfig(track="nano", model_dim=64)
+    assert (c.num_layers, c.model_dim, c.int8_residual_rank, c.tie_embeddings) == (5, 64, 1, False)
+    assert c.train_seq_len == TRACKS["nano"]["train_seq_len"]
+    assert RunConfig(track="nano", num_layers=3).num_layers == 3
+
+
+def test_track_from_the_environment(monkeypatch):
+    monkeypatch.setenv("TRACK", "fixed_step")
+    assert (RunConfig().iterations, RunConfig().num_layers) == (300, 12)
+
+
+def test_file_round_trip(tmp_path):
+    (tmp_path / "knobs.yaml").write_text("track: nano\nnum_layers: 6\n")
+    c = RunConfig.from_file(tmp_path / "knobs.yaml", seed=7)
+    assert (c.num_layers, c.seed) == (6, 7)
+    (tmp_path / "config.json").write_text(json.dumps(c.model_dump()))
+    again = RunConfig.from_file(tmp_path / "config.json")
+    assert again == c and again.hash == c.hash
+    assert c.with_knobs(seed=8).hash != c.hash
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"list\.yaml: expected a mapping"):
+        RunConfig.from_file(tmp_path / "list.yaml")
+
+
+def test_every_bad_knob_in_one_message(monkeypatch):
+    monkeypatch.setenv("EMBED_LR", "quick")
+    with pytest.raises(ConfigError) as error:
+        RunConfig(num_layer=3, seed=-1, num_heads=7, model_dim=100, weight_quantization_bits=9, adam_eps=float("nan"))
+    message = str(error.value)
+    for part in (
+        "num_layer: no such knob; did you mean num_layers?",
+        "seed=-1: ",
+        "weight_quantization_bits=9: ",
+        "adam_eps=nan: ",
+        "embed_lr='quick' (from the environment, EMBED_LR): ",
+        "num_heads=7 does not divide model_dim=100",
+    ):
+        assert part in message, message
+
+
+BAD_COMBINATIONS = [
+    (dict(model_dim=100, num_heads=8), "num_heads=8 does not divide model_dim=100"),
+    (dict(model_dim=72, num_heads=8), "head dimension model_dim/num_heads=9 is odd"),
+    (dict(num_heads=8, num_kv_heads=3), "num_kv_heads=3 does not divide num_heads=8"),
+    (dict(num_layers=4, num_unique_blocks=5), "num_unique_blocks=5 is more than num_layers=4"),
+    (dict(model_dim=64, embed_dim=65), "embed_dim=65 is more than model_dim=64"),
+    (dict(world_size=3), "world_size=3 does not divide 8"),
+    (dict(train_batch_tokens=1000), "train_batch_tokens=1000 is not a multiple of 8"),
+    (dict(eval_seq_len=64, eval_stride=65), "eval_stride=65 is more than the window of 64"),
+    (dict(eval_seq_len=2048, val_batch_size=1024), "val_batch_size=1024 holds no window of 2048"),
+    (dict(val_max_tokens=100), "val_max_tokens=100 is less than one window of 1024"),
+    (dict(roundtrip_val_max_tokens=100), "roundtrip_val_max_tokens=100 is less than one window of 1024"),
+    (dict(eval_cache_mix_weight=0.1), "eval_cache_size=0"),
+    (dict(embed_quantization_bits=3), "embed_quantization_bits=3: "),
+    (dict(track="nanoo"), "track='nanoo': "),
+    (dict(device="gpu"), "device='gpu': "),
+    (dict(vocab_size=70000), "vocab_size=70000: "),
+]
+
+
+@pytest.mark.parametrize(("knobs", "message"), BAD_COMBINATIONS)
+def test_combinations_that_cannot_work(knobs, message):
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**knobs)
+    assert message in str(error.value)
+
+
+def test_misspelt_environment_warns(monkeypatch):
+    monkeypatch.setenv("NUM_LAYRS", "3")
+    with pytest.warns(UserWarning, match="NUM_LAYRS is no knob; did you mean NUM_LAYERS"):
+        RunConfig()
+
+
+@pytest.mark.parametrize("track", sorted(filter(None, TRACKS)))
+def test_tracks_are_whole(track):
+    c = RunConfig(track=track)
+    assert {name: getattr(c, name) for name in TRACKS[track]} == TRACKS[track]
+
+
+def test_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().seed = 3
