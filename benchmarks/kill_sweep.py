@@ -115,6 +115,8 @@ def main() -> int:
         assert start(file, root).wait() == 0, root.with_suffix(".log").read_text(encoding="utf-8")
         whole = time.perf_counter() - start_time
         undisturbed = outcome(root)
+        # Moments up to a third of a sweep apart: several kills on the way through one, stages included.
+        apart = whole / 3 if arguments.full else min(whole / 3, 25)
         print(f"undisturbed: {len(undisturbed)} runs and sub-runs, {whole:.0f} s\n", flush=True)
         print(f"{'kill':>4}  {'sweep':>5}  {'victim':8}{'after':>8}  {'complete':>8}  {'gone in':>8}")
 
@@ -127,8 +129,7 @@ def main() -> int:
                 before, struck = results(root), False
                 sweep, started = start(file, root), time.perf_counter()
             try:
-                # Moments up to a third of a sweep apart: several kills on the way through one, stages included.
-                status = sweep.wait(rng.uniform(0, whole / 3) if kills < arguments.kills else None)
+                status = sweep.wait(rng.uniform(0, apart) if kills < arguments.kills else None)
             except subprocess.TimeoutExpired:
                 process = psutil.Process(sweep.pid)
                 after, done = time.perf_counter() - started, len(results(root))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+import nbformat
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -18,9 +19,14 @@ from pandas.io.formats.style import Styler
 from pgolf_core import runs
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.files import write_whole
+from pgolf_core.slot import run_alone
 
 REPORTS = ROOT / "reports"
 NOTEBOOK = ROOT / "notebooks" / "report_frontier.ipynb"
+
+
+class ReportError(RuntimeError):
+    """A report that could not be drawn; the message says why."""
 
 
 class Panel(NamedTuple):
@@ -106,6 +112,7 @@ def frontier_table(table: pd.DataFrame, control: str = "control") -> pd.DataFram
         "train_seconds": table.train_seconds.astype(float),
         "on_front": pareto(table),
         "over_cap": table.over_cap,
+        "source": table.source,
     }
     order = np.lexsort((table.bpb, table.run != control))
     return pd.DataFrame(columns).iloc[order]
@@ -200,13 +207,17 @@ def summary(table: pd.DataFrame, control: str = "control", best: int = 20) -> st
     for key, panel in comparable(table):
         rows = frontier_table(panel, control)
         shown = fold(rows, best, control)
+        twins = shown.groupby(["kind", "bpb", "total_bytes"]).run  # exports that chose the same residuals
+        shown = shown.assign(run=shown.run + twins.transform("size").map(lambda n: f" +{n - 1} alike" if n > 1 else ""))
+        hidden = len(rows) - len(shown)
+        shown = shown[twins.cumcount() == 0]
         text = in_words(shown, noise(panel).spread.max(), control).drop(columns=["parameters", "steps", "train s"])
         text["run"] = np.where(shown.on_front, "* ", "  ") + text.run.to_numpy(object)
         for name in ("run", "kind", "note"):
             text[name] = text[name].str.ljust(text[name].str.len().max())
         text.columns = [name.ljust(len(text[name].iloc[0])) if name in ("run", "kind") else name for name in text]
         block = f"{panel_title(key)}\n{text.to_string(index=False)}"
-        if hidden := len(rows) - len(shown):
+        if hidden:
             block += f"\n  and {hidden:,} more off the front"
         blocks.append(block)
     left_out = not_counted(table)
@@ -262,17 +273,17 @@ def write_report(root: str | Path = runs.RUNS, out: str | Path = REPORTS) -> Pat
     """Execute notebooks/report_frontier.ipynb over the runs below root; out/frontier.html, figures/, tables/.
 
     The page needs no network. Every file takes its place whole; figures of a former frontier report that this
-    one does not have are removed. Raises papermill's PapermillExecutionError, naming the cell that failed.
+    one does not have are removed. Raises ReportError naming what failed.
     """
-    import papermill  # these two load slowly, and only the report needs them
-    from nbconvert import HTMLExporter
+    from nbconvert import HTMLExporter  # loads slowly, and only the report needs it
 
     root, out = Path(root).resolve(), Path(out).resolve()
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        notebook = papermill.execute_notebook(
-            NOTEBOOK, Path(folder) / "report.ipynb", {"root": str(root), "out": str(out)}, progress_bar=False
-        )
+        executed = Path(folder) / "report.ipynb"
+        if reason := run_alone(NOTEBOOK, executed, {"root": str(root), "out": str(out)}):
+            raise ReportError(f"{NOTEBOOK.name}: {reason}")
+        notebook = nbformat.read(executed, as_version=4)
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     body, _ = exporter.from_notebook_node(notebook)
     for figure in (out / "figures").glob("frontier_*.png"):

@@ -115,15 +115,21 @@ def _labels(rows: pd.DataFrame, control: str) -> list[str]:
     ambiguous = rows.groupby("run").sweep.transform("nunique") > 1
     names = rows.run.where(~ambiguous, rows.sweep + "/" + rows.run)
     names = names.map(short) + np.where(rows.over_cap, " (over cap)", "")
-    keep = rows.on_front | rows.kind.ne("export")  # exports have a figure of their own
+    keep = rows.kind.ne("export") | (rows.on_front & ~rows.source.duplicated(keep=False))
+    for source, exports in rows[rows.kind == "export"].groupby("source"):
+        if len(exports) > 1:  # they have a figure of their own; here they are one spot with one name
+            middle = exports.total_bytes.sort_values().index[len(exports) // 2]
+            names[middle] = f"{len(exports)} exports of {short(source.split('/')[-1])}"
+            keep[middle] = True
     if keep.sum() > LABELS:
         keep[:] = False
         front = rows[rows.on_front].drop_duplicates(["total_bytes", "bpb"]).sort_values("total_bytes").index
         keep[front[np.linspace(0, len(front) - 1, min(len(front), LABELS // 2)).round().astype(int)]] = True
         keep[rows.index[rows.run == control][:3]] = True
         keep[[rows.bpb.idxmin(), rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]] = True
-    same = rows.groupby(["total_bytes", "bpb"]).cumcount()  # one name for runs that lie on one another
-    count = rows.groupby(["total_bytes", "bpb"]).run.transform("size")
+    trained = rows[rows.kind != "export"].groupby(["total_bytes", "bpb"])  # one name for those that lie on one another
+    same = trained.cumcount().reindex(rows.index, fill_value=0)
+    count = trained.run.transform("size").reindex(rows.index, fill_value=1)
     names += np.where(count > 1, " +" + (count - 1).astype(str), "")
     return list(names.where(keep & (same == 0), ""))
 
@@ -141,9 +147,9 @@ def plot_exports(table: pd.DataFrame, source: str, ax: Axes) -> None:
         }
     )
     x, y = np.append(points.x, 0), np.append(points.y, 0)
-    # From bytes to megabytes, from noise to ruin: linear up to ±1, logarithmic beyond.
-    ax.set_xscale("symlog", linthresh=1, linscale=0.7)
-    ax.set_yscale("symlog", linthresh=1, linscale=0.7)
+    # From bytes to megabytes, from noise to ruin: linear up to ±1 (less where all is less), logarithmic beyond.
+    ax.set_xscale("symlog", linthresh=_linear_part(x), linscale=0.7)
+    ax.set_yscale("symlog", linthresh=_linear_part(y), linscale=0.7)
     ax.set(xlim=_symlog_limits(x), ylim=_symlog_limits(y))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:+,g}".replace("-", "−") if value else "0")
@@ -178,9 +184,15 @@ def _padded(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
     return low - room, high + room
 
 
+def _linear_part(values: np.ndarray) -> float:
+    """The power of ten from 0.01 to 1 that holds the values, or 1 where they go beyond."""
+    return float(10 ** np.clip(np.ceil(np.log10(np.abs(values).max() + 1e-9)), -2, 0))
+
+
 def _symlog_limits(values: np.ndarray) -> tuple[float, float]:
     """Limits of a symlog axis around 0: beyond the values on their side, and the linear part."""
-    return min(-1.5, 1.8 * values.min()), max(1.5, 1.8 * values.max())
+    part = 1.5 * _linear_part(values)
+    return min(-part, 1.8 * values.min()), max(part, 1.8 * values.max())
 
 
 def place_labels(

@@ -6,6 +6,7 @@ imports neither torch nor pandas: the kernel does, and a second time would cost 
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -90,6 +91,25 @@ def execute(job: dict) -> str | None:
     except DeadKernelError:
         return "the kernel died; out of memory, or killed?"
     return None
+
+
+def run_alone(notebook: Path, output: Path, parameters: dict) -> str | None:
+    """Execute a notebook in a slot of its own and wait for it; why it failed, in a line, or None."""
+    job = {"notebook": str(notebook), "output": str(output), "parameters": parameters}
+    job_file = output.with_suffix(".job.json")
+    job_file.write_text(json.dumps(job), encoding="utf-8")
+    slot = subprocess.run(
+        [sys.executable, "-m", "pgolf_core.slot", str(job_file)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {SWEEP_PID: str(os.getpid())},
+    )
+    words = [line.strip() for line in slot.stdout.splitlines() if line.strip()]
+    return (words[-1] if words else f"exit status {slot.returncode}") if slot.returncode else None
 
 
 def main() -> int:

@@ -50,6 +50,7 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
         raise ConfigError(f"world_size={config.world_size}: train() runs in one process; unset WORLD_SIZE")
     with runs.claim(run_dir, config) as run_dir:
         if (result := runs.read_result(run_dir)) is not None:
+            (run_dir / RESUME).unlink(missing_ok=True)  # left by a kill between the two
             return result
         try:
             with cpu_threads(config):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from pgolf_core import runs
@@ -141,6 +142,17 @@ def test_slots_fit_the_cores():
     assert len(slot_environments([config], 3)) == 3
     with pytest.raises(SweepError, match="slots=0"):
         slot_environments([config], 0)
+
+
+def test_each_slot_sees_one_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments([RunConfig()])]
+    assert gpus == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments([RunConfig()], 3)]
+    assert gpus == ["3", "5", "3"]
 
 
 def test_progress_reads_what_a_kill_left(sweeps):
