@@ -58,7 +58,9 @@ def plot_frontier(table: pd.DataFrame, ax: Axes, control: str = "control") -> No
     in_reach = [cap for cap in caps if cap <= 2 * rows.total_bytes.max()]
     left, right = _padded(np.concatenate([x, np.divide(in_reach, unit)]))
     # Runs that diverged would press all others together: the axis ends above the rest and says what it hides.
-    top = np.median(y) + 6 * (np.median(y) - y.min()) if len(y) > 7 else np.inf
+    # The front is never hidden, and exports, many to a checkpoint, do not decide what is usual.
+    usual = np.median(y[rows.kind != "export"]) if (rows.kind != "export").any() else np.median(y)
+    top = max([usual + 6 * (usual - y.min()), *y[rows.on_front]]) if len(y) > 7 else np.inf
     low, high = _padded(y[y <= top])
     ax.set(xlim=(left, right), ylim=(low, high))
     xlabel = f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)"
