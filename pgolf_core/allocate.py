@@ -15,11 +15,14 @@ from pgolf_core.export import Quantized, pack, quantize_state, unpack
 from pgolf_core.roundtrip import (
     cpu_threads,
     export_checkpoint,
+    finished,
     load_checkpoint,
     model_of,
     open_dataset,
     pick_device,
     score_model,
+    scoring_config,
+    stored,
 )
 
 RESIDUAL_MODES = ("off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo")
@@ -68,24 +71,26 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset) -
         yield row | {"delta_bpb": delta_bpb, "delta_bytes": delta_bytes, "bpb_per_kb": won}
 
 
-def map_sensitivity(source_dir: str | Path, run_dir: str | Path, tokens: int = 0) -> runs.Result:
+def map_sensitivity(source_dir: str | Path, run_dir: str | Path, tokens: int = 0, **knobs) -> runs.Result:
     """A run whose table is the sensitivity of source_dir's checkpoint on `tokens` validation tokens; 0 = its own.
 
-    Returns the stored result when the directory is complete. Raises RunError when the source is not.
+    knobs: other export or eval knobs. Returns the stored result when the directory is complete. Raises
+    RunError when the source is not, ConfigError on knobs of training.
     """
-    source, config = _source(Path(source_dir))
-    if tokens:
-        config = config.with_knobs(roundtrip_val_max_tokens=tokens)
-    with runs.claim(run_dir, config) as run_dir, cpu_threads(config):
-        if (result := runs.read_result(run_dir)) is not None:
+    source_dir, run_dir = Path(source_dir), Path(run_dir)
+    source, config = finished(source_dir)
+    config = scoring_config(config, knobs | ({"roundtrip_val_max_tokens": tokens} if tokens else {}))
+    with runs.claim(run_dir, config), cpu_threads(config):
+        if (result := stored(run_dir, source_dir, source)) is not None:
             return result
+        dataset = open_dataset(config)
         rows = []
-        for row in sensitivity(load_checkpoint(Path(source_dir) / runs.CHECKPOINT), config, open_dataset(config)):
+        for row in sensitivity(load_checkpoint(source_dir / runs.CHECKPOINT), config, dataset):
             rows.append(row)
             print(
                 f"{row['tensor'] or 'plain export':32} {row['bpb']:.5f} bpb {row['delta_bpb']:+.5f}  {row['bytes']:,} B"
             )
-        return _write_stage(run_dir, "sensitivity", Path(source_dir), source, config, rows)
+        return _write_stage(run_dir, "sensitivity", source_dir, source, config, dataset.fingerprint, rows)
 
 
 def residual_variants(budgets: Iterable[int]) -> dict[str, dict]:
@@ -105,23 +110,26 @@ def residual_variants(budgets: Iterable[int]) -> dict[str, dict]:
     }
 
 
-def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int]) -> runs.Result:
+def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> runs.Result:
     """A run with a sub-run for each of residual_variants: a real file, really scored; the table compares them.
 
-    Sub-runs that are complete are not done again. Raises RunError when the source is incomplete.
+    knobs: other export or eval knobs for all of them. Sub-runs that are complete are not done again. Raises
+    RunError when the source is incomplete, ConfigError on knobs of training.
     """
-    source, config = _source(Path(source_dir))
-    with runs.claim(run_dir, config) as run_dir:
-        if (result := runs.read_result(run_dir)) is not None:
+    source_dir, run_dir = Path(source_dir), Path(run_dir)
+    source, config = finished(source_dir)
+    config = scoring_config(config, knobs)
+    with runs.claim(run_dir, config):
+        if (result := stored(run_dir, source_dir, source)) is not None:
             return result
         rows = []
-        for name, knobs in residual_variants(budgets).items():
-            variant = export_checkpoint(source_dir, run_dir / name, **knobs)
+        for name, own in residual_variants(budgets).items():
+            variant = export_checkpoint(source_dir, run_dir / name, **knobs | own)
             row = {
                 "variant": name,
-                "mode": knobs["int8_targeted_residual_mode"],
-                "budget_bytes": knobs["int8_residual_budget_bytes"],
-                "permuted": knobs["mlp_permutation"],
+                "mode": own["int8_targeted_residual_mode"],
+                "budget_bytes": own["int8_residual_budget_bytes"],
+                "permuted": own["mlp_permutation"],
                 "bpb": variant.roundtrip_val_bpb,
                 "total_bytes": variant.total_bytes,
             }
@@ -130,18 +138,17 @@ def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Ite
             row["delta_bytes"] = row["total_bytes"] - plain["total_bytes"]
             rows.append(row)
             print(f"{name:32} {row['bpb']:.5f} bpb {row['delta_bpb']:+.5f}  {row['total_bytes']:,} B")
-        return _write_stage(run_dir, "residual_allocation", Path(source_dir), source, config, rows)
-
-
-def _source(source_dir: Path) -> tuple[runs.Result, RunConfig]:
-    source = runs.read_result(source_dir)
-    if source is None:
-        raise runs.RunError(f"{source_dir}: no finished run; its checkpoint cannot be studied yet")
-    return source, RunConfig.from_file(source_dir / "config.json")
+        return _write_stage(run_dir, "residual_allocation", source_dir, source, config, variant.data_fingerprint, rows)
 
 
 def _write_stage(
-    run_dir: Path, kind: str, source_dir: Path, source: runs.Result, config: RunConfig, rows: list[dict]
+    run_dir: Path,
+    kind: str,
+    source_dir: Path,
+    source: runs.Result,
+    config: RunConfig,
+    fingerprint: str,
+    rows: list[dict],
 ) -> runs.Result:
     """A stage's result: its table, and nothing that a frontier would take for a score of its own."""
     result = runs.Result(
@@ -150,8 +157,9 @@ def _write_stage(
         seed=source.seed,
         track=source.track,
         source=f"{source_dir.parent.name}/{source_dir.name}",
-        data_fingerprint=source.data_fingerprint,
-        protocol=source.protocol,
+        checkpoint_sha256=source.checkpoint_sha256,
+        data_fingerprint=fingerprint,
+        protocol=runs.evaluation_protocol(config),
         environment=runs.environment(pick_device(config)),
         table=rows,
     )

@@ -11,6 +11,9 @@ DEMO = ROOT / "notebooks" / "sweeps" / "demo.yaml"
 
 def main(words: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 some runs failed, 2 the request cannot be met, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a redirected Windows console cannot say Δ
     arguments = _parser().parse_args(words)
     if "command" not in arguments:
         _parser().print_help()

@@ -256,9 +256,16 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     @classmethod
     def from_file(cls, path: str | Path, **knobs) -> RunConfig:
         """Knobs of a YAML or JSON file (a run's config.json too); keywords are stronger."""
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not YAML or JSON ({' '.join(str(error).split())})") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"{path}: expected a mapping of knobs, found {type(loaded).__name__}")
+        loaded = {str(name): value for name, value in loaded.items()}
+        resolved = cls.model_fields.keys() <= loaded.keys()  # a run's config.json: a track has nothing to give
+        if resolved and knobs.get("track", loaded.get("track")) != loaded.get("track"):
+            raise ConfigError(f"track={knobs['track']}: {path} sets every knob, so a track would only rename the run")
         return cls(**loaded | knobs)
 
     def with_knobs(self, **knobs) -> RunConfig:

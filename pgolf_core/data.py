@@ -223,6 +223,12 @@ class Dataset:
         shards = {split: shard_paths(directory, split) for split in ("train", "val")}
         tokenizer_path = ROOT / tokenizer_path if tokenizer_path else directory / "tokenizer.model"
         byte_table = ByteTable.from_sentencepiece(tokenizer_path)
+        own = directory / "tokenizer.model"
+        if own.exists() and own.read_bytes() != tokenizer_path.read_bytes():
+            raise DataError(
+                f"tokenizer_path: {tokenizer_path} is not the tokenizer of the shards in {directory}, which lies "
+                "beside them; leave tokenizer_path empty"
+            )
         pieces = len(byte_table.base_bytes)
         if pieces != vocab_size:
             raise DataError(

@@ -79,13 +79,15 @@ def evaluate(
     if tokens.numel() <= L:
         raise ValueError(f"{tokens.numel()} validation tokens hold no window of eval_seq_len={L} and its target")
     device = next(model.parameters()).device
-    tokens, byte_table = tokens.to(device), byte_table.to(device)
+    tokens = tokens.to(device)
     spans = windows(tokens.numel() - 1, L, config.eval_stride)
     batch = config.sw_eval_batch if config.eval_stride else max(1, config.val_batch_size // L)
     training = model.training
     model.eval()
-    nats = torch.zeros((), dtype=torch.float64, device=device)
-    byte_count = torch.zeros((), dtype=torch.int64, device=device)
+    sums = torch.device("cpu") if device.type == "mps" else device
+    byte_table = byte_table.to(sums)
+    nats = torch.zeros((), dtype=torch.float64, device=sums)
+    byte_count = torch.zeros((), dtype=torch.int64, device=sums)
     count = 0
     offsets = torch.arange(L, device=device)
     for i in range(0, len(spans), batch):
@@ -98,6 +100,8 @@ def evaluate(
         if config.eval_cache_size:
             logits = sidecar(logits, x, config)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+        if device.type == "mps":  # has no float64 to sum in
+            loss, x, y, position, first = loss.cpu(), x.cpu(), y.cpu(), position.cpu(), first.cpu()
         scored = (position >= first[:, None]).flatten()
         nats += loss[scored].sum(dtype=torch.float64)
         byte_count += byte_table.count(x.flatten()[scored], y.flatten()[scored])

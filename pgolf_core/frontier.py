@@ -7,8 +7,8 @@ way are never set against each other: `comparable` splits the table into panels,
 import os
 import tempfile
 import time
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 import nbformat
@@ -29,13 +29,7 @@ class ReportError(RuntimeError):
     """A report that could not be drawn; the message says why."""
 
 
-class Panel(NamedTuple):
-    """What two scores must share to be set against each other."""
-
-    data_fingerprint: str
-    roundtrip_tokens: int
-    roundtrip_bytes: int
-    protocol: str
+Panel = namedtuple("Panel", runs.COMPARABLE)  # what two scores must share to be set against each other
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
@@ -87,17 +81,19 @@ def noise(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"spread": float})
 
 
-def frontier_table(table: pd.DataFrame, control: str = "control") -> pd.DataFrame:
+def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
     """One panel's runs, controls first, then by bpb. Raises ValueError on runs that are not comparable.
 
-    headroom is cap − total bytes; delta_bpb is against the run named `control` of the same sweep;
+    headroom is cap − total bytes; delta_bpb is against the run's control (column `control` of runs.load);
     quantisation_bpb is what the round trip lost against the raw weights on the same tokens.
     """
     panels = comparable(table)
     if len(panels) > 1:
         raise ValueError(f"these runs are not comparable: {'; '.join(panel_title(key) for key, _ in panels)}")
     table = scored(table)
-    controls = table[table.run == control].set_index("sweep").bpb
+    is_control = table.run == table.control
+    controls = table[is_control].set_index(["sweep", "run"]).bpb
+    of_control = controls.reindex(pd.MultiIndex.from_frame(table[["sweep", "control"]])).to_numpy(float)
     columns = {
         "sweep": table.sweep,
         "run": table.run,
@@ -105,7 +101,7 @@ def frontier_table(table: pd.DataFrame, control: str = "control") -> pd.DataFram
         "bpb": table.bpb,
         "total_bytes": table.total_bytes.astype("int64"),
         "headroom": (table.cap_bytes.astype(float) - table.total_bytes).astype("int64"),
-        "delta_bpb": table.bpb - table.sweep.map(controls).astype(float),
+        "delta_bpb": table.bpb - of_control,
         "quantisation_bpb": table.bpb - table.prequant_val_bpb.astype(float),
         "parameters": table.parameters,
         "steps": table.steps,
@@ -113,8 +109,9 @@ def frontier_table(table: pd.DataFrame, control: str = "control") -> pd.DataFram
         "on_front": pareto(table),
         "over_cap": table.over_cap,
         "source": table.source,
+        "is_control": is_control,
     }
-    order = np.lexsort((table.bpb, table.run != control))
+    order = np.lexsort((table.bpb, ~is_control))
     return pd.DataFrame(columns).iloc[order]
 
 
@@ -139,18 +136,18 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sweep", "run", "why"])
 
 
-def in_words(rows: pd.DataFrame, spread: float = 0.0, control: str = "control") -> pd.DataFrame:
+def in_words(rows: pd.DataFrame, spread: float = 0.0) -> pd.DataFrame:
     """frontier_table for the reader: every figure as text with its unit in the heading, and a note.
 
     spread: bpb that seeds alone move; trained runs that differ less from the control are noted.
     """
     notes = []
     for row in rows.itertuples():
-        words = ["control"] if row.run == control else []
+        words = ["control"] if row.is_control else []
         words += ["on the front"] if row.on_front else []
         words += ["over cap"] if row.over_cap else []
         # An export shares its source's training, so the seed is no part of how they differ.
-        chance = row.kind == "train" and row.run != control and abs(row.delta_bpb) <= spread
+        chance = row.kind == "train" and not row.is_control and abs(row.delta_bpb) <= spread
         words += ["within noise"] if chance else []
         notes.append(", ".join(words))
 
@@ -194,24 +191,24 @@ def href(path: str | Path, out: str | Path) -> str:
     return quote(Path(os.path.relpath(path, out)).as_posix()) if path.drive == out.drive else path.as_uri()
 
 
-def fold(rows: pd.DataFrame, best: int, control: str = "control") -> pd.DataFrame:
+def fold(rows: pd.DataFrame, best: int) -> pd.DataFrame:
     """Of many rows of a frontier_table the front, the controls, the best that fit and three over cap."""
     place = rows.bpb.groupby(rows.over_cap).rank(method="first")
-    keep = rows.on_front | rows.run.eq(control) | (place <= np.where(rows.over_cap, 3, best))
+    keep = rows.on_front | rows.is_control | (place <= np.where(rows.over_cap, 3, best))
     return rows[keep] if len(rows) > 2 * best else rows
 
 
-def summary(table: pd.DataFrame, control: str = "control", best: int = 20) -> str:
+def summary(table: pd.DataFrame, best: int = 20) -> str:
     """All runs for a terminal, a block a panel: control first, then by bpb, * on the front."""
     blocks = []
     for key, panel in comparable(table):
-        rows = frontier_table(panel, control)
-        shown = fold(rows, best, control)
+        rows = frontier_table(panel)
+        shown = fold(rows, best)
         twins = shown.groupby(["kind", "bpb", "total_bytes"]).run  # exports that chose the same residuals
         shown = shown.assign(run=shown.run + twins.transform("size").map(lambda n: f" +{n - 1} alike" if n > 1 else ""))
         hidden = len(rows) - len(shown)
         shown = shown[twins.cumcount() == 0]
-        text = in_words(shown, noise(panel).spread.max(), control).drop(columns=["parameters", "steps", "train s"])
+        text = in_words(shown, noise(panel).spread.max()).drop(columns=["parameters", "steps", "train s"])
         text["run"] = np.where(shown.on_front, "* ", "  ") + text.run.to_numpy(object)
         for name in ("run", "kind", "note"):
             text[name] = text[name].str.ljust(text[name].str.len().max())

@@ -49,9 +49,9 @@ STYLE = {
 }
 
 
-def plot_frontier(table: pd.DataFrame, ax: Axes, control: str = "control") -> None:
+def plot_frontier(table: pd.DataFrame, ax: Axes) -> None:
     """bpb against total bytes of one panel: the front, caps, over-cap runs hollow. Of many runs some are named."""
-    rows = frontier.frontier_table(table, control)
+    rows = frontier.frontier_table(table)
     caps = sorted(table.cap_bytes.unique())
     unit, name = (1e3, "kB") if rows.total_bytes.max() < 2e6 else (1e6, "MB")
     x, y = rows.total_bytes.to_numpy() / unit, rows.bpb.to_numpy()
@@ -107,12 +107,12 @@ def plot_frontier(table: pd.DataFrame, ax: Axes, control: str = "control") -> No
         handles += [Line2D([], [], mfc="w", mec="0.3", marker=m, label=kind, **dot) for kind, m in kinds.items()]
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=8, borderaxespad=0)
 
-    labels = _labels(rows, control)
+    labels = _labels(rows)
     shown = (y <= high) & np.array([label != "" for label in labels])
     place_labels(ax, x[shown], y[shown], list(np.array(labels)[shown]), (x, y), line)
 
 
-def _labels(rows: pd.DataFrame, control: str) -> list[str]:
+def _labels(rows: pd.DataFrame) -> list[str]:
     """A name a row, '' for rows that stay unnamed: all of few, of many the front, the controls and the extremes."""
     ambiguous = rows.groupby("run").sweep.transform("nunique") > 1
     names = rows.run.where(~ambiguous, rows.sweep + "/" + rows.run)
@@ -127,7 +127,7 @@ def _labels(rows: pd.DataFrame, control: str) -> list[str]:
         keep[:] = False
         front = rows[rows.on_front].drop_duplicates(["total_bytes", "bpb"]).sort_values("total_bytes").index
         keep[front[np.linspace(0, len(front) - 1, min(len(front), LABELS // 2)).round().astype(int)]] = True
-        keep[rows.index[rows.run == control][:3]] = True
+        keep[rows.index[rows.is_control][:3]] = True
         keep[[rows.bpb.idxmin(), rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]] = True
     trained = rows[rows.kind != "export"].groupby(["total_bytes", "bpb"])  # one name for those that lie on one another
     same = trained.cumcount().reindex(rows.index, fill_value=0)

@@ -25,7 +25,8 @@ def grid(w: Tensor, scale: Tensor) -> Tensor:
 
 def scale_smoothness(w: Tensor) -> Tensor:
     """Mean squared difference of the log RMS of neighbouring rows."""
-    log_rms = w.square().mean(dim=1).sqrt().clamp_min(FLOOR).log()
+    # Floored before the root: at a row of zeros, which projections start as, the root has no finite slope.
+    log_rms = w.square().mean(dim=1).clamp_min(FLOOR**2).sqrt().log()
     return log_rms.diff().square().mean()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgolf_core import corpus, runs
-from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.config import ConfigError, EvalConfig, ExportConfig, RunConfig
 from pgolf_core.data import Dataset, validation_tokens
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
@@ -105,33 +105,66 @@ def score_model(model: GPT, config: RunConfig, dataset: Dataset, max_tokens: int
     return evaluate(model, tokens, dataset.byte_table, config.eval, pick_dtype(config, device))
 
 
+# What a finished run may be scored again with; all else describes the training that it had.
+SCORING_KNOBS = {
+    *ExportConfig.model_fields,
+    *EvalConfig.model_fields,
+    *("data_path", "tokenizer_path", "device", "precision", "cpu_threads"),
+}
+
+
+def finished(source_dir: Path) -> tuple[runs.Result, RunConfig]:
+    """A run's result and config. RunError when it is incomplete."""
+    result = runs.read_result(source_dir)
+    if result is None:
+        raise runs.RunError(f"{source_dir}: incomplete or not there; only a finished run can be studied")
+    return result, RunConfig.from_file(source_dir / "config.json")
+
+
+def scoring_config(config: RunConfig, knobs: dict) -> RunConfig:
+    """A finished run's config with other knobs. ConfigError naming those that only its training could follow."""
+    changed = config.with_knobs(**knobs)
+    if trained := sorted(config.differences(changed).keys() - SCORING_KNOBS):
+        raise ConfigError(
+            f"{', '.join(f'{k}={getattr(changed, k)!r}' for k in trained)}: the run was trained with "
+            f"{', '.join(f'{k}={getattr(config, k)!r}' for k in trained)}; train another run for that"
+        )
+    return changed
+
+
+def stored(run_dir: Path, source_dir: Path, source: runs.Result) -> runs.Result | None:
+    """The result there, if any. RunError when it was made from another training of its source."""
+    result = runs.read_result(run_dir)
+    if result is not None and result.checkpoint_sha256 != source.checkpoint_sha256:
+        raise runs.RunError(f"{run_dir}: made from another training of {source_dir.name}; delete that folder")
+    return result
+
+
 def export_checkpoint(source_dir: str | Path, run_dir: str | Path, **knobs) -> runs.Result:
     """A run that exports and scores another run's checkpoint with other export or eval knobs.
 
     Returns the stored result when the directory is complete. Raises RunError or ConfigError.
     """
     source_dir, run_dir = Path(source_dir), Path(run_dir)
-    source = runs.read_result(source_dir)
-    if source is None:
-        raise runs.RunError(f"{source_dir}: incomplete; only a finished run can be exported again")
-    source_config = RunConfig.from_file(source_dir / "config.json")
-    config = source_config.with_knobs(**knobs)
+    source, source_config = finished(source_dir)
+    config = scoring_config(source_config, knobs)
     with runs.claim(run_dir, config), cpu_threads(config):
-        if (result := runs.read_result(run_dir)) is not None:
+        if (result := stored(run_dir, source_dir, source)) is not None:
             return result
-        dataset = open_dataset(config)
+        dataset, device = open_dataset(config), pick_device(config)
         state = load_checkpoint(source_dir / runs.CHECKPOINT)
         trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT)
         raw_bpb = source.prequant_val_bpb
-        if raw_bpb is None or config.eval != source_config.eval:
-            model = model_of(state, config, pick_device(config))
+        was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
+        if raw_bpb is None or was != (dataset.fingerprint, device.type, config.precision, config.eval):
+            model = model_of(state, config, device)
             raw_bpb = score_model(model, config, dataset, config.roundtrip_val_max_tokens).val_bpb
         result = replace(
             source,
             kind="export",
             source=f"{source_dir.parent.name}/{source_dir.name}",
             config_hash=config.hash,
-            environment=runs.environment(pick_device(config)),
+            environment=runs.environment(device),
             **roundtrip_fields(trip, raw_bpb, dataset, config),
         )
         return runs.write_result(run_dir, result)

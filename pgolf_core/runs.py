@@ -10,7 +10,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -28,6 +28,10 @@ CHECKPOINT = "checkpoint.safetensors"
 LOCK_PATIENCE_SECONDS = 20  # a kernel whose sweep was killed lets go within a few
 
 
+# What two scores must share to be set against each other, as columns of load().
+COMPARABLE = ("data_fingerprint", "roundtrip_tokens", "roundtrip_bytes", "protocol")
+
+
 class RunError(ValueError):
     """A run directory that cannot be used as asked; the message names it."""
 
@@ -41,6 +45,7 @@ class Result:
     seed: int
     track: str
     source: str | None = None  # the run whose checkpoint this one exports
+    checkpoint_sha256: str | None = None  # of the weights; an export's and a stage's are their source's
     # bits per byte and nats per token; val_* of the raw weights, roundtrip_* of the file read back
     val_loss: float | None = None
     val_bpb: float | None = None
@@ -90,7 +95,7 @@ def environment(device: torch.device) -> dict:
     return {
         "device": device.type,
         "device_name": name,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
         "git_commit": commit,
@@ -113,19 +118,31 @@ def run_name(config: RunConfig) -> str:
 
 
 @contextmanager
+def locked(path: Path, patience_seconds: float, busy: str) -> Iterator[None]:
+    """Hold the file's lock inside the block; RunError(busy) when another holds it for longer than our patience."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=patience_seconds)
+    except filelock.Timeout:
+        raise RunError(busy) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def claim(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
     """Own a run directory: lock it, write config.json, or hold ours against the one there.
 
     Raises RunError when another process writes it, ConfigError when it was made with other knobs.
     """
     run_dir = Path(run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir}: is a file; a run needs a directory")
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(timeout=LOCK_PATIENCE_SECONDS)
-    except filelock.Timeout:
-        raise RunError(f"{run_dir}: another process is writing this run; wait for it or name another run") from None
-    with lock:
+    busy = f"{run_dir}: another process is writing this run; wait for it or name another run"
+    with locked(run_dir / ".lock", LOCK_PATIENCE_SECONDS, busy):
         end_with_sweep()
         check_config(run_dir, config)
         if not (run_dir / "config.json").exists():
@@ -145,7 +162,9 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
     if there is None:
         raise RunError(f"{path}: damaged; delete the directory to run it again")
     ours = config.model_dump()
-    differ = {k: (there.get(k, "absent"), ours[k]) for k in ours if there.get(k, "absent") != ours[k]}
+    # A knob that the run does not know came later, and what came later does nothing at its default.
+    there = {name: field.default for name, field in RunConfig.model_fields.items()} | there
+    differ = {k: (there[k], ours[k]) for k in ours if there[k] != ours[k]}
     if differ:
         changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
         raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")
@@ -170,8 +189,9 @@ def read_result(run_dir: str | Path) -> Result | None:
     path = Path(run_dir) / "result.json"
     if not path.exists():
         return None
-    content = read_json(path)
-    if content is None or content.keys() != {f.name for f in fields(Result)}:
+    content = read_json(path) or {}
+    required = {f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING}
+    if not required <= content.keys() <= {f.name for f in fields(Result)}:
         raise RunError(f"{path}: not a result of this version; delete the directory to run it again")
     return Result(**content)
 
@@ -215,20 +235,39 @@ def load(root: str | Path = RUNS) -> pd.DataFrame:
     """All runs under root, a row each: place, status, result, then every knob.
 
     status: complete; failed (error.json says why); damaged (a file is not readable); incomplete. Only
-    complete rows carry figures. bpb is roundtrip_val_bpb, over_cap whether total_bytes exceeds the cap.
+    complete rows carry figures. bpb is roundtrip_val_bpb, over_cap whether total_bytes exceeds the cap, control
+    the run of the sweep that this one is compared with (of its own seed, where the control has several).
     """
     root = Path(root)
     rows = [_row(root, run_dir) for run_dir in directories(root)]
     columns = ["sweep", "run", "status", "problem", "bpb", "over_cap", *(f.name for f in fields(Result))]
     knobs = [name for name in RunConfig.model_fields if name not in columns]
-    return pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
+    table = pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
+    named = {s: (read_json(root / s / "sweep.json") or {}).get("control") or "control" for s in set(table.sweep)}
+    there = set(zip(table.sweep, table.run, strict=True))
+    of_seed = [f"{named[sweep]}-s{seed}" for sweep, seed in zip(table.sweep, table.seed, strict=True)]
+    table["control"] = [
+        own if (sweep, own) in there else named[sweep] for sweep, own in zip(table.sweep, of_seed, strict=True)
+    ]
+    return table
 
 
 def best(runs_table: pd.DataFrame) -> pd.Series:
-    """The trained run of lowest bpb that fits its cap. Raises RunError when no complete run does."""
+    """The trained run of lowest bpb that fits its cap.
+
+    Raises RunError when no complete run does, or when their scores or caps are not comparable.
+    """
     table = runs_table[(runs_table.status == "complete") & (runs_table.kind == "train") & runs_table.bpb.notna()]
     if table.empty:
-        raise RunError("no complete training run with a round-trip score here; run the training first")
+        raise RunError(
+            "no complete training run with a round-trip score here; run the training first, "
+            "with final_roundtrip_eval=1 and save_raw_checkpoint=1"
+        )
+    if table.groupby([*COMPARABLE, "cap_bytes"], dropna=False).ngroups > 1:
+        raise RunError(
+            f"the runs {', '.join(table.run[:5])} … were scored on different text, in different windows or under "
+            "different caps, so none of them is the best; name the run you mean"
+        )
     legal = table[~table.over_cap.astype(bool)]
     if legal.empty:
         sizes = ", ".join(f"{r.run} {r.total_bytes:.0f} of {r.cap_bytes:.0f}" for r in table.itertuples())
@@ -236,6 +275,17 @@ def best(runs_table: pd.DataFrame) -> pd.Series:
             f"every complete run is over its cap (bytes): {sizes}; make the model smaller or raise cap_bytes"
         )
     return legal.loc[legal.bpb.astype(float).idxmin()]
+
+
+def named(runs_table: pd.DataFrame, run: str) -> pd.Series:
+    """The trained run of that name, the last of several. RunError saying what is there, or why it has no score."""
+    trained = runs_table[runs_table.kind == "train"]
+    found = trained[trained.run == run]
+    if found.empty:
+        raise RunError(f"no complete training run {run!r} here; there are {', '.join(trained.run) or 'none'}")
+    if pd.isna(found.iloc[-1].bpb):
+        raise RunError(f"{found.iloc[-1].path}: has no round-trip score, it was run with final_roundtrip_eval=0")
+    return found.iloc[-1]
 
 
 def _row(root: Path, run_dir: Path) -> dict:

@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import torch
 from tqdm import tqdm
 
@@ -122,6 +121,9 @@ def is_complete(stage: Job) -> bool:
         raise runs.RunError(
             f"{stage.run_dir}: made from {result.source}, and the best run is now {source}; delete that folder"
         )
+    current = runs.read_result(runs.RUNS / source)
+    if current is not None and current.checkpoint_sha256 != result.checkpoint_sha256:
+        raise runs.RunError(f"{stage.run_dir}: made from an earlier training of {source}; delete that folder")
     before = (runs.read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
     there, now = ({k: v for k, v in p.items() if k not in (*GIVEN, "source")} for p in (before, stage.parameters))
     if there != now:
@@ -141,12 +143,8 @@ def run_sweep(path: str | Path, slots: int | None = None, knobs: dict | None = N
     """
     sweep = load_sweep(path, knobs)
     sweep.directory.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(sweep.directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise runs.RunError(f"{sweep.directory}: this sweep is running already, in another process") from None
-    with lock:
+    busy = f"{sweep.directory}: this sweep is running already, in another process"
+    with runs.locked(sweep.directory / ".lock", 0, busy):
         for unfinished in sweep.directory.glob(".*.tmp"):  # of a sweep that was killed
             unfinished.unlink()
         jobs, stages = missing(sweep)

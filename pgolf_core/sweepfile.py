@@ -132,6 +132,9 @@ def _check(content: dict, stem: str, knobs: dict, problems: list[str]) -> Sweep 
     _check_names(sweep_name, [name for name, _ in wanted] + [stage.notebook for stage in stages], problems)
     track = {"track": content.get("track") or ""}
     configs = _resolve(track | base, dict(wanted), knobs, problems)
+    for knob in ("final_roundtrip_eval", "save_raw_checkpoint") if stages else ():
+        if lacking := [name for name, config in configs.items() if not getattr(config, knob)]:
+            problems.append(f"run {', '.join(lacking)}: {knob}=0, and the stages after training need it")
     return Sweep(sweep_name, str(content.get("question") or ""), control, configs, train_parameters, stages)
 
 

@@ -1,5 +1,6 @@
 """The loop, inline and visible: batches → forward, backward, regulariser, schedule, step, log → result."""
 
+import hashlib
 import json
 import math
 import os
@@ -109,7 +110,13 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         log(f"warmup_steps:{config.warmup_steps} done and undone")
 
     step, elapsed, resumed, last_val = 0, 0.0, 0, None
+    made_by = [dataset.fingerprint, device.type, str(dtype)]
     if resume:
+        if resume["made_by"] != made_by:
+            raise TrainError(
+                f"{run_dir / RESUME}: left by a run on other data, device or precision ({resume['made_by']}, "
+                f"now {made_by}); delete the run's directory to train anew"
+            )
         model.load_state_dict(resume["model"])
         for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -127,13 +134,14 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                     "step": step,
                     "elapsed": elapsed,
                     "resumed": resumed,
+                    "made_by": made_by,
                 },
                 path,
             )
 
     sample = validation_tokens(dataset.directory, config.train_seq_len, 65_536)
     tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
-    clock_ran_out = False
+    clock_ran_out = 0 < config.max_wallclock_seconds <= elapsed  # resumed after the last step
     started = saved = time.perf_counter()
     with tqdm(total=config.iterations, initial=step, unit="step", disable=not _interactive()) as bar:
         while True:
@@ -141,6 +149,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
             if last or (config.val_loss_every and step and step % config.val_loss_every == 0):
                 elapsed += _seconds_since(started, device)  # the clock counts training only
                 last_val = score_model(model, config, dataset, config.val_max_tokens)
+                _check_finite(last_val.val_loss, "validation", step)
                 log(
                     f"step:{step}/{config.iterations} val_loss:{last_val.val_loss:.4f} val_bpb:{last_val.val_bpb:.4f} "
                     f"train_time:{1000 * elapsed:.0f}ms step_avg:{1000 * elapsed / max(step, 1):.2f}ms",
@@ -164,11 +173,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
             if config.train_log_every and (step <= 10 or step % config.train_log_every == 0):
                 seconds = elapsed + _seconds_since(started, device)
                 nats, reg = loss.item(), penalty.item()
-                if not math.isfinite(nats):
-                    raise TrainError(
-                        f"training loss is {nats} at step {step}; lower matrix_lr, scalar_lr or tied_embed_lr, "
-                        "or set grad_clip_norm"
-                    )
+                _check_finite(nats, "training", step)
                 rate = step * config.train_batch_tokens / seconds
                 log(
                     f"step:{step}/{config.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "
@@ -189,8 +194,10 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         save_resume()  # scoring can be killed too
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     if config.save_raw_checkpoint:
-        with whole_file(run_dir / runs.CHECKPOINT) as path:
-            safetensors.torch.save_file(state, path)
+        write_whole(run_dir / runs.CHECKPOINT, safetensors.torch.save(state))
+        checkpoint_sha256 = hashlib.sha256((run_dir / runs.CHECKPOINT).read_bytes()).hexdigest()
+    else:
+        checkpoint_sha256 = None
     result = runs.Result(
         kind="train",
         config_hash=config.hash,
@@ -200,6 +207,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         val_bpb=last_val.val_bpb,
         val_tokens=last_val.tokens,
         val_bytes=last_val.bytes,
+        checkpoint_sha256=checkpoint_sha256,
         cap_bytes=config.cap_bytes,
         parameters=parameters,
         steps=step,
@@ -254,6 +262,13 @@ class _Log:
         if row:
             with open(self.rows, "a", encoding="utf-8", newline="\n") as f:
                 f.write(json.dumps(row) + "\n")
+
+
+def _check_finite(nats: float, what: str, step: int) -> None:
+    if not math.isfinite(nats):
+        raise TrainError(
+            f"{what} loss is {nats} at step {step}; lower matrix_lr, scalar_lr or tied_embed_lr, or set grad_clip_norm"
+        )
 
 
 def _before(row: dict, resume_step: int) -> bool:

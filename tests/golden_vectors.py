@@ -1,23 +1,20 @@
-"""Vectors recorded from the reference trainer: the small ones lie in tests/golden, all of them in ../shared."""
+"""Vectors recorded from the reference trainer, copied to tests/golden."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).parent / "golden"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden"
+GOLDEN = SHARED if SHARED.is_dir() else Path(__file__).parent / "golden"
 
 
 def golden_path(name: str) -> Path:
-    """The file or folder of that name; skips the test where neither place has it."""
-    for folder in (HERE, SHARED):
-        if (folder / name).exists():
-            return folder / name
-    pytest.skip(f"golden vector {name} is not in tests/golden, and there is no {SHARED}")
+    """The recorded file or folder of that name; in ../shared, where they were recorded, or our copy of it."""
+    assert (GOLDEN / name).exists(), f"no golden vector {GOLDEN / name}"
+    return GOLDEN / name
 
 
 def golden(name: str) -> tuple[dict, dict[str, Tensor]]:

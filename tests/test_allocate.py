@@ -1,5 +1,6 @@
 """Sensitivity and residual allocation on a small trained checkpoint: every figure against a file of its own."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -74,12 +75,17 @@ def test_best_run_is_legal(source):
     assert runs.best(table).run == "run"
     with pytest.raises(runs.RunError, match="over its cap"):
         runs.best(table.assign(over_cap=True))
+    two = pd.concat([table, table.assign(run="other", protocol="window 32, stride 32")], ignore_index=True)
+    with pytest.raises(runs.RunError, match="in different windows"):
+        runs.best(two)
+    with pytest.raises(runs.RunError, match="no complete training run 'nowhere' here; there are run"):
+        runs.named(table, "nowhere")
     with pytest.raises(runs.RunError, match="no complete training run"):
         runs.best(table.assign(status="incomplete"))
 
 
 def test_source_must_be_finished(tmp_path):
-    with pytest.raises(runs.RunError, match="no finished run"):
+    with pytest.raises(runs.RunError, match="only a finished run"):
         map_sensitivity(tmp_path / "nothing", tmp_path / "map")
 
 

@@ -125,3 +125,15 @@ def test_tracks_are_whole(track):
 def test_frozen():
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 3
+
+
+def test_broken_files_and_relabelled_runs(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not YAML or JSON"):
+        RunConfig.from_file(tmp_path / "broken.yaml")
+    (tmp_path / "numbers.yaml").write_text("1: 2\n")
+    with pytest.raises(ConfigError, match="1: no such knob"):
+        RunConfig.from_file(tmp_path / "numbers.yaml")
+    (tmp_path / "config.json").write_text(json.dumps(RunConfig(track="nano").model_dump()))
+    with pytest.raises(ConfigError, match=r"track=quick: .* sets every knob"):
+        RunConfig.from_file(tmp_path / "config.json", track="quick")

@@ -23,8 +23,8 @@ from pgolf_core.data import (
     write_shard,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "loader"
-TRACE = ROOT.parent / "shared" / "golden" / "trace"
+GOLDEN = Path(__file__).parent / "golden"
+TRACE = GOLDEN / "trace"
 FINEWEB = ROOT.parent / "shared" / "tokenizers" / "fineweb_8192_bpe.model"
 LOADER = json.loads((GOLDEN / "loader.json").read_text())
 
@@ -235,7 +235,6 @@ def test_byte_table_rules(embedded):
     assert int(table.to("cpu").count(ids, ids)) == 4 + 4 + 0 + 1
 
 
-@pytest.mark.skipif(not TRACE.exists(), reason="the recorded trace lies in ../shared/golden")
 @pytest.mark.parametrize(("cap", "score"), [("val_max_tokens", "val"), ("roundtrip_val_max_tokens", "roundtrip_val")])
 def test_tokens_and_bytes_of_the_reference(cap, score):
     trace = json.loads((TRACE / "trace.json").read_text())

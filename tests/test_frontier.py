@@ -100,7 +100,9 @@ def test_control_headroom_and_over_cap(tmp_path):
     assert rows.quantisation_bpb["control"] == pytest.approx(0.01)
     assert rows.over_cap.to_dict() == {"control": False, "large": True, "full": False, "lonely": False}
     assert rows.on_front.to_dict() == {"control": True, "large": False, "full": True, "lonely": False}
-    assert frontier.frontier_table(panel, control="lonely").set_index("run").delta_bpb["lonely"] == 0
+    (tmp_path / "b" / "sweep.json").write_text('{"control": "lonely"}')
+    panel = frontier.comparable(runs.load(tmp_path))[0][1]
+    assert frontier.frontier_table(panel).set_index("run").delta_bpb["lonely"] == 0
 
 
 def test_noise_is_the_spread_of_seeds_alone(tmp_path):

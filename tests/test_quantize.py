@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from golden_vectors import SHARED, golden
+from golden_vectors import GOLDEN, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from pgolf_core.quantize import CLIP_QUANTILE, clip_quantile, quantize, rank_one
 
-CASES = ["auto_8", "auto_4", "row_6", "col_5"]
-if SHARED.is_dir():
-    CASES = sorted(p.stem.removeprefix("quant_") for p in SHARED.glob("quant_*_*.json"))
+CASES = sorted(p.stem.removeprefix("quant_") for p in GOLDEN.glob("quant_*_*.json"))
 
 matrices = arrays(
     np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40),

@@ -56,3 +56,17 @@ def test_embedding_kept_in_float16_is_left_alone(model):
     value, _ = regularizer(step)
     assert value.item() == 0.0
     assert torch.isfinite(value)
+
+
+def test_every_gradient_is_finite_on_a_fresh_model():
+    """Projections start at zero, where a root or logarithm has no slope."""
+    terms = dict.fromkeys(
+        ["compression_grid_reg_weight", "compression_scale_reg_weight", "compression_rank1_reg_weight",
+         "ternary_reg_weight", "outlier_reg_weight"], 0.1,
+    )  # fmt: skip
+    config = RunConfig(**KNOBS | terms | dict(compression_reg_warmup_steps=0, compression_reg_sample_tensors=99))
+    fresh = GPT(config.model)
+    value, sampled = CompressionRegularizer(fresh, config)(0)
+    value.backward()
+    assert "blocks.0.mlp.proj.weight" in sampled
+    assert all(torch.isfinite(p.grad).all() for p in fresh.parameters() if p.grad is not None)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -178,8 +179,62 @@ def test_export_again_with_other_settings(finished, tmp_path):
     assert kept.prequant_val_bpb == source.prequant_val_bpb
     narrow = export_checkpoint(run_dir, tmp_path / "narrow", eval_seq_len=32)
     assert narrow.prequant_val_bpb != source.prequant_val_bpb and narrow.protocol != source.protocol
-    with pytest.raises(runs.RunError, match="incomplete"):
+    with pytest.raises(runs.RunError, match="only a finished run"):
         export_checkpoint(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"matrix_lr=9\.0: the run was trained with matrix_lr=0\.04"):
+        export_checkpoint(run_dir, tmp_path / "out", matrix_lr=9)
+
+
+def test_an_export_of_an_earlier_training_is_not_taken_for_this_one(finished, tmp_path):
+    run_dir = tmp_path / "sweep" / "run"
+    train(tiny(iterations=3), run_dir)
+    export_checkpoint(run_dir, tmp_path / "out")
+    shutil.rmtree(run_dir)
+    train(tiny(iterations=4), run_dir)
+    with pytest.raises(ConfigError, match="iterations 3 there, 4 now"):
+        export_checkpoint(run_dir, tmp_path / "out")
+    stale = runs.read_result(run_dir)
+    runs.write_result(run_dir, replace(stale, checkpoint_sha256="0" * 64))
+    export_checkpoint(run_dir, tmp_path / "other")
+    runs.write_result(run_dir, stale)
+    with pytest.raises(runs.RunError, match="made from another training"):
+        export_checkpoint(run_dir, tmp_path / "other")
+
+
+def test_a_refusal_lets_go_of_the_directory(finished, monkeypatch):
+    run_dir, _ = finished
+    monkeypatch.setattr(runs, "LOCK_PATIENCE_SECONDS", 0.1)
+    kept = []  # as a notebook keeps the last error, with its frames
+    for iterations in (13, 14):
+        with pytest.raises(ConfigError, match="iterations 12 there") as error:
+            train(tiny(compression_reg_weight=0.005, iterations=iterations), run_dir)
+        kept.append(error)
+
+
+def test_resume_refuses_other_data(embedded, tmp_path):
+    knobs = dict(iterations=300, resume_every_seconds=0.01, val_loss_every=0)
+    script = (
+        "import sys, json; from pgolf_core.config import RunConfig; from pgolf_core.train import train;"
+        "train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])"
+    )
+    words = [sys.executable, "-c", script, json.dumps(TINY | knobs), str(tmp_path / "run")]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "resume.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    state = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
+    torch.save(state | {"made_by": ["other data", "cpu", "torch.float32"]}, tmp_path / "run" / "resume.pt")
+    with pytest.raises(TrainError, match=r"resume\.pt: left by a run on other data"):
+        train(tiny(**knobs), tmp_path / "run")
+
+
+def test_divergence_after_the_last_logged_step_is_seen(embedded, tmp_path):
+    hot = dict(matrix_lr=1e30, tied_embed_lr=1e30, scalar_lr=1e30, train_log_every=0, final_roundtrip_eval=False)
+    with pytest.raises(TrainError, match="validation loss is nan at step"):
+        train(tiny(**hot, val_loss_every=0), tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_bad_input_stops_before_any_work(embedded, tmp_path):
@@ -187,6 +242,12 @@ def test_bad_input_stops_before_any_work(embedded, tmp_path):
         train(tiny(data_path=str(embedded), vocab_size=512), tmp_path / "vocabulary")
     with pytest.raises(DataError, match="data_path"):
         train(tiny(data_path=str(tmp_path / "nowhere")), tmp_path / "nowhere_run")
+    with pytest.raises(DataError, match="is not the tokenizer of the shards"):
+        other = golden_path("trace") / "sp1024.model"
+        train(tiny(data_path=str(embedded), tokenizer_path=str(other)), tmp_path / "tokenizer")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(runs.RunError, match="is a file"):
+        train(tiny(), tmp_path / "file")
     with pytest.raises(ConfigError, match="world_size=2"):
         train(tiny(world_size=2), tmp_path / "world")
     if not torch.cuda.is_available():
