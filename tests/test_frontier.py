@@ -44,6 +44,17 @@ def make_run(
     return run_dir
 
 
+def test_the_control_is_the_one_of_the_sweep_file_seed_by_seed(tmp_path):
+    for seed, lift in ((1, 0.0), (2, 0.3)):
+        make_run(tmp_path, f"s/base-s{seed}", bpb=2.5 + lift, knobs={"seed": seed})
+        make_run(tmp_path, f"s/wide-s{seed}", bpb=2.4 + lift, knobs={"seed": seed, "model_dim": 256})
+    (tmp_path / "s" / "sweep.json").write_text('{"control": "base"}')
+    rows = frontier.frontier_table(runs.load(tmp_path)).set_index("run")
+    assert list(rows.index[:2]) == ["base-s1", "base-s2"] and rows.is_control.sum() == 2
+    assert rows.delta_bpb[["wide-s1", "wide-s2"]].tolist() == pytest.approx([-0.1, -0.1])
+    assert "base-s1" in frontier.summary(runs.load(tmp_path))
+
+
 few = st.integers(0, 6)  # so that ties are common
 
 

@@ -112,6 +112,9 @@ def test_grid_and_seeds_name_their_runs(sweeps):
          ["parameter token", "did you mean tokens", "source is given by the sweep"]),
         ({"runs": {"a": {}}, "stages": ["sensitivity", "train"]}, ["train is the first"]),
         ({"runs": {"a": {}}, "stages": [["train"]]}, ["expected a notebook's name"]),
+        ({"runs": {"a": {"final_roundtrip_eval": False}, "b": {"save_raw_checkpoint": False}},
+          "stages": ["sensitivity"]},
+         ["run a: final_roundtrip_eval=0, and the stages", "run b: save_raw_checkpoint=0, and the stages"]),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused_with_all_that_is_wrong(sweeps, content, says):
