@@ -67,8 +67,8 @@ def bench(config: RunConfig, steps: int) -> None:
             loss.backward()
             seconds["backward"] += clock() - done
         start = clock()
-        penalty, _ = regularizer(index)
-        if regularizer.due(index):
+        penalty, sampled = regularizer(index)
+        if sampled:
             (config.compression_reg_weight * penalty).backward()
         seconds["regulariser"] += (done := clock()) - start
         step_optimizers(optimizers, 1.0, config.muon_momentum)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pgolf_core import runs
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 from pgolf_core.files import write_whole
-from pgolf_core.roundtrip import open_dataset
+from pgolf_core.roundtrip import open_dataset, stored
 from pgolf_core.slot import SWEEP_PID, kill_family
 from pgolf_core.sweepfile import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, load_sweep
 
@@ -121,9 +121,8 @@ def is_complete(stage: Job) -> bool:
         raise runs.RunError(
             f"{stage.run_dir}: made from {result.source}, and the best run is now {source}; delete that folder"
         )
-    current = runs.read_result(runs.RUNS / source)
-    if current is not None and current.checkpoint_sha256 != result.checkpoint_sha256:
-        raise runs.RunError(f"{stage.run_dir}: made from an earlier training of {source}; delete that folder")
+    if (current := runs.read_result(runs.RUNS / source)) is not None:
+        stored(stage.run_dir, runs.RUNS / source, current)  # refuses a result of another training
     before = (runs.read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
     there, now = ({k: v for k, v in p.items() if k not in (*GIVEN, "source")} for p in (before, stage.parameters))
     if there != now:

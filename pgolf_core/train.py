@@ -161,8 +161,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
 
             factor = lr_factor(config, step, 1000 * (elapsed + time.perf_counter() - started))
             loss = accumulate_gradients()
-            penalty, _ = regularizer(step)
-            if regularizer.due(step):
+            penalty, sampled = regularizer(step)
+            if sampled:
                 (config.compression_reg_weight * penalty).backward()
             if config.grad_clip_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
@@ -194,8 +194,9 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         save_resume()  # scoring can be killed too
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     if config.save_raw_checkpoint:
-        write_whole(run_dir / runs.CHECKPOINT, safetensors.torch.save(state))
-        checkpoint_sha256 = hashlib.sha256((run_dir / runs.CHECKPOINT).read_bytes()).hexdigest()
+        checkpoint = safetensors.torch.save(state)
+        write_whole(run_dir / runs.CHECKPOINT, checkpoint)
+        checkpoint_sha256 = hashlib.sha256(checkpoint).hexdigest()
     else:
         checkpoint_sha256 = None
     result = runs.Result(
