@@ -1,166 +1,143 @@
-"""Which tensors deserve bytes: sensitivity by protecting one at a time, and the seed's residual allocations."""
+"""The solver: steps for every row and column of every tensor, so that the file just fits and loses least.
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from pathlib import Path
+Calibration prices a squared error of each weight in nats (`calibrate`, `gptq.Order.column_weight`). Under a uniform
+step the error is step²/12 and a bit halves the step, whatever the weight. So the cheapest file of a given size has
+the same step² · price everywhere, in all tensors alike (reverse water-filling: Cover & Thomas, Elements of
+Information Theory, 10.3.3), and one number is left to find: that water level.
+"""
 
-import torch
+import math
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from pgolf_core import runs
-from pgolf_core.config import RunConfig
-from pgolf_core.data import Dataset
-from pgolf_core.export import Quantized, pack, quantize_state, unpack
-from pgolf_core.roundtrip import (
-    cpu_threads,
-    export_checkpoint,
-    finished,
-    load_checkpoint,
-    model_of,
-    open_dataset,
-    pick_device,
-    score_model,
-    scoring_config,
-    stored,
-)
+from pgolf_core.artifact import Quantized, pack
+from pgolf_core.calibrate import Calibration, Statistics
+from pgolf_core.config import ExportConfig
+from pgolf_core.gptq import Order, gptq, prepare
+from pgolf_core.grids import Grid, geometric_mean, weighted_grid
+from pgolf_core.lowrank import LowRank, low_rank
 
-RESIDUAL_MODES = ("off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo")
+FULL = 0.9985  # of the budget: as near as the search goes
+TRIES = 24
+COARSEST = 64.0  # geometric mean of the steps, in σ of a tensor; only its most felt rows keep anything
+LEVELS = 8_000  # at most, on each side of zero: int16 holds four times that, which leaves room for mending
 
 
-def tensor_place(name: str) -> tuple[int | None, str]:
-    """'blocks.3.mlp.fc.weight' -> (3, 'mlp.fc'); outside the blocks (None, name)."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
-    return (int(match[1]), match[2]) if match else (None, name.removesuffix(".weight"))
+class AllocationError(ValueError):
+    """A cap that no allocation meets; the message says how far it is."""
 
 
-def protect(quantized: Quantized, state: dict[str, Tensor], name: str) -> Quantized:
-    """The same export with one tensor left in float16."""
-    return replace(
-        quantized,
-        integers={k: t for k, t in quantized.integers.items() if k != name},
-        residuals={k: r for k, r in quantized.residuals.items() if k != name},
-        floats=quantized.floats | {name: state[name].to(torch.float16).contiguous()},
-    )
+@dataclass(frozen=True)
+class Solution:
+    """level: the square root of step² · price, in nats^½ a token. predicted: rise of the loss in nats a token."""
+
+    quantized: Quantized
+    level: float
+    bytes: int
+    predicted: float
 
 
-def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset) -> Iterator[dict]:
-    """Rows: first the plain export (tensor ''), then one a quantised tensor, protected in float16.
+def solve(
+    weights: dict[str, Tensor],
+    floats: dict[str, Tensor],
+    calibration: Calibration,
+    config: ExportConfig,
+    budget: int,
+) -> Quantized:
+    """The quantised model whose file takes 99.85 to 100 % of `budget` bytes, code not counted.
 
-    bpb and bytes are of the whole artifact, packed and unpacked; delta_* against the plain export (negative
-    bpb: protection helps); bpb_per_kb is the bits per byte won for each 1,000 bytes spent. Scored on
-    roundtrip_val_max_tokens tokens.
+    weights: every matrix, with its statistics in calibration; floats: what is stored as it is. int8_residual_rank > 0
+    also gives a tensor a low-rank residual where that wins more for its bytes than finer steps would. Less than the
+    whole budget is used only where the finest steps there are fit it. Raises AllocationError when nothing fits.
     """
-    device = pick_device(config)
+    orders = {n: prepare(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
 
-    def score(quantized: Quantized) -> tuple[float, int]:
-        artifact, _, _ = pack(quantized)
-        model = model_of(unpack(artifact), config, device)
-        return score_model(model, config, dataset, config.roundtrip_val_max_tokens).val_bpb, len(artifact)
+    def at(level: float, residuals: tuple[str, ...] = ()) -> Solution:
+        integers, low_ranks, predicted = {}, {}, 0.0
+        for name, w in weights.items():
+            grid = grid_at(level, w, calibration[name], orders[name])
+            t = grid.with_levels(gptq(w, grid.steps(), orders[name], grid.qmax, config.gptq_block))
+            error = t.dequantize() - w
+            if name in residuals:
+                low_ranks[name] = _residual(-error, calibration[name], config)
+                error = error + low_ranks[name].dense()
+            integers[name] = t
+            predicted += calibration[name].cost(error)
+        quantized = Quantized(integers, low_ranks, floats)
+        return Solution(quantized, level, len(pack(quantized, config.codec).bytes), predicted)
 
-    quantized = quantize_state(state, config.export)
-    plain_bpb, plain_bytes = score(quantized)
-    row = {"tensor": "", "layer": None, "part": "", "bpb": plain_bpb, "bytes": plain_bytes}
-    yield row | {"delta_bpb": 0.0, "delta_bytes": 0, "bpb_per_kb": 0.0}
-    for name in quantized.integers:
-        layer, part = tensor_place(name)
-        bpb, size = score(protect(quantized, state, name))
-        row = {"tensor": name, "layer": layer, "part": part, "bpb": bpb, "bytes": size}
-        delta_bpb, delta_bytes = bpb - plain_bpb, size - plain_bytes
-        won = -delta_bpb / (delta_bytes / 1000) if delta_bytes else 0.0
-        yield row | {"delta_bpb": delta_bpb, "delta_bytes": delta_bytes, "bpb_per_kb": won}
-
-
-def map_sensitivity(source_dir: str | Path, run_dir: str | Path, tokens: int = 0, **knobs) -> runs.Result:
-    """A run whose table is the sensitivity of source_dir's checkpoint on `tokens` validation tokens; 0 = its own.
-
-    knobs: other export or eval knobs. Returns the stored result when the directory is complete. Raises
-    RunError when the source is not, ConfigError on knobs of training.
-    """
-    source_dir, run_dir = Path(source_dir), Path(run_dir)
-    source, config = finished(source_dir)
-    config = scoring_config(config, knobs | ({"roundtrip_val_max_tokens": tokens} if tokens else {}))
-    with runs.claim(run_dir, config), cpu_threads(config):
-        if (result := stored(run_dir, source_dir, source)) is not None:
-            return result
-        dataset = open_dataset(config)
-        rows = []
-        for row in sensitivity(load_checkpoint(source_dir / runs.CHECKPOINT), config, dataset):
-            rows.append(row)
-            print(
-                f"{row['tensor'] or 'plain export':32} {row['bpb']:.5f} bpb {row['delta_bpb']:+.5f}  {row['bytes']:,} B"
-            )
-        return _write_stage(run_dir, "sensitivity", source_dir, source, config, dataset.fingerprint, rows)
+    parameters = sum(w.numel() for w in weights.values())
+    best = search(at, budget, parameters)
+    if config.int8_residual_rank and (worth := _worth_a_residual(best, weights, calibration, config)):
+        with_residuals = search(lambda level: at(level, worth), budget, parameters, best.level)
+        best = min(best, with_residuals, key=lambda solution: solution.predicted)
+    return best.quantized
 
 
-def residual_variants(budgets: Iterable[int]) -> dict[str, dict]:
-    """Variant name -> export knobs: no residual, then every mode of the seed at each budget in bytes."""
-    variants = {"plain": dict(int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off")}
-    for budget in budgets:
-        for mode in RESIDUAL_MODES:
-            name = "global" if mode == "off" else mode
-            variants[f"{name}-{budget}"] = dict(
-                int8_residual_rank=1, int8_residual_budget_bytes=budget, int8_targeted_residual_mode=mode
-            )
-    return {
-        name + suffix: knobs | {"mlp_permutation": permutation}
-        for name, knobs in variants.items()
-        for suffix, permutation in (("", False), ("-permuted", True))
-        if not permutation or name.split("-")[0] in ("plain", "early_proj_combo")  # as the seed crossed them
-    }
+def grid_at(level: float, w: Tensor, statistics: Statistics, order: Order) -> Grid:
+    """Steps of level / √price; price (row, col) = row_weight · column_weight in nats a token for a squared error."""
+    row_weight, col_weight = statistics.row_weight / statistics.tokens, order.column_weight
+    price = geometric_mean(row_weight) * geometric_mean(col_weight)
+    spread = w.float().square().mean().sqrt().item()
+    c = min(level / math.sqrt(max(price, 1e-38)) / max(spread, 1e-38), COARSEST)
+    levels = (w.abs() / weighted_grid(w, 1.0, row_weight, col_weight).steps()).max().item()
+    return weighted_grid(w, max(c, levels / LEVELS), row_weight, col_weight)
 
 
-def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> runs.Result:
-    """A run with a sub-run for each of residual_variants: a real file, really scored; the table compares them.
-
-    knobs: other export or eval knobs for all of them. Sub-runs that are complete are not done again. Raises
-    RunError when the source is incomplete, ConfigError on knobs of training.
-    """
-    source_dir, run_dir = Path(source_dir), Path(run_dir)
-    source, config = finished(source_dir)
-    config = scoring_config(config, knobs)
-    with runs.claim(run_dir, config):
-        if (result := stored(run_dir, source_dir, source)) is not None:
-            return result
-        rows = []
-        for name, own in residual_variants(budgets).items():
-            variant = export_checkpoint(source_dir, run_dir / name, **knobs | own)
-            row = {
-                "variant": name,
-                "mode": own["int8_targeted_residual_mode"],
-                "budget_bytes": own["int8_residual_budget_bytes"],
-                "permuted": own["mlp_permutation"],
-                "bpb": variant.roundtrip_val_bpb,
-                "total_bytes": variant.total_bytes,
-            }
-            plain = rows[0] if rows else row
-            row["delta_bpb"] = row["bpb"] - plain["bpb"]
-            row["delta_bytes"] = row["total_bytes"] - plain["total_bytes"]
-            rows.append(row)
-            print(f"{name:32} {row['bpb']:.5f} bpb {row['delta_bpb']:+.5f}  {row['total_bytes']:,} B")
-        return _write_stage(run_dir, "residual_allocation", source_dir, source, config, variant.data_fingerprint, rows)
+def search(at, budget: int, parameters: int, level: float = 1e-4) -> Solution:
+    """The finest of at(level) that fits the budget, within FULL of it; at: level -> Solution."""
+    coarse = fine = None  # brackets: one that fits, one that does not
+    for _ in range(TRIES):
+        solution = at(level)
+        if solution.bytes <= budget:
+            coarse = solution if coarse is None or solution.bytes > coarse.bytes else coarse
+            if solution.bytes >= FULL * budget:
+                return solution
+        else:
+            fine = solution if fine is None or solution.bytes < fine.bytes else fine
+        level = _next_level(solution, coarse, fine, budget, parameters)
+    if coarse is None:
+        raise AllocationError(
+            f"cap_bytes leaves {budget:,} bytes for the artifact, and with the coarsest steps it takes {fine.bytes:,}; "
+            "raise cap_bytes or train a smaller model"
+        )
+    return coarse
 
 
-def _write_stage(
-    run_dir: Path,
-    kind: str,
-    source_dir: Path,
-    source: runs.Result,
-    config: RunConfig,
-    fingerprint: str,
-    rows: list[dict],
-) -> runs.Result:
-    """A stage's result: its table, and nothing that a frontier would take for a score of its own."""
-    result = runs.Result(
-        kind=kind,
-        config_hash=config.hash,
-        seed=source.seed,
-        track=source.track,
-        source=f"{source_dir.parent.name}/{source_dir.name}",
-        checkpoint_sha256=source.checkpoint_sha256,
-        data_fingerprint=fingerprint,
-        protocol=runs.evaluation_protocol(config),
-        environment=runs.environment(pick_device(config)),
-        table=rows,
-    )
-    return runs.write_result(run_dir, result)
+def _next_level(last: Solution, coarse: Solution | None, fine: Solution | None, budget: int, parameters: int) -> float:
+    """Between the brackets on the line through them; where one is missing, as if an octave were a bit a weight."""
+    target = (1 + FULL) / 2 * budget
+    if coarse is None or fine is None:
+        octaves = (last.bytes - target) / (parameters / 8)
+        return last.level * 2 ** max(-3.0, min(3.0, octaves + math.copysign(0.02, octaves)))
+    share = (fine.bytes - target) / max(fine.bytes - coarse.bytes, 1)
+    share = min(max(share, 0.02), 0.98)
+    return math.exp((1 - share) * math.log(fine.level) + share * math.log(coarse.level))
+
+
+def _worth_a_residual(
+    solution: Solution, weights: dict[str, Tensor], calibration: Calibration, config: ExportConfig
+) -> tuple[str, ...]:
+    """Tensors whose low-rank residual wins more nats a byte than finer steps do at this level."""
+    by_steps = 16 * math.log(2) * solution.level**2 / 24  # -d(level²/24)/d(bit), eight of them
+    chosen = []
+    for name, t in solution.quantized.integers.items():
+        error = t.dequantize() - weights[name]
+        residual = _residual(-error, calibration[name], config)
+        won = calibration[name].cost(error) - calibration[name].cost(error + residual.dense())
+        if won > by_steps * _bytes(residual, config):
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def _residual(residual: Tensor, statistics: Statistics, config: ExportConfig) -> LowRank:
+    rank = min(config.int8_residual_rank, *residual.shape)
+    bits, group = config.int8_residual_bits, config.int8_residual_group
+    return low_rank(residual, rank, bits, group, statistics.hessian, statistics.row_weight)
+
+
+def _bytes(residual: LowRank, config: ExportConfig) -> float:
+    factors = residual.left.numel() + residual.right.numel()
+    scales = sum(t.numel() for t in (residual.left_scale, residual.right_scale) if t is not None)
+    return factors * config.int8_residual_bits / 8 + 2 * scales

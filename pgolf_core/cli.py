@@ -1,6 +1,7 @@
 """`pgolf`: the workbench from the command line."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def main(words: list[str] | None = None) -> int:
         return 0
     try:
         return arguments.command(arguments)
+    except BrokenPipeError:  # the reader of our output has seen enough: `pgolf runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         # Ours are for users: ConfigError, DataError, RunError, SweepError, TrainError … Others keep their traceback.
         if not type(error).__module__.startswith("pgolf_core."):
@@ -57,8 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(list_runs, "runs", "all runs in a table")
     sub.add_argument("sweep", nargs="?", metavar="SWEEP")
 
-    sub = command(report, "report", "write the frontier report of all runs")
+    sub = command(report, "report", "write the reports of all runs: the frontier, and the exports of each checkpoint")
     sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR")
+
+    sub = command(artifact, "artifact", "check an artifact file and account for its bytes")
+    sub.add_argument("file", type=_file, metavar="FILE")
 
     sub = command(data, "data", "make a data set ready")
     sub.add_argument("source", choices=["embedded"])
@@ -93,11 +100,11 @@ def demo(arguments: argparse.Namespace) -> int:
     from pgolf_core.sweep import load_sweep, run_sweep
 
     failures = run_sweep(DEMO, arguments.slots)
-    page = frontier.write_report(root=runs.RUNS, out=ROOT / "reports")
+    pages = frontier.write_reports(root=runs.RUNS, out=ROOT / "reports")
     table = runs.load(runs.RUNS)
     directory = load_sweep(DEMO).directory
     print(frontier.summary(table[table.sweep == directory.name]))
-    print(f"\nThe report: {page}\nEvery run, with its executed notebook: {directory}")
+    print(f"\nThe reports: {', '.join(map(str, pages))}\nEvery run, with its executed notebook: {directory}")
     return 1 if failures else 0
 
 
@@ -116,6 +123,7 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 def _dry_run(file: Path, knobs: dict[str, str]) -> int:
     from pgolf_core import runs
+    from pgolf_core.forecast import check
     from pgolf_core.sweep import load_sweep, missing, plan, slot_environments
 
     checked = load_sweep(file, knobs)
@@ -127,6 +135,7 @@ def _dry_run(file: Path, knobs: dict[str, str]) -> int:
         print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
     slots = len(slot_environments([job.config for job in jobs]))
     print(f"{len(to_run)} to run, {slots} at a time")
+    check({job.name: job.config for job in jobs}, print)
     return 0
 
 
@@ -187,8 +196,45 @@ def _table(table) -> str:
 def report(arguments: argparse.Namespace) -> int:
     from pgolf_core import frontier, runs
 
-    print(frontier.write_report(root=runs.RUNS, out=arguments.out))
+    for page in frontier.write_reports(root=runs.RUNS, out=arguments.out):
+        print(page)
     return 0
+
+
+def artifact(arguments: argparse.Namespace) -> int:
+    from pgolf_core.artifact import read
+
+    print(_account(read(arguments.file)))
+    return 0
+
+
+def _account(unpacked) -> str:
+    """Every byte of a file, for a terminal: by part, then by tensor where the codec tells."""
+    from pgolf_core.artifact import ACCOUNT, PARTS
+
+    total = sum(unpacked.parts.values())
+    versions = ", ".join(f"{package} {version}" for package, version in unpacked.libraries.items())
+    lines = [f"artifact version {unpacked.version}, {len(unpacked.arrays)} arrays; whole, checksums right"]
+    lines += [f"written with {versions}"] if versions else []
+    lines += ["", f"{'part':14} {'codec':8} {'arrays':>7} {'decoded':>12} {'stored':>12} {'share':>7}"]
+    for part in [*ACCOUNT, *sorted(unpacked.parts.keys() - set(ACCOUNT))]:
+        if part in unpacked.parts:
+            members = [a for name, a in unpacked.arrays.items() if PARTS.get(name.partition("/")[0]) == part]
+            decoded = f"{sum(a.nbytes for a in members):,}" if members else ""
+            figures = f"{len(members) or '':>7} {decoded:>12} {unpacked.parts[part]:>12,}"
+            lines.append(f"{part:14} {unpacked.codecs.get(part, ''):8} {figures} {unpacked.parts[part] / total:>7.1%}")
+    lines += [f"{'total':14} {'':8} {len(unpacked.arrays):>7} {'':>12} {total:>12,}"]
+    matrices = {name: a for name, a in unpacked.arrays.items() if name.startswith(("q/", "index/"))}
+    if matrices:
+        width = max(len(name) for name in matrices) - 2
+        lines += ["", f"{'tensor':{width}} {'shape':>14} {'levels':>7} {'stored':>12} {'bits each':>10}"]
+    for name, a in matrices.items():
+        stored = unpacked.array_bytes[name]
+        size = ("", "") if stored is None else (f"{stored:,}", f"{8 * stored / max(a.size, 1):.2f}")
+        levels = int(a.max()) - int(a.min()) + 1 if a.size else 0
+        shape = " × ".join(map(str, a.shape))
+        lines.append(f"{name.partition('/')[2]:{width}} {shape:>14} {levels:>7,} {size[0]:>12} {size[1]:>10}".rstrip())
+    return "\n".join(lines)
 
 
 def data(arguments: argparse.Namespace) -> int:

@@ -19,23 +19,41 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pgolf_core import recipe
+
 # The checkout (editable install). Relative paths of knobs and the runs/ and reports/ folders start here,
 # so that a notebook, papermill and the command line mean the same file whatever their working directory.
 ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
 
+PERMISSIONS = {"allow_over_cap"}  # knobs that let a run go on and change no bit of it: with or without, it is the same
 GRADIENT_SPANS = 8  # the reference cuts every step into 8 micro-batches: world_size × accumulation
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Bits = Annotated[int, Field(ge=4, le=8)]
+Bits = Annotated[int, Field(ge=2, le=8)]
 
 
 def _embedding_bits(bits: int) -> int:
-    if bits not in (0, 4, 5, 6, 7, 8, 16):
-        raise ValueError("input should be 4 to 8, 16 (stays fp16) or 0 (as the weights)")
+    if bits not in (0, *range(2, 9), 16):
+        raise ValueError("input should be 2 to 8, 16 (stays fp16) or 0 (as the weights)")
     return bits
+
+
+def _residual_bits(bits: int) -> int:
+    if bits not in (*range(2, 9), 16):
+        raise ValueError("input should be 2 to 8, or 16 (float16 factors)")
+    return bits
+
+
+def _quantizer(text: str) -> str:
+    if text:
+        recipe.parse(text)
+    return text
+
+
+Quantizer = Annotated[str, AfterValidator(_quantizer)]
 
 
 class ConfigError(ValueError):
@@ -139,22 +157,66 @@ class RegularizerConfig(Group):
 
 class ExportConfig(Group):
     cap_bytes: Annotated[int, Field(gt=0, description="bytes of artifact and code together")] = 16_000_000
-    weight_quantization_bits: Bits = 8
+    allow_over_cap: Annotated[bool, Field(description="train although its forecast is over cap_bytes")] = False
+    quantizer: Annotated[Quantizer, Field(min_length=1, description="how tensors are quantised; forms in recipe")] = (
+        "absmax"
+    )
+    embed_quantizer: Annotated[Quantizer, Field(description="of the embedding; '' = quantizer, as below")] = ""
+    attn_in_quantizer: Annotated[Quantizer, Field(description="of queries, keys and values")] = ""
+    attn_out_quantizer: Annotated[Quantizer, Field(description="of attention's projection")] = ""
+    mlp_in_quantizer: Quantizer = ""
+    mlp_out_quantizer: Quantizer = ""
+    head_quantizer: Annotated[Quantizer, Field(description="of a head of its own (tie_embeddings=0)")] = ""
+    weight_quantization_bits: Annotated[Bits, Field(description="of absmax")] = 8
     embed_quantization_bits: Annotated[
-        int, AfterValidator(_embedding_bits), Field(description="0 = as the weights, 16 = stays fp16")
+        int, AfterValidator(_embedding_bits), Field(description="of absmax; 0 = as the weights, 16 = stays fp16")
     ] = 0
-    int8_axis_mode: Literal["auto", "row", "col"] = "auto"
-    int8_residual_rank: Annotated[int, Field(ge=0, le=1)] = 0
-    int8_residual_budget_bytes: Count = 0
+    int8_axis_mode: Annotated[Literal["auto", "row", "col"], Field(description="of absmax")] = "auto"
+    keep_float_max_numel: Annotated[int, Field(ge=0, description="matrices up to so many elements stay float16")] = (
+        65_536
+    )
+    control_dtype: Annotated[Literal["float32", "float16"], Field(description="of control vectors")] = "float32"
+    allocation: Annotated[
+        Literal["fixed", "solve"],
+        Field(
+            description="solve = steps of every tensor so that the file just fits cap_bytes; no quantizer knob counts"
+        ),
+    ] = "fixed"
+    gptq: Annotated[bool, Field(description="round column by column, mending the next for the errors so far")] = False
+    gptq_damp: Annotated[float, Field(gt=0, le=1, description="share of the mean diagonal added to it")] = 0.01
+    gptq_block: Positive = 128
+    gptq_act_order: Annotated[bool, Field(description="columns of large inputs first")] = True
+    calibration_tokens: Annotated[int, Field(gt=0, description="of the training split")] = 65_536
+    int8_residual_rank: Annotated[int, Field(ge=0, le=256)] = 0
+    int8_residual_bits: Annotated[
+        int, AfterValidator(_residual_bits), Field(description="of the factors; 16 = float16")
+    ] = 16
+    int8_residual_group: Annotated[int, Field(gt=0, description="integers of a factor that share a scale")] = 64
+    int8_residual_budget_bytes: Annotated[int, Field(ge=0, description="of factors before compression")] = 0
     int8_residual_power_iters: Positive = 6
     int8_targeted_residual_mode: Literal[
         "off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo"
     ] = "off"
     mlp_permutation: Annotated[bool, Field(description="sort hidden units; same function, fewer bytes")] = False
+    codec: Annotated[
+        Literal["zlib", "lzma", "brotli", "ans", "auto"], Field(description="auto = the smallest of them")
+    ] = "zlib"
 
     @property
     def embed_bits(self) -> int:
         return self.embed_quantization_bits or self.weight_quantization_bits
+
+    @property
+    def low_rank_residuals(self) -> bool:
+        """Residuals other than the reference's float16 pair: fitted by calibration."""
+        rank_one = self.int8_residual_rank == 1 and self.int8_residual_bits == 16
+        return bool(self.int8_residual_rank and self.int8_residual_budget_bytes and not rank_one)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether training text decides how tensors are rounded."""
+        fisher = any(value.endswith(":fisher") for name, value in self if name.endswith("quantizer"))
+        return self.gptq or fisher or self.low_rank_residuals or self.allocation == "solve"
 
 
 class EvalConfig(Group):
@@ -307,7 +369,7 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     @property
     def hash(self) -> str:
         """12 hex digits that name these knobs."""
-        text = json.dumps(self.model_dump(), sort_keys=True)
+        text = json.dumps(self.model_dump(exclude=PERMISSIONS), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def differences(self, other: RunConfig) -> dict[str, tuple]:
@@ -345,6 +407,12 @@ RULES = [
     ({"eval_cache_mix_weight", "eval_bigram_mix_weight", "eval_cache_size"},
      lambda c: c.eval_cache_size or not (c.eval_cache_mix_weight or c.eval_bigram_mix_weight),
      "eval_cache_size=0 leaves the sidecar's weights without effect; give it the tokens to look back"),
+    ({"allocation", "mlp_permutation"}, lambda c: c.allocation == "fixed" or not c.mlp_permutation,
+     "mlp_permutation has no effect with allocation=solve, whose codes know no order of units; leave it 0"),
+    ({"mlp_permutation", "int8_residual_rank", "int8_residual_bits"},
+     lambda c: not (c.mlp_permutation and c.low_rank_residuals),
+     "mlp_permutation cannot be combined with low-rank residuals (int8_residual_rank={c.int8_residual_rank}, "
+     "int8_residual_bits={c.int8_residual_bits}), whose statistics know the hidden units by the trained order"),
 ]  # fmt: skip
 
 

@@ -4,6 +4,8 @@ bpb = (nats of the scored tokens / ln 2) / (UTF-8 bytes of the text they spell).
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +63,73 @@ def sidecar(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
     return logits
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Batch:
+    """Windows to be scored together: ids and targets (B, T), which of the B·T targets count, and their sums."""
+
+    ids: Tensor
+    targets: Tensor
+    scored: Tensor  # (B·T,) bool, on the device that sums
+    tokens: int
+    bytes: Tensor  # () int64, there too
+
+
+def batches(
+    tokens: Tensor, byte_table: ByteTable, config: EvalConfig, device: torch.device, every: int = 1
+) -> Iterator[Batch]:
+    """One window of tokens (n,) in `every`, from the first on. Raises ValueError where there is no whole one."""
+    L = config.eval_seq_len
+    if L == 0:
+        raise ValueError("eval_seq_len=0: give the window in tokens, or take RunConfig.eval, which resolves it")
+    if tokens.numel() <= L:
+        raise ValueError(f"{tokens.numel()} validation tokens hold no window of eval_seq_len={L} and its target")
+    tokens = tokens.to(device)
+    sums = summing_device(device)
+    byte_table = byte_table.to(sums)
+    spans = windows(tokens.numel() - 1, L, config.eval_stride)[::every]
+    batch = config.sw_eval_batch if config.eval_stride else max(1, config.val_batch_size // L)
+    offsets = torch.arange(L, device=device)
+    for i in range(0, len(spans), batch):
+        start, first = torch.tensor(spans[i : i + batch], device=device).unbind(1)
+        position = start[:, None] + offsets  # (B, L), the index of each input token
+        x, y = tokens[position], tokens[position + 1]
+        scored = (position >= first[:, None]).flatten().to(sums)
+        byte_count = byte_table.count(x.flatten().to(sums)[scored], y.flatten().to(sums)[scored])
+        yield Batch(x, y, scored, sum(s + L - max(s, f) for s, f in spans[i : i + batch]), byte_count)
+
+
+def summing_device(device: torch.device) -> torch.device:
+    """The model's own, but for mps, which has no float64 to sum in."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def scored_nats(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
+    """Sum of the loss over the batch's scored targets, () float64, of logits (B, T, V)."""
+    logits = logits.float()
+    if config.eval_cache_size:
+        logits = sidecar(logits, batch.ids, config)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+    return loss.to(batch.scored.device)[batch.scored].sum(dtype=torch.float64)
+
+
+def score_of(nats: float, tokens: int, text_bytes: int) -> Score:
+    """The score of sums over all batches."""
+    val_loss = nats / tokens
+    return Score(val_loss, val_loss / math.log(2) * tokens / text_bytes, tokens, text_bytes)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Inside the block the model is in its mode for evaluation; gives its device."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
+
+
 def evaluate(
     model: nn.Module,
     tokens: Tensor,
@@ -73,39 +141,12 @@ def evaluate(
 
     Raises ValueError where tokens hold no whole window.
     """
-    L = config.eval_seq_len
-    if L == 0:
-        raise ValueError("eval_seq_len=0: give the window in tokens, or take RunConfig.eval, which resolves it")
-    if tokens.numel() <= L:
-        raise ValueError(f"{tokens.numel()} validation tokens hold no window of eval_seq_len={L} and its target")
-    device = next(model.parameters()).device
-    tokens = tokens.to(device)
-    spans = windows(tokens.numel() - 1, L, config.eval_stride)
-    batch = config.sw_eval_batch if config.eval_stride else max(1, config.val_batch_size // L)
-    training = model.training
-    model.eval()
-    sums = torch.device("cpu") if device.type == "mps" else device
-    byte_table = byte_table.to(sums)
-    nats = torch.zeros((), dtype=torch.float64, device=sums)
-    byte_count = torch.zeros((), dtype=torch.int64, device=sums)
-    count = 0
-    offsets = torch.arange(L, device=device)
-    for i in range(0, len(spans), batch):
-        start, first = torch.tensor(spans[i : i + batch], device=device).unbind(1)
-        position = start[:, None] + offsets  # (B, L), the index of each input token
-        x, y = tokens[position], tokens[position + 1]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = model(x)
-        logits = logits.float()
-        if config.eval_cache_size:
-            logits = sidecar(logits, x, config)
-        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
-        if device.type == "mps":  # has no float64 to sum in
-            loss, x, y, position, first = loss.cpu(), x.cpu(), y.cpu(), position.cpu(), first.cpu()
-        scored = (position >= first[:, None]).flatten()
-        nats += loss[scored].sum(dtype=torch.float64)
-        byte_count += byte_table.count(x.flatten()[scored], y.flatten()[scored])
-        count += sum(s + L - max(s, f) for s, f in spans[i : i + batch])
-    model.train(training)
-    val_loss = nats.item() / count
-    return Score(val_loss, val_loss / math.log(2) * count / byte_count.item(), count, byte_count.item())
+    nats, byte_count, count = 0.0, 0, 0
+    with evaluating(model) as device:
+        for batch in batches(tokens, byte_table, config, device):
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                logits = model(batch.ids)
+            nats += scored_nats(logits, batch, config)
+            byte_count += batch.bytes
+            count += batch.tokens
+    return score_of(nats.item(), count, byte_count.item())

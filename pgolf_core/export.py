@@ -1,66 +1,50 @@
-"""State dict → artifact file → state dict, with an account of every byte. Scheme `int8_zlib`.
+"""State dict → artifact file, with an account of every byte. Which tensor is stored how.
 
-Large matrices become integers with one float16 scale a row or column, the rest stays float; the tensors
-are written as safetensors and compressed by zlib. Nothing is pickled, so nothing in a file can run.
+Large matrices become integers with steps (`quantize`, `grids`, `gptq`) or indices into a codebook, the rest stays
+float; `artifact` is the way back. As the knobs stand by default this is the seed's scheme: absmax int8 under zlib.
 """
 
 import io
-import json
 import lzma
 import math
 import re
 import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from pgolf_core import codebook, grids, recipe
+from pgolf_core.allocate import AllocationError, solve
+from pgolf_core.artifact import ACCOUNT, Quantized, pack, to_arrays
+from pgolf_core.artifact import load as load  # the other half, where users look for it
+from pgolf_core.calibrate import Calibration
 from pgolf_core.config import ExportConfig
 from pgolf_core.files import write_whole
-from pgolf_core.model import is_control
+from pgolf_core.gptq import gptq, prepare
+from pgolf_core.lowrank import LowRank, error, low_rank
+from pgolf_core.model import is_control, tensor_kind
 from pgolf_core.quantize import QuantizedTensor, RankOne, quantize, rank_one
+from pgolf_core.recipe import Recipe
 
-SCHEME = "int8_zlib"
-KEEP_FLOAT_MAX_NUMEL = 65_536  # tensors up to this many elements stay float
 EARLY_BLOCKS = 4  # 'early' in the names of residual modes
 
-# What a reader of an artifact needs: to build the model, decode the file and score it. A test holds the list
-# to what Python imports.
-CODE_MODULES = ("__init__", "config", "data", "evaluate", "export", "files", "model", "quantize")
-
-# The part of the account that a stored tensor counts to, by the prefix of its name.
-PARTS = {
-    "q": "weights",
-    "scale": "scales",
-    "left": "residuals",
-    "right": "residuals",
-    "float": "float tensors",
-}
-
-
-class ArtifactError(ValueError):
-    """A file that is no artifact of ours, or a damaged one."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A state dict as it will be stored."""
-
-    integers: dict[str, QuantizedTensor]
-    residuals: dict[str, RankOne]  # names are among the integers', in the order they were chosen
-    floats: dict[str, Tensor]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """float32 tensors as a reader of the file will have them."""
-        state = {name: t.float() for name, t in self.floats.items()}
-        for name, t in self.integers.items():
-            state[name] = t.dequantize()
-            if name in self.residuals:
-                state[name] += self.residuals[name].dense()
-        return state
+# What a reader of an artifact needs: to build the model, decode the file and score it; a test holds the list to what
+# Python imports. Where a file has low-rank residuals or a codebook, their modules too.
+CODE_MODULES = (
+    "__init__",
+    "artifact",
+    "codec",
+    "config",
+    "container",
+    "data",
+    "evaluate",
+    "files",
+    "model",
+    "quantize",
+    "recipe",
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +55,9 @@ class ByteAccount:
     artifact: int
     code: int
     cap: int
-    payload: int  # of the tensors before compression
+    payload: int  # of the arrays before compression
     residual_tensors: tuple[str, ...] = ()
+    codecs: dict[str, str] | None = None  # part -> codec
 
     @property
     def total(self) -> int:
@@ -87,51 +72,149 @@ class ByteAccount:
         return {**self.parts, "code": self.code, "total": self.total}
 
 
-def quantize_state(state: dict[str, Tensor], config: ExportConfig) -> Quantized:
-    """Decide for every tensor of the state dict and quantise; residuals by benefit a byte within the budget."""
-    integers, floats = {}, {}
+def scheme(config: ExportConfig) -> str:
+    """A name for logs: 'int8_zlib' for the seed's."""
+    if config.allocation == "solve":
+        return f"solve_{config.codec}"
+    kind = config.quantizer.replace(":", "-")
+    kind = f"int{config.weight_quantization_bits}" if kind == "absmax" else kind
+    return f"{kind}{'_gptq' if config.gptq else ''}_{config.codec}"
+
+
+def quantize_state(state: dict[str, Tensor], config: ExportConfig, calibration: Calibration | None = None) -> Quantized:
+    """Decide for every tensor of the state dict and quantise; residuals by benefit a byte within the budget.
+
+    calibration: needed where config.needs_calibration. Raises ValueError on NaN or infinity, and on a cap that
+    allocation=solve cannot meet.
+    """
+    state = {name: t.detach().cpu() for name, t in state.items()}
     for name, t in state.items():
-        t = t.detach().cpu()
         if not torch.isfinite(t).all():
             raise ValueError(f"tensor {name} holds NaN or infinity; this checkpoint cannot be exported")
-        bits = config.embed_bits if name == "tok_emb.weight" else config.weight_quantization_bits
-        if t.numel() <= KEEP_FLOAT_MAX_NUMEL or bits == 16:
-            floats[name] = t.to(torch.float32 if is_control(name) else torch.float16).contiguous()
-        else:
-            integers[name] = quantize(t, bits, config.int8_axis_mode)
-    quantized = Quantized(integers, _choose_residuals(state, integers, config), floats)
-    return permute_mlp(quantized) if config.mlp_permutation else quantized
+    if config.needs_calibration and calibration is None:
+        raise ValueError(
+            "these export knobs need calibration: gptq, fisher steps, low-rank residuals, allocation=solve"
+        )
+    if config.allocation == "solve":
+        floats = {name: stored_float(name, t, config) for name, t in state.items() if name not in calibration}
+        weights = {name: state[name] for name in calibration}
+        return solve(weights, floats, calibration, config, config.cap_bytes - len(code_archive()))
+    recipes = {name: recipe_of(name, t, config) for name, t in state.items()}
+    floats = {n: stored_float(n, t, config) for n, t in state.items() if recipes[n].kind == "float16"}
+    by_codebook = {n: r for n, r in recipes.items() if r.kind == "codebook"}
+    if len(set(by_codebook.values())) > 1:
+        raise ValueError(f"one codebook at a time: {', '.join(sorted({str(r) for r in by_codebook.values()}))}")
+    book, indices = None, {}
+    for shared in set(by_codebook.values()):
+        book = codebook.learn([state[name] for name in by_codebook], shared.size, shared.dimension, shared.rate_weight)
+        indices = {name: codebook.encode(state[name], book, shared.rate_weight) for name in by_codebook}
+    integers = {
+        name: quantize_tensor(name, state[name], r, config, calibration)
+        for name, r in recipes.items()
+        if name not in floats and name not in indices
+    }
+    orders = hidden_orders(integers) if config.mlp_permutation else {}
+    integers |= {name: _reorder(integers[name], *order) for name, order in orders.items()}
+    weights = {n: state[n].index_select(orders[n][1], orders[n][0]) if n in orders else state[n] for n in integers}
+    return Quantized(integers, _choose_residuals(weights, integers, config, calibration), floats, indices, book)
+
+
+def recipe_of(name: str, t: Tensor, config: ExportConfig) -> Recipe:
+    """How the knobs say that this tensor is to be stored; float16 stands for float32 too, where that is kept."""
+    if t.numel() <= config.keep_float_max_numel or is_control(name):
+        return Recipe("float16")
+    if t.ndim != 2:
+        return Recipe("absmax")
+    kind = tensor_kind(name)
+    chosen = recipe.parse((kind and getattr(config, f"{kind}_quantizer")) or config.quantizer)
+    if chosen.kind == "absmax" and not chosen.bits and name == "tok_emb.weight" and config.embed_bits == 16:
+        return Recipe("float16")
+    return chosen
+
+
+def stored_float(name: str, t: Tensor, config: ExportConfig) -> Tensor:
+    dtype = getattr(torch, config.control_dtype) if is_control(name) else torch.float16
+    return t.to(dtype).contiguous()
+
+
+def quantize_tensor(
+    name: str, w: Tensor, r: Recipe, config: ExportConfig, calibration: Calibration | None
+) -> QuantizedTensor:
+    """One tensor by its recipe, rounded to nearest or by GPTQ."""
+    bits = r.bits or (config.embed_bits if name == "tok_emb.weight" else config.weight_quantization_bits)
+    statistics = calibration.get(name) if calibration else None
+    if r.kind == "absmax" and not (config.gptq and statistics):
+        return quantize(w, bits, config.int8_axis_mode)
+    by_fisher = r.per == "fisher"
+    order = None
+    if config.gptq or by_fisher:
+        if statistics is None:
+            raise ValueError(f"tensor {name} was not seen in calibration, which gptq and fisher steps need")
+        order = prepare(statistics.hessian, config.gptq_damp, config.gptq_act_order)
+    match r.kind:
+        case "absmax":
+            grid = grids.absmax_grid(w, bits, config.int8_axis_mode)
+        case "sdclip":
+            grid = grids.sdclip_grid(w, bits, r.k)
+        case "ternary":
+            grid = grids.ternary_grid(w)
+        case "step" if by_fisher:
+            grid = grids.weighted_grid(w, r.c, statistics.row_weight, order.column_weight)
+        case "step":
+            grid = grids.step_grid(w, r.c, r.per)
+    if config.gptq:
+        return grid.with_levels(gptq(w, grid.steps(), order, grid.qmax, config.gptq_block))
+    return grids.to_nearest(w, grid)
 
 
 def _choose_residuals(
-    state: dict[str, Tensor], integers: dict[str, QuantizedTensor], config: ExportConfig
-) -> dict[str, RankOne]:
-    """The residuals that fit the budget, taken by (priority, benefit a byte, benefit), largest first."""
+    state: dict[str, Tensor],
+    integers: dict[str, QuantizedTensor],
+    config: ExportConfig,
+    calibration: Calibration | None,
+) -> dict[str, RankOne | LowRank]:
+    """The residuals that fit the budget, taken by (priority, benefit a byte, benefit), largest first.
+
+    Rank 1 in float16 is the reference's; any other is low-rank, its benefit in calibrated cost.
+    """
     if not (config.int8_residual_rank and config.int8_residual_budget_bytes):
         return {}
     mode = config.int8_targeted_residual_mode
-    fitted = []
+    fitted: list[tuple[str, RankOne | LowRank, int, float]] = []
     for name, t in integers.items():
         if t.q.ndim != 2 or not _is_candidate(name, mode):
             continue
-        residual = state[name].detach().cpu().float() - t.dequantize()
-        fitted.append((name, rank_one(residual, config.int8_residual_power_iters)))
+        residual = state[name].float() - t.dequantize()
+        fitted.append((name, *_fit(name, residual, config, calibration)))
     prioritised = mode == "early_proj_combo"
     fitted.sort(
-        key=lambda nr: (
-            prioritised and _is_early(nr[0], "attn|mlp"),
-            nr[1].benefit / nr[1].bytes,
-            nr[1].benefit,
-        ),
+        key=lambda entry: (prioritised and _is_early(entry[0], "attn|mlp"), entry[3] / entry[2], entry[3]),
         reverse=True,
     )
-    chosen: dict[str, RankOne] = {}
+    chosen: dict[str, RankOne | LowRank] = {}
     left = config.int8_residual_budget_bytes
-    for name, residual in fitted:
-        if residual.benefit > 0 and residual.bytes <= left:
-            chosen[name] = residual
-            left -= residual.bytes
+    for name, fit, size, benefit in fitted:
+        if benefit > 0 and size <= left:
+            chosen[name] = fit
+            left -= size
     return chosen
+
+
+def _fit(
+    name: str, residual: Tensor, config: ExportConfig, calibration: Calibration | None
+) -> tuple[RankOne | LowRank, int, float]:
+    """A residual's stored form, its bytes before compression, and what it wins."""
+    if config.int8_residual_rank == 1 and config.int8_residual_bits == 16:
+        fit = rank_one(residual, config.int8_residual_power_iters)
+        return fit, fit.bytes, fit.benefit
+    statistics = calibration.get(name) if calibration else None
+    hessian, row_weight = (statistics.hessian, statistics.row_weight) if statistics else (None, None)
+    rank = min(config.int8_residual_rank, *residual.shape)
+    fit = low_rank(residual, rank, config.int8_residual_bits, config.int8_residual_group, hessian, row_weight)
+    scales = sum(2 * t.numel() for t in (fit.left_scale, fit.right_scale) if t is not None)
+    size = math.ceil(config.int8_residual_bits * (fit.left.numel() + fit.right.numel()) / 8) + scales
+    before, after = (error(r, hessian, row_weight) for r in (residual, residual - fit.dense()))
+    return fit, size, before - after
 
 
 def _is_early(name: str, part: str) -> bool:
@@ -153,25 +236,19 @@ def _is_candidate(name: str, mode: str) -> bool:
     return True
 
 
-def permute_mlp(quantized: Quantized) -> Quantized:
-    """Sort each block's hidden units so that alike rows are neighbours: the same function, fewer coded bytes."""
-    integers, residuals = dict(quantized.integers), dict(quantized.residuals)
-    for name in quantized.integers:
-        if not (match := re.fullmatch(r"(blocks\.\d+\.mlp\.)fc\.weight", name)):
-            continue
-        fc, proj = name, match[1] + "proj.weight"
-        if proj not in integers:
-            continue
-        order = _hidden_order(integers[fc], integers[proj])
-        integers[fc] = _reorder(integers[fc], order, axis=0)
-        integers[proj] = _reorder(integers[proj], order, axis=1)
-        if fc in residuals:
-            r = residuals[fc]
-            residuals[fc] = RankOne(r.left[order], r.right, r.benefit)
-        if proj in residuals:
-            r = residuals[proj]
-            residuals[proj] = RankOne(r.left, r.right[order], r.benefit)
-    return Quantized(integers, residuals, quantized.floats)
+def hidden_orders(integers: dict[str, QuantizedTensor]) -> dict[str, tuple[Tensor, int]]:
+    """Name -> (order, axis) that sorts each block's hidden units, so that alike rows are neighbours.
+
+    Applied to both matrices of an MLP it leaves the function as it is, and zlib needs fewer bytes.
+    """
+    orders = {}
+    for fc in integers:
+        if match := re.fullmatch(r"(blocks\.\d+\.mlp\.)fc\.weight", fc):
+            proj = match[1] + "proj.weight"
+            if proj in integers:
+                order = _hidden_order(integers[fc], integers[proj])
+                orders |= {fc: (order, 0), proj: (order, 1)}
+    return orders
 
 
 def _hidden_order(fc: QuantizedTensor, proj: QuantizedTensor) -> Tensor:
@@ -191,112 +268,44 @@ def _hidden_order(fc: QuantizedTensor, proj: QuantizedTensor) -> Tensor:
 
 
 def _reorder(t: QuantizedTensor, order: Tensor, axis: int) -> QuantizedTensor:
+    exponents = {"row_exponents": t.row_exponents, "col_exponents": t.col_exponents}
+    turned = "col_exponents" if axis else "row_exponents"
+    if exponents[turned] is not None:
+        exponents[turned] = exponents[turned][order]
     scale = t.scale[order] if t.axis == axis else t.scale
-    return QuantizedTensor(t.q.index_select(axis, order).contiguous(), scale, t.axis)
+    return QuantizedTensor(t.q.index_select(axis, order).contiguous(), scale, t.axis, **exponents)
 
 
-def pack(quantized: Quantized) -> tuple[bytes, dict[str, int], int]:
-    """The artifact's bytes, the stored bytes of each part, and the bytes of the tensors before compression."""
-    tensors: dict[str, Tensor] = {f"float/{name}": t for name, t in quantized.floats.items()}
-    for name, t in quantized.integers.items():
-        tensors[f"q/{name}"], tensors[f"scale/{name}"] = t.q, t.scale
-    for name, r in quantized.residuals.items():
-        tensors[f"left/{name}"], tensors[f"right/{name}"] = r.left, r.right
-    # One metadata entry: safetensors writes several in no fixed order, and equal runs must give equal bytes.
-    columns = sorted(name for name, t in quantized.integers.items() if t.axis == 1)
-    metadata = {"pgolf": json.dumps({"scheme": SCHEME, "version": 1, "column_scales": columns})}
-    compressed, parts = _compress(safetensors.torch.save(tensors, metadata))
-    return compressed, parts, sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def export(state: dict[str, Tensor], config: ExportConfig, path: str | Path) -> ByteAccount:
-    """Quantise, write the artifact in one move, account for its bytes. Raises ValueError on NaN or infinity."""
-    quantized = quantize_state(state, config)
-    artifact, parts, payload = pack(quantized)
-    write_whole(path, artifact)
+def export(
+    state: dict[str, Tensor], config: ExportConfig, path: str | Path, calibration: Calibration | None = None
+) -> ByteAccount:
+    """Quantise, write the artifact in one move, account for its bytes. Raises ValueError as quantize_state."""
+    quantized = quantize_state(state, config, calibration)
+    packed = pack(quantized, config.codec)
+    code = len(code_archive(quantized))
+    if config.allocation == "solve" and len(packed.bytes) + code > config.cap_bytes:
+        raise AllocationError(f"the solver's file of {len(packed.bytes) + code:,} bytes is over cap_bytes")
+    write_whole(path, packed.bytes)
     return ByteAccount(
-        parts=parts,
-        artifact=len(artifact),
-        code=len(code_archive()),
+        parts={part: packed.parts.get(part, 0) for part in ACCOUNT},
+        artifact=len(packed.bytes),
+        code=code,
         cap=config.cap_bytes,
-        payload=payload,
+        payload=sum(array.nbytes for array in to_arrays(quantized)[0].values()),
         residual_tensors=tuple(quantized.residuals),
+        codecs=packed.codecs,
     )
 
 
-def _compress(blob: bytes) -> tuple[bytes, dict[str, int]]:
-    """zlib stream of a safetensors file, and the stored bytes of each part.
-
-    The stream is flushed where one part ends and the next begins (some five times in a file, about five
-    bytes each), so that every stored byte belongs to one part and the account adds up to the file.
-    """
-    header_size, header = _header(blob)
-    spans = sorted((tuple(entry["data_offsets"]), name) for name, entry in header.items())
-    sections = [("metadata", 0, header_size)]
-    for (start, end), name in spans:
-        part = PARTS[name.split("/")[0]]
-        if sections[-1][0] == part:
-            sections[-1] = (part, sections[-1][1], header_size + end)
-        else:
-            sections.append((part, header_size + start, header_size + end))
-    compressor = zlib.compressobj(9)
-    parts = dict.fromkeys(("weights", "scales", "residuals", "float tensors", "metadata"), 0)
-    stream = b""
-    for i, (part, start, end) in enumerate(sections):
-        last = i == len(sections) - 1
-        chunk = compressor.compress(blob[start:end]) + compressor.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
-        parts[part] += len(chunk)
-        stream += chunk
-    return stream, parts
-
-
-def _header(blob: bytes) -> tuple[int, dict]:
-    """Bytes before the first tensor, and the safetensors header without its metadata."""
-    size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
-    header.pop("__metadata__", None)
-    return 8 + size, header
-
-
-def load(path: str | Path) -> dict[str, Tensor]:
-    """Artifact file -> state dict of float32 tensors. Raises ArtifactError naming the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such artifact")
-    try:
-        return unpack(path.read_bytes())
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from error
-
-
-def unpack(artifact: bytes) -> dict[str, Tensor]:
-    """The bytes of an artifact -> state dict of float32 tensors. Raises ArtifactError."""
-    try:
-        blob = zlib.decompress(artifact)
-        size = int.from_bytes(blob[:8], "little")
-        about = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["pgolf"])
-        tensors = safetensors.torch.load(blob)
-    except (zlib.error, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"not a whole {SCHEME} artifact ({error})") from error
-    if (about["scheme"], about["version"]) != (SCHEME, 1):
-        raise ArtifactError(f"scheme {about['scheme']} version {about['version']}; this reads {SCHEME} 1")
-    stored: dict[str, dict[str, Tensor]] = {kind: {} for kind in PARTS}
-    for name, t in tensors.items():
-        kind, _, parameter = name.partition("/")
-        stored[kind][parameter] = t
-    integers = {}
-    for name, q in stored["q"].items():
-        axis = None if q.ndim != 2 else int(name in about["column_scales"])
-        integers[name] = QuantizedTensor(q, stored["scale"][name], axis)
-    residuals = {name: RankOne(left, stored["right"][name], 0.0) for name, left in stored["left"].items()}
-    return Quantized(integers, residuals, stored["float"]).state_dict()
-
-
-def code_archive() -> bytes:
+def code_archive(quantized: Quantized | None = None) -> bytes:
     """The modules a reader needs, as an lzma-compressed archive; the same bytes on every machine."""
+    modules = list(CODE_MODULES)
+    if quantized is not None:
+        modules += ["codebook"] if quantized.indices else []
+        modules += ["lowrank"] if any(isinstance(r, LowRank) for r in quantized.residuals.values()) else []
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for module in CODE_MODULES:
+        for module in modules:
             source = Path(__file__).with_name(f"{module}.py").read_bytes().replace(b"\r\n", b"\n")
             entry = tarfile.TarInfo(f"pgolf_core/{module}.py")
             entry.size = len(source)

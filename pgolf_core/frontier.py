@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections import namedtuple
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,12 +18,16 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from pgolf_core import runs
-from pgolf_core.config import ROOT, RunConfig
+from pgolf_core.config import ROOT, ExportConfig, RunConfig
 from pgolf_core.files import write_whole
+from pgolf_core.lab import PLAIN
 from pgolf_core.slot import run_alone
 
 REPORTS = ROOT / "reports"
-NOTEBOOK = ROOT / "notebooks" / "report_frontier.ipynb"
+PAGES = {"frontier": "The frontier", "export": "Exports of each checkpoint"}  # notebooks/report_<page>.ipynb
+
+
+WORDS = ("run", "kind", "note", "file", "at most", "the solver", "best of the others", "tensor")  # left-aligned
 
 
 class ReportError(RuntimeError):
@@ -151,36 +156,36 @@ def in_words(rows: pd.DataFrame, spread: float = 0.0) -> pd.DataFrame:
         words += ["within noise"] if chance else []
         notes.append(", ".join(words))
 
-    def figures(name: str, form: str) -> list[str]:
-        return ["–" if pd.isna(value) else format(round(value, 4) + 0.0, form) for value in rows[name]]  # no −0.0000
-
     return pd.DataFrame(
         {
             "run": names_of(rows),
             "kind": rows.kind.to_numpy(),
-            "bpb": figures("bpb", ".4f"),
-            "Δ control": figures("delta_bpb", "+.4f"),
-            "quantised": figures("quantisation_bpb", "+.4f"),
-            "total bytes": figures("total_bytes", ",.0f"),
-            "left to cap": figures("headroom", ",.0f"),
-            "parameters": figures("parameters", ",.0f"),
-            "steps": figures("steps", ",.0f"),
-            "train s": figures("train_seconds", ",.0f"),
+            "bpb": _figures(rows.bpb, ".4f"),
+            "Δ control": _figures(rows.delta_bpb, "+z.4f"),
+            "quantised": _figures(rows.quantisation_bpb, "+z.4f"),
+            "total bytes": _figures(rows.total_bytes, ",.0f"),
+            "left to cap": _figures(rows.headroom, ",.0f"),
+            "parameters": _figures(rows.parameters, ",.0f"),
+            "steps": _figures(rows.steps, ",.0f"),
+            "train s": _figures(rows.train_seconds, ",.0f"),
             "note": notes,
         }
     )
 
 
 def styled(text: pd.DataFrame) -> Styler:
-    """The table of in_words for a notebook or page: words to the left, the front in bold."""
-    left = [i for i, name in enumerate(text) if name in ("run", "kind", "note")]
-    bold = text.note.str.contains("on the front").map({True: "font-weight: 600", False: ""})
+    """A table in words for a notebook or page: words to the left, what is on the front in bold."""
+    left = [i for i, name in enumerate(text) if name in WORDS]
+    notes = text.get("note", pd.Series("", index=text.index))
+    bold = notes.str.contains("on the front").map({True: "font-weight: 600", False: ""})
     return (
         text.reset_index(drop=True)
         .style.hide(axis="index")
         .apply(lambda column: bold.to_list())
         .set_properties(subset=text.columns[left], **{"text-align": "left"})
-        .set_properties(subset=["run"], **{"white-space": "normal", "overflow-wrap": "anywhere"})
+        .set_properties(
+            subset=[name for name in text if name == "run"], **{"white-space": "normal", "overflow-wrap": "anywhere"}
+        )
         .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in left])
     )
 
@@ -192,10 +197,19 @@ def href(path: str | Path, out: str | Path) -> str:
 
 
 def fold(rows: pd.DataFrame, best: int) -> pd.DataFrame:
-    """Of many rows of a frontier_table the front, the controls, the best that fit and three over cap."""
-    place = rows.bpb.groupby(rows.over_cap).rank(method="first")
-    keep = rows.on_front | rows.is_control | (place <= np.where(rows.over_cap, 3, best))
-    return rows[keep] if len(rows) > 2 * best else rows
+    """Of many rows of a frontier_table the front, the controls, the best that fit and three over cap.
+
+    Of a checkpoint's exports, which may be dozens, only a few of the front: the export report has them all.
+    """
+    if len(rows) <= 2 * best:
+        return rows
+    trained = rows[rows.kind != "export"]
+    place = trained.bpb.groupby(trained.over_cap).rank(method="first")
+    keep = trained[trained.on_front | trained.is_control | (place <= np.where(trained.over_cap, 3, best))].index
+    front = rows[(rows.kind == "export") & rows.on_front].drop_duplicates(["total_bytes", "bpb"])
+    for _, exports in front.sort_values("total_bytes").groupby("source", dropna=False):
+        keep = keep.append(exports.index[np.unique(np.linspace(0, len(exports) - 1, 5).round().astype(int))])
+    return rows[rows.index.isin(keep)]
 
 
 def summary(table: pd.DataFrame, best: int = 20) -> str:
@@ -225,10 +239,125 @@ def summary(table: pd.DataFrame, best: int = 20) -> str:
     return "\n\n".join(blocks) or "no runs yet"
 
 
-def export_sources(table: pd.DataFrame) -> list[str]:
-    """Runs of this panel ('sweep/run' of their directory) that have two or more exports in it, most first."""
-    counts = table[table.kind == "export"].source.value_counts()
-    return [source for source in counts[counts > 1].index if (places_of(table) == source).any()]
+def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """This panel's checkpoints that were exported in other ways: 'sweep/run', sha256, exports(); most files first.
+
+    A checkpoint is a run and the weights it had: trained again, it is another.
+    """
+    knobs = {name: RunConfig.model_fields[name].default for name in ExportConfig.model_fields}
+    known = table[[*knobs]].astype(object).fillna(knobs)  # of runs older than a knob: what it does at its default
+    variants = pd.DataFrame(
+        {
+            "variant": table.run.str.split("/").str[-1].where(table.kind == "export", "as trained"),
+            "bpb": table.bpb,
+            "total_bytes": table.total_bytes.astype("int64"),
+            "raw_bpb": table.prequant_val_bpb.astype(float),
+            "bytes": table.bytes,
+            "knobs": known.to_dict("records"),
+            "path": table.path,
+        },
+        index=table.index,
+    )
+    source = table.source.where(table.kind == "export", places_of(table))
+    groups = variants.groupby([source, table.checkpoint_sha256], dropna=False)
+    found = [(*key, exports(rows)) for key, rows in groups if (table.kind[rows.index] == "export").any()]
+    return sorted(found, key=lambda checkpoint: -len(checkpoint[2]))
+
+
+def exports(variants: pd.DataFrame) -> pd.DataFrame:
+    """Files of one checkpoint, smallest first, equal ones once. variants: columns as the rows of lab.export_lab.
+
+    delta_raw: bpb lost against the raw weights; delta_plain, share: against the seed's int8 under zlib, NaN where
+    that is not among them; on_front: no file here is as small and as good; fixed_front: of all but the solver's.
+    """
+    rows = variants.assign(family=variants.knobs.map(family), delta_raw=variants.bpb - variants.raw_bpb)
+    plain = rows[rows.knobs.map(lambda knobs: PLAIN.items() <= knobs.items())]
+    bpb, size = plain.nlargest(1, "total_bytes")[["bpb", "total_bytes"]].iloc[0] if len(plain) else (np.nan, np.nan)
+    rows = rows.assign(delta_plain=rows.bpb - bpb, share=rows.total_bytes / size)
+    rows = rows.sort_values(["total_bytes", "bpb"], kind="stable").drop_duplicates(["total_bytes", "bpb"])
+    on_front = pareto(rows.assign(over_cap=False))
+    fixed_front = pareto(rows.assign(over_cap=rows.family == "solver"))
+    return rows.assign(on_front=on_front, fixed_front=fixed_front).reset_index(drop=True)
+
+
+def family(knobs: dict) -> str:
+    """How an export was made, in a word or two."""
+    kind, *rest = knobs["quantizer"].split(":")
+    if knobs["allocation"] == "solve":
+        return "solver"
+    if knobs["int8_residual_rank"] and knobs["int8_residual_budget_bytes"]:
+        rank_one = knobs["int8_residual_rank"] == 1 and knobs.get("int8_residual_bits", 16) == 16
+        return "rank-1 residual" if rank_one else "LQER"
+    if kind in ("step", "absmax") and knobs["gptq"]:
+        return "GPTQ, Fisher steps" if "fisher" in rest else "GPTQ"
+    return {"step": "Fisher steps" if "fisher" in rest else "σ-tied steps", "absmax": "absmax"}.get(kind, kind)
+
+
+def within(rows: pd.DataFrame, shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4)) -> pd.DataFrame:
+    """The solver against all others: a row a share of the seed's bytes, the best of both of no more bytes.
+
+    rows: of exports(). Columns share, limit (bytes); solver, solver_bpb, solver_bytes, the same of fixed; delta_bpb
+    (solver − fixed). No rows where the seed's file is not among them.
+    """
+    plain = (rows.total_bytes / rows.share).dropna().round()
+    table = []
+    for share in shares if len(plain) else ():
+        row = {"share": share, "limit": int(share * plain.iloc[0])}
+        fitting = rows[rows.total_bytes <= row["limit"]]
+        for who, some in fitting.groupby(fitting.family.eq("solver").map({True: "solver", False: "fixed"})):
+            best = some.loc[some.bpb.idxmin()]
+            row |= {who: best.variant, f"{who}_bpb": best.bpb, f"{who}_bytes": best.total_bytes}
+        table.append(row)
+    columns = [f"{who}{figure}" for who in ("solver", "fixed") for figure in ("", "_bpb", "_bytes")]
+    table = pd.DataFrame(table, columns=["share", "limit", *columns])
+    return table.assign(delta_bpb=table.solver_bpb - table.fixed_bpb)
+
+
+def exports_in_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """exports() for the reader, as in_words."""
+    return pd.DataFrame(
+        {
+            "file": rows.variant,
+            "kind": rows.family,
+            "bpb": [f"{bpb:.5f}" for bpb in rows.bpb],
+            "Δ raw": _figures(1e3 * rows.delta_raw, "+z.2f"),
+            "Δ plain": _figures(1e3 * rows.delta_plain, "+z.2f"),
+            "total bytes": _figures(rows.total_bytes, ",.0f"),
+            "of plain": _figures(rows.share, ".1%"),
+            "note": np.select([rows.on_front, rows.fixed_front], ["on the front", "behind the solver's alone"], ""),
+        }
+    )
+
+
+def within_in_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """within() for the reader; a missing file is –."""
+    words = {"at most": [f"{row.share:.0%} = {row.limit:,} B" for row in rows.itertuples()]}
+    for who, heading in (("solver", "the solver"), ("fixed", "best of the others")):
+        sizes = _figures(rows[f"{who}_bytes"], ",.0f")
+        names = rows[who].fillna("–")
+        words[heading] = [f"{name}, {size} B" if size != "–" else "–" for name, size in zip(names, sizes, strict=True)]
+        words[f"{who}: bpb"] = _figures(rows[f"{who}_bpb"], ".5f")
+    return pd.DataFrame(words | {"solver − others (milli-bpb)": _figures(1e3 * rows.delta_bpb, "+z.2f")})
+
+
+def sensitivity_in_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """map_sensitivity's rows for the reader, tensors where a byte is worth most first."""
+    rows = rows[rows.tensor != ""].sort_values("bpb_per_kb", ascending=False)
+    return pd.DataFrame(
+        {
+            "tensor": rows.tensor,
+            "rise (milli-bpb)": _figures(1e3 * rows.delta_bpb, "+z.3f"),
+            "estimated": _figures(1e3 * rows.estimated_delta_bpb, "+z.3f"),
+            "its bytes, coded": _figures(rows.tensor_bytes, ",.0f"),
+            "change of the file (B)": _figures(rows.delta_bytes, "+,.0f"),
+            "worth (milli-bpb a 1,000 B)": _figures(1e3 * rows.bpb_per_kb, "+z.4f"),
+        }
+    )
+
+
+def _figures(values: Iterable[float], form: str) -> list[str]:
+    """Numbers as text, – where there is none."""
+    return ["–" if pd.isna(value) else format(value, form) for value in values]
 
 
 def places_of(table: pd.DataFrame) -> pd.Series:
@@ -247,10 +376,11 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Frontier report</title>
+<title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.5em; }}
 h1 {{ font-size: 1.7em; }} h2 {{ font-size: 1.25em; margin-top: 2.2em; }} h3 {{ font-size: 1em; margin-top: 1.8em; }}
+nav {{ font-size: 13px; color: #666; }}
 img {{ max-width: 100%; height: auto; }} a.anchor-link {{ display: none; }} a {{ color: #0072B2; }}
 .output_subarea {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; margin: 1em 0; }}
@@ -260,30 +390,38 @@ thead th {{ border-bottom: 1px solid #888; }} tbody tr:nth-child(even) {{ backgr
 </style>
 </head>
 <body>
+<nav>{nav}</nav>
 {body}
 </body>
 </html>
 """
 
 
-def write_report(root: str | Path = runs.RUNS, out: str | Path = REPORTS) -> Path:
-    """Execute notebooks/report_frontier.ipynb over the runs below root; out/frontier.html, figures/, tables/.
+def write_reports(root: str | Path = runs.RUNS, out: str | Path = REPORTS) -> list[Path]:
+    """Every page of PAGES, as write_report."""
+    return [write_report(root, out, page) for page in PAGES]
 
-    The page needs no network. Every file takes its place whole; figures of a former frontier report that this
+
+def write_report(root: str | Path = runs.RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:
+    """Execute notebooks/report_<page>.ipynb over the runs below root; out/<page>.html, figures/, tables/.
+
+    The page needs no network. Every file takes its place whole; figures of a former report of this name that this
     one does not have are removed. Raises ReportError naming what failed.
     """
-    from nbconvert import HTMLExporter  # loads slowly, and only the report needs it
+    from nbconvert import HTMLExporter  # loads slowly, and only the reports need it
 
     root, out = Path(root).resolve(), Path(out).resolve()
+    notebook = ROOT / "notebooks" / f"report_{page}.ipynb"
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / "report.ipynb"
-        if reason := run_alone(NOTEBOOK, executed, {"root": str(root), "out": str(out)}):
-            raise ReportError(f"{NOTEBOOK.name}: {reason}")
-        notebook = nbformat.read(executed, as_version=4)
+        if reason := run_alone(notebook, executed, {"root": str(root), "out": str(out)}):
+            raise ReportError(f"{notebook.name}: {reason}")
+        cells = nbformat.read(executed, as_version=4)
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
-    body, _ = exporter.from_notebook_node(notebook)
-    for figure in (out / "figures").glob("frontier_*.png"):
+    body, _ = exporter.from_notebook_node(cells)
+    for figure in (out / "figures").glob(f"{page}_*.png"):
         if figure.stat().st_mtime < start - 2:  # file systems round times
             figure.unlink()
-    return write_whole(out / "frontier.html", PAGE.format(body=body))
+    links = [title if name == page else f'<a href="{name}.html">{title}</a>' for name, title in PAGES.items()]
+    return write_whole(out / f"{page}.html", PAGE.format(title=PAGES[page], nav=" · ".join(links), body=body))

@@ -18,6 +18,25 @@ def is_control(name: str) -> bool:
     return any(control in name for control in CONTROL_NAMES)
 
 
+# The kind of a matrix, by the end of its name: what quantiser knobs and forecasts speak of.
+KINDS = {
+    "tok_emb.weight": "embed",
+    "tok_emb_proj.weight": "embed",
+    "attn.c_q.weight": "attn_in",
+    "attn.c_k.weight": "attn_in",
+    "attn.c_v.weight": "attn_in",
+    "attn.proj.weight": "attn_out",
+    "mlp.fc.weight": "mlp_in",
+    "mlp.proj.weight": "mlp_out",
+    "lm_head.weight": "head",
+}
+
+
+def tensor_kind(name: str) -> str | None:
+    """One of KINDS' values; None for control tensors."""
+    return next((kind for end, kind in KINDS.items() if name.endswith(end)), None)
+
+
 def rmsnorm(x: Tensor) -> Tensor:
     """Divide by the root mean square over the last axis; no gain."""
     return F.rms_norm(x, (x.size(-1),))
@@ -58,18 +77,28 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.model_dim, config.model_dim, bias=False)
         nn.init.zeros_(self.proj.weight)
 
-    def forward(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        B, T, D = x.shape
-        q = self.c_q(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, C)
-        k = self.c_k(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
-        v = self.c_v(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        q = rotary(rmsnorm(q), cos, sin) * q_gain.to(q.dtype)[:, None, None]
-        k = rotary(rmsnorm(k), cos, sin)
+    def queries(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q = self.c_q(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, C)
+        return rotary(rmsnorm(q), cos, sin) * q_gain.to(q.dtype)[:, None, None]
+
+    def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        k = self.c_k(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, C)
+        return rotary(rmsnorm(k), cos, sin)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self.c_v(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, C)
+
+    def gather(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What every position takes from those it sees, (B, T, D)."""
         y = F.scaled_dot_product_attention(
             q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=mask is None,
             enable_gqa=self.num_kv_heads != self.num_heads,
         )  # fmt: skip
-        return self.proj(y.transpose(1, 2).reshape(B, T, D))
+        return y.transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.queries(x, q_gain, cos, sin), self.keys(x, cos, sin), self.values(x)
+        return self.proj(self.gather(q, k, v, mask))
 
 
 class MLP(nn.Module):
@@ -79,8 +108,12 @@ class MLP(nn.Module):
         self.proj = nn.Linear(config.mlp_mult * config.model_dim, config.model_dim, bias=False)
         nn.init.zeros_(self.proj.weight)
 
+    def units(self, x: Tensor) -> Tensor:
+        """The hidden layer, (B, T, mlp_mult · D)."""
+        return F.relu(self.fc(x)).square()
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.relu(self.fc(x)).square())
+        return self.proj(self.units(x))
 
 
 class Block(nn.Module):
@@ -114,8 +147,12 @@ class GPT(nn.Module):
             nn.init.zeros_(self.lm_head.weight)
         self._positions: dict[tuple, tuple] = {}  # (T, device) -> cos, sin, mask
 
-    def positions(self, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """cos, sin (T, C/2) and the mask (T, T), None where plain causal attention does; kept between calls."""
+    def positions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For x (B, T, D): cos, sin (T, C/2) and the mask (T, T), None where plain causal attention does.
+
+        Kept between calls.
+        """
+        length, device = x.size(1), x.device
         key = (length, device)
         if key not in self._positions:
             # Made outside inference mode: tensors of inference mode could not serve a later training step.
@@ -124,36 +161,53 @@ class GPT(nn.Module):
                 banded = 0 < self.config.window_size < length
                 mask = window_mask(length, self.config.window_size, device) if banded else None
             self._positions[key] = (cos, sin, mask)
-        return self._positions[key]
+        cos, sin, mask = self._positions[key]
+        return cos.to(x.dtype), sin.to(x.dtype), mask
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """(B, T) token ids -> (B, T, D), after the last norm."""
-        cos, sin, mask = self.positions(ids.size(1), ids.device)
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids -> x0 (B, T, D), which the layers start from and mix in again."""
         x = self.tok_emb(ids)
         if self.tok_emb_proj is not None:
             x = self.tok_emb_proj(x)
-        x = x0 = rmsnorm(x)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        stack: list[Tensor] = []
-        L = self.config.num_layers
-        for i in range(L):
-            if i >= L // 2 and stack:
-                x = x + self.skip_weights[i - L // 2].to(x.dtype) * stack.pop()
-            block = self.blocks[i % self.config.blocks]
-            mix = self.resid_mixes[i].to(x.dtype)
-            x = mix[0] * x + mix[1] * x0
-            # Attention and MLP read the same x, in parallel; a norm each, so that gradients add in the
-            # reference's order, bit for bit.
-            attn = block.attn(rmsnorm(x), self.q_gains[i], cos, sin, mask)
-            mlp = block.mlp(rmsnorm(x))
-            x = x + self.attn_scales[i].to(x.dtype) * attn + self.mlp_scales[i].to(x.dtype) * mlp
-            if i < L // 2:
-                stack.append(x)
         return rmsnorm(x)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) token ids -> (B, T, V) logits, after the soft cap."""
-        x = self.hidden(ids)
+    def block(self, i: int) -> Block:
+        return self.blocks[i % self.config.blocks]
+
+    def enter(self, i: int, x: Tensor, x0: Tensor, stack: list[Tensor]) -> Tensor:
+        """What attention and MLP of layer i read: x with x0 mixed in, and an early layer's output off the stack."""
+        L = self.config.num_layers
+        if i >= L // 2 and stack:
+            x = x + self.skip_weights[i - L // 2].to(x.dtype) * stack.pop()
+        mix = self.resid_mixes[i].to(x.dtype)
+        return mix[0] * x + mix[1] * x0
+
+    def leave(self, i: int, x: Tensor, attn: Tensor, mlp: Tensor, stack: list[Tensor]) -> Tensor:
+        """Layer i's output, which goes on the stack in the first half."""
+        x = x + self.attn_scales[i].to(x.dtype) * attn + self.mlp_scales[i].to(x.dtype) * mlp
+        if i < self.config.num_layers // 2:
+            stack.append(x)
+        return x
+
+    def layers(self, first: int, x: Tensor, x0: Tensor, stack: list[Tensor]) -> Tensor:
+        """Layers first.. on what those before it left: x, x0 (B, T, D) and the stack -> (B, T, D), normed."""
+        cos, sin, mask = self.positions(x)
+        for i in range(first, self.config.num_layers):
+            x = self.enter(i, x, x0, stack)
+            # Attention and MLP read the same x, in parallel; a norm each, so that gradients add in the
+            # reference's order, bit for bit.
+            attn = self.block(i).attn(rmsnorm(x), self.q_gains[i], cos, sin, mask)
+            mlp = self.block(i).mlp(rmsnorm(x))
+            x = self.leave(i, x, attn, mlp, stack)
+        return rmsnorm(x)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, D), after the last norm."""
+        x0 = self.embed(ids)
+        return self.layers(0, x0, x0, [])
+
+    def head(self, x: Tensor) -> Tensor:
+        """(B, T, D) of `hidden` -> (B, T, V) logits, after the soft cap."""
         if self.lm_head is not None:
             logits = self.lm_head(x)
         else:
@@ -162,6 +216,10 @@ class GPT(nn.Module):
             logits = F.linear(x, self.tok_emb.weight.to(x.dtype))
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, V) logits, after the soft cap."""
+        return self.head(self.hidden(ids))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats a token over (B, T) targets, in float32."""

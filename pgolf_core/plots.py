@@ -1,4 +1,4 @@
-"""The plots: frontier, exports of one checkpoint, training curves, bytes by part; and labels that do not collide.
+"""The plots: frontier, exports of one checkpoint, maps of tensors, curves, bytes by part; labels that do not collide.
 
 Colours are told apart with every common colour blindness, and colour is never the only sign.
 """
@@ -14,11 +14,13 @@ import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pgolf_core import frontier, runs
 from pgolf_core.files import write_whole
+from pgolf_core.sensitivity import tensor_place
 
 # Okabe & Ito's colours, told apart with every common colour blindness: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
@@ -30,6 +32,19 @@ PARTS = {
     "float tensors": GREEN,
     "metadata": "#999999",
     "code": PINK,
+}
+FAMILIES = {  # of frontier.family: colour, marker
+    "absmax": ("#000000", "o"),
+    "rank-1 residual": ("0.6", "D"),
+    "σ-tied steps": (SKY, "s"),
+    "Fisher steps": (SKY, "v"),
+    "GPTQ": (BLUE, "^"),
+    "GPTQ, Fisher steps": (GREEN, "v"),
+    "LQER": ("#882255", "p"),
+    "sdclip": (PINK, "P"),
+    "ternary": ("#F0E442", "X"),
+    "codebook": (ORANGE, "h"),
+    "solver": (RED, "*"),
 }
 LABELS = 16  # runs of one figure that are labelled, drawn as curves or as bars
 
@@ -52,8 +67,10 @@ STYLE = {
 def plot_frontier(table: pd.DataFrame, ax: Axes) -> None:
     """bpb against total bytes of one panel: the front, caps, over-cap runs hollow. Of many runs some are named."""
     rows = frontier.frontier_table(table)
-    caps = sorted(table.cap_bytes.unique())
-    unit, name = (1e3, "kB") if rows.total_bytes.max() < 2e6 else (1e6, "MB")
+    # What the solver was given for a cap is of its own file alone, and there is one for each of them.
+    trained = table[table.kind != "export"]
+    caps = sorted((trained if len(trained) else table).cap_bytes.unique())
+    unit, name = _byte_unit(rows.total_bytes)
     x, y = rows.total_bytes.to_numpy() / unit, rows.bpb.to_numpy()
     in_reach = [cap for cap in caps if cap <= 2 * rows.total_bytes.max()]
     left, right = _padded(np.concatenate([x, np.divide(in_reach, unit)]))
@@ -119,8 +136,9 @@ def _labels(rows: pd.DataFrame) -> list[str]:
     names = names.map(short) + np.where(rows.over_cap, " (over cap)", "")
     keep = rows.kind.ne("export") | (rows.on_front & ~rows.source.duplicated(keep=False))
     for source, exports in rows[rows.kind == "export"].groupby("source"):
-        if len(exports) > 1:  # they have a figure of their own; here they are one spot with one name
-            middle = exports.total_bytes.sort_values().index[len(exports) // 2]
+        if len(exports) > 1:  # the export report has a figure of them; here they are one spot with one name
+            good = exports[exports.bpb <= exports.bpb.median()].total_bytes.sort_values().index
+            middle = good[len(good) // 2]
             names[middle] = f"{len(exports)} exports of {short(source.split('/')[-1])}"
             keep[middle] = True
     if keep.sum() > LABELS:
@@ -136,42 +154,92 @@ def _labels(rows: pd.DataFrame) -> list[str]:
     return list(names.where(keep & (same == 0), ""))
 
 
-def plot_exports(table: pd.DataFrame, source: str, ax: Axes) -> None:
-    """One checkpoint's exports against the export it was trained with: Δ bytes and Δ bpb, the source at 0, 0."""
-    origin = table[frontier.places_of(table) == source].iloc[0]
-    exports = table[(table.kind == "export") & (table.source == source)]
-    points = pd.DataFrame(
+def plot_exports(rows: pd.DataFrame, ax: Axes, against: str = "raw") -> None:
+    """One checkpoint's files: bpb lost by bytes; all of few named, of many the telling ones.
+
+    rows: of frontier.exports. against: raw, the raw weights, or plain, the seed's file.
+    """
+    unit, name = _byte_unit(rows.total_bytes)
+    x, y = rows.total_bytes.to_numpy() / unit, 1e3 * rows[f"delta_{against}"].to_numpy()
+    # From less than noise to ruin: linear up to ±1 (less where most is less), logarithmic beyond.
+    part = _linear_part(y)
+    origin = "raw weights" if against == "raw" else "plain file"
+    score = (rows.bpb - rows[f"delta_{against}"]).iloc[0]
+    ax.set_yscale("symlog", linthresh=part, linscale=0.7)
+    ax.set(xlim=_padded(x, 0.06), ylim=(min(-0.4 * part, 1.6 * y.min()), max(part, 2 * y.max())))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+,g}".replace("-", "−") if value else "0")
+    ax.set(
+        xlabel=f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)",
+        ylabel=f"lost against the {origin} (milli-bpb)",
+    )
+    line = np.empty((0, 2))
+    for front, colour, style, label in (
+        ("fixed_front", "0.45", (0, (4, 2)), "front without the solver"), ("on_front", "black", "-", "front of all")
+    ):  # fmt: skip
+        corners = np.column_stack([x, y])[rows[front]]
+        if len(corners) and (front == "on_front" or (rows.on_front != rows.fixed_front).any()):
+            steps = np.append(np.repeat(corners[:, 0], 2)[1:], ax.get_xlim()[1])
+            ax.plot(steps, np.repeat(corners[:, 1], 2), color=colour, ls=style, lw=1.2, zorder=2, label=label)
+            line = np.column_stack([steps, np.repeat(corners[:, 1], 2)])
+    ax.axhline(0, color=BLUE, lw=1, zorder=1, label=f"{origin}, {score:.4f} bpb")
+    for kind, (colour, marker) in FAMILIES.items():
+        if (mine := (rows.family == kind).to_numpy()).any():
+            size = 90 if marker == "*" else 34
+            look = dict(color=colour, edgecolors="0.25", linewidths=0.5, zorder=4 if kind == "solver" else 3)
+            ax.scatter(x[mine], y[mine], size, marker=marker, label=kind, **look)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+
+    # What lies on one another has one label; of many points the seed's, the solver's, the fronts and the best of
+    # each family.
+    spots = pd.DataFrame(
         {
-            "run": exports.run.str.split("/").str[-1],
-            "x": (exports.total_bytes - origin.total_bytes) / 1e3,
-            "y": (exports.bpb - origin.bpb) * 1e3,
-            "over_cap": exports.over_cap,
+            "x": x,
+            "y": y,
+            "name": rows.variant.map(short),
+            "telling": rows.on_front | rows.fixed_front | rows.share.eq(1),
         }
     )
-    x, y = np.append(points.x, 0), np.append(points.y, 0)
-    # From bytes to megabytes, from noise to ruin: linear up to ±1 (less where all is less), logarithmic beyond.
-    ax.set_xscale("symlog", linthresh=_linear_part(x), linscale=0.7)
-    ax.set_yscale("symlog", linthresh=_linear_part(y), linscale=0.7)
-    ax.set(xlim=_symlog_limits(x), ylim=_symlog_limits(y))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:+,g}".replace("-", "−") if value else "0")
-    ax.set(xlabel="change of total bytes (kB)", ylabel="change of bits per byte (milli-bpb)")
-    ax.axhline(0, color="0.6", lw=0.8)
-    ax.axvline(0, color="0.6", lw=0.8)
-    ax.text(0.01, 0.02, "↙ smaller and better", transform=ax.transAxes, fontsize=8, color="0.45")
-    legal = ~points.over_cap.to_numpy()
-    look = dict(marker="^", s=34, zorder=3)
-    ax.scatter(points.x[legal], points.y[legal], color=ORANGE, edgecolors="0.3", linewidths=0.6, **look)
-    ax.scatter(points.x[~legal], points.y[~legal], color="none", edgecolors=RED, **look)
-    ax.scatter(0, 0, marker="o", s=34, color=BLUE, zorder=3)
-    names = points.run.map(short) + np.where(points.over_cap, " (over cap)", "")
-    spots = names.groupby([points.x.round(2), points.y.round(2)], sort=False).agg(list)  # what lies on one another
+    spots.loc[[*rows.groupby("family").bpb.idxmin(), *rows.index[rows.family == "solver"]], "telling"] = True
+    spots = spots.groupby([spots.x.round(2 if unit == 1e3 else 4), spots.y.round(2)], sort=False)
+    spots = spots.agg({"x": "first", "y": "first", "name": list, "telling": "any"})
     if len(spots) > LABELS + 8:
-        telling = points[frontier.pareto(exports)]
-        spots = names[telling.index].groupby([telling.x, telling.y], sort=False).agg(list)[: LABELS + 8]
-    texts = [", ".join(s[:2]) + (f" +{len(s) - 2}" if len(s) > 2 else "") for s in spots]
-    where = np.array([(0, 0), *spots.index]).reshape(-1, 2)
-    place_labels(ax, *where.T, [origin.run, *texts], (x, y), np.array([(min(x), 0), (max(x), 0), (0, 0)]))
+        spots = spots[spots.telling][: LABELS + 8]
+    texts = [", ".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "") for names in spots.name]
+    place_labels(ax, spots.x.to_numpy(), spots.y.to_numpy(), texts, (x, y), line)
+
+
+def plot_maps(maps: dict[str, pd.DataFrame], label: str, norm: Normalize, form: str, cmap: str = "cividis_r") -> Figure:
+    """Heat maps on one colour scale, two in a row: blocks down, their matrices across, what is outside of blocks below.
+
+    maps: title -> a tensor a row: tensor, value. label: what a value is, with its unit; form: its format.
+    """
+    places = {name: tensor_place(name) for values in maps.values() for name in values.tensor}
+    layers = sorted({layer for layer, _ in places.values() if layer is not None})
+    parts = sorted({part for layer, part in places.values() if layer is not None})
+    lines = [*layers, *sorted({part for layer, part in places.values() if layer is None})]
+    height = -(-len(maps) // 2)
+    size = (11, max(2.6, height * (0.9 + 0.27 * len(lines))))
+    figure, axes = plt.subplots(height, min(2, len(maps)), figsize=size, layout="constrained", squeeze=False)
+    for ax, (title, values) in zip(axes.flat, maps.items(), strict=False):
+        grid = np.full((len(lines), max(len(parts), 1)), np.nan)
+        for name, value in zip(values.tensor, values.value, strict=True):
+            layer, part = places[name]
+            grid[(lines.index(part), 0) if layer is None else (lines.index(layer), parts.index(part))] = value
+        image = ax.imshow(grid, aspect="auto", cmap=cmap, norm=norm)
+        ax.set_xticks(range(len(parts)), parts)
+        ax.set_yticks(range(len(lines)), [f"block {line}" if line in layers else line for line in lines])
+        ax.grid(visible=False)
+        ax.set_title(title)
+        for (i, j), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                colour = "w" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "k"
+                text = format(value, form).replace("-", "−")
+                ax.text(j, i, text, ha="center", va="center", fontsize=7.5, color=colour)
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    figure.colorbar(image, ax=axes, label=label, format="%g", pad=0.01)
+    return figure
 
 
 def short(name: str) -> str:
@@ -186,15 +254,14 @@ def _padded(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
     return low - room, high + room
 
 
+def _byte_unit(sizes: pd.Series) -> tuple[float, str]:
+    return (1e3, "kB") if sizes.max() < 2e6 else (1e6, "MB")
+
+
 def _linear_part(values: np.ndarray) -> float:
-    """The power of ten from 0.01 to 1 that holds the values, or 1 where they go beyond."""
-    return float(10 ** np.clip(np.ceil(np.log10(np.abs(values).max() + 1e-9)), -2, 0))
-
-
-def _symlog_limits(values: np.ndarray) -> tuple[float, float]:
-    """Limits of a symlog axis around 0: beyond the values on their side, and the linear part."""
-    part = 1.5 * _linear_part(values)
-    return min(-part, 1.8 * values.min()), max(part, 1.8 * values.max())
+    """The power of ten from 0.01 to 1 below half of the values."""
+    usual = np.median(np.abs(values[values != 0])) if values.any() else 1.0
+    return float(10 ** np.clip(np.floor(np.log10(usual)), -2, 0))
 
 
 def place_labels(
@@ -277,7 +344,7 @@ def plot_curves(run_dirs: Iterable[str | Path]) -> Figure:
 def plot_bytes(table: pd.DataFrame) -> Figure:
     """Bytes by part, a bar a run in the table's order, against the cap."""
     figure, ax = plt.subplots(figsize=(10, 1.3 + 0.3 * len(table)), layout="constrained")
-    unit, name = (1e3, "kB") if table.total_bytes.max() < 2e6 else (1e6, "MB")
+    unit, name = _byte_unit(table.total_bytes)
     parts = pd.DataFrame(list(table.bytes)).drop(columns="total", errors="ignore").fillna(0) / unit
     left = np.zeros(len(table))
     for part in [part for part in PARTS if part in parts and parts[part].any()]:
@@ -313,19 +380,35 @@ def save(figure: Figure, out: str | Path, name: str):
     return Image(png.getvalue(), width=round(96 * figure.get_figwidth()), alt=name.replace("_", " "))
 
 
-def plot_sensitivity(rows: pd.DataFrame, best: int = 12) -> Figure:
-    """The tensors that win most bits per byte for each 1,000 bytes spent on float16; rows as allocate.sensitivity's."""
-    rows = rows[rows.tensor != ""].nlargest(best, "bpb_per_kb")
-    figure, ax = plt.subplots(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
-    ax.barh(range(len(rows)), 1e3 * rows.bpb_per_kb, height=0.7, color=BLUE)
-    for i, row in enumerate(rows.itertuples()):
-        ax.annotate(
-            f"{1e3 * row.delta_bpb:+.2f} milli-bpb for {row.delta_bytes:+,} B", (max(1e3 * row.bpb_per_kb, 0), i),
-            xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
-        )  # fmt: skip
-    ax.set_yticks(range(len(rows)), rows.tensor, fontsize=8)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.margins(x=0.3)
-    ax.grid(axis="y", visible=False)
-    ax.set_xlabel("milli-bpb won for each 1,000 bytes")
-    return figure
+def plot_sensitivity(rows: pd.DataFrame) -> Figure:
+    """Exact and estimated maps on one scale: milli-bpb that 1,000 coded bytes are worth. rows: map_sensitivity's."""
+    rows = rows[(rows.tensor != "") & (rows.delta_bytes != 0)]
+    worth = {
+        "exact: every change scored": 1e3 * rows.bpb_per_kb,
+        "estimated: from gradients": -1e6 * rows.estimated_delta_bpb / rows.delta_bytes,
+    }
+    largest = max(values.abs().max() for values in worth.values()) or 1.0
+    norm = SymLogNorm(float(10 ** np.round(np.log10(largest / 100))), vmin=-largest, vmax=largest)
+    maps = {title: pd.DataFrame({"tensor": rows.tensor, "value": values}) for title, values in worth.items()}
+    return plot_maps(maps, "milli-bpb for each 1,000 bytes", norm, ".4f", "PuOr_r")
+
+
+def plot_estimates(rows: pd.DataFrame, ax: Axes) -> float:
+    """Estimated against exact rise of bpb, a point a tensor; their rank correlation. rows: map_sensitivity's."""
+    rows = rows[rows.tensor != ""]
+    exact, estimated = 1e3 * rows.delta_bpb.to_numpy(), 1e3 * rows.estimated_delta_bpb.to_numpy()
+    both = np.abs(np.concatenate([exact, estimated]))
+    part = float(10 ** np.floor(np.log10(np.quantile(both, 0.2) + 1e-9)))
+    ends = [min(-0.5 * part, 1.6 * exact.min(), 1.6 * estimated.min()), 2.5 * both.max()]
+    for axis, label in (("x", "exact"), ("y", "estimated")):
+        getattr(ax, f"set_{axis}scale")("symlog", linthresh=part, linscale=0.7)
+        getattr(ax, f"{axis}axis").set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        ax.set(**{f"{axis}lim": ends, f"{axis}label": f"{label} rise (milli-bpb)"})
+    ax.plot(ends, ends, color="0.6", lw=1, zorder=1)
+    looks = dict(zip(sorted({tensor_place(name)[1] for name in rows.tensor}), FAMILIES.values(), strict=False))
+    parts = np.array([tensor_place(name)[1] for name in rows.tensor])
+    for name, (colour, marker) in looks.items():
+        mine = parts == name
+        ax.scatter(exact[mine], estimated[mine], 34, colour, marker, edgecolors="0.25", linewidths=0.5, label=name)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    return float(rows.delta_bpb.rank().corr(rows.estimated_delta_bpb.rank()))

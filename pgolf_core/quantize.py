@@ -1,6 +1,7 @@
-"""Tensor ↔ integers and scales; rank-1 residuals. The reference's symmetric quantiser.
+"""Tensor ↔ integers and scales; rank-1 residuals.
 
-Every function takes and gives tensors; `quantize` and `QuantizedTensor.dequantize` are the pair.
+Every function takes and gives tensors. `quantize` is the reference's symmetric quantiser, `grids` has the others;
+`QuantizedTensor.dequantize` undoes them all.
 """
 
 from dataclasses import dataclass
@@ -17,18 +18,44 @@ AxisMode = Literal["auto", "row", "col"]
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """q int8 of the weight's shape; scale float16 (rows,) for axis 0, (cols,) for axis 1; float32 () for axis None."""
+    """Levels q (int8 or int16) of the weight's shape, and the step between two levels.
+
+    scale: float16 (rows,) for axis 0, (cols,) for axis 1; one number for axis None. The step of a row or column is
+    the scale times 2^(exponent / 4) where row_exponents (rows,) or col_exponents (cols,), int8, are given.
+    """
 
     q: Tensor
     scale: Tensor
     axis: int | None
+    row_exponents: Tensor | None = None
+    col_exponents: Tensor | None = None
+
+    def steps(self) -> Tensor:
+        """float32, broadcastable to q."""
+        return step_sizes(self.scale, self.axis, self.row_exponents, self.col_exponents)
 
     def dequantize(self) -> Tensor:
         """float32 of q's shape."""
-        scale = self.scale.float()
-        if self.axis == 0:
-            scale = scale[:, None]
-        return self.q.float() * scale
+        return self.q.float() * self.steps()
+
+
+def step_sizes(scale: Tensor, axis: int | None, row_exponents: Tensor | None, col_exponents: Tensor | None) -> Tensor:
+    """float32 steps of fields as QuantizedTensor has them, broadcastable to the weight."""
+    steps = scale.float()
+    if axis == 0:
+        steps = steps[:, None]
+    if row_exponents is not None:
+        steps = steps * quarter_octaves(row_exponents)[:, None]
+    if col_exponents is not None:
+        steps = steps * quarter_octaves(col_exponents)
+    return steps
+
+
+def quarter_octaves(exponents: Tensor) -> Tensor:
+    """2^(exponents / 4), float32; by a table of four and exact powers of two, so the same on every machine."""
+    table = torch.tensor([1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429])
+    k = exponents.to(torch.int64)
+    return torch.ldexp(table[k % 4], torch.div(k, 4, rounding_mode="floor"))
 
 
 def clip_quantile(magnitude: Tensor) -> Tensor:

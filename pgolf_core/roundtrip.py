@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pgolf_core import corpus, runs
+from pgolf_core.calibrate import Calibration, calibrate
 from pgolf_core.config import ConfigError, EvalConfig, ExportConfig, RunConfig
 from pgolf_core.data import Dataset, validation_tokens
 from pgolf_core.evaluate import Score, evaluate
@@ -87,16 +88,32 @@ def to_precision(model: GPT, dtype: torch.dtype) -> None:
     model.tok_emb.to(dtype)
 
 
-def round_trip(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, path: Path) -> RoundTrip:
-    """Export to path, load that file into a fresh model, score it on the round trip's validation tokens."""
+def round_trip(
+    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, path: Path, calibration: Calibration | None = None
+) -> RoundTrip:
+    """Export to path, load that file into a fresh model, score it on the round trip's validation tokens.
+
+    calibration: where the export needs one and it was made before; otherwise it is made here.
+    """
     device = pick_device(config)
     start = time.perf_counter()
-    account = export(state, config.export, path)
+    account = export(state, config.export, path, calibration or calibration_of(state, config, dataset, device))
     exported = time.perf_counter()
     model = model_of(load(path), config, device)
     score = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return RoundTrip(account, score, sha256, exported - start, time.perf_counter() - exported)
+
+
+def calibration_of(
+    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device
+) -> Calibration | None:
+    """What the export knobs need to know of training text; None where that is nothing. In float32, so repeatable."""
+    if not config.export.needs_calibration:
+        return None
+    model = GPT(config.model).to(device)
+    model.load_state_dict(state)
+    return calibrate(model, config, dataset, config.calibration_tokens)
 
 
 def score_model(model: GPT, config: RunConfig, dataset: Dataset, max_tokens: int) -> Score:
@@ -140,10 +157,13 @@ def stored(run_dir: Path, source_dir: Path, source: runs.Result) -> runs.Result 
     return result
 
 
-def export_checkpoint(source_dir: str | Path, run_dir: str | Path, **knobs) -> runs.Result:
+def export_checkpoint(
+    source_dir: str | Path, run_dir: str | Path, calibration: Calibration | None = None, **knobs
+) -> runs.Result:
     """A run that exports and scores another run's checkpoint with other export or eval knobs.
 
-    Returns the stored result when the directory is complete. Raises RunError or ConfigError.
+    calibration: of that checkpoint, by the same knobs, where it was made before. Returns the stored result when
+    the directory is complete. Raises RunError or ConfigError.
     """
     source_dir, run_dir = Path(source_dir), Path(run_dir)
     source, source_config = finished(source_dir)
@@ -153,7 +173,7 @@ def export_checkpoint(source_dir: str | Path, run_dir: str | Path, **knobs) -> r
             return result
         dataset, device = open_dataset(config), pick_device(config)
         state = load_checkpoint(source_dir / runs.CHECKPOINT)
-        trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT)
+        trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT, calibration)
         raw_bpb = source.prequant_val_bpb
         was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
         if raw_bpb is None or was != (dataset.fingerprint, device.type, config.precision, config.eval):
@@ -187,3 +207,28 @@ def roundtrip_fields(trip: RoundTrip, raw_bpb: float, dataset: Dataset, config: 
         data_fingerprint=dataset.fingerprint,
         protocol=runs.evaluation_protocol(config),
     )
+
+
+def write_stage(
+    run_dir: Path,
+    kind: str,
+    source_dir: Path,
+    source: runs.Result,
+    config: RunConfig,
+    fingerprint: str,
+    rows: list[dict],
+) -> runs.Result:
+    """A stage's result: its table, and nothing that a frontier would take for a score of its own."""
+    result = runs.Result(
+        kind=kind,
+        config_hash=config.hash,
+        seed=source.seed,
+        track=source.track,
+        source=f"{source_dir.parent.name}/{source_dir.name}",
+        checkpoint_sha256=source.checkpoint_sha256,
+        data_fingerprint=fingerprint,
+        protocol=runs.evaluation_protocol(config),
+        environment=runs.environment(pick_device(config)),
+        table=rows,
+    )
+    return runs.write_result(run_dir, result)

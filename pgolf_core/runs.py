@@ -18,12 +18,12 @@ import filelock
 import pandas as pd
 import torch
 
-from pgolf_core.config import ROOT, ConfigError, RunConfig
+from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig
 from pgolf_core.files import write_whole
 from pgolf_core.slot import end_with_sweep
 
 RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
-ARTIFACT = "artifact.int8.ptz"
+ARTIFACT = "artifact.pgolf"
 CHECKPOINT = "checkpoint.safetensors"
 LOCK_PATIENCE_SECONDS = 20  # a kernel whose sweep was killed lets go within a few
 
@@ -60,6 +60,8 @@ class Result:
     bytes: dict[str, int] = field(default_factory=dict)
     total_bytes: int | None = None
     cap_bytes: int | None = None
+    forecast_bytes: int | None = None  # the total as it was expected before training
+    forecast_at_tenth: int | None = None  # and from the weights after a tenth of it
     artifact_sha256: str | None = None
     parameters: int | None = None
     steps: int | None = None
@@ -164,7 +166,7 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
     ours = config.model_dump()
     # A knob that the run does not know came later, and what came later does nothing at its default.
     there = {name: field.default for name, field in RunConfig.model_fields.items()} | there
-    differ = {k: (there[k], ours[k]) for k in ours if there[k] != ours[k]}
+    differ = {k: (there[k], ours[k]) for k in ours if there[k] != ours[k] and k not in PERMISSIONS}
     if differ:
         changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
         raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pgolf_core import runs
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 from pgolf_core.files import write_whole
+from pgolf_core.forecast import check
 from pgolf_core.roundtrip import open_dataset, stored
 from pgolf_core.slot import SWEEP_PID, kill_family
 from pgolf_core.sweepfile import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, load_sweep
@@ -137,8 +138,8 @@ def run_sweep(path: str | Path, slots: int | None = None, knobs: dict | None = N
     """Run what is missing of a sweep file, `slots` notebooks at a time; the runs that failed, with their reasons.
 
     A run that fails does not stop the others; stages wait until every run is complete. Stopped or killed at
-    any moment, it goes on where it was when run again. Raises SweepError, DataError or RunError before
-    anything runs.
+    any moment, it goes on where it was when run again. Raises SweepError, DataError, RunError, or ForecastError for
+    runs that would miss their caps, before anything runs.
     """
     sweep = load_sweep(path, knobs)
     sweep.directory.mkdir(parents=True, exist_ok=True)
@@ -147,6 +148,7 @@ def run_sweep(path: str | Path, slots: int | None = None, knobs: dict | None = N
         for unfinished in sweep.directory.glob(".*.tmp"):  # of a sweep that was killed
             unfinished.unlink()
         jobs, stages = missing(sweep)
+        check({job.name: job.config for job in jobs}, _say)
         about = {"name": sweep.name, "question": sweep.question, "control": sweep.control, "runs": list(sweep.runs)}
         write_whole(sweep.directory / "sweep.json", json.dumps(about, indent=1))
         data = {(j.config.data_path, j.config.tokenizer_path, j.config.vocab_size): j.config for j in jobs}

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from pgolf_core import runs
 from pgolf_core.config import ConfigError, RunConfig, environment_knobs
 from pgolf_core.data import Batches, TokenStream, validation_tokens
-from pgolf_core.export import SCHEME
+from pgolf_core.export import scheme
 from pgolf_core.files import whole_file, write_whole
+from pgolf_core.forecast import check, forecast, forecast_from
 from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
@@ -33,6 +34,7 @@ from pgolf_core.roundtrip import (
 )
 
 RESUME = "resume.pt"
+TENTH = 0.1  # of the training: from there its size is forecast again
 
 
 class TrainError(RuntimeError):
@@ -44,11 +46,13 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
 
     A complete directory of the same knobs gives its stored result; an interrupted one goes on from its
     resume file and ends with the bytes of an undisturbed run. `initial` is a state dict to start from
-    instead of the seeded one. Raises ConfigError, DataError, RunError or TrainError; a run that fails
-    leaves error.json, and what it had.
+    instead of the seeded one. Raises ConfigError, DataError, RunError, TrainError, or ForecastError when the
+    artifact would be over the cap; a run that fails leaves error.json, and what it had.
     """
     if config.world_size > 1:
         raise ConfigError(f"world_size={config.world_size}: train() runs in one process; unset WORLD_SIZE")
+    if runs.read_result(run_dir) is None:
+        check({Path(run_dir).name: config})  # before there is a directory: other knobs may take its name
     with runs.claim(run_dir, config) as run_dir:
         if (result := runs.read_result(run_dir)) is not None:
             (run_dir / RESUME).unlink(missing_ok=True)  # left by a kill between the two
@@ -85,6 +89,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     log(f"data:{dataset.directory.name} fingerprint:{dataset.fingerprint[:12]} config:{config.hash}")
     if knobs := environment_knobs():
         log("environment:" + " ".join(f"{k}={v}" for k, v in sorted(knobs.items())))
+    expected, at_tenth = forecast(config), None
+    log(f"forecast:{expected.verdict(config.cap_bytes)}")
 
     def accumulate_gradients() -> torch.Tensor:
         """Forward and backward over the step's micro-batches; mean task loss in nats."""
@@ -122,6 +128,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
             optimizer.load_state_dict(state)
         stream.seek(tuple(resume["position"]))
         step, elapsed, resumed = resume["step"], resume["elapsed"], resume["resumed"] + 1
+        at_tenth = resume["forecast_at_tenth"]
         log(f"resumed at step:{step} for the {resumed}. time")
 
     def save_resume() -> None:
@@ -134,6 +141,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                     "step": step,
                     "elapsed": elapsed,
                     "resumed": resumed,
+                    "forecast_at_tenth": at_tenth,
                     "made_by": made_by,
                 },
                 path,
@@ -158,6 +166,19 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                 started = time.perf_counter()
             if last:
                 break
+            fraction = _fraction(config, step, elapsed + time.perf_counter() - started)
+            if at_tenth is None and fraction >= TENTH and all(p.isfinite().all() for p in model.parameters()):
+                elapsed += _seconds_since(started, device)
+                seen = forecast_from(model.state_dict(), config, fraction, step)
+                log(f"step:{step}/{config.iterations} forecast:{seen.verdict(config.cap_bytes)}")
+                if seen.low > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
+                    save_resume()
+                    raise TrainError(
+                        f"stopped at step {step}: forecast {seen}, all of it over cap_bytes={config.cap_bytes}; with "
+                        "allow_over_cap=1 the same run goes on from here; other knobs are another run"
+                    )
+                at_tenth = seen.bytes
+                started = time.perf_counter()
 
             factor = lr_factor(config, step, 1000 * (elapsed + time.perf_counter() - started))
             loss = accumulate_gradients()
@@ -210,6 +231,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         val_bytes=last_val.bytes,
         checkpoint_sha256=checkpoint_sha256,
         cap_bytes=config.cap_bytes,
+        forecast_bytes=expected.bytes,
+        forecast_at_tenth=at_tenth,
         parameters=parameters,
         steps=step,
         tokens=step * config.train_batch_tokens,
@@ -234,13 +257,14 @@ def _with_round_trip(result, model, state, config, dataset, run_dir, last_val, l
     if trip.score.tokens != raw.tokens:
         raw = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
     account = trip.account
-    codec = SCHEME.replace("_", "+")
+    name = scheme(config.export)
+    codec = name.replace("_", "+")
     log(f"Serialized model {codec}: {account.artifact} bytes (payload:{account.payload})")
     log(f"Total submission size {codec}: {account.total} bytes (code:{account.code} cap:{account.cap})")
     if not account.fits:
         log(f"over the cap by {account.total - account.cap} bytes")
     score = trip.score
-    log(f"final_{SCHEME}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+    log(f"final_{name}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
     return replace(result, **roundtrip_fields(trip, raw.val_bpb, dataset, config))
 
 
@@ -270,6 +294,12 @@ def _check_finite(nats: float, what: str, step: int) -> None:
         raise TrainError(
             f"{what} loss is {nats} at step {step}; lower matrix_lr, scalar_lr or tied_embed_lr, or set grad_clip_norm"
         )
+
+
+def _fraction(config: RunConfig, step: int, seconds: float) -> float:
+    """Of the training done after so many steps and seconds of it; 0 before the first step."""
+    clock = seconds / config.max_wallclock_seconds if config.max_wallclock_seconds else 0.0
+    return min(1.0, max(step / config.iterations, clock)) if step else 0.0
 
 
 def _before(row: dict, resume_step: int) -> bool:

@@ -1,94 +1,107 @@
-"""Sensitivity and residual allocation on a small trained checkpoint: every figure against a file of its own."""
+"""The solver lands under its cap, gives bytes to what the loss feels, and says when nothing fits."""
 
-import pandas as pd
 import pytest
 import torch
 
-from pgolf_core import runs
-from pgolf_core.allocate import allocate_residuals, map_sensitivity, protect, residual_variants, tensor_place
+from pgolf_core.allocate import AllocationError, grid_at, search, solve
+from pgolf_core.artifact import pack
+from pgolf_core.calibrate import Statistics
 from pgolf_core.config import RunConfig
-from pgolf_core.export import load, pack, quantize_state
-from pgolf_core.roundtrip import load_checkpoint, model_of, open_dataset, pick_device, score_model
-from pgolf_core.train import train
+from pgolf_core.gptq import prepare
+from pgolf_core.lowrank import LowRank
 
-KNOBS = dict(
-    track="nano", num_layers=1, model_dim=96, mlp_mult=8, num_heads=2, num_kv_heads=1, train_seq_len=64,
-    train_batch_tokens=1024, iterations=12, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048,
-)  # fmt: skip
-QUANTISED = {"tok_emb.weight", "blocks.0.mlp.fc.weight", "blocks.0.mlp.proj.weight"}
+CONFIG = RunConfig(allocation="solve", codec="ans").export
+
+
+def statistics(rows: int, cols: int, price: float = 1.0, seed: int = 0) -> Statistics:
+    g = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(4 * cols, cols, generator=g) @ torch.randn(cols, cols, generator=g)
+    hessian = inputs.T @ inputs
+    return Statistics(price * (0.1 + torch.rand(rows, generator=g)) * hessian.trace(), None, hessian, 4 * cols)
 
 
 @pytest.fixture(scope="module")
-def source(embedded, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("runs") / "sweep" / "run"
-    train(RunConfig(**KNOBS), run_dir)
-    return run_dir
+def model():
+    g = torch.Generator().manual_seed(1)
+    weights = {f"blocks.{i}.mlp.fc.weight": torch.randn(160, 96, generator=g) for i in range(4)}
+    calibration = {name: statistics(160, 96, price=16.0**-i, seed=i) for i, name in enumerate(weights)}
+    return weights, {"attn_scales": torch.ones(4, 96)}, calibration
 
 
-def test_sensitivity_is_what_a_file_with_one_float_tensor_scores(source, tmp_path):
-    result = map_sensitivity(source, tmp_path / "map", tokens=2048)
-    assert result.kind == "sensitivity" and result.source == "sweep/run"
-    rows = {row["tensor"]: row for row in result.table}
-    assert set(rows) == QUANTISED | {""}
-    config = RunConfig(**KNOBS | dict(roundtrip_val_max_tokens=2048))
-    state = load_checkpoint(source / runs.CHECKPOINT)
-    name = "blocks.0.mlp.proj.weight"
-    artifact, _, _ = pack(protect(quantize_state(state, config.export), state, name))
-    (tmp_path / "file").write_bytes(artifact)
-    loaded = load(tmp_path / "file")
-    assert torch.equal(loaded[name], state[name].half().float())
-    score = score_model(model_of(loaded, config, pick_device(config)), config, open_dataset(config), 2048)
-    assert rows[name]["bytes"] == len(artifact)
-    assert rows[name]["bpb"] == score.val_bpb
-    assert rows[name]["delta_bpb"] == score.val_bpb - rows[""]["bpb"]
-    assert rows[name]["delta_bytes"] > 0 and (rows[name]["layer"], rows[name]["part"]) == (0, "mlp.proj")
-    stamp = (tmp_path / "map" / "result.json").stat().st_mtime_ns
-    assert map_sensitivity(source, tmp_path / "map", tokens=2048) == result
-    assert (tmp_path / "map" / "result.json").stat().st_mtime_ns == stamp
+@pytest.mark.parametrize("budget", [8_000, 15_000, 25_000, 45_000, 60_000])
+def test_lands_at_the_cap_and_never_over(model, budget):
+    size = len(pack(solve(*model, CONFIG, budget), "ans").bytes)
+    assert 0.998 * budget <= size <= budget
 
 
-def test_allocation_scores_real_files(source, tmp_path):
-    result = allocate_residuals(source, tmp_path / "alloc", budgets=[1800, 4000])
-    rows = {row["variant"]: row for row in result.table}
-    assert set(rows) == set(residual_variants([1800, 4000]))
-    plain = runs.read_result(source)
-    assert rows["plain"]["bpb"] == plain.roundtrip_val_bpb and rows["plain"]["total_bytes"] == plain.total_bytes
-    assert rows["all_attn_proj-4000"]["delta_bytes"] == 0  # no attention matrix of this model is quantised
-    assert 0 < rows["early_mlp_proj-4000"]["delta_bytes"] < rows["global-4000"]["delta_bytes"] <= 4000 + 200
-    stored = runs.load(tmp_path)
-    variants = stored[stored.kind == "export"]
-    assert len(variants) == len(rows) and set(variants.bpb) == {row["bpb"] for row in rows.values()}
-    assert (variants.source == "sweep/run").all()
+def test_every_weight_pays_the_same(model):
+    """Step² times price is one water level, but for the quarter octaves that exponents are kept to."""
+    weights, floats, calibration = model
+    levels = []
+    for name, t in solve(weights, floats, calibration, CONFIG, 30_000).integers.items():
+        s = calibration[name]
+        price = (s.row_weight / s.tokens)[:, None] * prepare(s.hessian).column_weight
+        levels.append((t.steps().square() * price).log2())
+    levels = torch.cat([level.flatten() for level in levels])
+    assert (levels - levels.mean()).abs().max() < 2 * 2 * 0.125 + 0.05
+    assert weights.keys() == calibration.keys()
 
 
-def test_interrupted_allocation_does_only_what_is_missing(source, tmp_path):
-    first = allocate_residuals(source, tmp_path / "alloc", budgets=[1800])
-    (tmp_path / "alloc" / "result.json").unlink()
-    (tmp_path / "alloc" / "plain" / "result.json").unlink()
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
-    assert allocate_residuals(source, tmp_path / "alloc", budgets=[1800]).table == first.table
-    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+def test_finer_where_the_loss_feels_more(model):
+    sizes = [t.q.abs().float().mean() for t in solve(*model, CONFIG, 30_000).integers.values()]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 8 * sizes[-1]
 
 
-def test_best_run_is_legal(source):
-    table = runs.load(source.parents[1])
-    assert runs.best(table).run == "run"
-    with pytest.raises(runs.RunError, match="over its cap"):
-        runs.best(table.assign(over_cap=True))
-    two = pd.concat([table, table.assign(run="other", protocol="window 32, stride 32")], ignore_index=True)
-    with pytest.raises(runs.RunError, match="in different windows"):
-        runs.best(two)
-    with pytest.raises(runs.RunError, match="no complete training run 'nowhere' here; there are run"):
-        runs.named(table, "nowhere")
-    with pytest.raises(runs.RunError, match="no complete training run"):
-        runs.best(table.assign(status="incomplete"))
+def test_beats_equal_steps_of_the_same_bytes(model):
+    weights, floats, calibration = model
+
+    def cost(quantized):
+        return sum(calibration[n].cost(t.dequantize() - weights[n]) for n, t in quantized.integers.items())
+
+    from pgolf_core.artifact import Quantized
+    from pgolf_core.grids import step_grid, to_nearest
+
+    equal = Quantized({n: to_nearest(w, step_grid(w, 0.5)) for n, w in weights.items()}, {}, floats)
+    solved = solve(*model, CONFIG, len(pack(equal, "ans").bytes))
+    assert cost(solved) < 0.3 * cost(equal)
 
 
-def test_source_must_be_finished(tmp_path):
-    with pytest.raises(runs.RunError, match="only a finished run"):
-        map_sensitivity(tmp_path / "nothing", tmp_path / "map")
+def test_a_cap_that_nothing_meets(model):
+    with pytest.raises(AllocationError, match="cap_bytes leaves 1,500 bytes for the artifact, and with the coarsest"):
+        solve(*model, CONFIG, 1_500)
 
 
-def test_tensor_place():
-    assert tensor_place("blocks.3.mlp.fc.weight") == (3, "mlp.fc")
-    assert tensor_place("tok_emb.weight") == (None, "tok_emb")
+def test_a_cap_beyond_need_gets_the_finest_steps(model):
+    weights, floats, calibration = model
+    weights = {name: w * (1 + 9 * (w == w.max())) for name, w in weights.items()}  # an outlier each
+    solved = solve(weights, floats, calibration, CONFIG, 10**6)
+    assert 61_440 < len(pack(solved, "ans").bytes) < 4 * 61_440  # more than eight bits a weight
+    for name, t in solved.integers.items():
+        assert t.q.abs().max() < 32_767  # nothing is clipped, so finer is never worse
+        assert (t.dequantize() - weights[name]).abs().max() < 4 * t.steps().max()  # mended ones move further
+
+
+def test_residuals_where_they_pay(model):
+    """An error that lies in one direction is cheaper to give back than to avoid."""
+    weights, floats, calibration = model
+    config = RunConfig(allocation="solve", codec="ans", int8_residual_rank=2, int8_residual_bits=4).export
+    with_rank = solve(weights, floats, calibration, config, 12_000)
+    assert len(pack(with_rank, "ans").bytes) <= 12_000
+    assert all(isinstance(r, LowRank) for r in with_rank.residuals.values())
+
+
+def test_search_keeps_the_best_that_fits():
+    """Sizes that jump past the whole window: the nearest below is taken."""
+
+    class At:
+        def __init__(self, level):
+            self.level, self.bytes = level, 900 if level > 1e-5 else 1100
+
+    assert search(At, 1000, 1000).bytes == 900
+
+
+def test_a_tensor_without_information_takes_the_coarsest_steps():
+    w = torch.randn(8, 16)
+    silent = Statistics(torch.zeros(8), None, torch.zeros(16, 16), 64)
+    grid = grid_at(1e-4, w, silent, prepare(silent.hessian))
+    assert torch.isfinite(grid.steps()).all() and grid.steps().min() > 3 * w.std()

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from pgolf_core import cli, runs
 from pgolf_core.config import RunConfig
+from pgolf_core.export import export
 
 TINY = dict(
     num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=2,
@@ -32,7 +34,7 @@ def pgolf(capfd, *words):
 def test_alone_it_prints_help(capfd):
     status, out, err = pgolf(capfd)
     assert status == 0 and err == ""
-    for command in ("demo", "sweep", "train", "runs", "report", "data"):
+    for command in ("demo", "sweep", "train", "runs", "report", "artifact", "data"):
         assert f"    {command} " in out
 
 
@@ -56,6 +58,7 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["sweep", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["runs", "nothing"], ["has no sweep nothing"]),
+        (["artifact", __file__], ["test_cli.py: not a pgolf artifact"]),
         (["data", "published"], ["published"]),
         (["swep"], ["swep"]),
     ],
@@ -72,6 +75,25 @@ def test_a_bad_sweep_file_ends_with_one_message(capfd, tmp_path, root):
     status, out, err = pgolf(capfd, "sweep", path)
     assert (status, out) == (2, "") and "run a" in err.replace("every run", "run a") and "num_heads=5" in err
     assert not root.exists()
+
+
+def test_an_artifact_is_accounted_for(capfd, tmp_path):
+    config = RunConfig(quantizer="step:0.5", codec="ans", keep_float_max_numel=0).export
+    account = export(
+        {"blocks.0.mlp.fc.weight": torch.randn(64, 32), "q_gains": torch.ones(2, 2)}, config, tmp_path / "a"
+    )
+    status, out, _ = pgolf(capfd, "artifact", tmp_path / "a")
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert status == 0
+    assert {part: int(rows[part][-2].replace(",", "")) for part in ("weights", "scales", "metadata")} == {
+        part: account.parts[part] for part in ("weights", "scales", "metadata")
+    }
+    assert rows["total"][-1] == f"{account.artifact:,}" and rows["weights"][1] == "ans"
+    assert rows["blocks.0.mlp.fc.weight"][1:4] == ["64", "×", "32"]
+    assert float(rows["blocks.0.mlp.fc.weight"][-1]) == pytest.approx(3.05, abs=0.3)  # bits of a Gaussian at half σ
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
+    status, _, err = pgolf(capfd, "artifact", tmp_path / "a")
+    assert status == 2 and err.startswith("pgolf: ") and "cut short" in err
 
 
 def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):

@@ -96,7 +96,7 @@ BAD_COMBINATIONS = [
     (dict(val_max_tokens=100), "val_max_tokens=100 is less than one window of 1024"),
     (dict(roundtrip_val_max_tokens=100), "roundtrip_val_max_tokens=100 is less than one window of 1024"),
     (dict(eval_cache_mix_weight=0.1), "eval_cache_size=0"),
-    (dict(embed_quantization_bits=3), "embed_quantization_bits=3: "),
+    (dict(embed_quantization_bits=9), "embed_quantization_bits=9: "),
     (dict(track="nanoo"), "track='nanoo': "),
     (dict(device="gpu"), "device='gpu': "),
     (dict(vocab_size=70000), "vocab_size=70000: "),

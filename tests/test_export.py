@@ -6,26 +6,19 @@ import pickle
 import subprocess
 import sys
 import tarfile
-import zlib
 
+import numpy as np
 import pytest
 import torch
 from golden_vectors import generated_state, golden_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgolf_core.artifact import load, pack, unpack
 from pgolf_core.config import ModelConfig, RunConfig
-from pgolf_core.export import (
-    CODE_MODULES,
-    ArtifactError,
-    code_archive,
-    export,
-    load,
-    pack,
-    permute_mlp,
-    quantize_state,
-    unpack,
-)
+from pgolf_core.container import ArtifactError
+from pgolf_core.container import pack as pack_arrays
+from pgolf_core.export import CODE_MODULES, code_archive, export, quantize_state
 from pgolf_core.model import GPT
 from pgolf_core.quantize import relative_error
 
@@ -52,8 +45,8 @@ def test_golden(state, case, tmp_path):
     assert errors == pytest.approx(case["rel_mse"], rel=1e-4, abs=1e-12)
     account = export(state, knobs_of(case), tmp_path / "artifact")
     assert account.payload == case["stats"]["int8_payload_bytes"]
-    # Ours is stored as safetensors, theirs as a pickled object: 0.25 to 0.42 % smaller on these tensors.
-    assert 0.995 < account.artifact / case["torch_save_zlib9_bytes"] < 1.0
+    # Ours is a container of arrays, theirs a pickled object: PLACEHOLDER % smaller on these tensors.
+    assert 0.99 < account.artifact / case["torch_save_zlib9_bytes"] < 1.0
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c["env"].values())))
@@ -77,7 +70,7 @@ def test_account_adds_up(state, tmp_path):
 
 def test_equal_states_give_equal_files(state):
     config = RunConfig(int8_residual_rank=1, int8_residual_budget_bytes=8192).export
-    assert pack(quantize_state(state, config))[0] == pack(quantize_state(dict(state), config))[0]
+    assert pack(quantize_state(state, config), "zlib") == pack(quantize_state(dict(state), config), "zlib")
 
 
 @pytest.mark.parametrize(
@@ -104,13 +97,13 @@ def test_residuals_keep_to_the_budget(state):
 def test_permutation_keeps_the_function(state):
     config = RunConfig(int8_residual_rank=1, int8_residual_budget_bytes=65_536).export
     plain = quantize_state(state, config)
-    permuted = permute_mlp(plain)
+    permuted = quantize_state(state, config.model_copy(update={"mlp_permutation": True}))
     recorded = json.loads(golden_path("regularizers.json").read_text())["model"]
     ids = torch.randint(recorded["vocab_size"], (2, 32))
     logits = []
     for quantized in (plain, permuted):
         model = GPT(ModelConfig(**recorded))
-        model.load_state_dict(unpack(pack(quantized)[0]))
+        model.load_state_dict(unpack(pack(quantized, "zlib").bytes))
         logits.append(model(ids))
     assert torch.allclose(*logits, atol=1e-4)
     fc = "blocks.0.mlp.fc.weight"
@@ -123,7 +116,9 @@ def test_permutation_wins_bytes_on_rows_of_unequal_size(state):
     for name, t in uneven.items():
         if "mlp.fc" in name:
             t *= torch.rand(t.size(0), 1) * 3
-    sizes = {p: len(pack(quantize_state(uneven, RunConfig(mlp_permutation=p).export))[0]) for p in (False, True)}
+    sizes = {
+        p: len(pack(quantize_state(uneven, RunConfig(mlp_permutation=p).export), "zlib").bytes) for p in (False, True)
+    }
     assert sizes[True] < sizes[False]
 
 
@@ -132,7 +127,7 @@ def test_permutation_wins_bytes_on_rows_of_unequal_size(state):
     shapes=st.lists(
         st.sampled_from([(3,), (1, 70_000), (300, 400), (2, 3), (257, 256), (0,), ()]), min_size=1, max_size=4
     ),
-    bits=st.integers(4, 8),
+    bits=st.integers(2, 8),
     axis=st.sampled_from(["auto", "row", "col"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     zero_row=st.booleans(),
@@ -146,7 +141,7 @@ def test_round_trip_of_any_state(shapes, bits, axis, dtype, zero_row, seed):
             if t.ndim == 2:
                 t[0] = 0
     quantized = quantize_state(state, RunConfig(weight_quantization_bits=bits, int8_axis_mode=axis).export)
-    loaded, expected = unpack(pack(quantized)[0]), quantized.state_dict()
+    loaded, expected = unpack(pack(quantized, "zlib").bytes), quantized.state_dict()
     assert all(torch.equal(loaded[name], expected[name]) and loaded[name].shape == t.shape for name, t in state.items())
 
 
@@ -159,28 +154,25 @@ def test_refuses_a_diverged_model(state, bad, tmp_path):
 
 
 def test_what_is_no_artifact_is_refused(state, tmp_path):
-    good = pack(quantize_state(state, RunConfig().export))[0]
-    blob = zlib.decompress(good)
+    """test_container damages files at length; here that the error names the file, and a file of other arrays."""
+    good = pack(quantize_state(state, RunConfig().export), "zlib").bytes
+    alien = pack_arrays({"q/w": np.zeros((2, 2), np.int8)}, {"q/w": "weights"}, {"columns": []}, "zlib").bytes
     cases = {
         "empty": b"",
-        "text": b"not an artifact",
         "pickle": pickle.dumps({"a": 1}),
-        "zlib of a pickle": zlib.compress(pickle.dumps({"a": 1})),
         "cut": good[: len(good) // 2],
-        "cut inside": zlib.compress(blob[:-7]),
-        "bit flip": good[:2000] + bytes([good[2000] ^ 1]) + good[2001:],
+        "no scale": alien,
     }
-    for name, content in cases.items():
+    for content in cases.values():
         (tmp_path / "artifact").write_bytes(content)
         with pytest.raises(ArtifactError, match="artifact: "):
             load(tmp_path / "artifact")
-            pytest.fail(f"{name} was read")
     with pytest.raises(ArtifactError, match="no such artifact"):
         load(tmp_path / "nowhere")
 
 
 def test_code_archive_is_what_a_reader_imports():
-    listing = "import sys, pgolf_core.evaluate, pgolf_core.export, pgolf_core.model; print(*sys.modules)"
+    listing = "import sys, pgolf_core.evaluate, pgolf_core.artifact, pgolf_core.model; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     needed = {m.removeprefix("pgolf_core.") for m in answer.stdout.split() if m.startswith("pgolf_core.")}
     assert needed | {"__init__"} == set(CODE_MODULES)

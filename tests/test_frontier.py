@@ -181,23 +181,115 @@ def test_labels_do_not_cover_one_another(tmp_path, count):
     plt.close(figure)
 
 
+def make_exports(root, source: str, count: int) -> None:
+    """A source and so many exports of it, each tenth by the solver; smaller is worse, and every other is dominated."""
+    sha = "a" * 64
+    fields = dict(kind="export", source=source, checkpoint_sha256=sha, prequant_val_bpb=2.5)
+    make_run(root, source, total=900_000, bpb=2.502, checkpoint_sha256=sha, prequant_val_bpb=2.5)
+    for i in range(count):
+        knobs = {
+            "quantizer": "step:0.4",
+            "allocation": ("fixed", "solve")[i % 10 == 9],
+            "cap_bytes": 300_000 + 20_000 * i,
+        }
+        bpb = 2.5 + 0.1 * 0.8**i + (i % 2) * 0.01
+        make_run(root, f"{source}-lab/file-{i:02}", total=299_000 + 20_000 * i, bpb=bpb, knobs=knobs, **fields)
+
+
+def test_of_many_exports_few_are_listed(tmp_path):
+    make_exports(tmp_path, "a/control", 40)
+    for i in range(4):
+        make_run(tmp_path, f"a/run-{i}", bpb=2.6 + 0.01 * i)
+    ((_, panel),) = frontier.comparable(runs.load(tmp_path))
+    rows = frontier.frontier_table(panel)
+    assert rows.on_front.sum() > 15
+    shown = frontier.fold(rows, 20)
+    assert (shown.kind == "train").sum() == 5 and (shown.kind == "export").sum() == 5
+    assert shown[shown.kind == "export"].on_front.all()
+    figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
+    plots.plot_frontier(panel, ax)
+    texts = [text.get_text() for text in ax.texts]
+    assert "40 exports of control" in texts and len(texts) <= 8
+    assert [text for text in texts if text.startswith("cap ")] == ["cap 1,000,000 B"]  # none of the solver's own
+    plt.close(figure)
+
+
+def test_exports_of_one_checkpoint(tmp_path):
+    make_exports(tmp_path, "a/control", 12)
+    make_run(tmp_path, "a/again", total=900_000, bpb=2.502, checkpoint_sha256="b" * 64)  # no exports of its own
+    ((_, panel),) = frontier.comparable(runs.load(tmp_path))
+    ((source, sha256, rows),) = frontier.checkpoints(panel)
+    assert (source, sha256, len(rows)) == ("a/control", "a" * 64, 13)
+    assert rows.total_bytes.is_monotonic_increasing and rows.variant.iloc[-1] == "as trained"
+    assert rows.family.value_counts().to_dict() == {"σ-tied steps": 11, "absmax": 1, "solver": 1}
+    assert (
+        rows.share.iloc[-1] == 1 and rows.delta_plain.iloc[-1] == 0 and rows.delta_raw.iloc[-1] == pytest.approx(0.002)
+    )
+    assert list(rows.on_front) == list(frontier.pareto(rows.assign(over_cap=False)))
+    against = frontier.within(rows, (1.0, 0.5, 0.2)).set_index("share")
+    assert against.limit.to_dict() == {1.0: 900_000, 0.5: 450_000, 0.2: 180_000}
+    assert against.solver[1.0] == "file-09" and pd.isna(against.solver[0.5])
+    assert against.fixed[1.0] == "as trained" and against.fixed[0.5] == "file-06" and pd.isna(against.fixed[0.2])
+    assert against.delta_bpb[1.0] == pytest.approx(0.1 * 0.8**9 + 0.01 - 0.002)
+    assert frontier.within_in_words(against.reset_index()).iloc[2, 1] == "–"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "name"),
+    [
+        ({}, "absmax"), ({"quantizer": "step:0.4:fisher"}, "Fisher steps"), ({"quantizer": "sdclip:6:12"}, "sdclip"),
+        ({"quantizer": "step:1", "gptq": True}, "GPTQ"), ({"allocation": "solve", "int8_residual_rank": 4}, "solver"),
+        ({"quantizer": "step:1:fisher", "gptq": True}, "GPTQ, Fisher steps"), ({"quantizer": "ternary"}, "ternary"),
+        ({"int8_residual_rank": 1, "int8_residual_budget_bytes": 9}, "rank-1 residual"),
+        ({"int8_residual_rank": 1, "int8_residual_budget_bytes": 9, "int8_residual_bits": 4}, "LQER"),
+        ({"int8_residual_rank": 1}, "absmax"), ({"quantizer": "codebook:32:1"}, "codebook"),
+    ],
+)  # fmt: skip
+def test_every_export_has_a_family_with_a_look_of_its_own(knobs, name):
+    assert frontier.family(RunConfig(track="nano").model_dump() | knobs) == name
+    assert name in plots.FAMILIES and len(set(plots.FAMILIES.values())) == len(plots.FAMILIES)
+
+
+def test_export_labels_do_not_cover_one_another(tmp_path):
+    make_exports(tmp_path, "a/control", 40)
+    ((_, panel),) = frontier.comparable(runs.load(tmp_path))
+    ((_, _, rows),) = frontier.checkpoints(panel)
+    figure, ax = plt.subplots(figsize=(11, 5.5), layout="constrained")
+    plots.plot_exports(rows, ax)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert 5 <= len(boxes) <= plots.LABELS + 8
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    plt.close(figure)
+
+
+MAP = [
+    dict(
+        tensor=tensor, change="step:2", bpb=2.5 + rise, bytes=900 - saved, tensor_bytes=saved, delta_bpb=rise,
+        estimated_delta_bpb=0.8 * rise, delta_bytes=-saved, bpb_per_kb=1000 * rise / saved if saved else 0.0,
+    )
+    for tensor, rise, saved in [
+        ("", 0.0, 0), ("blocks.0.mlp.fc.weight", 0.01, 900), ("blocks.1.mlp.fc.weight", -0.001, 900),
+        ("tok_emb.weight", 0.2, 3000),
+    ]
+]  # fmt: skip
+
+
 def test_report_of_synthetic_runs(tmp_path):
     report_1000.make_runs(tmp_path / "runs", 40, sweeps=3)
     make_run(tmp_path / "runs", "sweep00/torn").joinpath("result.json").write_text("{")
-    rows = [{"tensor": t, "delta_bpb": -0.01, "delta_bytes": 900, "bpb_per_kb": 0.011} for t in ("", "mlp.fc")]
-    make_run(tmp_path / "runs", "sweep00/stage", bpb=None, total=None, kind="sensitivity", table=rows)
     stale = tmp_path / "out" / "figures" / "frontier_9.png"
     runs.write_whole(stale, b"")
     os.utime(stale, (0, 0))
     page = frontier.write_report(tmp_path / "runs", tmp_path / "out")
     text = page.read_text(encoding="utf-8")
-    for words in ("Not complete: counted nowhere", "damaged: result.json", "over cap", "on the front", "sweep00/stage"):
+    for words in ("Not complete: counted nowhere", "damaged: result.json", "over cap", "on the front"):
         assert words in text, words
     for key, _ in frontier.comparable(runs.load(tmp_path / "runs")):
         assert frontier.panel_title(key) in text
     figures = {path.name: path for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"frontier_1.png", "frontier_1_bytes.png", "frontier_1_curves.png"} <= figures.keys()
-    assert "frontier_sensitivity_sweep00_stage.png" in figures and "frontier_9.png" not in figures
+    assert "frontier_9.png" not in figures
     for path in figures.values():
         assert plt.imread(path)[..., :3].std() > 0.05
     csv = pd.read_csv(tmp_path / "out" / "tables" / "frontier.csv")
@@ -205,6 +297,29 @@ def test_report_of_synthetic_runs(tmp_path):
     assert not (csv.on_front & csv.over_cap).any()
 
 
+def test_report_of_exports(tmp_path):
+    make_exports(tmp_path / "runs", "a/control", 50)
+    stage = dict(bpb=None, total=None, source="a/control", checkpoint_sha256="a" * 64)
+    make_run(tmp_path / "runs", "a/map", kind="sensitivity", table=MAP, **stage)
+    make_run(tmp_path / "runs", "a/old-map", kind="sensitivity", table=[{"tensor": "", "bpb": 2.5}], **stage)
+    make_run(tmp_path / "runs", "a/lab", kind="export_lab", table=[{"variant": "plain"}], **stage)
+    stale, other = (tmp_path / "out" / "figures" / f"{page}_9.png" for page in ("export", "frontier"))
+    for figure in (stale, other):
+        runs.write_whole(figure, b"")
+        os.utime(figure, (0, 0))
+    text = frontier.write_report(tmp_path / "runs", tmp_path / "out", "export").read_text(encoding="utf-8")
+    words = ("51 files of 1 checkpoint", "a/control", "file-00", "as trained", "here the fronts", "best of the others")
+    for word in (*words, "Spearman", "tok_emb.weight", "older version", "a/lab/notebook.ipynb"):
+        assert word in text, word
+    assert "file-41" not in text  # neither on a front nor the seed's
+    assert not stale.exists() and other.exists()
+    for name in ("export_1_a_control", "export_map_1_a_control", "export_map_1_a_control_estimates"):
+        assert plt.imread(tmp_path / "out" / "figures" / f"{name}.png")[..., :3].std() > 0.05
+    assert len(pd.read_csv(tmp_path / "out" / "tables" / "export.csv")) == 51
+
+
 def test_report_of_no_runs_says_so(tmp_path):
-    page = frontier.write_report(tmp_path / "runs", tmp_path / "out")
-    assert "There are no runs in" in page.read_text(encoding="utf-8")
+    first, second = frontier.write_reports(tmp_path / "runs", tmp_path / "out")
+    assert "There are no runs in" in first.read_text(encoding="utf-8")
+    text = second.read_text(encoding="utf-8")
+    assert "has more than two files yet" in text and "export_lab.ipynb" in text and "No map of a checkpoint yet" in text

@@ -45,11 +45,47 @@ def test_explore(root, tmp_path):
     assert outputs(done).count("image/png") >= 4
 
 
-def test_report(root, tmp_path):
-    page = frontier.write_report(root, tmp_path)
-    text = page.read_text(encoding="utf-8")
-    assert "demo/control" in text and "Training curves" in text
-    assert "<script" not in text  # no network, nothing that runs
+def run_stage(name: str, folder, **parameters) -> tuple[str, int]:
+    """Outputs of a stage's notebook on the run of root, and how many of them are pictures."""
+    parameters |= {"sweep": "demo", "knobs": {"calibration_tokens": 1024} | parameters.get("knobs", {})}
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    done = papermill.execute_notebook(path, folder / path.name, parameters, progress_bar=False)
+    shown = [output.get("data", {}) for cell in done.cells for output in cell.get("outputs", [])]
+    return outputs(done), sum("image/png" in data for data in shown)
+
+
+def test_sensitivity(root, tmp_path):
+    text, pictures = run_stage("sensitivity", tmp_path, change="step:1", knobs={"keep_float_max_numel": 0})
+    result = runs.read_result(root / "demo" / "sensitivity")
+    assert "change=step:1" in text and f"rank correlation of {len(result.table) - 1} tensors" in text
+    assert pictures == 2
+    assert all(row["tensor"] in text for row in result.table)
+
+
+def test_residual_allocation(root, tmp_path):
+    text, pictures = run_stage("residual_allocation", tmp_path, budgets=[1024])
+    result = runs.read_result(root / "demo" / "residual_allocation")
+    assert {row["variant"].split("-")[0].split()[0] for row in result.table} >= {"plain", "global", "LQER", "solve"}
+    assert all(row["variant"] in text for row in result.table)
+    assert pictures == 1
+
+
+def test_export_lab(root, tmp_path):
+    text, pictures = run_stage("export_lab", tmp_path, steps=[0.4], codecs=["ans"], shares=[], caps=[60_000])
+    result = runs.read_result(root / "demo" / "export_lab")
+    assert all(f"{row['bpb']:.5f}" in text and f"{row['total_bytes']:,}" in text for row in result.table)
+    assert "solve 60000" in text
+    assert pictures == 3
+
+
+def test_reports(root, tmp_path):
+    pages = frontier.write_reports(root, tmp_path)
+    assert [page.name for page in pages] == ["frontier.html", "export.html"]
+    first, second = (page.read_text(encoding="utf-8") for page in pages)
+    assert "demo/control" in first and "Training curves" in first and 'href="export.html"' in first
+    assert "demo/control" in second and "step-0.4-gptq-fisher" in second and 'href="frontier.html"' in second
+    assert "best of the others" in second and "(Spearman)" in second
+    assert "<script" not in first + second  # no network, nothing that runs
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

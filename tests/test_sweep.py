@@ -56,7 +56,7 @@ def figures(run_dir):
 def test_the_demo_is_a_sound_sweep():
     sweep = load_sweep(NOTEBOOKS / "sweeps" / "demo.yaml")
     assert sweep.name == "demo" and sweep.control in sweep.runs
-    assert [stage.notebook for stage in sweep.stages] == ["sensitivity", "residual_allocation"]
+    assert [stage.notebook for stage in sweep.stages] == ["sensitivity", "residual_allocation", "export_lab"]
 
 
 def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):

@@ -17,6 +17,7 @@ import torch
 from golden_vectors import golden_path
 
 from pgolf_core import runs
+from pgolf_core.allocate import AllocationError
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.data import DataError
 from pgolf_core.export import load
@@ -183,6 +184,18 @@ def test_export_again_with_other_settings(finished, tmp_path):
         export_checkpoint(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"matrix_lr=9\.0: the run was trained with matrix_lr=0\.04"):
         export_checkpoint(run_dir, tmp_path / "out", matrix_lr=9)
+
+
+def test_training_ends_with_the_solvers_file(finished, tmp_path):
+    size = finished[1].total_bytes
+    config = tiny(
+        allocation="solve", codec="ans", control_dtype="float16", cap_bytes=size // 2, calibration_tokens=1024
+    )
+    result = train(config, tmp_path / "solved")
+    assert 0.998 * size // 2 < result.total_bytes <= size // 2
+    assert result.roundtrip_val_bpb == pytest.approx(result.prequant_val_bpb, abs=0.01)
+    with pytest.raises(AllocationError, match="cap_bytes leaves"):
+        export_checkpoint(tmp_path / "solved", tmp_path / "tiny", cap_bytes=29_000)
 
 
 def test_an_export_of_an_earlier_training_is_not_taken_for_this_one(finished, tmp_path):

@@ -1,0 +1,399 @@
+"""Arrays ↔ bytes: zlib, lzma, brotli, and entropy coding by asymmetric numeral systems ('ans').
+
+An entropy coder does its own part perfectly; what it wants is good frequencies. The lines of a weight matrix differ
+in spread, so each row and each column has a level, its mean |q| in fractions of an octave. The sum of an element's
+two levels is its class, and each class has a table of frequencies. How fine the levels are, and whether rows,
+columns, both or neither have them, is decided by counting bits on one histogram; `coded_bytes` is that count. All
+such decisions are made on integers: under 'ans' equal arrays give equal bytes on every machine.
+"""
+
+import importlib
+import lzma
+import math
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CODECS = ("zlib", "lzma", "brotli", "ans")
+LIBRARIES = {"brotli": ("brotli", "1.2.1"), "ans": ("constriction", "0.5.0")}  # codec -> package, version tested
+# Raw: the container has lengths and checksums. No literal context, no alignment: weights are independent bytes.
+LZMA_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0, "dict_size": 1 << 24}]
+
+# Frequencies sum to 2^24. constriction's Categorical(perfect=False) adds them up, scales by an integer below 2^24 and
+# truncates: on multiples of 2^-24 all exact in float64, so nothing hangs on a machine's rounding.
+PRECISION = 24
+# Tables hold square roots of counts in this unit. The root of a count is off by ½ whatever the count, so equal steps
+# suit all; √3 balances the bits of the table against the 0.7 bit a symbol that its coarseness costs.
+ROOT_UNIT = 1.732
+SQUARINGS = 3  # the finest levels are 2^-3 octaves
+LEVELS = 48  # lines narrower than the widest by more steps than that are of the lowest level
+NONE = 31  # a shift that leaves one level
+SHIFTS = [(a, b) for s in range(3) for a in (s, NONE) for b in (s, NONE)]  # of the row levels, of the column levels
+WAYS = 6  # of differencing a table: along the symbols 0, 1 or 2 times, along the classes 0 or 1 times
+CELLS = 1 << 20  # row levels × column levels × symbols, at most: bounds time and memory
+BIT = 4096  # units of cost a bit. 4096·log2(n) is never within 1e-8 of a half, so it rounds alike everywhere
+LARGE = 1 << 20  # bytes of arrays from which on trying every codec takes seconds
+OVERHEAD = 4  # bytes of a coded array that are not counted: way of differencing, the coder's state
+
+Spec = tuple[np.dtype, tuple[int, ...]]  # dtype and shape of an array
+Operation = tuple[np.ndarray, np.ndarray | int]  # symbols, and their frequencies or, if all alike, their bits
+
+
+class ArtifactError(ValueError):
+    """A file that is no artifact of ours, is damaged, or needs a library that is not here."""
+
+
+def library(codec: str, version: str | None = None) -> Any:
+    """The package behind 'brotli' or 'ans'. Raises ArtifactError that says what to install, `version` if known."""
+    package, tested = LIBRARIES[codec]
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ArtifactError(f"codec {codec} needs {package}: pip install {package}=={version or tested}") from error
+
+
+def encode(arrays: Sequence[np.ndarray], codec: str) -> bytes:
+    """One stream of the arrays' little-endian bytes; under 'ans' a block for each array."""
+    if codec == "ans":
+        return b"".join(map(_block, arrays))
+    raw = b"".join(_little(array).tobytes() for array in arrays)
+    if codec == "zlib":
+        return zlib.compress(raw, 9)
+    if codec == "lzma":
+        return lzma.compress(raw, lzma.FORMAT_RAW, filters=LZMA_FILTERS)
+    return library("brotli").compress(raw, quality=11, lgwin=24)
+
+
+def decode(blob: bytes, specs: Sequence[Spec], codec: str) -> list[np.ndarray]:
+    """The arrays that `encode` was given. Raises ArtifactError on a blob that does not hold just them."""
+    if codec == "ans":
+        return [_read_body(body, *spec) for body, spec in zip(split(blob, len(specs)), specs, strict=True)]
+    sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in specs]
+    raw, arrays, start = _decompress(blob, sum(sizes), codec), [], 0
+    for (dtype, shape), size in zip(specs, sizes, strict=True):
+        arrays.append(_from_bytes(raw[start : start + size], dtype, shape))
+        start += size
+    return arrays
+
+
+def smallest(arrays: Sequence[np.ndarray]) -> tuple[str, bytes]:
+    """The codec of fewest bytes, and the blob: of all four, so never above brotli's.
+
+    zlib and lzma live on repeats, as brotli does: where it finds too few to beat ans in a large section, they are
+    not asked. Over 16 MB of weights that saves a minute.
+    """
+    with ThreadPoolExecutor(1) as pool:  # brotli lets other threads run meanwhile
+        brotli = pool.submit(encode, arrays, "brotli")
+        blobs = {"ans": encode(arrays, "ans"), "brotli": brotli.result()}
+    if len(blobs["brotli"]) < len(blobs["ans"]) or sum(a.nbytes for a in arrays) < LARGE:
+        blobs |= {codec: encode(arrays, codec) for codec in ("lzma", "zlib")}
+    return min(blobs.items(), key=lambda pair: len(pair[1]))
+
+
+def coded_bytes(q: np.ndarray) -> int:
+    """Bytes of an integer array under 'ans', exact to a few bytes, without coding it."""
+    size = min(q.nbytes, _plan(_matrix(q)).bytes) if q.any() else 0
+    return len(_varint(size)) + size
+
+
+def split(blob: bytes, count: int) -> list[bytes]:
+    """The bodies of the `count` blocks of an 'ans' blob. Raises ArtifactError."""
+    bodies, start = [], 0
+    for _ in range(count):
+        body, start = _next_body(blob, start)
+        bodies.append(body)
+    if start != len(blob):
+        raise ArtifactError("an ans section is longer than its arrays")
+    return bodies
+
+
+def _decompress(blob: bytes, size: int, codec: str) -> bytes:
+    """Exactly `size` bytes, which is found out without unfolding more than one too many."""
+    errors = [zlib.error, lzma.LZMAError, EOFError]
+    if codec == "brotli":
+        errors.append(library(codec).error)
+    try:
+        if codec == "zlib":
+            raw = zlib.decompressobj().decompress(blob, size + 1)
+        elif codec == "lzma":
+            raw = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA_FILTERS).decompress(blob, size + 1)
+        else:
+            raw = library(codec).Decompressor().process(blob, output_buffer_limit=size + 1)
+    except tuple(errors) as error:
+        raise ArtifactError(f"a {codec} section cannot be decoded ({error})") from error
+    if len(raw) != size:
+        raise ArtifactError(f"a {codec} section does not hold the {size:,} bytes that its arrays take")
+    return raw
+
+
+def _little(array: np.ndarray) -> np.ndarray:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _from_bytes(raw: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape).astype(dtype)
+
+
+def _varint(n: int) -> bytes:
+    """Seven bits a byte, lowest first; the eighth says that more follow."""
+    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + _varint(n >> 7)
+
+
+def _next_body(blob: bytes, start: int) -> tuple[bytes, int]:
+    """The body of the block at `start`, and where the next block begins."""
+    size = shift = 0
+    more = True
+    while more and start < len(blob) and shift < 63:
+        size |= (blob[start] & 127) << shift
+        more = blob[start] >= 128
+        start, shift = start + 1, shift + 7
+    if more or size > len(blob) - start:
+        raise ArtifactError("an ans section is shorter than its arrays")
+    return blob[start : start + size], start + size
+
+
+# A block is the length of its body, then the body: nothing for an array of zeros, the array's own bytes where
+# coding gains nothing (the reader knows both by the length), else the way of differencing, the lowest symbol, the
+# number of symbols less one, if there are several rows the levels of rows and columns as two blocks, and the coder's
+# words without the zero bytes they end in.
+
+
+def _matrix(array: np.ndarray) -> np.ndarray:
+    """The integers to code as (rows, cols); of floats their bytes by place, (itemsize, n)."""
+    if array.dtype.kind == "f":
+        return np.frombuffer(_little(array).tobytes(), np.uint8).reshape(-1, array.itemsize).T
+    return array.reshape(len(array) if array.ndim > 1 else 1, -1)
+
+
+def _block(array: np.ndarray) -> bytes:
+    raw = body = _little(array).tobytes()
+    if not np.frombuffer(raw, np.uint8).any():
+        body = b""
+    else:
+        q = _matrix(array)
+        plan = _plan(q, planes=array.dtype.kind == "f")
+        if plan.bytes < len(raw):
+            body = min(raw, _body(q, plan), key=len)  # of two as long the first, which the reader takes it for
+    return _varint(len(body)) + body
+
+
+@dataclass(frozen=True)
+class _Plan:
+    low: int  # symbols are q - low
+    levels: tuple[np.ndarray, np.ndarray]  # uint8, of the rows and of the columns
+    roots: np.ndarray  # (classes in use, symbols) int64
+    bytes: int  # of the body
+
+
+def _plan(q: np.ndarray, planes: bool = False) -> _Plan:
+    """The cheapest way found to code (rows, cols). With `planes` rows may be classes, whatever their spread."""
+    low = int(q.min())
+    symbols = int(q.max()) - low + 1
+    rows, cols = (np.zeros(n, np.uint8) for n in q.shape)
+    if planes:
+        rows += np.arange(len(rows), dtype=np.uint8)
+    elif min(q.shape) >= 8:
+        magnitude = np.abs(q.astype(np.int32))
+        rows, cols = _levels(magnitude.sum(1) * 256 // len(cols)), _levels(magnitude.sum(0) * 256 // len(rows))
+    while (grid := (int(rows.max()) + 1, int(cols.max()) + 1))[0] * grid[1] * symbols > max(CELLS, symbols):
+        rows, cols = rows >> 1, cols >> 1
+    keys = ((rows.astype(np.int64) * grid[1])[:, None] + cols) * symbols + q - low
+    joint = np.bincount(keys.ravel(), minlength=grid[0] * grid[1] * symbols).reshape(-1, symbols)
+    plans = []
+    for a, b in sorted({(min(a, grid[0].bit_length()), min(b, grid[1].bit_length())) for a, b in SHIFTS}):
+        classes = np.add.outer(np.arange(grid[0]) >> a, np.arange(grid[1]) >> b).ravel()
+        order = np.argsort(classes, kind="stable")
+        counts = np.add.reduceat(joint[order], np.flatnonzero(np.diff(classes[order], prepend=-1)))
+        counts = counts[counts.any(axis=1)]
+        roots, levels = _roots(counts), (rows >> a, cols >> b)
+        cost = _cost(counts, _frequencies(roots**2)) + min(_number_cost(_difference(roots, way)) for way in range(WAYS))
+        size = cost // (8 * BIT) + OVERHEAD + 2 * q.itemsize + (sum(map(coded_bytes, levels)) if len(rows) > 1 else 0)
+        plans.append(_Plan(low, levels, roots, size))
+    return min(plans, key=lambda plan: plan.bytes)
+
+
+def _levels(spread: np.ndarray) -> np.ndarray:
+    """Levels from 0 of lines of whole mean |q|: the exponent of its power 2^SQUARINGS."""
+    power = np.maximum(spread, 1).astype(np.float64)
+    for _ in range(SQUARINGS):
+        power *= power  # products are rounded alike on every machine, logarithms are not
+    exponent = np.frexp(power)[1]
+    return np.maximum(exponent - max(exponent.min(), exponent.max() - LEVELS), 0).astype(np.uint8)
+
+
+def _roots(counts: np.ndarray) -> np.ndarray:
+    """(classes, symbols) counts -> table entries; 0 only for what does not occur."""
+    roots = np.maximum(np.rint(np.sqrt(counts) / ROOT_UNIT).astype(np.int64), counts > 0)
+    # A table that gains less than its own bits, some two a symbol, is better even, which costs next to none.
+    even = _bits(np.full(roots.shape, 2**PRECISION // roots.shape[1]))
+    gain = (counts * (even - _bits(_frequencies(roots**2)))).sum(axis=1)
+    roots[gain < 2 * BIT * (counts > 0).sum(axis=1)] = 1
+    return roots
+
+
+def _frequencies(weights: np.ndarray) -> np.ndarray:
+    """Whole weights along the last axis -> frequencies >= 1 that sum to 2^PRECISION."""
+    edges = np.cumsum(weights, axis=-1)
+    edges = edges * (2**PRECISION - weights.shape[-1]) // edges[..., -1:]
+    return _steps(edges) + 1
+
+
+def _steps(a: np.ndarray) -> np.ndarray:
+    """np.diff(a, prepend=0), in a third of its time on small arrays."""
+    steps = a.copy()
+    steps[..., 1:] -= a[..., :-1]
+    return steps
+
+
+def _bits(frequencies: np.ndarray) -> np.ndarray:
+    """Cost of a symbol in whole 1/BIT bits."""
+    return PRECISION * BIT - np.rint(BIT * np.log2(frequencies)).astype(np.int64)
+
+
+def _cost(counts: np.ndarray, frequencies: np.ndarray) -> int:
+    return int((counts * _bits(frequencies)).sum())
+
+
+def _difference(roots: np.ndarray, way: int) -> np.ndarray:
+    """(classes, symbols) -> flat whole numbers >= 0 that tell them: differences d as 2d, or -2d - 1 below zero."""
+    d = _steps(roots.T).T if way // 3 else roots
+    for _ in range(way % 3):
+        d = _steps(d)
+    return np.where(d < 0, -2 * d - 1, 2 * d).ravel()
+
+
+def _undifference(values: np.ndarray, way: int) -> np.ndarray:
+    """(classes, symbols) of numbers as `_difference` makes them -> roots."""
+    roots = np.where(values % 2, -(values + 1) // 2, values // 2)
+    for _ in range(way % 3):
+        roots = np.cumsum(roots, axis=1)
+    return np.cumsum(roots, axis=0) if way // 3 else roots
+
+
+# Numbers are written as their bit lengths, entropy coded, and the bits below each one's highest. The table of
+# lengths has four bits a length: how many times rarer it is than the most frequent, as a power of two; 15 is never.
+
+
+def _lengths(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of numbers >= 0 their bit lengths, how many have each length, and the table."""
+    lengths = np.frexp(numbers.astype(np.float64))[1]
+    counts = np.bincount(lengths, minlength=2)  # constriction knows no model of one symbol
+    rarity = np.rint(np.log2(counts.max() / np.maximum(counts, 1))).clip(0, 14)
+    return lengths, counts, np.where(counts > 0, rarity, 15).astype(np.int32)
+
+
+def _length_frequencies(rarity: np.ndarray) -> np.ndarray:
+    return _frequencies((1 << 15 - rarity.astype(np.int64)) & ~1)
+
+
+def _number_cost(numbers: np.ndarray) -> int:
+    _, counts, rarity = _lengths(numbers)
+    below = np.maximum(np.arange(len(counts)) - 1, 0)
+    return BIT * int(5 + 4 * len(counts) + (counts * below).sum()) + _cost(counts, _length_frequencies(rarity))
+
+
+def _number_operations(numbers: np.ndarray) -> list[Operation]:
+    lengths, counts, rarity = _lengths(numbers)
+    operations = [(np.array([len(counts)]), 5), (rarity, 4), (lengths, _length_frequencies(rarity))]
+    return operations + [(numbers[lengths == n] - (1 << n - 1), n - 1) for n in range(2, len(counts))]
+
+
+def _model(frequencies: np.ndarray | int) -> Any:
+    """constriction's model for frequencies, or for that many bits."""
+    model = library("ans").stream.model
+    if isinstance(frequencies, int):
+        return model.Uniform(1 << frequencies)
+    return model.Categorical(frequencies / 2**PRECISION, perfect=False)
+
+
+def _classes(levels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Places of a matrix's flat elements by class, in order within one; elements in each class that is used."""
+    classes = np.add.outer(*(n.astype(np.uint16) for n in levels)).ravel()
+    counts = np.bincount(classes)
+    return np.argsort(classes, kind="stable"), counts[counts > 0]
+
+
+def _body(q: np.ndarray, plan: _Plan) -> bytes:
+    coder = library("ans").stream.stack.AnsCoder()
+    symbols = plan.roots.shape[1]
+    way = min(range(WAYS), key=lambda way: _number_cost(_difference(plan.roots, way)))
+    if symbols > 1:
+        order, counts = _classes(plan.levels)
+        parts = np.split(q.ravel()[order].astype(np.int32) - plan.low, np.cumsum(counts[:-1]))
+        operations = _number_operations(_difference(plan.roots, way))
+        operations += zip(parts, _frequencies(plan.roots**2), strict=True)
+        for part, frequencies in reversed(operations):  # a stack: what is read first is put on it last
+            coder.encode_reverse(part.astype(np.int32), _model(frequencies))
+    low = (plan.low % 256**q.itemsize).to_bytes(q.itemsize, "little")
+    head = bytes([way]) + low + (symbols - 1).to_bytes(q.itemsize, "little")
+    levels = b"".join(map(_block, plan.levels)) if len(q) > 1 else b""
+    return head + levels + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+def _read_body(body: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of a block's body. Raises ArtifactError."""
+    count = math.prod(shape)
+    if len(body) == dtype.itemsize * count:
+        return _from_bytes(body, dtype, shape)
+    if not body:
+        return np.zeros(shape, dtype)
+    try:
+        if dtype.kind == "f":
+            planes = _read_matrix(body, np.dtype(np.uint8), (dtype.itemsize, count))
+            return _from_bytes(planes.T.tobytes(), dtype, shape)
+        rows = shape[0] if len(shape) > 1 else 1
+        return _read_matrix(body, dtype, (rows, count // max(rows, 1))).reshape(shape)
+    except ArtifactError:  # of its levels
+        raise
+    except (ValueError, IndexError) as error:
+        raise ArtifactError(f"an ans block cannot be decoded ({error})") from error
+
+
+def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int]) -> np.ndarray:
+    """(rows, cols) from the body of one that is coded. Raises ValueError or IndexError."""
+    size = dtype.itemsize
+    way, start = body[0], 1 + 2 * size
+    low = int(np.frombuffer(body[1 : 1 + size], dtype.newbyteorder("<"))[0])
+    symbols = int.from_bytes(body[1 + size : start], "little") + 1
+    levels = [np.zeros(n, np.uint8) for n in shape]
+    if shape[0] > 1:  # a block of levels is one row, so it has none of its own
+        for i, level in enumerate(levels):
+            part, start = _next_body(body, start)
+            levels[i] = _read_body(part, level.dtype, level.shape)
+    order, counts = _classes(levels)
+    if way >= WAYS or low + symbols - 1 > np.iinfo(dtype).max or len(counts) * symbols > max(CELLS, symbols):
+        raise ValueError("its head is wrong")
+    words = body[start:] + bytes(-(len(body) - start) % 4)
+    coder = library("ans").stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    flat = np.full(math.prod(shape), low, dtype)
+    if symbols > 1:
+        numbers = _read_numbers(coder, len(counts) * symbols).reshape(-1, symbols)
+        roots = _undifference(numbers, way)
+        weights = roots.clip(0, 2**19) ** 2
+        if roots.min() < 0 or not 0 < weights.sum(axis=1).min() <= weights.sum(axis=1).max() < 2**39:
+            raise ValueError("its tables are wrong")
+        parts = [coder.decode(_model(f), n) for f, n in zip(_frequencies(weights), counts.tolist(), strict=True)]
+        flat[order] = np.concatenate(parts) + low
+    if not coder.is_empty():
+        raise ValueError("it is longer than its array")
+    return flat.reshape(shape)
+
+
+def _read_numbers(coder: Any, count: int) -> np.ndarray:
+    """`count` numbers that `_number_operations` wrote, int64. Raises ValueError."""
+    kinds = int(coder.decode(_model(5), 1)[0])
+    if not 2 <= kinds <= PRECISION:
+        raise ValueError("its tables are wrong")
+    rarity = coder.decode(_model(4), kinds)
+    if rarity.min() == 15:
+        raise ValueError("its tables are wrong")
+    lengths = coder.decode(_model(_length_frequencies(rarity)), count)
+    numbers = np.minimum(lengths, 1).astype(np.int64)
+    for n in range(2, kinds):
+        here = lengths == n
+        numbers[here] = coder.decode(_model(n - 1), int(here.sum())) + (1 << n - 1)
+    return numbers

@@ -1,0 +1,149 @@
+"""Low-rank residuals in few bits: what quantisation took from a matrix, given back as a product of thin factors.
+
+LQER (Zhang et al. 2024, arXiv 2402.02446): the SVD of the error is taken after scaling by how large the
+inputs are, and the factors are quantised in their turn. Here the whole second-moment matrix of the inputs
+weighs the columns, an optional importance the rows, and the right factor is solved anew for the stored left.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01  # of the mean, added to second moments and row weights, so that what was never seen stays bounded
+CUTOFF = 1e-4  # of the stored left factor's largest singular value; below it is what float16 rounded off
+CLIPS = [0.4 + 0.025 * i for i in range(25)]  # of a group's largest magnitude, tried as its integers' range
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """left (rows, rank) and right (rank, cols): int8 with scales, or float16 without.
+
+    left_scale (rows / group, rank) and right_scale (rank, cols / group), rounded up, float16: one scale for
+    every `group` integers along the long axis.
+    """
+
+    left: Tensor
+    right: Tensor
+    left_scale: Tensor | None
+    right_scale: Tensor | None
+    group: int
+
+    def dense(self) -> Tensor:
+        """float32 (rows, cols). Added up one rank at a time, each product and sum rounded by itself, so that
+        every machine gets the same bits; a matrix product does not promise that."""
+        left = dequantize_factor(self.left, self.left_scale, self.group, dim=0)
+        right = dequantize_factor(self.right, self.right_scale, self.group, dim=1)
+        total = left.new_zeros(left.size(0), right.size(1))
+        for column, row in zip(left.unbind(1), right.unbind(0), strict=True):
+            total += torch.outer(column, row)
+        return total
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Name -> what is to be stored; the group size goes beside it."""
+        arrays = {"left": self.left, "right": self.right}
+        if self.left_scale is not None:
+            arrays |= {"left_scale": self.left_scale, "right_scale": self.right_scale}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Tensor], group: int) -> "LowRank":
+        """The inverse of arrays()."""
+        return cls(arrays["left"], arrays["right"], arrays.get("left_scale"), arrays.get("right_scale"), group)
+
+
+def low_rank(
+    residual: Tensor,
+    rank: int,
+    bits: int = 8,
+    group: int = 64,
+    hessian: Tensor | None = None,
+    row_weight: Tensor | None = None,
+) -> LowRank:
+    """The pair of stored factors that lowers error(residual - dense(), hessian, row_weight) most, but for rounding.
+
+    A higher rank lowers it further; only at 2 bits may rounding under uneven weights cost more than a rank wins.
+
+    residual (rows, cols); hessian (cols, cols), the inputs' second moments up to a factor; row_weight (rows,)
+    >= 0. bits 2..8 for integers, 16 for float16 factors. Raises ValueError for a rank that the shape does not
+    have, for other bits, and for NaN, infinity or weights that weigh nothing.
+    """
+    if residual.ndim != 2 or not torch.isfinite(residual).all():
+        raise ValueError(f"residual of shape {tuple(residual.shape)} is not 2-D or not finite")
+    rows, cols = residual.shape
+    if not 1 <= rank <= min(rows, cols):
+        raise ValueError(f"rank {rank} is not in 1..{min(rows, cols)}, what a residual of {rows} × {cols} can have")
+    if bits not in (*range(2, 9), 16) or group < 1:
+        raise ValueError(f"bits {bits} must be 2..8 or 16, group {group} at least 1")
+    root = row_root(residual.new_ones(rows) if row_weight is None else row_weight, rows)  # (rows, 1)
+    weighted = root * residual.detach().double()
+    seen = weighted if hessian is None else weighted @ column_root(hessian, cols)
+    u, s, _ = torch.linalg.svd(seen, full_matrices=False)
+    left, left_scale = quantize_factor(u[:, :rank] * s[:rank].sqrt() / root, bits, group, dim=0)
+    # Least squares for the left factor as it is stored. The hessian's root is invertible and stands on the right
+    # of both sides, so it falls out; its part is to have chosen the columns of u.
+    stored = root * dequantize_factor(left, left_scale, group, dim=0)
+    solved = torch.linalg.pinv(stored, rtol=CUTOFF) @ weighted  # (rank, rows) @ (rows, cols)
+    right, right_scale = quantize_factor(solved, bits, group, dim=1)
+    return LowRank(left, right, left_scale, right_scale, group)
+
+
+def error(residual: Tensor, hessian: Tensor | None = None, row_weight: Tensor | None = None) -> float:
+    """Weighted squared error, the sum over rows i of row_weight_i · r_i H r_iᵀ; without weights the squared norm."""
+    r = residual.double()
+    per_row = ((r if hessian is None else r @ hessian.double()) * r).sum(dim=1)
+    return (per_row if row_weight is None else per_row * row_weight.double()).sum().item()
+
+
+def quantize_factor(x: Tensor, bits: int, group: int, dim: int) -> tuple[Tensor, Tensor | None]:
+    """x -> int8 of its shape, float16 scales, one for `group` numbers along dim; at 16 bits float16 and None.
+
+    Of the CLIPS each group takes the one of least squared error, or zeros: at 2 bits a range as wide as the
+    largest number would round most others to zero.
+    """
+    if bits == 16:
+        return x.half().contiguous(), None
+    if dim == 0:
+        q, scale = quantize_factor(x.T, bits, group, dim=1)
+        return q.T.contiguous(), scale.T.contiguous()
+    rows, n = x.shape
+    largest_q = 2 ** (bits - 1) - 1
+    groups = torch.nn.functional.pad(x, (0, -n % group)).view(rows, -1, group)
+    largest = groups.abs().amax(dim=2, keepdim=True)  # (rows, n / group, 1), as are scale and cost
+    q, scale, cost = torch.zeros_like(groups), torch.zeros_like(largest), groups.square().sum(dim=2, keepdim=True)
+    for clip in CLIPS:
+        tried_scale = (clip * largest / largest_q).half().to(x.dtype)
+        tried = torch.round(groups / tried_scale).clamp(-largest_q, largest_q)
+        tried_cost = (groups - tried * tried_scale).square().sum(dim=2, keepdim=True)
+        better = tried_cost < cost  # never where a group or its scale is zero
+        q, scale = torch.where(better, tried, q), torch.where(better, tried_scale, scale)
+        cost = torch.where(better, tried_cost, cost)
+    return q.view(rows, -1)[:, :n].to(torch.int8).contiguous(), scale[:, :, 0].half()
+
+
+def dequantize_factor(q: Tensor, scale: Tensor | None, group: int, dim: int) -> Tensor:
+    """float32 of q's shape; exact, since 7 bits of integer times 11 of scale fit into its 24."""
+    if scale is None:
+        return q.float()
+    return q.float() * scale.float().repeat_interleave(group, dim).narrow(dim, 0, q.size(dim))
+
+
+def row_root(row_weight: Tensor, rows: int) -> Tensor:
+    """Square roots (rows, 1), float64, of row weights brought to mean 1 and damped."""
+    w = row_weight.detach().double()
+    if w.shape != (rows,) or not torch.isfinite(w).all() or w.min() < 0 or not w.any():
+        raise ValueError(f"row_weight must be {rows} finite numbers >= 0, not all 0; got shape {tuple(w.shape)}")
+    return (w / w.mean() + DAMPING).sqrt()[:, None]
+
+
+def column_root(hessian: Tensor, cols: int) -> Tensor:
+    """Cholesky factor (cols, cols), float64, of second moments brought to mean diagonal 1 and damped."""
+    h = hessian.detach().double()
+    if h.shape != (cols, cols) or not torch.isfinite(h).all() or not h.any():
+        raise ValueError(f"hessian must be {cols} × {cols}, finite, not all 0; got shape {tuple(h.shape)}")
+    h = h / h.diagonal().mean()
+    h.diagonal().add_(DAMPING)
+    root, failed = torch.linalg.cholesky_ex(h)
+    if failed:
+        raise ValueError("hessian is not positive semi-definite, so not the second moments of anything")
+    return root
