@@ -7,6 +7,7 @@ Information Theory, 10.3.3), and one number is left to find: that water level.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from pgolf_core.gptq import Order, gptq, prepare
 from pgolf_core.grids import Grid, geometric_mean, weighted_grid
 from pgolf_core.lowrank import LowRank, low_rank
 
-FULL = 0.9985  # of the budget: as near as the search goes
+FULL = 0.9985  # of the cap: as near as the search goes
 TRIES = 24
 COARSEST = 64.0  # geometric mean of the steps, in σ of a tensor; only its most felt rows keep anything
 LEVELS = 8_000  # at most, on each side of zero: int16 holds four times that, which leaves room for mending
@@ -30,7 +31,7 @@ class AllocationError(ValueError):
 
 @dataclass(frozen=True)
 class Solution:
-    """level: the square root of step² · price, in nats^½ a token. predicted: rise of the loss in nats a token."""
+    """level: the square root of step² · price, in nats^½ a token. bytes: of file and code. predicted: nats a token."""
 
     quantized: Quantized
     level: float
@@ -43,13 +44,14 @@ def solve(
     floats: dict[str, Tensor],
     calibration: Calibration,
     config: ExportConfig,
-    budget: int,
+    code_bytes: Callable[[Quantized], int],
 ) -> Quantized:
-    """The quantised model whose file takes 99.85 to 100 % of `budget` bytes, code not counted.
+    """The quantised model whose file and code take 99.85 to 100 % of config.cap_bytes.
 
-    weights: every matrix, with its statistics in calibration; floats: what is stored as it is. int8_residual_rank > 0
-    also gives a tensor a low-rank residual where that wins more for its bytes than finer steps would. Less than the
-    whole budget is used only where the finest steps there are fit it. Raises AllocationError when nothing fits.
+    weights: every matrix, with its statistics in calibration; floats: what is stored as it is; code_bytes: of what
+    reads such a file. int8_residual_rank > 0 also gives a tensor a low-rank residual where that wins more for its
+    bytes than finer steps would. Less than the whole cap is used only where the finest steps there are fit it.
+    Raises AllocationError when nothing fits.
     """
     orders = {n: prepare(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
 
@@ -65,13 +67,18 @@ def solve(
             integers[name] = t
             predicted += calibration[name].cost(error)
         quantized = Quantized(integers, low_ranks, floats)
-        return Solution(quantized, level, len(pack(quantized, config.codec).bytes), predicted)
+        size = len(pack(quantized, config.codec).bytes) + code_bytes(quantized)
+        return Solution(quantized, level, size, predicted)
 
     parameters = sum(w.numel() for w in weights.values())
-    best = search(at, budget, parameters)
-    if config.int8_residual_rank and (worth := _worth_a_residual(best, weights, calibration, config)):
-        with_residuals = search(lambda level: at(level, worth), budget, parameters, best.level)
-        best = min(best, with_residuals, key=lambda solution: solution.predicted)
+    best = search(at, config.cap_bytes, parameters)
+    if not config.int8_residual_rank:
+        return best.quantized
+    coarser = at(1.1 * best.level)
+    price = (coarser.predicted - best.predicted) / max(best.bytes - coarser.bytes, 1)  # nats a byte of finer steps
+    if worth := worth_a_residual(best, price, weights, calibration, config):
+        with_residuals = search(lambda level: at(level, worth), config.cap_bytes, parameters, best.level)
+        best = min((best, with_residuals), key=lambda solution: solution.predicted)
     return best.quantized
 
 
@@ -85,29 +92,29 @@ def grid_at(level: float, w: Tensor, statistics: Statistics, order: Order) -> Gr
     return weighted_grid(w, max(c, levels / LEVELS), row_weight, col_weight)
 
 
-def search(at, budget: int, parameters: int, level: float = 1e-4) -> Solution:
-    """The finest of at(level) that fits the budget, within FULL of it; at: level -> Solution."""
+def search(at: Callable[[float], Solution], cap: int, parameters: int, level: float = 1e-4) -> Solution:
+    """The finest solution that fits the cap, FULL of it or more where there is one."""
     coarse = fine = None  # brackets: one that fits, one that does not
     for _ in range(TRIES):
         solution = at(level)
-        if solution.bytes <= budget:
+        if solution.bytes <= cap:
             coarse = solution if coarse is None or solution.bytes > coarse.bytes else coarse
-            if solution.bytes >= FULL * budget:
+            if solution.bytes >= FULL * cap:
                 return solution
         else:
             fine = solution if fine is None or solution.bytes < fine.bytes else fine
-        level = _next_level(solution, coarse, fine, budget, parameters)
+        level = _next_level(solution, coarse, fine, cap, parameters)
     if coarse is None:
         raise AllocationError(
-            f"cap_bytes leaves {budget:,} bytes for the artifact, and with the coarsest steps it takes {fine.bytes:,}; "
-            "raise cap_bytes or train a smaller model"
+            f"cap_bytes={cap}: with the coarsest steps file and code take {fine.bytes:,} bytes; raise cap_bytes or "
+            "train a smaller model"
         )
     return coarse
 
 
-def _next_level(last: Solution, coarse: Solution | None, fine: Solution | None, budget: int, parameters: int) -> float:
+def _next_level(last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int) -> float:
     """Between the brackets on the line through them; where one is missing, as if an octave were a bit a weight."""
-    target = (1 + FULL) / 2 * budget
+    target = (1 + FULL) / 2 * cap
     if coarse is None or fine is None:
         octaves = (last.bytes - target) / (parameters / 8)
         return last.level * 2 ** max(-3.0, min(3.0, octaves + math.copysign(0.02, octaves)))
@@ -116,17 +123,16 @@ def _next_level(last: Solution, coarse: Solution | None, fine: Solution | None, 
     return math.exp((1 - share) * math.log(fine.level) + share * math.log(coarse.level))
 
 
-def _worth_a_residual(
-    solution: Solution, weights: dict[str, Tensor], calibration: Calibration, config: ExportConfig
+def worth_a_residual(
+    solution: Solution, price: float, weights: dict[str, Tensor], calibration: Calibration, config: ExportConfig
 ) -> tuple[str, ...]:
-    """Tensors whose low-rank residual wins more nats a byte than finer steps do at this level."""
-    by_steps = 16 * math.log(2) * solution.level**2 / 24  # -d(level²/24)/d(bit), eight of them
+    """Tensors whose low-rank residual wins more nats a byte than the price."""
     chosen = []
     for name, t in solution.quantized.integers.items():
         error = t.dequantize() - weights[name]
         residual = _residual(-error, calibration[name], config)
         won = calibration[name].cost(error) - calibration[name].cost(error + residual.dense())
-        if won > by_steps * _bytes(residual, config):
+        if won > price * _bytes(residual, config):
             chosen.append(name)
     return tuple(chosen)
 

@@ -4,6 +4,7 @@ Large matrices become integers with steps (`quantize`, `grids`, `gptq`) or indic
 float; `artifact` is the way back. As the knobs stand by default this is the seed's scheme: absmax int8 under zlib.
 """
 
+import functools
 import io
 import lzma
 import math
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pgolf_core import codebook, grids, recipe
-from pgolf_core.allocate import AllocationError, solve
+from pgolf_core.allocate import solve
 from pgolf_core.artifact import ACCOUNT, Quantized, pack, to_arrays
 from pgolf_core.artifact import load as load  # the other half, where users look for it
 from pgolf_core.calibrate import Calibration
@@ -98,7 +99,7 @@ def quantize_state(state: dict[str, Tensor], config: ExportConfig, calibration: 
     if config.allocation == "solve":
         floats = {name: stored_float(name, t, config) for name, t in state.items() if name not in calibration}
         weights = {name: state[name] for name in calibration}
-        return solve(weights, floats, calibration, config, config.cap_bytes - len(code_archive()))
+        return solve(weights, floats, calibration, config, lambda quantized: len(code_archive(quantized)))
     recipes = {name: recipe_of(name, t, config) for name, t in state.items()}
     floats = {n: stored_float(n, t, config) for n, t in state.items() if recipes[n].kind == "float16"}
     by_codebook = {n: r for n, r in recipes.items() if r.kind == "codebook"}
@@ -283,8 +284,6 @@ def export(
     quantized = quantize_state(state, config, calibration)
     packed = pack(quantized, config.codec)
     code = len(code_archive(quantized))
-    if config.allocation == "solve" and len(packed.bytes) + code > config.cap_bytes:
-        raise AllocationError(f"the solver's file of {len(packed.bytes) + code:,} bytes is over cap_bytes")
     write_whole(path, packed.bytes)
     return ByteAccount(
         parts={part: packed.parts.get(part, 0) for part in ACCOUNT},
@@ -298,11 +297,16 @@ def export(
 
 
 def code_archive(quantized: Quantized | None = None) -> bytes:
-    """The modules a reader needs, as an lzma-compressed archive; the same bytes on every machine."""
-    modules = list(CODE_MODULES)
+    """The modules that a reader of this model needs, as an lzma-compressed archive; the same bytes on every machine."""
+    modules = CODE_MODULES
     if quantized is not None:
-        modules += ["codebook"] if quantized.indices else []
-        modules += ["lowrank"] if any(isinstance(r, LowRank) for r in quantized.residuals.values()) else []
+        modules += ("codebook",) if quantized.indices else ()
+        modules += ("lowrank",) if any(isinstance(r, LowRank) for r in quantized.residuals.values()) else ()
+    return _archive(modules)
+
+
+@functools.cache
+def _archive(modules: tuple[str, ...]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for module in modules:

@@ -3,14 +3,20 @@
 import pytest
 import torch
 
-from pgolf_core.allocate import AllocationError, grid_at, search, solve
-from pgolf_core.artifact import pack
+from pgolf_core import allocate
+from pgolf_core.allocate import AllocationError, Solution, grid_at, search, solve, worth_a_residual
+from pgolf_core.artifact import Quantized, pack
 from pgolf_core.calibrate import Statistics
 from pgolf_core.config import RunConfig
 from pgolf_core.gptq import prepare
-from pgolf_core.lowrank import LowRank
+from pgolf_core.grids import step_grid, to_nearest
 
-CONFIG = RunConfig(allocation="solve", codec="ans").export
+
+def solved(model, cap: int, code: int = 0, **knobs):
+    """The solver's model, and the bytes of its file and code."""
+    config = RunConfig(allocation="solve", codec="ans", cap_bytes=cap, **knobs).export
+    quantized = solve(*model, config, lambda quantized: code)
+    return quantized, len(pack(quantized, "ans").bytes) + code
 
 
 def statistics(rows: int, cols: int, price: float = 1.0, seed: int = 0) -> Statistics:
@@ -30,25 +36,25 @@ def model():
 
 @pytest.mark.parametrize("budget", [8_000, 15_000, 25_000, 45_000, 60_000])
 def test_lands_at_the_cap_and_never_over(model, budget):
-    size = len(pack(solve(*model, CONFIG, budget), "ans").bytes)
-    assert 0.998 * budget <= size <= budget
+    for code in (0, 5_000):
+        _, size = solved(model, budget + code, code)
+        assert 0.998 * (budget + code) <= size <= budget + code
 
 
 def test_every_weight_pays_the_same(model):
     """Step² times price is one water level, but for the quarter octaves that exponents are kept to."""
-    weights, floats, calibration = model
+    calibration = model[2]
     levels = []
-    for name, t in solve(weights, floats, calibration, CONFIG, 30_000).integers.items():
+    for name, t in solved(model, 30_000)[0].integers.items():
         s = calibration[name]
         price = (s.row_weight / s.tokens)[:, None] * prepare(s.hessian).column_weight
         levels.append((t.steps().square() * price).log2())
     levels = torch.cat([level.flatten() for level in levels])
     assert (levels - levels.mean()).abs().max() < 2 * 2 * 0.125 + 0.05
-    assert weights.keys() == calibration.keys()
 
 
 def test_finer_where_the_loss_feels_more(model):
-    sizes = [t.q.abs().float().mean() for t in solve(*model, CONFIG, 30_000).integers.values()]
+    sizes = [t.q.abs().float().mean() for t in solved(model, 30_000)[0].integers.values()]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 8 * sizes[-1]
 
 
@@ -58,36 +64,40 @@ def test_beats_equal_steps_of_the_same_bytes(model):
     def cost(quantized):
         return sum(calibration[n].cost(t.dequantize() - weights[n]) for n, t in quantized.integers.items())
 
-    from pgolf_core.artifact import Quantized
-    from pgolf_core.grids import step_grid, to_nearest
-
     equal = Quantized({n: to_nearest(w, step_grid(w, 0.5)) for n, w in weights.items()}, {}, floats)
-    solved = solve(*model, CONFIG, len(pack(equal, "ans").bytes))
-    assert cost(solved) < 0.3 * cost(equal)
+    quantized, _ = solved(model, len(pack(equal, "ans").bytes))
+    assert cost(quantized) < 0.3 * cost(equal)
 
 
 def test_a_cap_that_nothing_meets(model):
-    with pytest.raises(AllocationError, match="cap_bytes leaves 1,500 bytes for the artifact, and with the coarsest"):
-        solve(*model, CONFIG, 1_500)
+    with pytest.raises(AllocationError, match="cap_bytes=1500: with the coarsest steps"):
+        solved(model, 1_500)
 
 
 def test_a_cap_beyond_need_gets_the_finest_steps(model):
     weights, floats, calibration = model
     weights = {name: w * (1 + 9 * (w == w.max())) for name, w in weights.items()}  # an outlier each
-    solved = solve(weights, floats, calibration, CONFIG, 10**6)
-    assert 61_440 < len(pack(solved, "ans").bytes) < 4 * 61_440  # more than eight bits a weight
-    for name, t in solved.integers.items():
+    quantized, size = solved((weights, floats, calibration), 10**6)
+    assert 61_440 < size < 4 * 61_440  # more than eight bits a weight
+    for name, t in quantized.integers.items():
         assert t.q.abs().max() < 32_767  # nothing is clipped, so finer is never worse
         assert (t.dequantize() - weights[name]).abs().max() < 4 * t.steps().max()  # mended ones move further
 
 
-def test_residuals_where_they_pay(model):
-    """An error that lies in one direction is cheaper to give back than to avoid."""
-    weights, floats, calibration = model
-    config = RunConfig(allocation="solve", codec="ans", int8_residual_rank=2, int8_residual_bits=4).export
-    with_rank = solve(weights, floats, calibration, config, 12_000)
-    assert len(pack(with_rank, "ans").bytes) <= 12_000
-    assert all(isinstance(r, LowRank) for r in with_rank.residuals.values())
+def test_residuals_only_where_they_pay(model, monkeypatch):
+    """For nothing every tensor takes one, at any price none; and the code that reads them counts under the cap."""
+    weights, _, calibration = model
+    knobs = dict(int8_residual_rank=2, int8_residual_bits=4)
+    config = RunConfig(allocation="solve", codec="ans", **knobs).export
+    solution = Solution(solved(model, 12_000)[0], 1e-4, 12_000, 1.0)
+    assert worth_a_residual(solution, 0.0, weights, calibration, config) == tuple(weights)
+    assert worth_a_residual(solution, 1e9, weights, calibration, config) == ()
+    monkeypatch.setattr(allocate, "worth_a_residual", lambda *_: tuple(weights))
+    keep = lambda *values, key=None: values[0][1] if key else min(*values)  # noqa: E731, although they lose
+    monkeypatch.setattr(allocate, "min", keep, raising=False)
+    quantized = solve(*model, config.model_copy(update={"cap_bytes": 20_000}), lambda q: 3_000 if q.residuals else 0)
+    assert quantized.residuals.keys() == weights.keys()
+    assert 0.998 * 17_000 < len(pack(quantized, "ans").bytes) <= 17_000
 
 
 def test_search_keeps_the_best_that_fits():

@@ -45,8 +45,8 @@ def test_golden(state, case, tmp_path):
     assert errors == pytest.approx(case["rel_mse"], rel=1e-4, abs=1e-12)
     account = export(state, knobs_of(case), tmp_path / "artifact")
     assert account.payload == case["stats"]["int8_payload_bytes"]
-    # Ours is a container of arrays, theirs a pickled object: PLACEHOLDER % smaller on these tensors.
-    assert 0.99 < account.artifact / case["torch_save_zlib9_bytes"] < 1.0
+    # Ours is a container of arrays, theirs a pickled object: 0.24 to 0.42 % smaller on these tensors.
+    assert 0.995 < account.artifact / case["torch_save_zlib9_bytes"] < 1.0
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c["env"].values())))
@@ -127,21 +127,25 @@ def test_permutation_wins_bytes_on_rows_of_unequal_size(state):
     shapes=st.lists(
         st.sampled_from([(3,), (1, 70_000), (300, 400), (2, 3), (257, 256), (0,), ()]), min_size=1, max_size=4
     ),
+    quantizer=st.sampled_from(["absmax", "sdclip:5:8", "step:0.02", "step:1:row", "ternary", "codebook:16:1"]),
+    codec=st.sampled_from(["zlib", "lzma", "brotli", "ans"]),
+    keep=st.sampled_from([0, 65_536]),
     bits=st.integers(2, 8),
     axis=st.sampled_from(["auto", "row", "col"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     zero_row=st.booleans(),
     seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_round_trip_of_any_state(shapes, bits, axis, dtype, zero_row, seed):
+def test_round_trip_of_any_state(shapes, quantizer, codec, keep, bits, axis, dtype, zero_row, seed):
     g = torch.Generator().manual_seed(seed)
     state = {f"t{i}.weight": torch.randn(shape, generator=g).to(dtype) for i, shape in enumerate(shapes)}
     if zero_row:
         for t in state.values():
             if t.ndim == 2:
                 t[0] = 0
-    quantized = quantize_state(state, RunConfig(weight_quantization_bits=bits, int8_axis_mode=axis).export)
-    loaded, expected = unpack(pack(quantized, "zlib").bytes), quantized.state_dict()
+    knobs = dict(quantizer=quantizer, weight_quantization_bits=bits, int8_axis_mode=axis, keep_float_max_numel=keep)
+    quantized = quantize_state(state, RunConfig(**knobs).export)
+    loaded, expected = unpack(pack(quantized, codec).bytes), quantized.state_dict()
     assert all(torch.equal(loaded[name], expected[name]) and loaded[name].shape == t.shape for name, t in state.items())
 
 
