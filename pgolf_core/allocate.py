@@ -98,6 +98,8 @@ def search(at: Callable[[float], Solution], cap: int, parameters: int, level: fl
     for _ in range(TRIES):
         solution = at(level)
         if solution.bytes <= cap:
+            if coarse is not None and solution.bytes == coarse.bytes and 8 * solution.bytes > 2 * parameters:
+                return solution  # the finest there is; at the coarsest, where sizes are equal too, go on
             coarse = solution if coarse is None or solution.bytes > coarse.bytes else coarse
             if solution.bytes >= FULL * cap:
                 return solution

@@ -110,6 +110,17 @@ def test_search_keeps_the_best_that_fits():
     assert search(At, 1000, 1000).bytes == 900
 
 
+def test_search_ends_at_the_finest():
+    tried = []
+
+    class At:
+        def __init__(self, level):
+            self.level, self.bytes = level, min(900, round(1e-2 / level))
+            tried.append(level)
+
+    assert search(At, 1000, 1000).bytes == 900 and len(tried) < 6
+
+
 def test_a_tensor_without_information_takes_the_coarsest_steps():
     w = torch.randn(8, 16)
     silent = Statistics(torch.zeros(8), None, torch.zeros(16, 16), 64)

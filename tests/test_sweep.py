@@ -223,8 +223,11 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
 
 def start_and_wait_for_training(path, run_dir, root):
     """A sweep in a process of its own, once its run has written a resume file; with all its processes."""
+    # Where the tests run as a background job, SIGINT is ignored, and every process inherits that.
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    listen += "from pgolf_core.cli import main; sys.exit(main(sys.argv[1:]))"
     parent = subprocess.Popen(
-        [sys.executable, "-m", "pgolf_core.cli", "sweep", str(path)],
+        [sys.executable, "-c", listen, "sweep", str(path)],
         env=os.environ | {"PGOLF_RUNS": str(root)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
