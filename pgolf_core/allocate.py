@@ -62,7 +62,7 @@ def solve(
             t = grid.with_levels(gptq(w, grid.steps(), orders[name], grid.qmax, config.gptq_block))
             error = t.dequantize() - w
             if name in residuals:
-                low_ranks[name] = _residual(-error, calibration[name], config)
+                low_ranks[name], _ = fit_residual(-error, calibration[name], config)
                 error = error + low_ranks[name].dense()
             integers[name] = t
             predicted += calibration[name].cost(error)
@@ -132,20 +132,17 @@ def worth_a_residual(
     chosen = []
     for name, t in solution.quantized.integers.items():
         error = t.dequantize() - weights[name]
-        residual = _residual(-error, calibration[name], config)
+        residual, size = fit_residual(-error, calibration[name], config)
         won = calibration[name].cost(error) - calibration[name].cost(error + residual.dense())
-        if won > price * _bytes(residual, config):
+        if won > price * size:
             chosen.append(name)
     return tuple(chosen)
 
 
-def _residual(residual: Tensor, statistics: Statistics, config: ExportConfig) -> LowRank:
-    rank = min(config.int8_residual_rank, *residual.shape)
-    bits, group = config.int8_residual_bits, config.int8_residual_group
-    return low_rank(residual, rank, bits, group, statistics.hessian, statistics.row_weight)
-
-
-def _bytes(residual: LowRank, config: ExportConfig) -> float:
-    factors = residual.left.numel() + residual.right.numel()
-    scales = sum(t.numel() for t in (residual.left_scale, residual.right_scale) if t is not None)
-    return factors * config.int8_residual_bits / 8 + 2 * scales
+def fit_residual(residual: Tensor, statistics: Statistics | None, config: ExportConfig) -> tuple[LowRank, int]:
+    """The low-rank form of (rows, cols) that the knobs ask for, and its bytes before compression."""
+    hessian, row_weight = (statistics.hessian, statistics.row_weight) if statistics else (None, None)
+    bits, rank = config.int8_residual_bits, min(config.int8_residual_rank, *residual.shape)
+    fit = low_rank(residual, rank, bits, config.int8_residual_group, hessian, row_weight)
+    scales = sum(2 * t.numel() for t in (fit.left_scale, fit.right_scale) if t is not None)
+    return fit, math.ceil(bits * (fit.left.numel() + fit.right.numel()) / 8) + scales

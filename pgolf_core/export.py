@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from pgolf_core import codebook, grids, recipe
-from pgolf_core.allocate import solve
+from pgolf_core.allocate import fit_residual, solve
 from pgolf_core.artifact import ACCOUNT, Quantized, pack, to_arrays
 from pgolf_core.artifact import load as load  # the other half, where users look for it
 from pgolf_core.calibrate import Calibration
 from pgolf_core.config import ExportConfig
 from pgolf_core.files import write_whole
 from pgolf_core.gptq import gptq, prepare
-from pgolf_core.lowrank import LowRank, error, low_rank
+from pgolf_core.lowrank import LowRank, error
 from pgolf_core.model import is_control, tensor_kind
 from pgolf_core.quantize import QuantizedTensor, RankOne, quantize, rank_one
 from pgolf_core.recipe import Recipe
@@ -205,15 +205,12 @@ def _fit(
     name: str, residual: Tensor, config: ExportConfig, calibration: Calibration | None
 ) -> tuple[RankOne | LowRank, int, float]:
     """A residual's stored form, its bytes before compression, and what it wins."""
-    if config.int8_residual_rank == 1 and config.int8_residual_bits == 16:
+    if not config.low_rank_residuals:
         fit = rank_one(residual, config.int8_residual_power_iters)
         return fit, fit.bytes, fit.benefit
     statistics = calibration.get(name) if calibration else None
+    fit, size = fit_residual(residual, statistics, config)
     hessian, row_weight = (statistics.hessian, statistics.row_weight) if statistics else (None, None)
-    rank = min(config.int8_residual_rank, *residual.shape)
-    fit = low_rank(residual, rank, config.int8_residual_bits, config.int8_residual_group, hessian, row_weight)
-    scales = sum(2 * t.numel() for t in (fit.left_scale, fit.right_scale) if t is not None)
-    size = math.ceil(config.int8_residual_bits * (fit.left.numel() + fit.right.numel()) / 8) + scales
     before, after = (error(r, hessian, row_weight) for r in (residual, residual - fit.dense()))
     return fit, size, before - after
 
