@@ -47,8 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(demo, "demo", "corpus, demo sweep and report: ten minutes on two cores")
     sub.add_argument("--slots", type=int, metavar="N", help="notebooks at a time")
 
-    sub = command(sweep, "sweep", "run what is missing of a sweep file")
-    sub.add_argument("file", type=_file, metavar="FILE")
+    sub = command(sweep, "sweep", "run what is missing of sweep files, one after the other")
+    sub.add_argument("files", type=_file, nargs="+", metavar="FILE")
+    sub.add_argument("--scale", default="", metavar="nano", help="nano = each run shrunk to a minute on one CPU thread")
+    sub.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="every run once for each; what is there stays"
+    )
     sub.add_argument("--slots", type=int, metavar="N", help="notebooks at a time; default: what the cores or GPUs hold")
     sub.add_argument("--dry-run", action="store_true", help="check the file and say what would run")
     _add_knobs(sub)
@@ -60,8 +64,18 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(list_runs, "runs", "all runs in a table")
     sub.add_argument("sweep", nargs="?", metavar="SWEEP")
+    sub.add_argument("--verify", action="store_true", help="hold every artifact and checkpoint to its checksum")
 
-    sub = command(report, "report", "write the reports of all runs: the frontier, and the exports of each checkpoint")
+    sub = command(import_log, "import-log", "make runs of training logs, with what is odd about each")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a log, or a folder with logs in it or below")
+    sub.add_argument("--sweep", metavar="NAME", help="default: the name of the folder that holds submission.json")
+    sub.add_argument("--out", type=Path, metavar="RUNS_DIR", help="default: runs")
+
+    sub = command(diff, "diff", "what differs between two runs or imported logs, and whether that is what is claimed")
+    sub.add_argument("runs", nargs=2, metavar="RUN", help="sweep/run below runs/, or a folder")
+    sub.add_argument("--claim", nargs="*", metavar="KNOB", help="knobs that are said to be the only change")
+
+    sub = command(report, "report", "write the reports of all runs: index.html and the pages it links")
     sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR")
 
     sub = command(artifact, "artifact", "check an artifact file and account for its bytes")
@@ -96,37 +110,40 @@ def _knobs(pairs: list[str]) -> dict[str, str]:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    from pgolf_core import frontier, runs
+    from pgolf_core import report, runs, tables
     from pgolf_core.sweep import load_sweep, run_sweep
 
     failures = run_sweep(DEMO, arguments.slots)
-    pages = frontier.write_reports(root=runs.RUNS, out=ROOT / "reports")
+    pages = report.write_reports(root=runs.RUNS, out=ROOT / "reports")
     table = runs.load(runs.RUNS)
     directory = load_sweep(DEMO).directory
-    print(frontier.summary(table[table.sweep == directory.name]))
+    print(tables.summary(table[table.sweep == directory.name]))
     print(f"\nThe reports: {', '.join(map(str, pages))}\nEvery run, with its executed notebook: {directory}")
     return 1 if failures else 0
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from pgolf_core.sweep import run_sweep
+    from pgolf_core.sweep import load_sweep, run_sweep
 
-    knobs = _knobs(arguments.knobs)
-    if arguments.dry_run:
-        return _dry_run(arguments.file, knobs)
-    failures = run_sweep(arguments.file, arguments.slots, knobs)
+    knobs, failures = _knobs(arguments.knobs), []
+    for file in arguments.files:  # what is wrong with any of them is said before the first one runs
+        load_sweep(file, knobs, arguments.scale, arguments.seeds)
+    for file in arguments.files:
+        if arguments.dry_run:
+            _dry_run(load_sweep(file, knobs, arguments.scale, arguments.seeds))
+        else:
+            failures += run_sweep(file, arguments.slots, knobs, arguments.scale, arguments.seeds)
     if failures:
         print(f"pgolf: {len(failures)} failed: {', '.join(f.run for f in failures)}", file=sys.stderr)
         print("the same command tries these again, and nothing else", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _dry_run(file: Path, knobs: dict[str, str]) -> int:
+def _dry_run(checked) -> None:
     from pgolf_core import runs
     from pgolf_core.forecast import check
-    from pgolf_core.sweep import load_sweep, missing, plan, slot_environments
+    from pgolf_core.sweep import missing, plan, slot_environments
 
-    checked = load_sweep(file, knobs)
     jobs, stages = missing(checked)
     to_run = {job.name for job in jobs} | {stage.notebook for stage in stages}
     status = dict(runs.load(checked.directory)[["run", "status"]].itertuples(index=False))
@@ -136,7 +153,6 @@ def _dry_run(file: Path, knobs: dict[str, str]) -> int:
     slots = len(slot_environments([job.config for job in jobs]))
     print(f"{len(to_run)} to run, {slots} at a time")
     check({job.name: job.config for job in jobs}, print)
-    return 0
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -154,7 +170,7 @@ def train(arguments: argparse.Namespace) -> int:
 def list_runs(arguments: argparse.Namespace) -> int:
     from pgolf_core import runs
 
-    table = runs.load(runs.RUNS)
+    table = runs.load(runs.RUNS, arguments.verify)
     if arguments.sweep:
         sweeps = sorted(set(table.sweep))
         if arguments.sweep not in sweeps:
@@ -193,10 +209,48 @@ def _table(table) -> str:
     return "\n".join("  ".join(row).rstrip() for row in zip(*padded, ["", *notes], strict=True))
 
 
-def report(arguments: argparse.Namespace) -> int:
-    from pgolf_core import frontier, runs
+def import_log(arguments: argparse.Namespace) -> int:
+    from pgolf_core import records, runs
 
-    for page in frontier.write_reports(root=runs.RUNS, out=arguments.out):
+    imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or runs.RUNS)
+    names = [f"{run.run_dir.parent.name}/{run.run_dir.name}" for run in imported]
+    for run, name in zip(imported, names, strict=True):
+        bpb = "no final score" if run.bpb is None else f"{run.bpb:.8f} bpb"
+        size = "size unknown" if run.total_bytes is None else f"{run.total_bytes:,} bytes"
+        again = "  was imported before" if run.again else ""
+        print(f"{name:{max(map(len, names))}}  {run.status:10}  {bpb:14}  {size:>16}{again}")
+        for remark in run.remarks:
+            print(f"    {remark}")
+    for remark in remarks:
+        print(remark)
+    return 0
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """Exit status 1 where --claim is given and does not hold."""
+    from pgolf_core import difference, runs
+
+    places = [Path(name) if Path(name).is_dir() else runs.RUNS / name for name in arguments.runs]
+    rows = difference.between(*places)
+    for row in rows.itertuples():
+        print(f"{row.kind:9} {row.setting:32} {row.ours!r}  {row.theirs!r}")
+    knobs = list(rows.setting[rows.kind == "knob"])
+    print(
+        f"{len(knobs)} knob{'s' * (len(knobs) > 1)} differ{'s' * (len(knobs) == 1)}"
+        if knobs
+        else "no knob differs: whatever their scores, no change of a knob made them"
+    )
+    if arguments.claim is None:
+        return 0
+    problem = difference.judge(rows, arguments.claim)
+    print(f"not a clean comparison: {problem}" if problem else "just what is claimed")
+    return 1 if problem else 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from pgolf_core import report, runs
+
+    for page in report.write_reports(root=runs.RUNS, out=arguments.out):
         print(page)
     return 0
 

@@ -369,13 +369,17 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     @property
     def hash(self) -> str:
         """12 hex digits that name these knobs."""
-        text = json.dumps(self.model_dump(exclude=PERMISSIONS), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest(self.model_dump(exclude=PERMISSIONS))
 
     def differences(self, other: RunConfig) -> dict[str, tuple]:
         """Knob -> (here, there) where the two differ."""
         ours, theirs = self.model_dump(), other.model_dump()
         return {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k]}
+
+
+def digest(content: dict) -> str:
+    """12 hex digits that name what a JSON object says, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # (knobs named, what must hold, what to say when it does not)

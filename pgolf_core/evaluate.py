@@ -15,15 +15,21 @@ from torch import Tensor, nn
 from pgolf_core.config import EvalConfig
 from pgolf_core.data import ByteTable
 
+BLOCKS = 64  # parts of the text whose losses a score keeps, so that two scores can be told from luck
+
 
 @dataclass(frozen=True)
 class Score:
-    """val_loss in mean nats a token, val_bpb in bits a byte, over `tokens` targets that spell `bytes` bytes."""
+    """val_loss in mean nats a token, val_bpb in bits a byte, over `tokens` targets that spell `bytes` bytes.
+
+    block_nats: nats of up to BLOCKS consecutive parts of the windows; they sum to val_loss · tokens.
+    """
 
     val_loss: float
     val_bpb: float
     tokens: int
     bytes: int
+    block_nats: tuple[float, ...]
 
 
 def windows(targets: int, length: int, stride: int) -> list[tuple[int, int]]:
@@ -104,18 +110,21 @@ def summing_device(device: torch.device) -> torch.device:
 
 
 def scored_nats(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
-    """Sum of the loss over the batch's scored targets, () float64, of logits (B, T, V)."""
+    """Sum of the loss over each window's scored targets, (B,) float64, of logits (B, T, V)."""
     logits = logits.float()
     if config.eval_cache_size:
         logits = sidecar(logits, batch.ids, config)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
-    return loss.to(batch.scored.device)[batch.scored].sum(dtype=torch.float64)
+    loss = loss.to(batch.scored.device).where(batch.scored, 0)
+    return loss.view(batch.ids.shape).sum(1, dtype=torch.float64)
 
 
-def score_of(nats: float, tokens: int, text_bytes: int) -> Score:
-    """The score of sums over all batches."""
-    val_loss = nats / tokens
-    return Score(val_loss, val_loss / math.log(2) * tokens / text_bytes, tokens, text_bytes)
+def score_of(nats: list[Tensor], tokens: int, text_bytes: int) -> Score:
+    """The score of all batches: scored_nats of each, and the sums of their tokens and bytes."""
+    windows_nats = torch.cat(nats).cpu()
+    blocks = tuple(part.sum().item() for part in windows_nats.tensor_split(min(BLOCKS, len(windows_nats))))
+    val_loss = math.fsum(blocks) / tokens
+    return Score(val_loss, val_loss / math.log(2) * tokens / text_bytes, tokens, text_bytes, blocks)
 
 
 @contextmanager
@@ -141,12 +150,12 @@ def evaluate(
 
     Raises ValueError where tokens hold no whole window.
     """
-    nats, byte_count, count = 0.0, 0, 0
+    nats, byte_count, count = [], 0, 0
     with evaluating(model) as device:
         for batch in batches(tokens, byte_table, config, device):
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = model(batch.ids)
-            nats += scored_nats(logits, batch, config)
+            nats.append(scored_nats(logits, batch, config))
             byte_count += batch.bytes
             count += batch.tokens
-    return score_of(nats.item(), count, byte_count.item())
+    return score_of(nats, count, byte_count.item())

@@ -139,7 +139,9 @@ def _stage(
             plain = rows[0] if rows else {"bpb": bpb, "total_bytes": size}
             row = {"variant": name, "bpb": bpb, "delta_bpb": bpb - plain["bpb"], "total_bytes": size}
             row |= {"delta_bytes": size - plain["total_bytes"], "share": size / plain["total_bytes"]}
-            rows.append(row | {"raw_bpb": variant.prequant_val_bpb, "bytes": variant.bytes, "knobs": own})
+            row |= {"raw_bpb": variant.prequant_val_bpb, "bytes": variant.bytes, "knobs": own}
+            row |= {"block_nats": variant.roundtrip_block_nats, "raw_block_nats": variant.prequant_block_nats}
+            rows.append(row | {"text_bytes": variant.roundtrip_bytes})
             if len(rows) == 1:
                 todo += _solver_variants(rows[0], shares, caps).items()
             print(f"{name:28} {bpb:.5f} bpb {row['delta_bpb']:+.5f}  {size:>11,} B  {row['share']:.3f}")

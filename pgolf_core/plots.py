@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from pgolf_core import frontier, runs
 from pgolf_core.files import write_whole
 from pgolf_core.sensitivity import tensor_place
+from pgolf_core.tables import names_of
 
 # Okabe & Ito's colours, told apart with every common colour blindness: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
@@ -70,15 +71,15 @@ def plot_frontier(table: pd.DataFrame, ax: Axes) -> None:
     # What the solver was given for a cap is of its own file alone, and there is one for each of them.
     trained = table[table.kind != "export"]
     caps = sorted((trained if len(trained) else table).cap_bytes.unique())
-    unit, name = _byte_unit(rows.total_bytes)
+    unit, name = byte_unit(rows.total_bytes)
     x, y = rows.total_bytes.to_numpy() / unit, rows.bpb.to_numpy()
     in_reach = [cap for cap in caps if cap <= 2 * rows.total_bytes.max()]
-    left, right = _padded(np.concatenate([x, np.divide(in_reach, unit)]))
+    left, right = padded(np.concatenate([x, np.divide(in_reach, unit)]))
     # Runs that diverged would press all others together: the axis ends above the rest and says what it hides.
     # The front is never hidden, and exports, many to a checkpoint, do not decide what is usual.
     usual = np.median(y[rows.kind != "export"]) if (rows.kind != "export").any() else np.median(y)
     top = max([usual + 6 * (usual - y.min()), *y[rows.on_front]]) if len(y) > 7 else np.inf
-    low, high = _padded(y[y <= top])
+    low, high = padded(y[y <= top])
     ax.set(xlim=(left, right), ylim=(low, high))
     xlabel = f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)"
 
@@ -159,14 +160,14 @@ def plot_exports(rows: pd.DataFrame, ax: Axes, against: str = "raw") -> None:
 
     rows: of frontier.exports. against: raw, the raw weights, or plain, the seed's file.
     """
-    unit, name = _byte_unit(rows.total_bytes)
+    unit, name = byte_unit(rows.total_bytes)
     x, y = rows.total_bytes.to_numpy() / unit, 1e3 * rows[f"delta_{against}"].to_numpy()
     # From less than noise to ruin: linear up to ±1 (less where most is less), logarithmic beyond.
     part = _linear_part(y)
     origin = "raw weights" if against == "raw" else "plain file"
     score = (rows.bpb - rows[f"delta_{against}"]).iloc[0]
     ax.set_yscale("symlog", linthresh=part, linscale=0.7)
-    ax.set(xlim=_padded(x, 0.06), ylim=(min(-0.4 * part, 1.6 * y.min()), max(part, 2 * y.max())))
+    ax.set(xlim=padded(x, 0.06), ylim=(min(-0.4 * part, 1.6 * y.min()), max(part, 2 * y.max())))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:+,g}".replace("-", "−") if value else "0")
     ax.set(
         xlabel=f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)",
@@ -247,14 +248,14 @@ def short(name: str) -> str:
     return name if len(name) <= 36 else f"{name[:20]}…{name[-15:]}"
 
 
-def _padded(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
+def padded(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
     """Axis limits that leave a share free at both ends."""
     low, high = values.min(), values.max()
     room = share * (high - low) or 0.1 * abs(high) or 1.0
     return low - room, high + room
 
 
-def _byte_unit(sizes: pd.Series) -> tuple[float, str]:
+def byte_unit(sizes: pd.Series) -> tuple[float, str]:
     return (1e3, "kB") if sizes.max() < 2e6 else (1e6, "MB")
 
 
@@ -344,7 +345,7 @@ def plot_curves(run_dirs: Iterable[str | Path]) -> Figure:
 def plot_bytes(table: pd.DataFrame) -> Figure:
     """Bytes by part, a bar a run in the table's order, against the cap."""
     figure, ax = plt.subplots(figsize=(10, 1.3 + 0.3 * len(table)), layout="constrained")
-    unit, name = _byte_unit(table.total_bytes)
+    unit, name = byte_unit(table.total_bytes)
     parts = pd.DataFrame(list(table.bytes)).drop(columns="total", errors="ignore").fillna(0) / unit
     left = np.zeros(len(table))
     for part in [part for part in PARTS if part in parts and parts[part].any()]:
@@ -358,7 +359,7 @@ def plot_bytes(table: pd.DataFrame) -> Figure:
     for cap in table.cap_bytes.unique():
         if cap <= 2 * table.total_bytes.max():
             ax.axvline(cap / unit, color=RED, lw=1.2, ls=(0, (5, 3)), label=f"cap {cap:,.0f} B")
-    ax.set_yticks(range(len(table)), frontier.names_of(table), fontsize=8)
+    ax.set_yticks(range(len(table)), names_of(table), fontsize=8)
     ax.set_ylim(len(table) - 0.4, -0.6)
     ax.margins(x=0.17)
     ax.grid(axis="y", visible=False)

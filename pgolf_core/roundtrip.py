@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,30 +174,35 @@ def export_checkpoint(
         dataset, device = open_dataset(config), pick_device(config)
         state = load_checkpoint(source_dir / runs.CHECKPOINT)
         trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT, calibration)
-        raw_bpb = source.prequant_val_bpb
+        raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
         was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
-        if raw_bpb is None or was != (dataset.fingerprint, device.type, config.precision, config.eval):
+        if not raw_nats or was != (dataset.fingerprint, device.type, config.precision, config.eval):
             model = model_of(state, config, device)
-            raw_bpb = score_model(model, config, dataset, config.roundtrip_val_max_tokens).val_bpb
+            raw = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
+            raw_bpb, raw_nats = raw.val_bpb, raw.block_nats
         result = replace(
             source,
             kind="export",
             source=f"{source_dir.parent.name}/{source_dir.name}",
             config_hash=config.hash,
             environment=runs.environment(device),
-            **roundtrip_fields(trip, raw_bpb, dataset, config),
+            **roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config),
         )
         return runs.write_result(run_dir, result)
 
 
-def roundtrip_fields(trip: RoundTrip, raw_bpb: float, dataset: Dataset, config: RunConfig) -> dict:
-    """The part of a Result that a round trip decides; raw_bpb is of the unquantised weights on the same tokens."""
+def roundtrip_fields(
+    trip: RoundTrip, raw_bpb: float, raw_nats: Sequence[float], dataset: Dataset, config: RunConfig
+) -> dict:
+    """The part of a Result that a round trip decides; raw_* are of the unquantised weights on the same tokens."""
     return dict(
         roundtrip_val_loss=trip.score.val_loss,
         roundtrip_val_bpb=trip.score.val_bpb,
         roundtrip_tokens=trip.score.tokens,
         roundtrip_bytes=trip.score.bytes,
         prequant_val_bpb=raw_bpb,
+        roundtrip_block_nats=list(trip.score.block_nats),
+        prequant_block_nats=list(raw_nats),
         bytes=trip.account.rows(),
         total_bytes=trip.account.total,
         cap_bytes=trip.account.cap,

@@ -8,9 +8,10 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,16 +19,16 @@ import filelock
 import pandas as pd
 import torch
 
-from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig
+from pgolf_core import integrity
+from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig, digest
 from pgolf_core.files import write_whole
 from pgolf_core.slot import end_with_sweep
 
 RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
-ARTIFACT = "artifact.pgolf"
-CHECKPOINT = "checkpoint.safetensors"
+ARTIFACT, CHECKPOINT = integrity.ARTIFACT, integrity.CHECKPOINT
+TIME = "%Y-%m-%dT%H:%M:%S"
 LOCK_PATIENCE_SECONDS = 20  # a kernel whose sweep was killed lets go within a few
-
-
+KNOBS = [name for name in RunConfig.model_fields if name not in PERMISSIONS]  # what makes a run another one
 # What two scores must share to be set against each other, as columns of load().
 COMPARABLE = ("data_fingerprint", "roundtrip_tokens", "roundtrip_bytes", "protocol")
 
@@ -40,9 +41,9 @@ class RunError(ValueError):
 class Result:
     """What result.json holds. bpb is what the bytes on disk score; None where a run has no such figure."""
 
-    kind: str  # train, export, or the name of a stage's notebook
+    kind: str  # train, export, import, or the name of a stage's notebook
     config_hash: str
-    seed: int
+    seed: int | None  # None: an imported log that does not tell it
     track: str
     source: str | None = None  # the run whose checkpoint this one exports
     checkpoint_sha256: str | None = None  # of the weights; an export's and a stage's are their source's
@@ -56,6 +57,9 @@ class Result:
     roundtrip_tokens: int | None = None
     roundtrip_bytes: int | None = None
     prequant_val_bpb: float | None = None  # raw weights on the tokens of the round trip
+    # nats of consecutive parts of that text, see evaluate.Score: what tells two files of one checkpoint from luck
+    roundtrip_block_nats: list[float] = field(default_factory=list)
+    prequant_block_nats: list[float] = field(default_factory=list)
     # bytes; parts and code sum to total
     bytes: dict[str, int] = field(default_factory=dict)
     total_bytes: int | None = None
@@ -74,6 +78,9 @@ class Result:
     data_fingerprint: str | None = None
     protocol: str | None = None  # how validation text was cut; see evaluation_protocol
     environment: dict = field(default_factory=dict)
+    finished: str = ""  # when, in UTC: 2026-03-18T20:34:55
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of log and metrics as they were then
+    checksum: str = ""  # of all other fields, so that nobody's slip of the hand becomes a score
     table: list[dict] = field(default_factory=list)  # a stage's rows
 
     @property
@@ -182,6 +189,10 @@ def read_json(path: Path) -> dict | None:
 
 
 def write_result(run_dir: Path, result: Result) -> Result:
+    """result.json, with the time and the checksums of what lies there now; the result with these."""
+    files = {name: integrity.checksum(run_dir / name) for name in integrity.TOLD if (run_dir / name).exists()}
+    result = replace(result, finished=time.strftime(TIME, time.gmtime()), files=files)
+    result = replace(result, checksum=_checksum(asdict(result)))
     write_whole(run_dir / "result.json", json.dumps(asdict(result), indent=1))
     return result
 
@@ -195,7 +206,14 @@ def read_result(run_dir: str | Path) -> Result | None:
     required = {f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING}
     if not required <= content.keys() <= {f.name for f in fields(Result)}:
         raise RunError(f"{path}: not a result of this version; delete the directory to run it again")
+    if content.get("checksum") and content["checksum"] != _checksum(content):
+        raise RunError(f"{path}: changed since the run wrote it; delete the directory to run it again")
     return Result(**content)
+
+
+def _checksum(content: dict) -> str:
+    """12 hex digits over a result's fields but this one."""
+    return digest({name: value for name, value in content.items() if name != "checksum"})
 
 
 def write_failure(run_dir: Path, error: BaseException) -> None:
@@ -233,23 +251,30 @@ def metrics(run_dir: str | Path) -> pd.DataFrame:
     return pd.DataFrame(metric_rows(run_dir))
 
 
-def load(root: str | Path = RUNS) -> pd.DataFrame:
+def load(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     """All runs under root, a row each: place, status, result, then every knob.
 
-    status: complete; failed (error.json says why); damaged (a file is not readable); incomplete. Only
-    complete rows carry figures. bpb is roundtrip_val_bpb, over_cap whether total_bytes exceeds the cap, control
-    the run of the sweep that this one is compared with (of its own seed, where the control has several).
+    status: complete; failed (error.json says why); damaged (a file is not what the run wrote, see integrity; thorough
+    checks every checksum); incomplete. Only complete rows carry figures. bpb is roundtrip_val_bpb, over_cap whether
+    total_bytes exceeds the cap, control the run of the sweep that this one is compared with (of its own seed, where
+    the control has several), arm what the run is in its sweep file, apart from seed and repeat, flags what is odd
+    about the log of an import, in sentences.
     """
     root = Path(root)
-    rows = [_row(root, run_dir) for run_dir in directories(root)]
-    columns = ["sweep", "run", "status", "problem", "bpb", "over_cap", *(f.name for f in fields(Result))]
+    rows = [_row(root, run_dir, thorough) for run_dir in directories(root)]
+    columns = ["sweep", "run", "status", "problem", "bpb", "over_cap", "flags", *(f.name for f in fields(Result))]
     knobs = [name for name in RunConfig.model_fields if name not in columns]
     table = pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
-    named = {s: (read_json(root / s / "sweep.json") or {}).get("control") or "control" for s in set(table.sweep)}
+    about = {sweep: read_json(root / sweep / "sweep.json") or {} for sweep in set(table.sweep)}
+    arms = {sweep: told.get("arms") or {} for sweep, told in about.items()}
+    named = {sweep: told.get("control") or "control" for sweep, told in about.items()}
     there = set(zip(table.sweep, table.run, strict=True))
-    of_seed = [f"{named[sweep]}-s{seed}" for sweep, seed in zip(table.sweep, table.seed, strict=True)]
+    table["arm"] = [arms[sweep].get(run, run) for sweep, run in zip(table.sweep, table.run, strict=True)]
+    same = [  # the control's run of the same seed and repeat, which its name ends with
+        named[sweep] + run.removeprefix(arm) for sweep, run, arm in zip(table.sweep, table.run, table.arm, strict=True)
+    ]
     table["control"] = [
-        own if (sweep, own) in there else named[sweep] for sweep, own in zip(table.sweep, of_seed, strict=True)
+        own if (sweep, own) in there else named[sweep] for sweep, own in zip(table.sweep, same, strict=True)
     ]
     return table
 
@@ -290,14 +315,16 @@ def named(runs_table: pd.DataFrame, run: str) -> pd.Series:
     return found.iloc[-1]
 
 
-def _row(root: Path, run_dir: Path) -> dict:
+def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     place = run_dir.relative_to(root).parts
     row = {"sweep": place[0] if len(place) > 1 else "", "run": "/".join(place[1:] or place), "path": run_dir}
-    row |= {"status": "incomplete", "problem": ""}
+    row |= {"status": "incomplete", "problem": "", "flags": []}
     config = read_json(run_dir / "config.json")
     if config is None:
         return row | {"status": "damaged", "problem": "config.json"}
     row |= {k: v for k, v in config.items() if k in RunConfig.model_fields}
+    if (imported := read_json(run_dir / "import.json")) is not None:
+        row |= {"kind": "import", "flags": imported.get("flags") or []}
     try:
         result = read_result(run_dir)
     except RunError:
@@ -307,7 +334,14 @@ def _row(root: Path, run_dir: Path) -> dict:
         if error is not None:
             row |= {"status": "failed", "problem": f"{error.get('error')}: {error.get('message')}"}
         return row
+    same = result.kind == "import" or result.config_hash == digest(
+        {k: v for k, v in config.items() if k not in PERMISSIONS}
+    )
+    if problem := integrity.damage(run_dir, asdict(result), thorough) if same else "config.json":
+        return row | {"status": "damaged", "problem": problem}
     row |= asdict(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
+    if not result.finished:  # of a version that did not note it
+        row["finished"] = time.strftime(TIME, time.gmtime((run_dir / "result.json").stat().st_mtime))
     if result.fits is not None:
         row["over_cap"] = not result.fits
     return row

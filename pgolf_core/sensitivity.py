@@ -23,6 +23,7 @@ from pgolf_core.data import ByteTable, Dataset, validation_tokens
 from pgolf_core.evaluate import Score, batches, evaluating, score_of, scored_nats
 from pgolf_core.export import quantize_state, stored_float
 from pgolf_core.model import GPT, rmsnorm
+from pgolf_core.noise import compare_text
 from pgolf_core.roundtrip import (
     calibration_of,
     cpu_threads,
@@ -82,15 +83,15 @@ def exact_scores(
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if wrong := [name for name, changed in changes.items() if shapes.get(name) != changed.shape]:
         raise ValueError(f"the model has no tensor {wrong[0]} of shape {tuple(changes[wrong[0]].shape)}")
-    nats, text_bytes, count = dict.fromkeys(("", *changes), 0.0), 0, 0
+    nats, text_bytes, count = {name: [] for name in ("", *changes)}, 0, 0
     with evaluating(model) as device:
         casting = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
         for batch in batches(tokens, byte_table, config, device):
             for name, logits in _variants(model, changes, batch.ids, casting):
-                nats[name] += scored_nats(logits, batch, config)
+                nats[name].append(scored_nats(logits, batch, config))
             text_bytes += batch.bytes
             count += batch.tokens
-    return {name: score_of(total.item(), count, text_bytes.item()) for name, total in nats.items()}
+    return {name: score_of(parts, count, text_bytes.item()) for name, parts in nats.items()}
 
 
 def _variants(
@@ -195,7 +196,7 @@ def _mean_gradient(
     small = config.model_copy(update={"val_batch_size": GRADIENT_BATCH_TOKENS, "sw_eval_batch": windows})
     device, count, text_bytes = next(model.parameters()).device, 0, 0
     for batch in batches(tokens, byte_table, small, device, every=GRADIENT_WINDOWS):
-        scored_nats(model(batch.ids), batch, small).backward()
+        scored_nats(model(batch.ids), batch, small).sum().backward()
         count += batch.tokens
         text_bytes += batch.bytes.item()
     gradient = {name: model.get_parameter(name).grad.cpu() / count for name in names}
@@ -234,9 +235,10 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
         'quantise': as the export knobs say, all others left as trained
         'protect': left in float16, all others as the export knobs say
     bpb is exact, scored on roundtrip_val_max_tokens tokens; delta_bpb and estimated_delta_bpb are its rises over the
-    first row. tensor_bytes is what the tensor takes, coded as the knob codec says: float16 where it is protected.
-    bytes is the coded file of that row: for 'protect' a real one; else of all in float16, and the difference of the
-    tensor's own coded bytes. bpb_per_kb = −1000 · delta_bpb / delta_bytes: the bits per byte that 1,000 coded bytes
+    first row, delta_half the half width of its 95 % interval over other text. tensor_bytes is what the tensor takes,
+    coded as the knob codec says: float16 where it is protected. bytes is the coded file of that row: for 'protect' a
+    real one; else of all in float16, and the difference of the tensor's own coded bytes.
+    bpb_per_kb = −1000 · delta_bpb / delta_bytes: the bits per byte that 1,000 coded bytes
     are worth in this tensor, won where they are spent ('protect') and lost where they are saved; negative where more
     bytes score worse. Raises ValueError when no tensor is quantised.
     """
@@ -281,6 +283,7 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
                 "bytes": files[name],
                 "tensor_bytes": own.get(name, 0),
                 "delta_bpb": delta_bpb,
+                "delta_half": compare_text(scores[name], scores[""]).half,
                 "estimated_delta_bpb": estimates.get(name, 0.0),
                 "delta_bytes": delta_bytes,
                 "bpb_per_kb": -1000 * delta_bpb / delta_bytes if delta_bytes else 0.0,

@@ -83,9 +83,12 @@ def _given(sweep: Sweep, run: str, config: RunConfig) -> dict:
 
 
 def best_run(sweep: Sweep) -> str:
-    """The name of this sweep's best run that fits its cap. Raises RunError when there is none."""
+    """The name of this sweep's best run that fits its cap; of those allowed over it where none does. Or RunError."""
     table = runs.load(sweep.directory)
-    return runs.best(table[table.run.isin(list(sweep.runs))]).run
+    table = table[table.run.isin(list(sweep.runs))]
+    if table.over_cap.eq(True).all():
+        table = table.assign(over_cap=~table.allow_over_cap.eq(True))
+    return runs.best(table).run
 
 
 def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
@@ -134,14 +137,20 @@ def is_complete(stage: Job) -> bool:
 # Execution
 
 
-def run_sweep(path: str | Path, slots: int | None = None, knobs: dict | None = None) -> list[Failure]:
+def run_sweep(
+    path: str | Path,
+    slots: int | None = None,
+    knobs: dict | None = None,
+    scale: str = "",
+    seeds: list[int] | None = None,
+) -> list[Failure]:
     """Run what is missing of a sweep file, `slots` notebooks at a time; the runs that failed, with their reasons.
 
     A run that fails does not stop the others; stages wait until every run is complete. Stopped or killed at
     any moment, it goes on where it was when run again. Raises SweepError, DataError, RunError, or ForecastError for
     runs that would miss their caps, before anything runs.
     """
-    sweep = load_sweep(path, knobs)
+    sweep = load_sweep(path, knobs, scale, seeds)
     sweep.directory.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.directory}: this sweep is running already, in another process"
     with runs.locked(sweep.directory / ".lock", 0, busy):
@@ -150,6 +159,7 @@ def run_sweep(path: str | Path, slots: int | None = None, knobs: dict | None = N
         jobs, stages = missing(sweep)
         check({job.name: job.config for job in jobs}, _say)
         about = {"name": sweep.name, "question": sweep.question, "control": sweep.control, "runs": list(sweep.runs)}
+        about |= {"arms": sweep.arms, "changes": sweep.changes, "file": Path(path).stem}
         write_whole(sweep.directory / "sweep.json", json.dumps(about, indent=1))
         data = {(j.config.data_path, j.config.tokenizer_path, j.config.vocab_size): j.config for j in jobs}
         for config in data.values():

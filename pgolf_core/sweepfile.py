@@ -9,10 +9,13 @@ runs:                     # knobs of each on top of base
   control: {}
   int6: {weight_quantization_bits: 6}
 grid: {num_layers: [2, 3], model_dim: [160, 192]}  # every combination is a run too: num_layers2-model_dim160 …
-seeds: [1337, 1338]       # every run once for each: control-s1337 …; one seed adds nothing to the names
+seeds: [1337, 1338]       # every run once for each: control, control-s1338; the seed of base adds nothing to names
+repeats: 2                # every run so often with the same knobs: control_a, control_b …
 stages:                   # after training, in order, on the best run that fits its cap
   - train                 # train.ipynb: always the first, named or not
   - sensitivity: {tokens: 32768}  # sensitivity.ipynb and its parameters
+
+What one entry of runs: or grid: makes, over all seeds and repeats, is an arm: statistics compare arms, pairing seeds.
 """
 
 import ast
@@ -20,6 +23,7 @@ import difflib
 import itertools
 import json
 import re
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,9 +31,11 @@ import yaml
 
 from pgolf_core import runs
 from pgolf_core.config import ROOT, ConfigError, RunConfig
+from pgolf_core.scale import at_nano, budgets_at_nano
 
 NOTEBOOKS = ROOT / "notebooks"
-KEYS = ("name", "question", "track", "control", "base", "runs", "grid", "seeds", "stages")
+KEYS = ("name", "question", "track", "control", "base", "runs", "grid", "seeds", "repeats", "stages")
+SCALES = ("nano",)  # what a sweep can be shrunk to
 GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; to stages `source` too
 
 
@@ -49,8 +55,10 @@ class Sweep:
 
     name: str
     question: str
-    control: str  # '' = none; with several seeds the runs are <control>-s<seed>
+    control: str  # the arm that others are compared with; '' = none
     runs: dict[str, RunConfig]
+    arms: dict[str, str]  # run -> the entry that it stems from
+    changes: dict[str, list[str]]  # arm -> knobs that its entry sets: what it claims to change
     train_parameters: dict = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
 
@@ -72,8 +80,11 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_sweep(path: str | Path, knobs: dict | None = None) -> Sweep:
-    """Read and check a whole sweep file; knobs are stronger than all of it.
+def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", seeds: list[int] | None = None) -> Sweep:
+    """Read and check a whole sweep file; knobs and seeds are stronger than all of it.
+
+    scale='nano' shrinks every run to a minute on one CPU thread, as scale.at_nano says, and adds -nano to the name;
+    a sweep on the nano track is small as it stands.
 
     Raises FileNotFoundError, or one SweepError that names every problem.
     """
@@ -85,13 +96,15 @@ def load_sweep(path: str | Path, knobs: dict | None = None) -> Sweep:
     if not isinstance(content, dict):
         raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
     problems: list[str] = []
-    sweep = _check(content, path.stem, knobs or {}, problems)
+    if scale and scale not in SCALES:
+        raise SweepError(_no_such("scale", scale, SCALES))
+    sweep = _check(content | ({"seeds": seeds} if seeds else {}), path.stem, knobs or {}, scale, problems)
     if problems:
         raise SweepError(f"{path}:\n" + "\n".join(f"  - {p}" for p in problems))
     return sweep
 
 
-def _check(content: dict, stem: str, knobs: dict, problems: list[str]) -> Sweep | None:
+def _check(content: dict, stem: str, knobs: dict, scale: str, problems: list[str]) -> Sweep | None:
     """The sweep, None or anything once problems is not empty: every problem found is appended to it."""
     problems += [_no_such("key", key, KEYS) for key in content if key not in KEYS]
     for key, kind, text in [
@@ -109,6 +122,9 @@ def _check(content: dict, stem: str, knobs: dict, problems: list[str]) -> Sweep 
     problems += [f"grid: {knob}: expected a list of values, found {v!r}" for knob, v in grid.items()
                  if not isinstance(v, list) or not v]  # fmt: skip
     problems += [f"seeds: {seed!r} is no whole number" for seed in seeds if type(seed) is not int]
+    repeats = content.get("repeats", 1)
+    if type(repeats) is not int or not 1 <= repeats <= len(string.ascii_lowercase):
+        problems.append(f"repeats: {repeats!r}: expected a whole number from 1 to {len(string.ascii_lowercase)}")
     if not (named or grid):
         problems.append("no runs; give runs: or grid:")
     if problems:
@@ -123,27 +139,42 @@ def _check(content: dict, stem: str, knobs: dict, problems: list[str]) -> Sweep 
         problems.append(_no_such("control: run", control, list(dict(wanted))))
     if seeds:
         problems += [f"{name}: sets seed, and the sweep has seeds" for name, own in wanted if "seed" in own]
-        wanted = [
-            (f"{n}-s{seed}" if len(seeds) > 1 else n, own | {"seed": seed}) for n, own in wanted for seed in seeds
-        ]
+    arms, runs_of = {}, []
+    usual = base.get("seed", RunConfig.model_fields["seed"].default)
+    for arm, own in wanted:
+        for seed in seeds or [None]:
+            for letter in string.ascii_lowercase[:repeats]:
+                # A name stays what it is when seeds are added: what is complete is not done again.
+                name = arm + ("" if seed in (None, usual) else f"-s{seed}") + (f"_{letter}" if repeats > 1 else "")
+                arms[name] = arm
+                runs_of.append((name, own | ({} if seed is None else {"seed": seed})))
 
     train_parameters, stages = _stages(content.get("stages") or [], problems)
     sweep_name = str(content.get("name") or stem)
-    _check_names(sweep_name, [name for name, _ in wanted] + [stage.notebook for stage in stages], problems)
+    _check_names(sweep_name, [name for name, _ in runs_of] + [stage.notebook for stage in stages], problems)
     track = {"track": content.get("track") or ""}
-    configs = _resolve(track | base, dict(wanted), knobs, problems)
+    shrink = scale == "nano" and track["track"] != "nano"
+    configs = _resolve(track | base, dict(runs_of), arms, knobs, shrink, problems)
+    if shrink:
+        sweep_name += "-nano"
+        stages = tuple(Stage(s.notebook, budgets_at_nano(s.parameters)) for s in stages)
     for knob in ("final_roundtrip_eval", "save_raw_checkpoint") if stages else ():
         if lacking := [name for name, config in configs.items() if not getattr(config, knob)]:
             problems.append(f"run {', '.join(lacking)}: {knob}=0, and the stages after training need it")
-    return Sweep(sweep_name, str(content.get("question") or ""), control, configs, train_parameters, stages)
+    changes = {arm: sorted(str(knob) for knob in own) for arm, own in wanted}
+    question = str(content.get("question") or "")
+    return Sweep(sweep_name, question, control, configs, arms, changes, train_parameters, stages)
 
 
-def _resolve(base: dict, wanted: dict[str, dict], knobs: dict, problems: list[str]) -> dict[str, RunConfig]:
+def _resolve(
+    base: dict, wanted: dict[str, dict], arms: dict[str, str], knobs: dict, shrink: bool, problems: list[str]
+) -> dict[str, RunConfig]:
     """Every run's config. A problem that several runs share is said once, naming them all."""
     configs, bad = {}, {}
     for name, own in wanted.items():
+        own = {str(knob): value for knob, value in (base | own).items()}
         try:
-            configs[name] = RunConfig(**{str(knob): value for knob, value in (base | own | knobs).items()})
+            configs[name] = at_nano(RunConfig(**own), knobs) if shrink else RunConfig(**own | knobs)
         except ConfigError as error:
             for problem in str(error).splitlines()[1:]:
                 bad.setdefault(problem.removeprefix("  - "), []).append(name)
@@ -151,9 +182,8 @@ def _resolve(base: dict, wanted: dict[str, dict], knobs: dict, problems: list[st
         problems.append(("every run" if names == list(wanted) else "run " + ", ".join(names)) + f": {problem}")
     same: dict[str, str] = {}
     for name, config in configs.items():
-        if config.hash in same:
-            problems.append(f"runs {same[config.hash]} and {name} have the same knobs; one is enough")
-        same[config.hash] = name
+        if arms[same.setdefault(config.hash, name)] != arms[name]:
+            problems.append(f"runs {same[config.hash]} and {name} have the same knobs; one is enough, or repeats: 2")
     return configs
 
 

@@ -245,7 +245,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     )
     if config.final_roundtrip_eval:
         result = _with_round_trip(result, model, state, config, dataset, run_dir, last_val, log)
-    runs.write_result(run_dir, result)
+    result = runs.write_result(run_dir, result)
     (run_dir / RESUME).unlink(missing_ok=True)
     return result
 
@@ -265,7 +265,7 @@ def _with_round_trip(result, model, state, config, dataset, run_dir, last_val, l
         log(f"over the cap by {account.total - account.cap} bytes")
     score = trip.score
     log(f"final_{name}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
-    return replace(result, **roundtrip_fields(trip, raw.val_bpb, dataset, config))
+    return replace(result, **roundtrip_fields(trip, raw.val_bpb, raw.block_nats, dataset, config))
 
 
 class _Log:

@@ -132,3 +132,17 @@ def test_the_table_shows_every_run(capfd, root):
     assert ["s", "over", "complete", "2.5000", "1,100", "1,000", "61", "over", "its", "cap"] in rows
     assert ["s", "killed", "incomplete", "1,000"] in rows
     assert ["s", "failed", "failed", "1,000", "RuntimeError:", "out", "of", "memory"] in rows
+
+
+def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
+    for name, knobs in (("a", {}), ("b", {"num_layers": 3, "seed": 2})):
+        config = RunConfig(track="nano", **knobs)
+        runs.write_whole(root / "s" / name / "config.json", json.dumps(config.model_dump()))
+    status, out, _ = pgolf(capfd, "diff", "s/b", root / "s" / "a", "--claim", "num_layers")
+    lines = out.splitlines()
+    assert status == 0 and lines[-1] == "just what is claimed" and "1 knob differs" in lines
+    assert "num_layers" in out and "seed" in out
+    status, out, _ = pgolf(capfd, "diff", "s/b", "s/a", "--claim", "matrix_lr")
+    assert status == 1 and "claimed and not changed: matrix_lr; changed and not claimed: num_layers" in out
+    status, _, err = pgolf(capfd, "diff", "s/b", "s/none")
+    assert status == 2 and "not there or damaged" in err and "Traceback" not in err

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf_core import frontier, runs
+from pgolf_core import frontier, report, runs, tables
 from pgolf_core.config import ROOT, RunConfig
 
 matplotlib.use("agg")
@@ -19,9 +19,9 @@ from matplotlib import pyplot as plt
 
 from pgolf_core import plots
 
-spec = importlib.util.spec_from_file_location("report_1000", ROOT / "benchmarks" / "report_1000.py")
-report_1000 = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(report_1000)
+spec = importlib.util.spec_from_file_location("bench_report", ROOT / "benchmarks" / "bench_report.py")
+bench_report = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bench_report)
 
 
 def make_run(
@@ -48,11 +48,12 @@ def test_the_control_is_the_one_of_the_sweep_file_seed_by_seed(tmp_path):
     for seed, lift in ((1, 0.0), (2, 0.3)):
         make_run(tmp_path, f"s/base-s{seed}", bpb=2.5 + lift, knobs={"seed": seed})
         make_run(tmp_path, f"s/wide-s{seed}", bpb=2.4 + lift, knobs={"seed": seed, "model_dim": 256})
-    (tmp_path / "s" / "sweep.json").write_text('{"control": "base"}')
+    arms = {f"{arm}-s{seed}": arm for arm in ("base", "wide") for seed in (1, 2)}
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps({"control": "base", "arms": arms}))
     rows = frontier.frontier_table(runs.load(tmp_path)).set_index("run")
     assert list(rows.index[:2]) == ["base-s1", "base-s2"] and rows.is_control.sum() == 2
     assert rows.delta_bpb[["wide-s1", "wide-s2"]].tolist() == pytest.approx([-0.1, -0.1])
-    assert "base-s1" in frontier.summary(runs.load(tmp_path))
+    assert "base-s1" in tables.summary(runs.load(tmp_path))
 
 
 few = st.integers(0, 6)  # so that ties are common
@@ -99,8 +100,8 @@ def test_runs_scored_otherwise_are_in_panels_of_their_own(tmp_path):
 
 def test_control_headroom_and_over_cap(tmp_path):
     make_run(tmp_path, "a/control", bpb=2.5, prequant_val_bpb=2.49)
-    make_run(tmp_path, "a/large", bpb=2.0, total=1_000_001)
-    make_run(tmp_path, "a/full", bpb=2.2, total=1_000_000)
+    make_run(tmp_path, "a/large", bpb=2.0, total=1_000_001, knobs={"num_layers": 4})
+    make_run(tmp_path, "a/full", bpb=2.2, total=1_000_000, knobs={"num_layers": 3})
     make_run(tmp_path, "b/lonely", bpb=2.6)
     ((_, panel),) = frontier.comparable(runs.load(tmp_path))
     rows = frontier.frontier_table(panel).set_index("run")
@@ -114,20 +115,6 @@ def test_control_headroom_and_over_cap(tmp_path):
     (tmp_path / "b" / "sweep.json").write_text('{"control": "lonely"}')
     panel = frontier.comparable(runs.load(tmp_path))[0][1]
     assert frontier.frontier_table(panel).set_index("run").delta_bpb["lonely"] == 0
-
-
-def test_noise_is_the_spread_of_seeds_alone(tmp_path):
-    make_run(tmp_path, "a/control", bpb=2.50)
-    make_run(tmp_path, "a/control-2", bpb=2.53, knobs={"seed": 2})
-    make_run(tmp_path, "a/control-3", bpb=2.51, knobs={"seed": 3})
-    make_run(tmp_path, "a/again", bpb=2.50)  # the same seed says nothing
-    make_run(tmp_path, "a/deep", bpb=2.2, knobs={"seed": 4, "num_layers": 4})
-    ((_, panel),) = frontier.comparable(runs.load(tmp_path))
-    (seeds,) = frontier.noise(panel).itertuples()
-    assert (seeds.n, seeds.spread) == (3, pytest.approx(0.03))
-    text = frontier.summary(runs.load(tmp_path))
-    assert [line.split()[-1] for line in text.splitlines() if "control-2" in line] == ["noise"]
-    assert "noise" not in next(line for line in text.splitlines() if "deep" in line)
 
 
 def test_unfinished_and_damaged_runs_are_shown_and_not_counted(tmp_path):
@@ -150,27 +137,28 @@ def test_unfinished_and_damaged_runs_are_shown_and_not_counted(tmp_path):
     ((_, panel),) = frontier.comparable(table)
     assert list(panel.run) == ["control"]
     assert dict(frontier.not_counted(table)[["run", "why"]].to_numpy()) == {
-        "torn": "damaged: result.json cannot be read",
-        "lost": "damaged: config.json cannot be read",
-        "garbled": "damaged: config.json cannot be read",
+        "torn": "damaged: result.json",
+        "lost": "damaged: config.json",
+        "garbled": "damaged: config.json",
         "unscored": "complete, but without a round-trip score (final_roundtrip_eval=0)",
         "killed": "incomplete, last step 10 of 120",
         "early": "incomplete, no step logged",
         "failed": "failed: RuntimeError: loss is nan",
     }
-    assert "not complete: counted nowhere" in frontier.summary(table)
+    assert "not complete: counted nowhere" in tables.summary(table)
 
 
 def test_no_runs_are_no_error(tmp_path):
     table = runs.load(tmp_path / "absent")
     assert frontier.comparable(table) == []
-    assert frontier.summary(table) == "no runs yet"
+    assert tables.summary(table) == "no runs yet"
 
 
 @pytest.mark.parametrize("count", [1, 9, 40])
 def test_labels_do_not_cover_one_another(tmp_path, count):
     for i in range(count):
-        make_run(tmp_path, f"a/run-{i}", total=500_000 + 3_000 * i, bpb=2.5 - 0.002 * i + 0.01 * (i % 3))
+        bpb = 2.5 - 0.002 * i + 0.01 * (i % 3)
+        make_run(tmp_path, f"a/run-{i}", total=500_000 + 3_000 * i, bpb=bpb, knobs={"iterations": i + 1})
     ((_, panel),) = frontier.comparable(runs.load(tmp_path))
     figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
     plots.plot_frontier(panel, ax)
@@ -231,7 +219,7 @@ def test_exports_of_one_checkpoint(tmp_path):
     assert against.solver[1.0] == "file-09" and pd.isna(against.solver[0.5])
     assert against.fixed[1.0] == "as trained" and against.fixed[0.5] == "file-06" and pd.isna(against.fixed[0.2])
     assert against.delta_bpb[1.0] == pytest.approx(0.1 * 0.8**9 + 0.01 - 0.002)
-    assert frontier.within_in_words(against.reset_index()).iloc[2, 1] == "–"
+    assert tables.within_in_words(against.reset_index()).iloc[2, 1] == "–"
 
 
 @pytest.mark.parametrize(
@@ -266,6 +254,7 @@ def test_export_labels_do_not_cover_one_another(tmp_path):
 MAP = [
     dict(
         tensor=tensor, change="step:2", bpb=2.5 + rise, bytes=900 - saved, tensor_bytes=saved, delta_bpb=rise,
+        delta_half=0.001,
         estimated_delta_bpb=0.8 * rise, delta_bytes=-saved, bpb_per_kb=1000 * rise / saved if saved else 0.0,
     )
     for tensor, rise, saved in [
@@ -276,12 +265,12 @@ MAP = [
 
 
 def test_report_of_synthetic_runs(tmp_path):
-    report_1000.make_runs(tmp_path / "runs", 40, sweeps=3)
+    bench_report.make_runs(tmp_path / "runs", 40, sweeps=3)
     make_run(tmp_path / "runs", "sweep00/torn").joinpath("result.json").write_text("{")
     stale = tmp_path / "out" / "figures" / "frontier_9.png"
     runs.write_whole(stale, b"")
     os.utime(stale, (0, 0))
-    page = frontier.write_report(tmp_path / "runs", tmp_path / "out")
+    page = report.write_report(tmp_path / "runs", tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     for words in ("Not complete: counted nowhere", "damaged: result.json", "over cap", "on the front"):
         assert words in text, words
@@ -307,7 +296,7 @@ def test_report_of_exports(tmp_path):
     for figure in (stale, other):
         runs.write_whole(figure, b"")
         os.utime(figure, (0, 0))
-    text = frontier.write_report(tmp_path / "runs", tmp_path / "out", "export").read_text(encoding="utf-8")
+    text = report.write_report(tmp_path / "runs", tmp_path / "out", "export").read_text(encoding="utf-8")
     words = ("51 files of 1 checkpoint", "a/control", "file-00", "as trained", "here the fronts", "best of the others")
     for word in (*words, "Spearman", "tok_emb.weight", "older version", "a/lab/notebook.ipynb"):
         assert word in text, word
@@ -318,8 +307,12 @@ def test_report_of_exports(tmp_path):
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "export.csv")) == 51
 
 
-def test_report_of_no_runs_says_so(tmp_path):
-    first, second = frontier.write_reports(tmp_path / "runs", tmp_path / "out")
-    assert "There are no runs in" in first.read_text(encoding="utf-8")
-    text = second.read_text(encoding="utf-8")
-    assert "has more than two files yet" in text and "export_lab.ipynb" in text and "No map of a checkpoint yet" in text
+def test_reports_of_no_runs_say_so(tmp_path):
+    index, *pages = report.write_reports(tmp_path / "runs", tmp_path / "out")
+    assert index.name == "index.html" and "0 runs: none yet" in index.read_text(encoding="utf-8")
+    assert [page.stem for page in pages] == list(report.PAGES)
+    texts = {page.stem: page.read_text(encoding="utf-8") for page in pages}
+    for name, text in texts.items():
+        assert "yet" in text, name
+        assert f'href="{name}.html"' in index.read_text(encoding="utf-8") and 'href="index.html"' in text
+    assert "export_lab.ipynb" in texts["export"] and "No map of a checkpoint yet" in texts["export"]

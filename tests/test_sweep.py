@@ -78,10 +78,43 @@ def test_grid_and_seeds_name_their_runs(sweeps):
     sweep = load_sweep(sweeps(content))
     assert list(sweep.runs) == names
     assert sweep.runs["num_layers3-model_dim160"].model_dim == 160
-    assert list(load_sweep(sweeps(content | {"seeds": [5]})).runs) == names
-    sweep = load_sweep(sweeps(content | {"seeds": [5, 6]}))
-    assert list(sweep.runs) == [f"{name}-s{seed}" for name in names for seed in (5, 6)]
-    assert sweep.runs["control-s6"].seed == 6
+    assert set(sweep.arms) == set(sweep.arms.values()) == set(names)
+    assert sweep.changes["num_layers3-model_dim160"] == ["model_dim", "num_layers"]
+    sweep = load_sweep(sweeps(content | {"seeds": [1337, 6]}))
+    # What was run with the usual seed keeps its name, so seeds can be added later.
+    assert list(sweep.runs) == [name + suffix for name in names for suffix in ("", "-s6")]
+    assert (sweep.runs["control"].seed, sweep.runs["control-s6"].seed) == (1337, 6)
+    assert sweep.arms["control-s6"] == "control"
+    assert list(load_sweep(sweeps(content), seeds=[6]).runs) == [name + "-s6" for name in names]
+
+
+def test_repeats_have_equal_knobs(sweeps):
+    sweep = load_sweep(
+        sweeps({"track": "nano", "control": "base", "repeats": 2, "seeds": [1337, 2], "runs": {"base": {}}})
+    )
+    assert list(sweep.runs) == ["base_a", "base_b", "base-s2_a", "base-s2_b"]
+    assert sweep.runs["base_a"] == sweep.runs["base_b"] and set(sweep.arms.values()) == {"base"}
+
+
+def test_at_nano_scale_factors_stay_and_shapes_shrink(sweeps):
+    content = {
+        "track": "fixed_step", "base": {"num_heads": 8, "num_kv_heads": 4},
+        "runs": {"deep": {"num_layers": 14, "model_dim": 576}, "wide": {"model_dim": 608, "window_size": 512}},
+        "stages": [{"residual_allocation": {"budgets": [65536, 98304]}}],
+    }  # fmt: skip
+    sweep = load_sweep(sweeps(content), {"iterations": 7}, "nano")
+    assert sweep.name == "s-nano" and sweep.stages[0].parameters == {"budgets": [4096, 6144]}
+    deep, wide = sweep.runs["deep"], sweep.runs["wide"]
+    assert (deep.num_layers, deep.model_dim, wide.num_layers, wide.model_dim) == (4, 144, 3, 152)
+    assert (wide.window_size, deep.window_size) == (128, 0)
+    assert (deep.track, deep.cap_bytes, deep.keep_float_max_numel, deep.iterations) == ("nano", 1_000_000, 4096, 7)
+    assert deep.max_wallclock_seconds == 0
+    clocked = load_sweep(sweeps(content | {"track": "roundtrip"}), None, "nano").runs["deep"]
+    assert clocked.max_wallclock_seconds == 20 and clocked.iterations == 20_000
+    small = sweeps({"track": "nano", "runs": {"a": {}}})
+    assert load_sweep(small, None, "nano") == load_sweep(small)
+    with pytest.raises(SweepError, match="scale nona: no such; did you mean nano"):
+        load_sweep(small, None, "nona")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +126,7 @@ def test_grid_and_seeds_name_their_runs(sweeps):
         ({"runs": {"a": 3}}, ["a: expected a mapping of knobs"]),
         ({"grid": {"num_layers": 3}}, ["num_layers: expected a list"]),
         ({"runs": {"a": {}}, "seeds": [1, 1.5]}, ["1.5 is no whole number"]),
+        ({"runs": {"a": {}}, "repeats": 0}, ["repeats: 0: expected a whole number from 1 to 26"]),
         ({"runs": {"a": {"seed": 3}}, "seeds": [1, 2]}, ["a: sets seed"]),
         ({"runs": {"a": {}}, "control": "b"}, ["control: run b"]),
         ({"runs": {"a/b": {}, "..": {}, "nul": {}, "Com1.x": {}, "x.": {}, "": {}}},

@@ -1,8 +1,9 @@
-"""Time of a frontier report over 1,000 synthetic run directories; the bar is 15 s.
+"""Time and memory of all report pages over synthetic run directories; the bars are 60 s and 2 GB.
 
-    python benchmarks/report_1000.py [--runs 1000] [--keep FOLDER]
+    python benchmarks/bench_report.py [--runs 2000] [--sweeps 30] [--keep FOLDER]
 
-12 sweeps in three comparability groups; some runs over their cap, without a score, incomplete, failed or damaged.
+Sweeps in three comparability groups, each of arms with five seeds and exports of its control; some runs over their
+cap, incomplete, failed or damaged.
 """
 
 import argparse
@@ -15,24 +16,32 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from pgolf_core import frontier, runs
+from pgolf_core import report, runs
 from pgolf_core.config import RunConfig
 
+SEEDS = (1337, 1338, 1339, 1340, 1341)
 
-def make_runs(root: Path, count: int, sweeps: int = 12, seed: int = 0) -> None:
-    """Run directories as train() and export_checkpoint() leave them, artifact and checkpoint apart."""
+
+def make_runs(root: Path, count: int, sweeps: int = 30, seed: int = 0) -> None:
+    """Run directories as train() and export_checkpoint() leave them, artifacts hollow and checkpoints absent."""
     rng = random.Random(seed)
+    arms: dict[int, dict[str, str]] = {sweep: {} for sweep in range(sweeps)}
     for i in range(count):
         sweep, place = i % sweeps, i // sweeps
-        kind = "export" if place % 4 == 3 else "train"
-        name = "control" if place == 0 else f"{kind}-{place:03}"
+        kind = "export" if place % 8 == 7 else "train"
+        arm = "control" if place < len(SEEDS) else f"lr{place // len(SEEDS)}"
+        run_seed = SEEDS[place % len(SEEDS)]
+        name = f"export-{place:03}" if kind == "export" else arm + (f"-s{run_seed}" if run_seed != SEEDS[0] else "")
+        if kind == "train":
+            arms[sweep][name] = arm
         run_dir = root / f"sweep{sweep:02}" / name
         run_dir.mkdir(parents=True)
         config = RunConfig(
             track="nano",
-            num_layers=rng.randint(1, 12),
-            matrix_lr=round(rng.uniform(0.01, 0.1), 4),
-            seed=1337 if place % 5 else place,
+            num_layers=1 + sweep % 4,
+            matrix_lr=0.04 if arm == "control" else round(0.01 * (1 + place // len(SEEDS)), 4),
+            seed=run_seed,
+            weight_quantization_bits=8 if kind == "train" else rng.randint(4, 8),
             eval_stride=(0, 64, 0)[sweep % 3],
             roundtrip_val_max_tokens=(65_536, 65_536, 32_768)[sweep % 3],
         )
@@ -54,13 +63,19 @@ def make_runs(root: Path, count: int, sweeps: int = 12, seed: int = 0) -> None:
             (run_dir / "result.json").write_text('{"kind": "train", "conf')
             continue
         result = _result(config, kind, f"sweep{sweep:02}/control" if kind == "export" else None, rng)
+        with open(run_dir / runs.ARTIFACT, "wb") as artifact:
+            artifact.truncate(result.total_bytes - result.bytes["code"])  # a hole: no disk is used
         # As write_result, without its fsync: making the runs is not what is measured.
         (run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
+    for sweep, names in arms.items():
+        about = {"control": "control", "arms": names, "changes": {arm: ["matrix_lr"] for arm in names.values()}}
+        (root / f"sweep{sweep:02}" / "sweep.json").write_text(json.dumps(about))
 
 
 def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random) -> runs.Result:
     total = int(rng.lognormvariate(13.4, 0.35))
     bpb = 2.0 + 250_000 / total + abs(rng.gauss(0, 0.05)) + (5 if rng.random() < 0.01 else 0)
+    nats = [rng.gauss(1600, 100) for _ in range(64)]
     share = {"weights": 0.6, "scales": 0.02, "residuals": 0.01, "float tensors": 0.3, "metadata": 0.01}
     parts = {name: int(part * total) for name, part in share.items()}
     return runs.Result(
@@ -68,7 +83,8 @@ def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random
         val_loss=bpb * 1.6, val_bpb=bpb - 0.001, val_tokens=65_536, val_bytes=160_112,
         roundtrip_val_loss=bpb * 1.6, roundtrip_val_bpb=bpb,
         roundtrip_tokens=config.roundtrip_val_max_tokens, roundtrip_bytes=int(2.443 * config.roundtrip_val_max_tokens),
-        prequant_val_bpb=bpb - abs(rng.gauss(0, 0.002)),
+        prequant_val_bpb=bpb - abs(rng.gauss(0, 0.002)), roundtrip_block_nats=nats,
+        prequant_block_nats=[value - rng.gauss(0.5, 0.5) for value in nats], checkpoint_sha256="1" * 64,
         bytes={**parts, "code": total - sum(parts.values()), "total": total},
         total_bytes=total, cap_bytes=config.cap_bytes, artifact_sha256="0" * 64, parameters=total * 2, steps=120,
         tokens=120 * 4096, stopped_by="iterations", train_seconds=rng.uniform(30, 90), eval_seconds=2.0,
@@ -79,22 +95,24 @@ def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--sweeps", type=int, default=30)
     parser.add_argument("--keep", type=Path, help="leave runs and report in this new folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = arguments.keep or Path(folder)
-        make_runs(folder / "runs", arguments.runs)
+        make_runs(folder / "runs", arguments.runs, arguments.sweeps)
         start = time.perf_counter()
         table = runs.load(folder / "runs")
         loaded = time.perf_counter()
-        page = frontier.write_report(folder / "runs", folder / "reports")
+        pages = report.write_reports(folder / "runs", folder / "reports")
         seconds = time.perf_counter() - loaded
+        size = sum(page.stat().st_size for page in pages) / 1e6
         print(f"runs.load       {loaded - start:6.1f} s for {len(table):,} run directories")
-        print(f"write_report    {seconds:6.1f} s, bar 15 s; page {page.stat().st_size / 1e6:.1f} MB")
+        print(f"write_reports   {seconds:6.1f} s, bar 60 s; {len(pages)} pages of {size:.1f} MB")
     unit = 1e6 if sys.platform == "darwin" else 1e3
     peaks = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(f"peak memory     {peaks[0]:6.0f} MB here, {peaks[1]:.0f} MB in the report's kernel")
+    print(f"peak memory     {peaks[0]:6.0f} MB here, {peaks[1]:.0f} MB in the largest of {report.AT_ONCE} kernels")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,350 @@
+"""What a training log says: of the reference trainer, of public records, of our own trainer.
+
+`read` turns text into a Log; the functions after it say what the Log means. A log is believed as it stands: nothing
+is mended, and what contradicts itself becomes a sentence in `flags`.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import PureWindowsPath
+
+CAP_BYTES = 16_000_000  # of the challenge; our own logs name theirs
+
+STAMP = re.compile(r"\d{10}\.\d+ ")
+RULE = re.compile(r"={20,}")  # stands between the trainer's source, the machine and the training
+IMPORT = re.compile(r"import [\w.]+|from [\w.]+ import ")
+DEFINITION = re.compile(r"(async )?def \w+\(|class \w+.*:$")
+SOURCE = re.compile(rf"{IMPORT.pattern}|{DEFINITION.pattern}|@\w|if __name__|#!|[ru]?(\"\"\"|''')")
+
+NUMBER = r"([-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|[-+]?nan|[-+]?inf)"
+VALIDATION = rf"(?:sliding )?val_loss[:=]\s*{NUMBER}\s+(?:sliding )?val_bpb[:=]\s*{NUMBER}(?=\s|$)"
+STEP = re.compile(rf"(?:step:)?(\d+)/(\d+)\s+(?:{VALIDATION}|(?:train_)?loss:\s*{NUMBER})")
+SCORE = re.compile(rf"([A-Za-z][\w.+ -]*?)(?::done)?\s+(?:stride:\d+\s+)?{VALIDATION}")
+SIZE = re.compile(
+    r"(?:(Serialized model|Code size|Total submission size)(?: \(?([\w.+-]+)\)?)?: |serialized_model_(\w+):)(\d+) bytes"
+)
+TRAIN_TIME = re.compile(r"train_time:\s*([\d.]+)(ms|s|m)\b")
+SECONDS = {"ms": 0.001, "s": 1, "m": 60}
+
+PAIR = r"([A-Za-z_][\w.]*)[:=](\[[^\]]*\]|(?!\w+[:=][^\\/])[^\s\[:=]\S*)"
+PAIRS = re.compile(rf"{PAIR}(?: {PAIR})*")
+LATE_SETTING = re.compile(r"final_eval_mode:|ttt_\w+:start |ttt_phased: ")  # said only before the file is evaluated
+NOT_CONFIG = re.compile(r"val_bpb|val_loss|forecast|nohup|warning|error|note|info|https?|wandb|\w+_time", re.IGNORECASE)
+VAL_LOADER = {"pattern": "val_files", "tokens": "val_tokens"}  # names that are clear only on that line
+
+BEFORE = re.compile(r"pre[-_ ]?quant|post[-_ ]?ema|^(raw|ema|swa)\b", re.IGNORECASE)  # quantisation
+AFTER = re.compile(r"quantized|int\d|roundtrip", re.IGNORECASE)
+NOT_FINAL = re.compile(r"diagnostic|delta|gap", re.IGNORECASE)
+COMPRESSOR = re.compile(r"zlib|zstd|lzma|brotli|lz4|bz2")
+
+
+class LogError(ValueError):
+    """A log that cannot be imported as asked; the message names it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    label: str
+    val_loss: float | None  # nats a token; None where the log says nan
+    val_bpb: float | None
+    line: int
+    digits: int  # of val_bpb, behind the point
+    stride: int | None = None
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The label without what tells the precise one of two lines."""
+        return self.label.removesuffix("_exact")
+
+
+@dataclass(frozen=True)
+class Size:
+    what: str  # Serialized model, Code size, Total submission size
+    codec: str  # or what else the label adds; '' where it adds nothing
+    bytes: int
+    line: int
+
+
+@dataclass
+class Log:
+    """What a log says, in its order."""
+
+    config: dict = field(default_factory=dict)
+    rows: list[dict] = field(default_factory=list)  # of metrics.jsonl
+    scores: list[Score] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    environment: dict = field(default_factory=dict)
+    iterations: int | None = None
+    stopped_by: str | None = None
+    seconds: float | None = None
+    averaged: bool = False  # what was quantised is an average of the weights that were trained
+    cut: str = ""  # a last line that ends in its middle
+    cap: int = CAP_BYTES
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int | None:
+        return self.rows[-1]["step"] if self.rows else None
+
+    @property
+    def validation(self) -> dict:  # the last one of training
+        return next((row for row in reversed(self.rows) if "val_bpb" in row), {})
+
+
+def read(text: str) -> Log:
+    """Metrics stand at the start of a line; what configures stands before the first of them."""
+    lines, cut = _lines(text)
+    log = Log(notes=["the log ends in the middle of a line, which is left out"] if cut else [], cut=cut)
+    in_block = False
+    for number, line in lines:
+        if in_block and (setting := re.fullmatch(r"\s+(\w+):(?: (.*))?", line)):
+            log.config[setting[1].lower()] = _typed(setting[2] or "")
+            continue
+        in_block = line == "Hyperparameters:"
+        if match := STEP.match(line):
+            _add_step(log, match, number)
+        elif match := SCORE.match(line):
+            log.scores.append(_score(match, number))
+        elif match := SIZE.match(line):
+            codec = match[2] or (match[3] or "").replace("_", "+")
+            log.sizes.append(Size(match[1] or "Serialized model", codec, int(match[4]), number))
+            if cap := re.search(r"\(.*\bcap:(\d+)", line):
+                log.cap = int(cap[1])
+        elif match := re.match(r"stopping_early:\s*(\w+)", line):
+            log.stopped_by = "wallclock" if match[1].startswith("wallclock") else match[1]
+            log.seconds = _train_seconds(line) or log.seconds
+        elif match := re.match(r"Running (Python|PyTorch) (\S+)", line):
+            log.environment["torch" if match[1] == "PyTorch" else "python"] = match[2]
+        elif match := re.match(r"\|\s+\d+\s+(NVIDIA .*?)\s+(?:On|Off)\s+\|", line):
+            log.environment["device_name"] = match[1]
+        elif re.match(r"(swa|ema|lawa):applying", line):
+            log.averaged = True
+        elif LATE_SETTING.match(line) or not (log.rows or log.scores or log.sizes):
+            log.config |= _settings(line)
+    if log.stopped_by is None and log.rows and log.steps == log.iterations:
+        log.stopped_by = "iterations"
+    return log
+
+
+def _lines(text: str) -> tuple[list[tuple[int, str]], str]:
+    """Numbered lines without time stamps and without source code; and the last line if it is cut.
+
+    A last line that nothing ends is whole if it ends like one: a score's two figures are printed with as many digits.
+    """
+    raw = text.split("\n")
+    lines = [(n, STAMP.sub("", line.rstrip().rpartition("\r")[2], count=1)) for n, line in enumerate(raw, 1)]
+    score = re.search(rf"{VALIDATION}(?:\s.*)?$", lines[-1][1])
+    whole = re.search(r"\d bytes( \(.*\))?$", raw[-1]) if not score else _digits(score[1]) == _digits(score[2])
+    cut = lines[-1][1] if raw[-1] and not whole else ""
+    sections = [[]]
+    for line in lines[: -1 if cut else None]:
+        sections[-1].append(line)
+        if RULE.fullmatch(line[1]):
+            sections.append([])
+    return [line for section in sections for line in _without_source(section)], cut
+
+
+def _without_source(section: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Leave out what is Python: from its first docstring or import to the body of its last definition."""
+    texts = [text for _, text in section]
+    if not (any(map(IMPORT.match, texts)) and any(map(DEFINITION.match, texts))):
+        return section
+    code = [i for i, text in enumerate(texts) if SOURCE.match(text)]
+    after = range(code[-1] + 1, len(texts))
+    end = next((i for i in after if texts[i] and not texts[i][0].isspace()), len(texts))
+    return section[: code[0]] + section[end:]
+
+
+def _settings(line: str) -> dict:
+    """What a line configures: 'seed:1337', 'iterations:20000 warmup_steps:20', 'train_shards: 80', 'qat:int6 for mlp'.
+
+    What follows a heading is named after it: 'sdp_backends:cudnn=False flash=True' is sdp_backends.cudnn and .flash.
+    """
+    line = re.sub(r"(?<=\d) \((.*)\)$", lambda m: f" {m[1]}" if PAIRS.fullmatch(m[1]) else "", line)
+    head, _, rest = line.partition(":")
+    under = rest.removeprefix("start ").strip()
+    if PAIRS.fullmatch(line) and not rest.startswith("start "):
+        found = re.findall(PAIR, line)
+        found = [(VAL_LOADER.get(name, name), value) for name, value in found] if head == "val_loader" else found
+    elif PAIRS.fullmatch(under):
+        heading = "" if head == "environment" else f"{head}."  # environment: knobs of our own trainer
+        found = [(heading + name, value) for name, value in re.findall(PAIR, under)]
+    elif re.fullmatch(r"[a-z]\w*", head) and re.match(r" ?\S+( \(.*\))?$|[\w.]", rest):
+        found = [(head, re.sub(r"^([\d.]+) [a-z ]+$", r"\1", under))]
+    else:
+        return {}
+    counters = re.compile(r"\d+/\d+")  # warmup_step:1/20
+    return {k.lower(): _typed(v) for k, v in found if not NOT_CONFIG.fullmatch(k) and not counters.fullmatch(v)}
+
+
+def _typed(text: str) -> object:
+    try:
+        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        return text
+    return text if isinstance(value, str | dict) or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _digits(figure: str) -> int:
+    return len(figure.partition(".")[2])
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
+
+
+def _train_seconds(line: str) -> float | None:
+    match = TRAIN_TIME.search(line)
+    return round(float(match[1]) * SECONDS[match[2]], 3) if match else None
+
+
+def _add_step(log: Log, match: re.Match, number: int) -> None:
+    step = int(match[1])
+    if log.rows and step < log.steps:  # another training in the same file, or the same one resumed
+        log.notes.append(f"line {number} goes back from step {log.steps} to {step}; what it replaces is left out")
+        log.rows = [row for row in log.rows if row["step"] < step]
+        log.scores, log.sizes, log.stopped_by = [], [], None
+    named = zip(("val_loss", "val_bpb", "train_loss"), match.groups()[2:], strict=True)
+    row = {"step": step} | {name: _finite(figure) for name, figure in named if figure is not None}
+    if (seconds := _train_seconds(match.string)) is not None:
+        row["train_seconds"] = log.seconds = seconds
+    log.rows.append(row)
+    log.iterations = int(match[2])
+
+
+def _score(match: re.Match, number: int) -> Score:
+    label, loss, bpb = match.groups()
+    stride, ms = re.search(r"stride[:=](\d+)", match.string), re.search(r"eval_time:\s*(\d+)ms", match.string)
+    figures = _finite(loss), _finite(bpb), number, _digits(bpb)
+    return Score(label, *figures, int(stride[1]) if stride else None, int(ms[1]) / 1000 if ms else None)
+
+
+def after_quantization(log: Log) -> list[Score]:
+    """Scores of the file; a diagnostic on the way is none of them, and neither is nan."""
+    model = next((size.line for size in log.sizes if size.codec and size.what == "Serialized model"), math.inf)
+    told = [s for s in log.scores if not BEFORE.search(s.label) and not NOT_FINAL.search(s.label)]
+    return [s for s in told if s.val_bpb is not None and (AFTER.search(s.label) or s.line > model)]
+
+
+def before_quantization(log: Log) -> Score | None:
+    """The last score of the weights that were quantised, as precise as logged."""
+    scores = [s for s in log.scores if s.val_bpb is not None and BEFORE.search(s.label)]
+    return _precise(scores) if scores else None
+
+
+def final(log: Log) -> Score | None:
+    """The last score of the file, as precise as logged; None where the log ends before it."""
+    scores = after_quantization(log)
+    if not scores or lacking(log):
+        return None
+    last = _precise(scores)
+    return repeated(last, scores) or last
+
+
+def _precise(scores: list[Score]) -> Score:
+    """The last one, or its twin of more digits."""
+    return max((s for s in scores if s.name == scores[-1].name), key=lambda s: (s.digits, s.line))
+
+
+def repeated(score: Score, scores: list[Score]) -> Score | None:
+    """The score under another name that a so-called round trip only prints again: that name tells how it was made."""
+    figures = score.val_loss, score.val_bpb, score.digits
+    same = [s for s in scores if s.line < score.line and figures == (s.val_loss, s.val_bpb, s.digits)]
+    same = [s for s in same if s.name != score.name and "roundtrip" not in s.name]
+    return same[-1] if same and "roundtrip" in score.name else None
+
+
+def lacking(log: Log) -> list[str]:
+    """Evaluations of the file that were to come and whose score is not there: the log is not whole."""
+    ttt = log.config.get("ttt_enabled") or any(re.match(r"ttt_\w+\.", name) for name in log.config)
+    begun = re.match(r"(?:final|quantized|legal)\w*?(?=_exact|\W|$)", log.cut)
+    to_come = {"sliding": log.config.get("sliding_window_enabled"), "ttt": ttt} | ({begun[0]: True} if begun else {})
+    there = " ".join(score.label.lower() for score in after_quantization(log))
+    return [word for word, wanted in to_come.items() if wanted and word not in there]
+
+
+def artifact(log: Log) -> dict:
+    """Of the file: codec, and bytes as weights, code and total, as far as the log tells.
+
+    A total without a codec is of the raw weights, unless it comes after the size of the quantised ones.
+    """
+    codes = [s.bytes for s in log.sizes if s.what == "Code size"]
+    model, total, raw = None, None, True
+    for size in log.sizes:
+        if size.what == "Serialized model":
+            raw = not size.codec
+            model, total = (model, total) if raw else (size, None)
+        elif size.what == "Total submission size" and (size.codec or not raw):
+            total = total or size
+    if not model:
+        return {"codec": total.codec, "total": total.bytes} if total else {}
+    found = {"codec": model.codec, "weights": model.bytes}
+    if not total:
+        return found | ({"code": codes[-1]} if codes else {})
+    rest = total.bytes - model.bytes
+    return found | {"code": rest if not codes or rest in codes else codes[-1], "total": total.bytes}
+
+
+def protocol(log: Log) -> str:
+    """How the final score was made: its label, and its stride where the log tells it."""
+    score = final(log)
+    stride = next((s.stride for s in log.scores if s.name == score.name and s.stride), None)
+    if not stride and "ttt" in score.name:
+        stride = log.config.get("ttt_sliding.stride")
+    elif not stride:
+        known = "stride" if "final_eval_mode" in log.config else "eval_stride" if "sliding" in score.name else None
+        stride = log.config.get(known)
+    return score.label + (f", stride {stride}" if stride else "")
+
+
+def eval_seconds(log: Log) -> float | None:
+    return next((s.seconds for s in log.scores if s.name == final(log).name and s.seconds is not None), None)
+
+
+def tokenizer(log: Log) -> str | None:
+    return PureWindowsPath(str(log.config.get("tokenizer_path", ""))).name or None
+
+
+def data_fingerprint(log: Log) -> str:
+    """Only logs are comparable with logs: they tell a tokenizer's name and a number of tokens, not the text."""
+    if "fingerprint" in log.config:  # ours
+        return f"log: data {log.config['fingerprint']}"
+    return f"log: {tokenizer(log) or '?'}, {log.config.get('val_tokens', '?')} val tokens"
+
+
+def flags(log: Log) -> list[str]:
+    """What a reader of the figures has to know, a sentence each."""
+    file, scores, found = artifact(log), after_quantization(log), list(log.notes)
+    codec = file.get("codec")
+    for name in dict.fromkeys(score.name for score in scores):
+        score = _precise([s for s in scores if s.name == name])
+        other = repeated(score, scores)
+        sayings = [f"labels a file of {codec}"] if codec and _contradicts(name, codec) else []
+        sayings += [f"only repeats {other.label}"] if other else []
+        found += [f"{score.label} {' and '.join(sayings)}"] if sayings else []
+    totals = [s for s in log.sizes if codec and s.what.startswith("Total")]
+    found += [f"'{s.what} {s.codec}' labels a file of {codec}" for s in totals if _contradicts(s.codec, codec)]
+    if (total := file.get("total")) and total > log.cap:
+        found.append(f"{total:,} bytes are over the cap of {log.cap:,}")
+    if "weights" in file and "total" not in file:
+        found.append("the log states no total of file and code")
+    elif "weights" in file and file["weights"] + file["code"] != total:
+        found.append(f"the total of {total:,} bytes is not the file's {file['weights']:,} and {file['code']:,} of code")
+    found += [f"{s.label} is nan" for s in log.scores if s.val_bpb is None]
+    found += [f"{word} was to evaluate the file, and the log has no score of it" for word in lacking(log)]
+    found += [] if scores else ["the log has no score after quantisation"]
+    if log.averaged and not before_quantization(log):
+        found.append("averaged weights were quantised, and the score before quantisation is not theirs")
+    if final(log) and "?" in data_fingerprint(log):
+        found.append("the log does not tell both tokenizer and validation tokens: nothing shows what it compares with")
+    return found
+
+
+def _contradicts(label: str, codec: str) -> bool:
+    """Whether a label names integers or a compressor, and the file's codec names others."""
+    integers = set(re.findall(r"int\d+", codec))
+    wrong = integers and set(re.findall(r"int\d+", label)) - integers
+    return bool(wrong) or any(name != codec.rpartition("+")[2] for name in COMPRESSOR.findall(label))

@@ -1,0 +1,138 @@
+"""Arms of synthetic runs: what is one, what is tested against what, who leads, and when."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_frontier import make_run
+
+from pgolf_core import arms, frontier, noise, runs, tables
+from pgolf_core.config import RunConfig
+
+SEEDS = (1, 2, 3, 4, 5)
+
+
+def panel_of(root) -> pd.DataFrame:
+    ((_, panel),) = frontier.comparable(runs.load(root))
+    return panel
+
+
+def make_arm(root, name: str, scores, knobs=None, seeds=SEEDS, **changes) -> None:
+    for seed, bpb in zip(seeds, scores, strict=True):
+        fields = dict(bpb=bpb, knobs=(knobs or {}) | {"seed": seed}, roundtrip_val_loss=1.6 * bpb)
+        make_run(root, f"s/{name}-s{seed}", **fields | changes)
+
+
+def tell(root, names: list[str], control: str = "control", seeds=SEEDS, changes=None) -> None:
+    about = {"control": control, "arms": {f"{n}-s{seed}": n for n in names for seed in seeds}, "changes": changes or {}}
+    runs.write_whole(root / "s" / "sweep.json", str(about).replace("'", '"'))
+
+
+def test_arms_against_their_control(tmp_path):
+    rng = np.random.default_rng(0)
+    luck = rng.normal(0, 0.01, 5)
+    base = 2.5 + luck
+    make_arm(tmp_path, "control", base)
+    make_arm(tmp_path, "wide", base - 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 256})
+    make_arm(tmp_path, "same", base + rng.normal(0, 0.001, 5), {"matrix_lr": 0.05})
+    make_arm(tmp_path, "narrow", base + 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 128})
+    tell(tmp_path, ["control", "wide", "same", "narrow"])
+    panel = panel_of(tmp_path)
+    rows = arms.arms(panel).set_index("arm")
+    assert list(rows.index) == ["control", "wide", "same", "narrow"]
+    assert rows.verdict.to_dict() == {"control": "", "wide": "better", "same": "not told apart", "narrow": "worse"}
+    assert rows.seeds["wide"] == [1, 2, 3, 4, 5] and rows.method["wide"] == "paired, 5 seeds"
+    assert rows.delta["wide"] == pytest.approx(-0.02, abs=0.002) and rows.n["wide"] == 5
+    alone = noise.compare(rows.samples["wide"], rows.samples["control"])
+    assert rows.p["wide"] == pytest.approx(min(1, 3 * alone.p), rel=1e-6) or rows.p["wide"] < alone.p * 3.01
+    table = frontier.frontier_table(panel)
+    assert set(table.verdict[table.run.str.startswith("wide")]) == {"better"}
+    text = tables.summary(runs.load(tmp_path))
+    assert "better (paired, 5 seeds)" in text and "not told apart" in text
+
+
+def test_the_floor_of_the_track_judges_single_seeds(tmp_path):
+    make_arm(tmp_path, "control", [2.50, 2.52, 2.51, 2.49, 2.505])
+    make_run(tmp_path, "s/near-s1", bpb=2.49, knobs={"seed": 1, "num_layers": 3})
+    make_run(tmp_path, "s/far-s1", bpb=2.30, knobs={"seed": 1, "num_layers": 4})
+    tell(tmp_path, ["control", "near", "far"])
+    panel = panel_of(tmp_path)
+    (floor,) = [floor for floor in arms.floors(panel).values() if floor]
+    assert floor.df == 4 and floor.sd == pytest.approx(np.std([2.50, 2.52, 2.51, 2.49, 2.505], ddof=1))
+    rows = arms.arms(panel).set_index("arm")
+    assert rows.verdict[["near", "far"]].tolist() == ["not told apart", "better"]
+    assert rows.method["far"] == "track's floor, 4 degrees of freedom"
+    assert rows.needed["near"] > rows.needed["far"]
+
+
+def test_one_seed_alone_is_no_evidence(tmp_path):
+    make_run(tmp_path, "s/control", bpb=2.5)
+    make_run(tmp_path, "s/wide", bpb=2.1, knobs={"model_dim": 256})
+    rows = arms.arms(panel_of(tmp_path)).set_index("arm")
+    assert (rows.verdict["wide"], rows.method["wide"]) == ("not known", "one seed, no repeats")
+    assert "± ?" in tables.in_words(frontier.frontier_table(panel_of(tmp_path)))["Δ control"].iloc[1]
+
+
+def test_equal_knobs_and_seed_are_repeats_whatever_their_sweep(tmp_path):
+    made = {"device_name": "x", "torch": "2.13", "python": "3.11"}
+    for place in ("s/control", "t/base_a", "t/base_b"):
+        make_run(tmp_path, place, bpb=2.5, environment=made)
+    make_run(tmp_path, "t/elsewhere", bpb=2.6, environment=made | {"device_name": "y"})
+    make_run(tmp_path, "t/other", bpb=2.7, environment=made, knobs={"seed": 2})
+    for name, bpb in (("a", 2.5), ("b", 2.53)):
+        make_run(tmp_path, f"t/clock_{name}", bpb=bpb, environment=made, knobs={"max_wallclock_seconds": 20})
+    rows = arms.repeats(panel_of(tmp_path))
+    assert rows.n.tolist() == [3, 2] and rows.spread.tolist() == [0, pytest.approx(0.03)]
+    assert rows.places[0] == ["s/control", "t/base_a", "t/base_b"]
+    lines = tables.repeats_in_words(rows)
+    assert any("fixed steps" in line and "zero spread" in line for line in lines)
+    assert any("under a clock" in line and "differ by up to 0.0300" in line for line in lines)
+
+
+def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
+    make_arm(tmp_path, "control", [2.50, 2.51, 2.49], seeds=(1, 2, 3))
+    make_arm(tmp_path, "lucky", [2.40, 2.70, 2.69], {"num_layers": 3}, (1, 2, 3))  # the best single run
+    make_arm(tmp_path, "good", [2.4500, 2.4622, 2.4391], {"num_layers": 4}, (1, 2, 3))
+    make_arm(tmp_path, "large", [2.20, 2.213, 2.191], {"num_layers": 5}, (1, 2, 3), total=1_000_001)
+    tell(tmp_path, ["control", "lucky", "good", "large"], seeds=(1, 2, 3))
+    panel = panel_of(tmp_path)
+    rows = arms.arms(panel)
+    (leader,) = arms.leaders(panel, rows).itertuples()
+    assert rows.arm[leader.arm] == "good" and rows.arm[leader.second] == "control" and leader.candidates == 3
+    assert leader.delta == pytest.approx(0.0496, abs=1e-4) and leader.verdict == "worse" and leader.record
+    lines = tables.leader_in_words(leader, rows, panel)
+    assert "good-s2 (seed 2) 2.4622" in lines[0] and "The lead is real" in lines[1]
+
+
+def test_leaders_change_as_runs_finish(tmp_path):
+    for minute, (name, bpb, total, layers) in enumerate(
+        [("a", 2.6, 500_000, 1), ("b", 2.5, 500_000, 2), ("c", 2.1, 2_000_000, 3), ("d", 2.55, 1000_00, 4)]
+    ):
+        run_dir = make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": layers})
+        result = runs.read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
+        runs.write_whole(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
+    panel = panel_of(tmp_path)
+    rows = arms.arms(panel)
+    steps = arms.history(panel, rows)
+    assert [rows.arm[arm] for arm in steps.arm] == ["a", "b"]
+    assert steps.finished.tolist() == ["2026-01-01T00:00:00", "2026-01-01T00:01:00"]
+
+
+def test_files_of_one_checkpoint_are_told_apart_by_their_text(tmp_path):
+    rng = np.random.default_rng(1)
+    nats = rng.normal(2500, 200, 64)
+    same = dict(checkpoint_sha256="a" * 64, prequant_block_nats=list(nats))
+    make_run(tmp_path, "s/control", bpb=2.5, roundtrip_block_nats=list(nats), **same)
+    worse = list(nats + rng.normal(3, 1, 64))
+    make_run(tmp_path, "s/int4", bpb=2.51, knobs={"weight_quantization_bits": 4}, roundtrip_block_nats=worse, **same)
+    row = arms.arms(panel_of(tmp_path)).set_index("arm").loc["int4"]
+    assert (row.verdict, row.method) == ("worse", "paired, 64 blocks of text")
+    expected = 64 * 3 / math.log(2) / 160_112
+    assert row.low < expected < row.high
+
+
+def test_knobs_but_the_seed_make_an_arm():
+    table = pd.DataFrame([RunConfig(track="nano", seed=s, num_layers=n).model_dump() for s in (1, 2) for n in (2, 3)])
+    assert arms.same_knobs(table).nunique() == 2 and arms.same_knobs(table, ()).nunique() == 4
+    assert arms.same_knobs(table, ("seed", "num_layers")).nunique() == 1

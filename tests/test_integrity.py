@@ -1,0 +1,118 @@
+"""A finished run damaged in each of its files in turn is named and counted nowhere; whole ones stay."""
+
+import json
+import os
+import shutil
+
+import pytest
+from test_notebooks import TINY
+
+from pgolf_core import frontier, report, runs, tables
+from pgolf_core.config import RunConfig
+from pgolf_core.roundtrip import export_checkpoint
+from pgolf_core.train import train
+
+FILES = ["config.json", "result.json", "metrics.jsonl", "log.txt", "artifact.pgolf", "checkpoint.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def whole(embedded, tmp_path_factory):
+    """A real run."""
+    run_dir = tmp_path_factory.mktemp("whole") / "demo" / "control"
+    train(RunConfig(**TINY), run_dir)
+    return run_dir
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "flip": flip,
+}
+
+
+def harm(run_dir, name: str, damage) -> None:
+    path = run_dir / name
+    content = path.read_bytes()
+    assert damage(content) != content
+    path.write_bytes(damage(content))
+    later = (run_dir / "result.json").stat().st_mtime + 60
+    os.utime(path, (later, later))
+
+
+def test_a_whole_run_is_complete(whole, tmp_path):
+    assert sorted(path.name for path in whole.iterdir() if path.name != ".lock") == sorted(FILES)
+    shutil.copytree(whole, tmp_path / "s" / "copied")  # with new times: every checksum is looked at
+    for path in (tmp_path / "s" / "copied").iterdir():
+        os.utime(path)
+    (row,) = runs.load(tmp_path).itertuples()
+    assert row.status == "complete" and row.bpb > 0
+    assert runs.load(whole.parents[1], thorough=True).status.tolist() == ["complete"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", DAMAGES)
+def test_each_file_damaged(whole, tmp_path, name, how):
+    shutil.copytree(whole, tmp_path / "demo" / "control")
+    shutil.copytree(whole, tmp_path / "demo" / "harmed")
+    harm(tmp_path / "demo" / "harmed", name, DAMAGES[how])
+    table = runs.load(tmp_path).set_index("run")
+    assert table.status.to_dict() == {"control": "complete", "harmed": "damaged"}
+    assert name in table.problem["harmed"]
+    ((_, panel),) = frontier.comparable(runs.load(tmp_path))
+    assert list(panel.run) == ["control"]
+    assert f"harmed  damaged: {table.problem['harmed']}" in tables.summary(runs.load(tmp_path))
+
+
+def test_files_that_are_missing(whole, tmp_path):
+    for name in FILES[2:]:
+        shutil.copytree(whole, tmp_path / "s" / name)
+        (tmp_path / "s" / name / name).unlink()
+    problems = runs.load(tmp_path).set_index("run").problem.to_dict()
+    assert problems == {
+        "metrics.jsonl": "metrics.jsonl (missing)",
+        "log.txt": "",  # for people
+        "artifact.pgolf": "artifact.pgolf (missing)",
+        "checkpoint.safetensors": "",  # large, and may be deleted: no score needs it any more
+    }
+
+
+def test_a_score_changed_by_hand_is_not_one(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s" / "better")
+    path = tmp_path / "s" / "better" / "result.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"roundtrip_val_bpb": content["roundtrip_val_bpb"] - 0.1}))
+    (row,) = runs.load(tmp_path).itertuples()
+    assert (row.status, row.problem) == ("damaged", "result.json")
+    with pytest.raises(runs.RunError, match="changed since the run wrote it"):
+        runs.read_result(path.parent)
+
+
+def test_old_damage_is_found_by_a_thorough_look(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s" / "rotten")
+    path = tmp_path / "s" / "rotten" / "checkpoint.safetensors"
+    path.write_bytes(flip(path.read_bytes()))
+    os.utime(path, (0, 0))
+    assert runs.load(tmp_path).status.tolist() == ["complete"]
+    assert runs.load(tmp_path, thorough=True).problem.tolist() == ["checkpoint.safetensors"]
+
+
+def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(whole, root / "demo" / "control")
+    export_checkpoint(root / "demo" / "control", root / "demo" / "int6", weight_quantization_bits=6)
+    for i, name in enumerate(FILES):
+        shutil.copytree(whole, root / "demo" / f"harmed-{i}")
+        harm(root / "demo" / f"harmed-{i}", name, DAMAGES["zeros"])
+    page = report.write_report(root, tmp_path / "out", "frontier").read_text(encoding="utf-8")
+    assert "2 complete, 6 damaged" in page
+    assert all(f"harmed-{i}" in page for i in range(len(FILES)))
+    csv = (tmp_path / "out" / "tables" / "frontier.csv").read_text()
+    assert "harmed" not in csv and "control" in csv and "int6" in csv
+    sweep = report.write_report(root, tmp_path / "out", "sweep").read_text(encoding="utf-8")
+    assert "Counted nowhere: harmed-0" in sweep
