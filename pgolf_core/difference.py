@@ -5,7 +5,7 @@ A gain is laid to a change. It is none when nothing differs, and not that change
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -46,17 +46,19 @@ def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
     """
     a, b = settings(ours), settings(theirs)
     rows = [
-        {"setting": name, "ours": a.get(name), "theirs": b.get(name), "kind": kind_of(name)}
+        {"setting": name, "ours": a.get(name), "theirs": b.get(name), "kind": kind_of(name, a.get(name), b.get(name))}
         for name in [*a, *(name for name in b if name not in a)]
         if a.get(name) != b.get(name)
     ]
     return pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
 
 
-def kind_of(setting: str) -> str:
+def kind_of(setting: str, ours: object, theirs: object) -> str:
+    """As between says. A path that ends alike is the same thing in another place."""
     if CHANCE.fullmatch(setting):
         return "chance"
-    if IDENTITY.fullmatch(setting):
+    moved = all(isinstance(value, str) and "/" in value for value in (ours, theirs))
+    if IDENTITY.fullmatch(setting) or (moved and PurePosixPath(ours).name == PurePosixPath(theirs).name):
         return "identity"
     return "outside" if setting in OUTSIDE else "knob"
 
@@ -105,9 +107,10 @@ def nearest(logs: pd.DataFrame) -> pd.DataFrame:
         for ours, a in known.values():
             for theirs, b in known.values():
                 if ours.sweep == sweep != theirs.sweep:
-                    names = [name for name in {*a, *b} if kind_of(name) == "knob" and a.get(name) != b.get(name)]
+                    differ = [name for name in {*a, *b} if a.get(name) != b.get(name)]
+                    count = sum(kind_of(name, a.get(name), b.get(name)) == "knob" for name in differ)
                     found.append(
-                        (len(names), a.get("seed") != b.get("seed"), ours.run, theirs.sweep, theirs.run, ours, theirs)
+                        (count, a.get("seed") != b.get("seed"), ours.run, theirs.sweep, theirs.run, ours, theirs)
                     )
         *_, ours, theirs = min(found, key=lambda pair: pair[:5])
         if (key := frozenset((sweep, theirs.sweep))) not in seen:

@@ -235,7 +235,7 @@ def growth(panel: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         if group.iterations.nunique() < 3:
             continue
         rows = []
-        for run in group.drop_duplicates(["iterations", "artifact_sha256"]).itertuples():
+        for run in group.itertuples():
             cost = noise.compare_blocks(run.roundtrip_block_nats, run.prequant_block_nats, run.roundtrip_bytes)
             how = family({name: getattr(run, name) for name in ExportConfig.model_fields})
             row = {"how": f"{how} ({run.quantizer}), {run.codec}", "steps": int(run.steps), "bpb": run.bpb}
@@ -243,7 +243,8 @@ def growth(panel: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             rows.append(row | {"cost": run.bpb - float(run.prequant_val_bpb), "half": cost.half})
         first = group.iloc[0]
         name = f"{first.num_layers} × {first.model_dim}, sweep {first.sweep}"
-        found.append((name, pd.DataFrame(rows).sort_values(["how", "steps"])))
+        rows = pd.DataFrame(rows).drop_duplicates(["how", "steps"])  # of several seeds the first
+        found.append((name, rows.sort_values(["how", "steps"], ignore_index=True)))
     return found
 
 

@@ -53,7 +53,8 @@ img {{ max-width: 100%; height: auto; }} a.anchor-link {{ display: none; }} a {{
 .output_subarea {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; margin: 1em 0; }}
 th, td {{ padding: 3px 9px; text-align: right; border: 0; white-space: nowrap; }}
-thead th {{ border-bottom: 1px solid #888; }} tbody tr:nth-child(even) {{ background: #f5f5f5; }}
+thead th {{ border-bottom: 1px solid #888; white-space: normal; vertical-align: bottom; }}
+tbody tr:nth-child(even) {{ background: #f5f5f5; }}
 .text {{ text-align: left; }}
 </style>
 </head>

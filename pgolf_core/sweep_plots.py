@@ -177,7 +177,7 @@ def plot_training(run_dirs: Iterable[str | Path], names: Sequence[str]) -> Figur
 
 
 def plot_growth(rows: pd.DataFrame) -> Figure:
-    """Bits that a parameter takes in the file, and what rounding costs, against steps; a line a way to store.
+    """Bits that a parameter takes in the file, and what rounding costs, against steps; a line a way to store, named.
 
     rows: how (words), steps, bits, bpb, cost (bpb lost against the raw weights), half (of its interval).
     """
@@ -188,11 +188,6 @@ def plot_growth(rows: pd.DataFrame) -> Figure:
         axes[1].errorbar(
             own.steps, 1e3 * own.cost, 1e3 * own.half, color=colour, marker=marker, ms=5, lw=1.5, capsize=2
         )
-        last = own.iloc[-1]
-        for ax, y in ((axes[0], last.bits), (axes[1], 1e3 * last.cost)):
-            ax.annotate(
-                how, (last.steps, y), xytext=(-4, 9), textcoords="offset points", ha="right", color=colour, fontsize=8
-            )
     for ax, label in zip(
         axes, ("bits a parameter in the artifact", "lost against the raw weights (milli-bpb)"), strict=True
     ):
@@ -203,4 +198,7 @@ def plot_growth(rows: pd.DataFrame) -> Figure:
         ax.minorticks_off()
         ax.margins(y=0.15)
     axes[0].set_ylim(bottom=0)
+    last = rows.loc[rows.groupby("how").steps.idxmax()]
+    line = np.empty((0, 2))
+    place_labels(axes[0], last.steps.to_numpy(), last.bits.to_numpy(), list(last.how), (rows.steps, rows.bits), line)
     return figure

@@ -86,8 +86,8 @@ def styled(text: pd.DataFrame) -> Styler:
         .apply(lambda column: bold.to_list())
         .set_properties(subset=text.columns[left], **{"text-align": "left"})
         .set_properties(
-            subset=[name for name in text if name == "run"],
-            **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "15em"},
+            subset=[name for name in text if name in ("run", "sweep", "scored as")],
+            **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "14em"},
         )
         .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in left])
     )
@@ -310,7 +310,7 @@ def floors_in_words(floors: dict) -> pd.DataFrame:
         row = {
             "track": f"{track or 'no track'}{', clock' if clocked else ''}",
             "standard deviation (milli-bpb)": f"{1e3 * floor.sd:.2f}",
-            "from": f"{floor.arms} runs with {floor.df + floor.arms} seeds",
+            "from": f"{floor.df + floor.arms} samples of {floor.arms} runs",
             "one against one differs by (milli-bpb)": f"{1e3 * alone:.1f}",
         }
         for milli in (5, 2, 1):
@@ -367,6 +367,10 @@ def imports_in_words(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _value(value: object) -> str:
+    return "–" if value is None else f"`{value}`"
+
+
 def pair_in_words(pair) -> str:
     """A row of difference.nearest."""
     rows = pair.differs
@@ -381,7 +385,7 @@ def pair_in_words(pair) -> str:
             f"{text}**the logged configurations differ in nothing but {others}**: no change of a knob is in these logs."
         )
     rows = rows[rows.kind == "knob"]
-    shown = [f"{r.setting} {r.theirs} → {r.ours}" for r in rows[:8].itertuples()]
+    shown = [f"`{r.setting}` {_value(r.theirs)} → {_value(r.ours)}" for r in rows[:8].itertuples()]
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     count = f"{len(knobs)} settings differ" if len(knobs) > 1 else "1 setting differs"
     return f"{text}{count}: {', '.join(shown)}{more}."

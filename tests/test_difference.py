@@ -60,17 +60,25 @@ def test_older_configs_have_the_defaults_of_later_knobs(tmp_path):
 
 
 def test_records_are_held_against_the_nearest_configuration(tmp_path):
-    common = {"num_layers": 11, "clip": 12.0, "data_dir": "/d"}
+    common = {"num_layers": 11, "clip": 12.0, "data_dir": "/d/sp8192"}
     make_import(tmp_path, "first/seed1", 1.0660, seed=1, run_id="a", logfile="logs/a.txt", **common)
     make_import(tmp_path, "second/seed5", 1.0650, seed=5, run_id="b", logfile="logs/b.txt", **common)
-    make_import(tmp_path, "third/seed1", 1.0500, seed=1, run_id="c", logfile="logs/c.txt", **common | {"clip": 9.0})
+    make_import(
+        tmp_path,
+        "third/seed1",
+        1.0500,
+        seed=1,
+        run_id="c",
+        logfile="logs/c.txt",
+        **common | {"clip": 9.0, "data_dir": "../sp8192"},
+    )
     pairs = difference.nearest(runs.load(tmp_path))
     texts = [tables.pair_in_words(pair) for pair in pairs.itertuples()]
     assert (
         "**second/seed5** against first/seed1: −0.00100 ± ? bpb over all logs of both, one seed, no repeats" in texts[0]
     )
     assert "differ in nothing but seed, run_id, logfile" in texts[0]
-    assert "1 setting differs: clip 12.0 → 9.0" in texts[1]
+    assert "1 setting differs: `clip` `12.0` → `9.0`" in texts[1]
 
 
 def test_a_run_without_config_cannot_be_compared(tmp_path):
