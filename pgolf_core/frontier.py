@@ -115,7 +115,8 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
             case _ if run.table or run.kind == "import":
                 continue
             case _:
-                why = "complete, but without a round-trip score (final_roundtrip_eval=0)"
+                raw = "" if pd.isna(run.val_bpb) else f"; its raw weights had {run.val_bpb:.4f} bpb"
+                why = f"complete, but without a round-trip score (final_roundtrip_eval=0){raw}"
         rows.append((run.sweep, run.run, why))
     return pd.DataFrame(rows, columns=["sweep", "run", "why"])
 

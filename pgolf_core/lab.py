@@ -144,7 +144,7 @@ def _stage(
             rows.append(row | {"text_bytes": variant.roundtrip_bytes})
             if len(rows) == 1:
                 todo += _solver_variants(rows[0], shares, caps).items()
-            print(f"{name:28} {bpb:.5f} bpb {row['delta_bpb']:+.5f}  {size:>11,} B  {row['share']:.3f}")
+            print(f"{name:36} {bpb:.5f} bpb {row['delta_bpb']:+.5f}  {size:>11,} B  {row['share']:.3f}")
         return write_stage(run_dir, kind, source_dir, source, config, variant.data_fingerprint, rows)
 
 

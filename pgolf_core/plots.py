@@ -47,6 +47,7 @@ FAMILIES = {  # of frontier.family: colour, marker
     "codebook": (ORANGE, "h"),
     "solver": (RED, "*"),
 }
+HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]  # of text that may lie on a line
 LABELS = 16  # runs of one figure that are labelled, drawn as curves or as bars
 
 # For plt.rcParams.update, before figures are made.
@@ -284,7 +285,6 @@ def place_labels(
     angle = np.deg2rad(np.arange(0, 360, 15))
     ring = np.column_stack([np.cos(angle), np.sin(angle)])
     boxes = np.array([t.get_window_extent(renderer).extents for t in ax.texts]).reshape(-1, 4)  # of what is written
-    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
     for a, b, text in zip(x, y, texts, strict=True):
         target = pixels((a, b))
         probe = ax.text(0, 0, text, fontsize=8)
@@ -300,15 +300,21 @@ def place_labels(
         cost = distance / point_size + 6 * (np.abs(toward[:, 1]) > 0.99) + 1e4 * ~inside
         cost += 1e3 * _hits(low - gap, high + gap, boxes[:, :2], boxes[:, 2:])
         cost += 60 * _hits(low - gap, high + gap, dots, dots) + 2 * _hits(low, high, line, line)
+        others = dots[np.abs(dots - target).max(1) > 1]
+        if len(others):  # a label stands nearer to its own point than to any other
+            apart = np.maximum(low[:, None] - others, others - high[:, None]).clip(0)  # (places, dots, 2)
+            near = distance <= 10 * point_size
+            cost += 20 * (near & (np.hypot(*np.moveaxis(apart, 2, 0)).min(1) < distance))
         leader = target + toward[:, None] * (distance[:, None, None] * np.linspace(0.2, 1, 6)[:, None])
-        for step in leader.swapaxes(0, 1):  # leaders run over no label
+        for step in leader.swapaxes(0, 1):  # leaders run over no label, and over few points
             cost += 300 * _hits(step, step, boxes[:, :2], boxes[:, 2:])
+            cost += 10 * _hits(step - 2 * gap, step + 2 * gap, others, others)
         chosen = cost.argmin()
         boxes = np.vstack([boxes, [*low[chosen], *high[chosen]]])
         far = distance[chosen] > 10 * point_size
         label = ax.annotate(
             text, (a, b), xytext=(centre[chosen] - target) / point_size, textcoords="offset points", fontsize=8,
-            ha="center", va="center", path_effects=halo, zorder=5,
+            ha="center", va="center", path_effects=HALO, zorder=5,
             arrowprops=dict(arrowstyle="-", color="0.55", lw=0.7, shrinkA=0, shrinkB=3) if far else None,
         )  # fmt: skip
         label.set_in_layout(False)
@@ -354,7 +360,7 @@ def plot_bytes(table: pd.DataFrame) -> Figure:
     for i, (total, over) in enumerate(zip(table.total_bytes, table.over_cap, strict=True)):
         ax.annotate(
             f"{total:,.0f}" + (" over cap" if over else ""), (left[i], i), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=8, color=RED if over else "black",
+            va="center", fontsize=8, color=RED if over else "black", path_effects=HALO,
         )  # fmt: skip
     for cap in table.cap_bytes.unique():
         if cap <= 2 * table.total_bytes.max():

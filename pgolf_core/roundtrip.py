@@ -1,6 +1,7 @@
 """What the bytes on disk score: export, read the file back, evaluate; and runs that re-export a checkpoint."""
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,6 +94,8 @@ def round_trip(
 ) -> RoundTrip:
     """Export to path, load that file into a fresh model, score it on the round trip's validation tokens.
 
+    Raises RunError where the score is no number.
+
     calibration: where the export needs one and it was made before; otherwise it is made here.
     """
     device = pick_device(config)
@@ -101,6 +104,11 @@ def round_trip(
     exported = time.perf_counter()
     model = model_of(load(path), config, device)
     score = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
+    if not math.isfinite(score.val_loss):
+        raise runs.RunError(
+            f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
+            "numbers; lower matrix_lr or scalar_lr, or take a finer quantizer"
+        )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return RoundTrip(account, score, sha256, exported - start, time.perf_counter() - exported)
 

@@ -160,6 +160,7 @@ def run_sweep(
         check({job.name: job.config for job in jobs}, _say)
         about = {"name": sweep.name, "question": sweep.question, "control": sweep.control, "runs": list(sweep.runs)}
         about |= {"arms": sweep.arms, "changes": sweep.changes, "file": Path(path).stem}
+        about |= {"stages": [stage.notebook for stage in sweep.stages]}
         write_whole(sweep.directory / "sweep.json", json.dumps(about, indent=1))
         data = {(j.config.data_path, j.config.tokenizer_path, j.config.vocab_size): j.config for j in jobs}
         for config in data.values():
@@ -277,7 +278,8 @@ def _reason(job: Job, returncode: int) -> str:
     if error := runs.read_json(job.run_dir / "error.json"):
         return " ".join(f"{error.get('error')}: {error.get('message')}".split())
     words = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(words) if line.strip()), f"exit status {returncode}")
+    said = (line.strip() for line in reversed(words) if "[IPKernelApp]" not in line)  # a kernel's own warnings
+    return next((line for line in said if line), "killed" if returncode < 0 else f"exit status {returncode}")
 
 
 def _say(line: str) -> None:

@@ -182,7 +182,7 @@ def plot_growth(rows: pd.DataFrame) -> Figure:
     rows: how (words), steps, bits, bpb, cost (bpb lost against the raw weights), half (of its interval).
     """
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
-    for (how, own), colour, marker in zip(rows.groupby("how", sort=False), CURVES, "osD^vPX", strict=False):
+    for (_, own), colour, marker in zip(rows.groupby("how", sort=False), CURVES, "osD^vPX", strict=False):
         own = own.sort_values("steps")
         axes[0].plot(own.steps, own.bits, color=colour, marker=marker, ms=5, lw=1.5)
         axes[1].errorbar(

@@ -393,7 +393,7 @@ def pair_in_words(pair) -> str:
 
 def figures(values: Iterable[float], form: str) -> list[str]:
     """Numbers as text, – where there is none."""
-    return ["–" if pd.isna(value) else format(value, form) for value in values]
+    return ["–" if pd.isna(value) else format(value, form).replace("-", "−") for value in values]
 
 
 def names_of(rows: pd.DataFrame) -> list[str]:

@@ -151,7 +151,11 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
     clock_ran_out = 0 < config.max_wallclock_seconds <= elapsed  # resumed after the last step
     started = saved = time.perf_counter()
-    with tqdm(total=config.iterations, initial=step, unit="step", disable=not _interactive()) as bar:
+    # In a notebook the bar goes where the lines go, so that one does not break up the other.
+    stream_of_bar = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    with tqdm(
+        total=config.iterations, initial=step, unit="step", file=stream_of_bar, disable=not _interactive()
+    ) as bar:
         while True:
             last = clock_ran_out or step == config.iterations
             if last or (config.val_loss_every and step and step % config.val_loss_every == 0):
