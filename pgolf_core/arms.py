@@ -13,6 +13,11 @@ from pgolf_core import noise
 from pgolf_core.noise import Comparison, Floor
 from pgolf_core.runs import KNOBS
 
+COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half"]
+ARM = [
+    "sweep", "arm", "kind", "is_control", "runs", "seeds", "index", "n", "bpb", "sd", "total_bytes", "over_cap",
+    "cap_bytes", "steps", "track", "clock", "samples", "nats",
+]  # fmt: skip
 UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # of a control against itself
 
 
@@ -21,25 +26,26 @@ def same_knobs(table: pd.DataFrame, but: tuple[str, ...] = ("seed",)) -> pd.Seri
     return pd.util.hash_pandas_object(table[[name for name in KNOBS if name not in but]].astype(str), index=False)
 
 
-def floors(panel: pd.DataFrame) -> dict[tuple[str, bool], Floor | None]:
-    """What chance does, by (track, whether a clock ends its runs): of all trained runs, whatever their sweep."""
+def floors(panel: pd.DataFrame) -> dict[tuple[str, float], Floor | None]:
+    """What chance does, by (track, seconds of its clock, 0 without): of all trained runs, whatever their sweep."""
     trained = panel[panel.kind == "train"]
-    clocked = trained.max_wallclock_seconds.astype(float) > 0
+    clock = trained.max_wallclock_seconds.astype(float)
     found = {}
-    for key, runs_of_track in trained.groupby([trained.track, clocked]):
-        groups = runs_of_track.groupby(same_knobs(runs_of_track))
-        found[key] = noise.floor_of(noise.samples(group.seed, group.bpb) for _, group in groups)
+    for key, of_track in trained.groupby([trained.track, clock]):
+        groups = of_track.groupby(same_knobs(of_track))
+        found[key] = noise.floor_of(noise.samples(group.seed, group.bpb, key[1] > 0) for _, group in groups)
     return found
 
 
 def repeats(panel: pd.DataFrame) -> pd.DataFrame:
-    """Trained runs of equal knobs and seed on equal machines, a row a set of several, whatever their sweeps.
+    """Trained runs of equal knobs and seed, machine and commit, a row a set of several, whatever their sweeps.
 
     Columns: track, clocked, seed, places (list of sweep/run), n, spread (highest less lowest bpb), same_file (all
     artifacts are equal, bit by bit).
     """
     trained = panel[panel.kind == "train"]
-    machine = [str([made.get(name) for name in ("device_name", "torch", "python")]) for made in trained.environment]
+    like = ("device_name", "torch", "python", "git_commit")
+    machine = [str([made.get(name) for name in like]) for made in trained.environment]
     rows = []
     for _, group in trained.groupby([same_knobs(trained, ()), np.array(machine, object)]):
         if len(group) > 1:
@@ -59,26 +65,29 @@ def repeats(panel: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("n", ascending=False, ignore_index=True)
 
 
-def arms(panel: pd.DataFrame) -> pd.DataFrame:
-    """A row an arm: the runs of one sweep that differ in nothing but seed and repeat. Controls first, then by bpb.
+def arms(panel: pd.DataFrame, across: bool = False) -> pd.DataFrame:
+    """A row an arm: the runs of one sweep, or of any, that differ in nothing but seed and repeat. Controls first.
 
-    sweep, arm, kind, is_control; runs, seeds, index (lists; index: labels of the panel's rows); n (samples), bpb (their
-    mean), sd; total_bytes (of the largest), over_cap (any); cap_bytes; track; clocked; samples and nats (Series by
-    seed, bpb and nats a token); the fields of noise.Comparison against the sweep's control, p adjusted after Holm for
-    all trained arms of the sweep; half; needed (seeds an arm that would tell such a difference apart, None unknown).
+    across: of any; then nothing is compared with a control. Then by bpb.
+
+    sweep, arm (of the first run), kind, is_control; runs, seeds, index (lists; index: labels of the panel's rows); n
+    (samples), bpb (their mean), sd; total_bytes (of the largest), over_cap (any); cap_bytes; steps (lowest, highest);
+    track; clock (seconds, 0 = none); samples and nats (Series by seed, bpb and nats a token). Of a trained arm the
+    fields of noise.Comparison against the sweep's control; of an export against the run that it exports, by the text.
+    p is adjusted after Holm, for all trained arms of a sweep and for all exports of it. half; needed (seeds an arm that
+    would tell such a difference apart; None unknown, inf over noise.MOST_SEEDS).
     """
-    by_track = floors(panel)
-    clocked = panel.max_wallclock_seconds.astype(float) > 0
-    keys = [panel.sweep, panel.kind, same_knobs(panel)]
     rows = []
-    for (sweep, kind, _), group in panel.groupby(keys, sort=False):
-        samples = noise.samples(group.seed, group.bpb)
+    clock = panel.max_wallclock_seconds.astype(float)
+    for _, group in panel.groupby([*([] if across else [panel.sweep]), panel.kind, same_knobs(panel)], sort=False):
+        first, clocked = group.iloc[0], clock[group.index[0]] > 0
+        samples = noise.samples(group.seed, group.bpb, clocked)
         rows.append(
             {
-                "sweep": sweep,
-                "arm": group.arm.iloc[0],
-                "kind": kind,
-                "is_control": bool((group.run == group.control).any()),
+                "sweep": first.sweep,
+                "arm": first.arm,
+                "kind": first.kind,
+                "is_control": bool((group.run == group.control).any()) and first.kind == "train",
                 "runs": list(group.run),
                 "seeds": [int(seed) for seed in group.seed],
                 "index": list(group.index),
@@ -87,29 +96,39 @@ def arms(panel: pd.DataFrame) -> pd.DataFrame:
                 "sd": samples.std() if len(samples) > 1 else math.nan,
                 "total_bytes": int(group.total_bytes.max()),
                 "over_cap": bool(group.over_cap.any()),
-                "cap_bytes": int(group.cap_bytes.iloc[0]),
-                "track": group.track.iloc[0],
-                "clocked": bool(clocked[group.index[0]]),
+                "cap_bytes": int(first.cap_bytes),
+                "steps": (group.steps.min(), group.steps.max()),
+                "track": first.track,
+                "clock": clock[group.index[0]],
                 "samples": samples,
-                "nats": noise.samples(group.seed, group.roundtrip_val_loss.astype(float)),
+                "nats": noise.samples(group.seed, group.roundtrip_val_loss.astype(float), clocked),
             }
         )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=ARM)
     compared = pd.Series([UNKNOWN] * len(table), index=table.index, dtype=object)
     needed = pd.Series([None] * len(table), index=table.index, dtype=object)
-    for _, sweep in table.groupby("sweep"):
-        controls = sweep[sweep.is_control & (sweep.kind == "train")]
-        others = sweep[~sweep.is_control]
-        for i in others.index if len(controls) else ():
-            control, arm = controls.iloc[0], others.loc[i]
-            floor = by_track.get((arm.track, arm.clocked)) if arm.clocked == control.clocked else None
-            compared[i] = _of_text(panel, arm, control) or noise.compare(arm.samples, control.samples, floor)
-            needed[i] = _needed(arm, control, compared[i], floor)
-        trained = others.index[others.kind == "train"]
-        compared[trained] = noise.holm(list(compared[trained]))
-    fields = pd.DataFrame([asdict(c) | {"half": c.half} for c in compared], index=table.index)
+    by_track = floors(panel)
+    for _, sweep in table.groupby("sweep") if not across else ():
+        trained, exported = sweep[sweep.kind == "train"], sweep[sweep.kind != "train"]
+        for _, control in trained[trained.is_control][:1].iterrows():
+            others = trained.index[~trained.is_control]
+            for j in others:
+                arm = table.loc[j]
+                floor = by_track.get((arm.track, arm.clock)) if _alike(arm, control) else None
+                compared[j] = _of_text(panel, arm, control) or noise.compare(arm.samples, control.samples, floor)
+                needed[j] = _needed(arm, control, compared[j], floor)
+            compared[others] = noise.holm(list(compared[others]))
+        for j in exported.index:
+            compared[j] = _against_its_run(panel, table.loc[j])
+        compared[exported.index] = noise.holm(list(compared[exported.index]))
+    fields = pd.DataFrame([asdict(c) | {"half": c.half} for c in compared], index=table.index, columns=COMPARED)
     table = table.join(fields).assign(needed=needed)
-    return table.iloc[np.lexsort((table.bpb, ~table.is_control, table.sweep))]
+    return table.iloc[np.lexsort((table.bpb, ~table.is_control.astype(bool), table.sweep))]
+
+
+def _alike(arm: pd.Series, other: pd.Series) -> bool:
+    """Whether one floor is of both."""
+    return (arm.track, arm.clock) == (other.track, other.clock)
 
 
 def _of_text(panel: pd.DataFrame, arm: pd.Series, control: pd.Series) -> Comparison | None:
@@ -117,28 +136,54 @@ def _of_text(panel: pd.DataFrame, arm: pd.Series, control: pd.Series) -> Compari
     weights = panel.checkpoint_sha256[[*arm["index"], *control["index"]]]
     if weights.isna().any() or weights.nunique() > 1:
         return None
-    ours, theirs = panel.loc[arm["index"][0]], panel.loc[control["index"][0]]
-    found = noise.compare_blocks(ours.roundtrip_block_nats, theirs.roundtrip_block_nats, ours.roundtrip_bytes)
+    found = _blocks(panel.loc[arm["index"][0]], panel.loc[control["index"][0]])
     return None if math.isnan(found.delta) else found
 
 
-def _needed(arm: pd.Series, control: pd.Series, found: Comparison, floor: Floor | None) -> int | None:
-    if math.isnan(found.delta):
+def _against_its_run(panel: pd.DataFrame, arm: pd.Series) -> Comparison:
+    """An export against the run of the same weights in this panel; UNKNOWN where that is not there."""
+    export = panel.loc[arm["index"][0]]
+    own = panel[(panel.kind == "train") & (panel.checkpoint_sha256 == export.checkpoint_sha256)]
+    return _blocks(export, own.iloc[0]) if len(own) and len(arm["index"]) == 1 else UNKNOWN
+
+
+def _blocks(ours: pd.Series, theirs: pd.Series) -> Comparison:
+    return noise.compare_blocks(ours.roundtrip_block_nats, theirs.roundtrip_block_nats, ours.roundtrip_bytes)
+
+
+def _needed(arm: pd.Series, control: pd.Series, found: Comparison, floor: Floor | None) -> float | None:
+    if math.isnan(found.delta) or "text" in found.method:
         return None
-    common = arm.samples.index.intersection(control.samples.index)
-    if len(common) > 1 and arm.samples.index.is_unique and control.samples.index.is_unique:
-        return noise.seeds_needed(found.delta, (arm.samples[common] - control.samples[common]).std())
-    if arm.n > 1 and control.n > 1:
-        return noise.seeds_needed(found.delta, math.hypot(arm.sd, control.sd) / math.sqrt(2), paired=False)
+    if arm.samples.index.is_unique and control.samples.index.is_unique:
+        common = arm.samples.index.intersection(control.samples.index)
+        if len(common) > 1:
+            return noise.seeds_needed(found.delta, (arm.samples[common] - control.samples[common]).std())
+        if arm.n > 1 and control.n > 1:
+            return noise.seeds_needed(found.delta, math.hypot(arm.sd, control.sd) / math.sqrt(2), paired=False)
     return noise.seeds_needed(found.delta, floor.sd, paired=False) if floor else None
 
 
+def candidates(panel: pd.DataFrame) -> pd.DataFrame:
+    """Arms across sweeps that may lead: all trained ones, and exports of runs that no other seed was trained for.
+
+    An export is made of the best seed; where there are others its score is partly that choice.
+    """
+    table = arms(panel, across=True)
+    trained = table[table.kind == "train"]
+    several = {
+        i for labels, seeds in zip(trained["index"], trained.seeds, strict=True) if len(set(seeds)) > 1 for i in labels
+    }
+    chosen = set(panel.checkpoint_sha256[list(several)].dropna())
+    weights = table["index"].map(lambda labels: panel.checkpoint_sha256[labels[0]])
+    return table[(table.kind == "train") | ~weights.isin(chosen)]
+
+
 def leaders(panel: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Of table, arms(panel): a row a cap, the arm of lowest mean bpb all of whose runs fit, and the next best.
+    """Of table, candidates(panel): a row a cap, the arm of lowest mean bpb all of whose runs fit, and the next best.
 
     Columns: cap_bytes, candidates, arm (row label in table), second (row label or None), and of the second less the
     first: delta, half, p, verdict, method; record, record_p: whether the first beats it by the challenge's rule. A
-    second of the first's very score is none: it is the same file, or the same run of another sweep.
+    second of the first's very score is none: it is the same file.
     """
     rows, by_track = [], floors(panel)
     for cap, group in table[~table.over_cap].groupby("cap_bytes"):
@@ -148,7 +193,7 @@ def leaders(panel: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         row = {"cap_bytes": cap, "candidates": len(group), "arm": first.name, "second": None}
         if len(others):
             second = others.iloc[0]
-            floor = by_track.get((first.track, first.clocked))
+            floor = by_track.get((first.track, first.clock)) if _alike(first, second) else None
             found = _of_text(panel, second, first) or noise.compare(second.samples, first.samples, floor)
             record, p = noise.is_record(first.nats, second.nats)
             row |= {"second": second.name, **asdict(found), "half": found.half, "record": record, "record_p": p}
@@ -156,30 +201,29 @@ def leaders(panel: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["cap_bytes", "candidates", "arm", "second", *COMPARED, "record", "record_p"])
 
 
-COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half"]
-
-
 def history(panel: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """How the lead changed as runs finished: finished (time), cap_bytes, arm (row label of table), bpb, total_bytes.
 
-    The lead is of the mean over the seeds an arm had by then, and only of arms none of whose runs was over its cap.
+    table: candidates(panel). The lead is of the mean over the seeds an arm had by then, and only of arms none of whose
+    runs was over its cap; total_bytes is of the largest of them.
     """
-    arm_of = {label: row.Index for row in table.itertuples() for label in row.index}
+    arm_of = {label: i for i, labels in table["index"].items() for label in labels}
     rows = []
     for cap, group in panel[panel.index.isin(arm_of)].groupby("cap_bytes"):
-        means: dict = {}
         seen: dict = {}
-        over: set = set()
+        lead_of: dict = {}  # arm -> its mean and bytes so far, while all its runs fit
         last = None
         for run in group.sort_values("finished").itertuples():
             arm = arm_of[run.Index]
-            seen.setdefault(arm, []).append(run.bpb)
-            means[arm] = sum(seen[arm]) / len(seen[arm])
-            if run.over_cap:
-                over.add(arm)
-            legal = {a: mean for a, mean in means.items() if a not in over}
-            lead = min(legal, key=legal.get) if legal else None
-            if lead is not None and (lead, legal[lead]) != last:
-                rows.append((run.finished, cap, lead, legal[lead], int(table.total_bytes[lead])))
-                last = (lead, legal[lead])
+            seen.setdefault(arm, []).append(run)
+            own = seen[arm]
+            if any(one.over_cap for one in own):
+                lead_of.pop(arm, None)
+            else:
+                mean = noise.samples([one.seed for one in own], [one.bpb for one in own]).mean()
+                lead_of[arm] = (mean, int(max(one.total_bytes for one in own)))
+            lead = min(lead_of, key=lead_of.get) if lead_of else None
+            if lead is not None and (lead, lead_of[lead]) != last:
+                last = (lead, lead_of[lead])
+                rows.append((run.finished, cap, lead, *lead_of[lead]))
     return pd.DataFrame(rows, columns=["finished", "cap_bytes", "arm", "bpb", "total_bytes"])

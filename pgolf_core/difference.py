@@ -20,7 +20,6 @@ IDENTITY = re.compile(
 CHANCE = re.compile(r"seed")
 OUTSIDE = ("data_fingerprint", "git_commit", "git_dirty", "device_name", "platform", "python", "torch", "numpy")
 MACHINE = ("device_name", "platform", "python", "numpy")  # outside, and hardly ever why
-FIGURES = ("kind", "ours", "theirs")
 
 
 def settings(run_dir: str | Path) -> dict:

@@ -60,7 +60,8 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
     """One panel's runs, controls first, then by bpb. Raises ValueError on runs that are not comparable.
 
     headroom is cap − total bytes. delta_bpb is against the sweep's control, of the arm's mean where it has several
-    seeds, delta_half half of its 95 % interval, verdict and method what arms.arms says. quantisation_bpb is what the
+    seeds, of an export against its own run; delta_half is half of its 95 % interval, verdict and method what arms.arms
+    says. quantisation_bpb is what the
     round trip lost against the raw weights on the same tokens, quantisation_half the same of it, over other text.
     """
     panels = comparable(table)
@@ -81,7 +82,7 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         "headroom": (table.cap_bytes.astype(float) - table.total_bytes).astype("int64"),
         "delta_bpb": of_arm.delta.mask(is_control, 0.0),
         "delta_half": of_arm.half,
-        "verdict": of_arm.verdict,
+        "verdict": of_arm.verdict.fillna(""),
         "method": of_arm.method,
         "needed": of_arm.needed,
         "seeds": of_arm.seeds.str.len(),
@@ -106,7 +107,9 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
         match run.status:
             case "incomplete":
                 steps = runs.metrics(run.path).get("step", pd.Series(dtype=float)).max()
-                where = "no step logged" if pd.isna(steps) else f"last step {steps:.0f} of {run.iterations:.0f}"
+                of = pd.to_numeric(run.iterations, errors="coerce")
+                where = "no step logged" if pd.isna(steps) else f"last step {steps:.0f}"
+                where += "" if pd.isna(steps) or pd.isna(of) else f" of {of:.0f}"
                 why = f"incomplete, {where}"
             case "failed":
                 why = f"failed: {run.problem}"
@@ -114,6 +117,8 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
                 why = f"damaged: {run.problem}"
             case _ if run.table or run.kind == "import":
                 continue
+            case _ if run.roundtrip_val_bpb is not None and not pd.isna(run.total_bytes):
+                why = "complete, but its score is no number"
             case _:
                 raw = "" if pd.isna(run.val_bpb) else f"; its raw weights had {run.val_bpb:.4f} bpb"
                 why = f"complete, but without a round-trip score (final_roundtrip_eval=0){raw}"

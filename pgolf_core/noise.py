@@ -1,9 +1,9 @@
 """Is it better, or was it luck? Tests of a difference in bits per byte, and how many seeds a claim needs.
 
-A sample is what one seed gave. Runs that were repeated under one seed are one sample where they agree, and their mean
-where there are other seeds too; only where a single seed was repeated and did not agree, as under a clock, each run is
-a sample, of the clock's luck alone. With common seeds the test is paired, else Welch's; an arm of one sample is held
-against the track's floor, the pooled spread of all arms that have several.
+A sample is what one seed gave, the mean of its repeats where there are some. With common seeds the test is paired,
+else Welch's; an arm of one sample is held against the track's floor, the pooled spread of all arms that have several.
+Only under a clock are repeats of a single seed samples too, of the clock's luck alone: how fast the machine was moves
+all runs of an hour together, so they are never tested by their own spread but against the floor.
 """
 
 import bisect
@@ -31,6 +31,7 @@ class Floor:
     sd: float
     df: int  # degrees of freedom: samples less arms
     arms: int
+    repeats: bool = False  # of one seed under a clock: what another seed would do is not in it
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,14 @@ class Comparison:
         return (self.high - self.low) / 2
 
 
-def samples(seeds: Iterable[int], scores: Iterable[float]) -> pd.Series:
-    """Scores by seed, a sample each as said above; repeats of a single seed that differ have its index twice."""
-    scores = pd.Series(list(scores), index=list(seeds), dtype=float)
-    if scores.index.nunique() == 1 and scores.nunique() > 1:
+def samples(seeds: Iterable[int | None], scores: Iterable[float], clocked: bool = False) -> pd.Series:
+    """Scores by seed, a sample each as said above; a single seed repeated under a clock stands there several times.
+
+    A seed that is not known is its own: it pairs with none.
+    """
+    scores = pd.Series(list(scores), dtype=float)
+    scores.index = pd.Index([f"? {i}" if pd.isna(seed) else int(seed) for i, seed in enumerate(seeds)], dtype=object)
+    if clocked and scores.index.nunique() == 1 and scores.nunique() > 1:
         return scores
     return scores.groupby(level=0).mean()
 
@@ -65,24 +70,26 @@ def samples(seeds: Iterable[int], scores: Iterable[float]) -> pd.Series:
 def compare(arm: pd.Series, control: pd.Series, floor: Floor | None = None) -> Comparison:
     """An arm's samples against its control's, both as `samples` gives them."""
     delta = arm.mean() - control.mean()
-    if arm.index.is_unique and control.index.is_unique:
+    seeds = arm.index.is_unique and control.index.is_unique
+    if seeds:
         common = arm.index.intersection(control.index)
         if len(common) and (arm[common] == control[common]).all() and len(arm) == len(control) == len(common):
             return Comparison(0.0, 0.0, 0.0, math.nan, _pairs(len(common)), "equal")
         if len(common) > 1:
             # Seeds of one side alone are left out: they would move delta by what the other side never saw.
             return _paired(arm[common].to_numpy(), control[common].to_numpy())
-    if len(arm) > 1 and len(control) > 1:
+    if seeds and len(arm) > 1 and len(control) > 1:
         test = stats.ttest_ind(arm, control, equal_var=False)
         low, high = test.confidence_interval(1 - LEVEL)
-        seeds = "" if arm.index.is_unique and control.index.is_unique else ", repeats of one seed"
-        return _judged(delta, low, high, test.pvalue, f"Welch, {len(arm)} and {len(control)} runs{seeds}")
+        return _judged(delta, low, high, test.pvalue, f"Welch, {len(arm)} and {len(control)} seeds")
     if floor is None:
-        return Comparison(delta, math.nan, math.nan, math.nan, "one seed, no repeats", "not known")
+        why = "one seed each" if len(arm) == len(control) == 1 else "one seed on one side"
+        return Comparison(delta, math.nan, math.nan, math.nan, why, "not known")
     error = floor.sd * math.sqrt(1 / len(arm) + 1 / len(control))
     reach = stats.t.ppf(1 - LEVEL / 2, floor.df) * error
     p = 2 * stats.t.sf(abs(delta) / error, floor.df) if error else math.nan
-    return _judged(delta, delta - reach, delta + reach, p, f"track's floor, {floor.df} degrees of freedom")
+    of = "repeats of one seed" if floor.repeats else "seeds"
+    return _judged(delta, delta - reach, delta + reach, p, f"track's floor of {of}, {floor.df} degrees of freedom")
 
 
 def compare_text(score: Score, control: Score) -> Comparison:
@@ -144,17 +151,24 @@ def holm(comparisons: list[Comparison]) -> list[Comparison]:
 
 
 def floor_of(arms: Iterable[pd.Series]) -> Floor | None:
-    """Pooled over arms' samples. None where no arm has two, or where chance does nothing at all."""
+    """Pooled over the seeds of arms; over repeats of single seeds where no arm has several. None where none has two.
+
+    None also where chance does nothing at all.
+    """
+    arms = list(arms)
+    if of_seeds := [arm for arm in arms if arm.index.is_unique and len(arm) > 1]:
+        arms = of_seeds
     several = [arm for arm in arms if len(arm) > 1]
     df = sum(len(arm) - 1 for arm in several)
     squares = sum(((arm - arm.mean()) ** 2).sum() for arm in several)
-    return Floor(math.sqrt(squares / df), df, len(several)) if df and squares else None
+    return Floor(math.sqrt(squares / df), df, len(several), not of_seeds) if df and squares > ROUNDING**2 else None
 
 
-def seeds_needed(delta: float, sd: float, paired: bool = True) -> int | None:
-    """Seeds an arm so that a true difference of delta is found with POWER at LEVEL; None if over MOST_SEEDS.
+def seeds_needed(delta: float, sd: float, paired: bool = True) -> float | None:
+    """Seeds an arm so that a true difference of delta is found with POWER at LEVEL; inf if over MOST_SEEDS.
 
-    sd: of the differences of pairs, or of single runs where they are not paired. From the noncentral t distribution.
+    None where there is no delta or no sd. sd: of the differences of pairs, or of single runs where they are not paired.
+    From the noncentral t distribution.
     """
     if not sd or not delta:
         return None
@@ -165,15 +179,18 @@ def seeds_needed(delta: float, sd: float, paired: bool = True) -> int | None:
         return stats.nct.sf(stats.t.ppf(1 - LEVEL / 2, df), df, centre)
 
     n = bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=power) + 2
-    return n if n <= MOST_SEEDS else None
+    return n if n <= MOST_SEEDS else math.inf
 
 
 def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:
     """Whether an arm beats another by the challenge's rule, and the p of its one-sided test.
 
-    nats: loss a token by seed. The null: it is better by less than RECORD_NATS. Of one sample p is nan.
+    nats: loss a token by seed. The null: it is better by less than RECORD_NATS. Of one seed, however often it was
+    repeated, p is nan.
     """
-    common = nats.index.intersection(best.index) if nats.index.is_unique and best.index.is_unique else []
+    if not (nats.index.is_unique and best.index.is_unique):
+        return False, math.nan
+    common = nats.index.intersection(best.index)
     if len(common) > 1:
         difference = nats[common] - best[common]
         if np.ptp(difference) < ROUNDING:

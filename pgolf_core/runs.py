@@ -323,6 +323,8 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     if config is None:
         return row | {"status": "damaged", "problem": "config.json"}
     row |= {k: v for k, v in config.items() if k in RunConfig.model_fields}
+    if not (run_dir / "import.json").exists():  # what came later than the run does nothing at its default
+        row = {name: field.default for name, field in RunConfig.model_fields.items()} | row
     if (imported := read_json(run_dir / "import.json")) is not None:
         row |= {"kind": "import", "flags": imported.get("flags") or []}
     try:

@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from pgolf_core import runs
+from pgolf_core import integrity, runs
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 from pgolf_core.files import write_whole
 from pgolf_core.forecast import check
@@ -97,8 +97,12 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
     for job in plan(sweep):
         try:
             runs.check_config(job.run_dir, job.config)
-            if runs.read_result(job.run_dir) is None:
+            result = runs.read_result(job.run_dir)
+            harm = "" if result is None else integrity.damage(job.run_dir, asdict(result))
+            if result is None or harm == "notebook.ipynb":  # which is made anew, from the result that is there
                 jobs.append(job)
+            elif harm:
+                problems.append(f"{job.run_dir}: damaged: {harm}; delete that folder to run it again")
         except (ConfigError, runs.RunError) as error:
             problems.append(str(error))
     stages = []
@@ -158,8 +162,11 @@ def run_sweep(
             unfinished.unlink()
         jobs, stages = missing(sweep)
         check({job.name: job.config for job in jobs}, _say)
+        before = runs.read_json(sweep.directory / "sweep.json") or {}
         about = {"name": sweep.name, "question": sweep.question, "control": sweep.control, "runs": list(sweep.runs)}
-        about |= {"arms": sweep.arms, "changes": sweep.changes, "file": Path(path).stem}
+        # Runs of earlier seeds or of a larger file are still there, and still what they were.
+        arms, changes = (before.get(key) or {} for key in ("arms", "changes"))
+        about |= {"arms": arms | sweep.arms, "changes": changes | sweep.changes, "file": Path(path).stem}
         about |= {"stages": [stage.notebook for stage in sweep.stages]}
         write_whole(sweep.directory / "sweep.json", json.dumps(about, indent=1))
         data = {(j.config.data_path, j.config.tokenizer_path, j.config.vocab_size): j.config for j in jobs}

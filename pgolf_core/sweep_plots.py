@@ -42,12 +42,12 @@ def plot_sweep(rows: pd.DataFrame, panel: pd.DataFrame, seed: pd.DataFrame) -> F
     sweep; seed: arm and bpb of ledger.load, the same sweep, may be empty: figures of other data, on an axis apart.
     """
     knob = factor(rows, panel)
+    rows = rows[:ARMS]
     if knob:
         values = pd.to_numeric(panel.loc[[labels[0] for labels in rows["index"]], knob]).to_numpy()
-        rows = rows.iloc[np.argsort(values, kind="stable")][:ARMS]
-        names = [f"{value:g}" for value in np.sort(values)][:ARMS]
+        rows = rows.iloc[np.argsort(values, kind="stable")]
+        names = [f"{value:g}" for value in np.sort(values)]
     else:
-        rows = rows[:ARMS]
         names = [short(name) for name in rows.arm]
     place = np.arange(len(rows))
     columns = 2 + bool(len(seed))
@@ -66,12 +66,14 @@ def plot_sweep(rows: pd.DataFrame, panel: pd.DataFrame, seed: pd.DataFrame) -> F
         axes[1].plot(place, rows.total_bytes / unit, color="0.7", lw=1.2, zorder=1)
     for control in rows[rows.is_control].bpb:
         (axes[0].axhline if knob else axes[0].axvline)(control, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
+    control = rows.bpb[rows.is_control].mean()
     for at, row, kind in zip(place, rows.itertuples(), state, strict=True):
         face, edge, marker = LOOKS[kind]
         if row.n > 1:
             spots(axes[0], [at] * row.n, row.samples, ls="", marker=".", ms=5, color="0.6", zorder=2)
         if not np.isnan(row.half):
-            spots(axes[0], [at, at], [row.bpb - row.half, row.bpb + row.half], color=edge, lw=1.4, zorder=3)
+            # Of the difference, on top of the control: where only common seeds are compared it is not about bpb.
+            spots(axes[0], [at, at], [control + row.low, control + row.high], color=edge, lw=1.4, zorder=3)
         dot = dict(ls="", marker=marker, mfc=face, mec=edge, ms=6.5, mew=1.3, zorder=4)
         spots(axes[0], [at], [row.bpb], **dot)
         spots(axes[1], [at], [row.total_bytes / unit], **dot | ({"mec": RED, "mfc": "white"} if row.over_cap else {}))

@@ -139,6 +139,7 @@ def _check(content: dict, stem: str, knobs: dict, scale: str, problems: list[str
         problems.append(_no_such("control: run", control, list(dict(wanted))))
     if seeds:
         problems += [f"{name}: sets seed, and the sweep has seeds" for name, own in wanted if "seed" in own]
+        problems += ["-k seed: the sweep has seeds; give one or the other"] if "seed" in knobs else []
     arms, runs_of = {}, []
     usual = base.get("seed", RunConfig.model_fields["seed"].default)
     for arm, own in wanted:
@@ -183,7 +184,8 @@ def _resolve(
     same: dict[str, str] = {}
     for name, config in configs.items():
         if arms[same.setdefault(config.hash, name)] != arms[name]:
-            problems.append(f"runs {same[config.hash]} and {name} have the same knobs; one is enough, or repeats: 2")
+            at_scale = " at scale nano, which sets steps, batches and heads itself" if shrink else ""
+            problems.append(f"runs {same[config.hash]} and {name} have the same knobs{at_scale}; one is enough")
     return configs
 
 

@@ -181,15 +181,24 @@ def arms_in_words(rows: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
                 )
                 for row in rows.itertuples()
             ],
-            "seeds needed": ["–" if pd.isna(n) else f"{n:,}" for n in rows.needed],
+            "seeds needed": [count_in_words(n) for n in rows.needed],
             "total bytes": figures(rows.total_bytes, ",.0f"),
         }
     )
+    if (rows.clock > 0).any():  # what a clock leaves of them is most of what it does to a score
+        table["steps"] = [f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}" for low, high in rows.steps]
     if len(ledger):
         theirs = ledger.groupby("arm")[["bpb", "bytes"]].mean().reindex(rows.arm)
         table["the seed's bpb"] = figures(theirs.bpb.to_numpy(float), ".4f")
         table["its bytes"] = figures(theirs.bytes.to_numpy(float, na_value=np.nan), ",.0f")
     return table
+
+
+def count_in_words(count: float | None) -> str:
+    """Of seeds_needed."""
+    if pd.isna(count):
+        return "–"
+    return f"over {noise.MOST_SEEDS:,}" if np.isinf(count) else f"{count:,.0f}"
 
 
 def seeds_in_words(seeds: list[int]) -> str:
@@ -201,16 +210,32 @@ def seeds_in_words(seeds: list[int]) -> str:
 def claims_in_words(rows: pd.DataFrame, panel: pd.DataFrame, changes: dict[str, list[str]]) -> list[str]:
     """A sentence for each arm of a sweep that did not change just what its file says. changes: of sweep.json."""
     lines = []
-    for control in rows[rows.is_control].itertuples():
-        theirs = changes.get(control.arm, [])
-        for arm in rows[~rows.is_control].itertuples():
-            differs = difference.between(panel.path[arm.index[0]], panel.path[control.index[0]])
-            if arm.arm in changes:
-                claimed = {*changes[arm.arm], *theirs}
-                claimed = {name for name in claimed if name in set(differs.setting)} or set(changes[arm.arm])
-                if problem := difference.judge(differs, claimed - {"seed"}):
-                    lines.append(f"**{arm.arm} is not a clean comparison**: {problem}.")
+    for control in rows[rows.is_control][:1].itertuples():
+        base = {int(panel.seed[i]): panel.path[i] for i in reversed(control.index)}
+        for arm in rows[~rows.is_control & rows.arm.isin(changes.keys())].itertuples():
+            problems = {}
+            for i in arm.index:
+                differs = difference.between(panel.path[i], base.get(int(panel.seed[i]), panel.path[control.index[0]]))
+                claimed = {*changes[arm.arm], *(set(changes.get(control.arm, [])) & set(differs.setting))} - {"seed"}
+                if problem := difference.judge(differs, claimed):
+                    problems.setdefault(problem, []).append(panel.run[i])
+            for problem, names in problems.items():
+                lines.append(f"**{', '.join(names)}: not a clean comparison**: {problem}.")
     return lines
+
+
+def exports_of_sweep_in_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """A sweep's exports, rows of frontier_table, smallest first: against the run of the same weights."""
+    rows = rows.sort_values(["total_bytes", "bpb"]).drop_duplicates(["total_bytes", "bpb"])
+    return pd.DataFrame(
+        {
+            "file": rows.run,
+            "bpb": figures(rows.bpb, ".5f"),
+            "Δ its run (milli-bpb)": with_interval(rows.delta_bpb, rows.delta_half, ".2f", 1e3),
+            "total bytes": figures(rows.total_bytes, ",.0f"),
+            "note": [", ".join(filter(None, ["over cap" * row.over_cap, row.verdict])) for row in rows.itertuples()],
+        }
+    )
 
 
 def ledger_in_words(rows: pd.DataFrame) -> pd.DataFrame:
@@ -248,7 +273,7 @@ def leader_in_words(leader, rows: pd.DataFrame, panel: pd.DataFrame) -> list[str
         else:
             text += f"By the test the two are not told apart ({leader.method}, p {leader.p:.2g})."
         if pd.isna(leader.record_p):
-            text += " By the challenge's rule (0.005 nats at p < 0.01) it is no record: one seed cannot be."
+            text += " The challenge's rule (0.005 nats at p < 0.01) asks for several seeds of both."
         else:
             is_record = "a record" if leader.record else "no record"
             text += f" By the challenge's rule (0.005 nats at p < 0.01) it is {is_record}: p {leader.record_p:.2g}."
@@ -305,17 +330,17 @@ def repeat_sets_in_words(rows: pd.DataFrame) -> pd.DataFrame:
 def floors_in_words(floors: dict) -> pd.DataFrame:
     """arms.floors for the reader: what one run against one must differ by, and the seeds for smaller differences."""
     rows = []
-    for (track, clocked), floor in floors.items():
+    for (track, clock), floor in floors.items():
         alone = stats.t.ppf(1 - noise.LEVEL / 2, floor.df) * floor.sd * 2**0.5
         row = {
-            "track": f"{track or 'no track'}{', clock' if clocked else ''}",
+            "track": f"{track or 'no track'}{f', clock of {clock:g} s' if clock else ''}",
             "standard deviation (milli-bpb)": f"{1e3 * floor.sd:.2f}",
-            "from": f"{floor.df + floor.arms} samples of {floor.arms} runs",
+            "from": f"{floor.df + floor.arms} {'repeats' if floor.repeats else 'seeds'} of {floor.arms} arms",
             "one against one differs by (milli-bpb)": f"{1e3 * alone:.1f}",
         }
         for milli in (5, 2, 1):
             n = noise.seeds_needed(1e-3 * milli, floor.sd, paired=False)
-            row[f"seeds an arm for {milli}"] = "over 1,000" if n is None else f"{n:,}"
+            row[f"seeds an arm for {milli}"] = count_in_words(n)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -355,7 +380,7 @@ def imports_in_words(rows: pd.DataFrame) -> pd.DataFrame:
             "sweep": rows.sweep,
             "run": rows.run,
             "status": rows.status,
-            "seed": figures(rows.seed.astype(float), ".0f"),
+            "seed": [str(seed) for seed in rows.seed.fillna("–")],
             "bpb": figures(rows.bpb.astype(float), ".5f"),
             "scored as": rows.protocol.fillna("–"),
             "before rounding": figures(rows.prequant_val_bpb.astype(float), ".5f"),

@@ -12,7 +12,16 @@ from pgolf_core.config import RunConfig
 from pgolf_core.roundtrip import export_checkpoint
 from pgolf_core.train import train
 
-FILES = ["config.json", "result.json", "metrics.jsonl", "log.txt", "artifact.pgolf", "checkpoint.safetensors"]
+FILES = [
+    "config.json",
+    "result.json",
+    "metrics.jsonl",
+    "log.txt",
+    "artifact.pgolf",
+    "checkpoint.safetensors",
+    "notebook.ipynb",
+    "job.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +29,11 @@ def whole(embedded, tmp_path_factory):
     """A real run."""
     run_dir = tmp_path_factory.mktemp("whole") / "demo" / "control"
     train(RunConfig(**TINY), run_dir)
+    # As a sweep leaves them beside the run.
+    (run_dir / "notebook.ipynb").write_text(
+        json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    (run_dir / "job.json").write_text(json.dumps({"notebook": "train.ipynb", "parameters": {}}))
     return run_dir
 
 
@@ -55,8 +69,13 @@ def test_a_whole_run_is_complete(whole, tmp_path):
     assert runs.load(whole.parents[1], thorough=True).status.tolist() == ["complete"]
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("how", DAMAGES)
+# A letter of a notebook's pictures, or of the parameters it was given, is not missed: nothing is read from them.
+CASES = [
+    (name, how) for name in FILES for how in DAMAGES if how != "flip" or name not in ("notebook.ipynb", "job.json")
+]
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
 def test_each_file_damaged(whole, tmp_path, name, how):
     shutil.copytree(whole, tmp_path / "demo" / "control")
     shutil.copytree(whole, tmp_path / "demo" / "harmed")
@@ -79,6 +98,8 @@ def test_files_that_are_missing(whole, tmp_path):
         "log.txt": "",  # for people
         "artifact.pgolf": "artifact.pgolf (missing)",
         "checkpoint.safetensors": "",  # large, and may be deleted: no score needs it any more
+        "notebook.ipynb": "",
+        "job.json": "",
     }
 
 
@@ -110,9 +131,9 @@ def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path):
         shutil.copytree(whole, root / "demo" / f"harmed-{i}")
         harm(root / "demo" / f"harmed-{i}", name, DAMAGES["zeros"])
     page = report.write_report(root, tmp_path / "out", "frontier").read_text(encoding="utf-8")
-    assert "2 complete, 6 damaged" in page
+    assert "2 complete, 8 damaged" in page
     assert all(f"harmed-{i}" in page for i in range(len(FILES)))
     csv = (tmp_path / "out" / "tables" / "frontier.csv").read_text()
     assert "harmed" not in csv and "control" in csv and "int6" in csv
     sweep = report.write_report(root, tmp_path / "out", "sweep").read_text(encoding="utf-8")
-    assert "Counted nowhere: harmed-0" in sweep
+    assert "Counted nowhere" in sweep and "harmed-0: damaged: config.json" in sweep

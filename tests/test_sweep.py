@@ -113,6 +113,10 @@ def test_at_nano_scale_factors_stay_and_shapes_shrink(sweeps):
     assert clocked.max_wallclock_seconds == 20 and clocked.iterations == 20_000
     small = sweeps({"track": "nano", "runs": {"a": {}}})
     assert load_sweep(small, None, "nano") == load_sweep(small)
+    with pytest.raises(SweepError, match="have the same knobs at scale nano"):
+        load_sweep(sweeps({"track": "fixed_step", "grid": {"iterations": [100, 200]}}), None, "nano")
+    with pytest.raises(SweepError, match="-k seed: the sweep has seeds"):
+        load_sweep(small, {"seed": 5}, seeds=[1, 2])
     with pytest.raises(SweepError, match="scale nona: no such; did you mean nano"):
         load_sweep(small, None, "nona")
 
