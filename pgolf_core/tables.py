@@ -86,7 +86,7 @@ def styled(text: pd.DataFrame) -> Styler:
         .apply(lambda column: bold.to_list())
         .set_properties(subset=text.columns[left], **{"text-align": "left"})
         .set_properties(
-            subset=[name for name in text if name in ("run", "sweep", "scored as")],
+            subset=[name for name in text if name in ("run", "sweep", "scored as", "note", "verdict")],
             **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "14em"},
         )
         .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in left])
