@@ -248,7 +248,7 @@ def growth(panel: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             row |= {"bits": 8 * (run.total_bytes - run.bytes["code"]) / run.parameters, "bytes": int(run.total_bytes)}
             rows.append(row | {"cost": run.bpb - float(run.prequant_val_bpb), "half": cost.half})
         first = group.iloc[0]
-        name = f"{first.num_layers} × {first.model_dim}, sweep {first.sweep}"
+        name = f"{first.num_layers:.0f} × {first.model_dim:.0f}, sweep {first.sweep}"
         rows = pd.DataFrame(rows).drop_duplicates(["how", "steps"])  # of several seeds the first
         found.append((name, rows.sort_values(["how", "steps"], ignore_index=True)))
     return found

@@ -307,7 +307,7 @@ def repeats_in_words(rows: pd.DataFrame) -> list[str]:
             files = " and all artifacts of a set are the same file" if own.same_file.all() else ""
             lines.append(f"{what}zero spread{files}.")
         else:
-            worst = own.loc[own.spread.idxmax()]
+            worst = own.iloc[own.spread.to_numpy().argmax()]
             text = f"{what}**they differ by up to {worst.spread:.4f} bpb** ({', '.join(worst.places[:4])})"
             lines.append(text + (": a clock ends them at different steps." if clocked else ", and they must not."))
     return lines

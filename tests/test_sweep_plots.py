@@ -18,21 +18,12 @@ def collisions(figure) -> list[str]:
     """Texts of a figure that cover one another, or reach out of it."""
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    ticks = {
-        label
-        for ax in figure.axes
-        for axis in (ax.xaxis, ax.yaxis)
-        for tick in axis.get_major_ticks()
-        for label in (tick.label1, tick.label2)
-    }
-    drawn = {
-        label
-        for ax in figure.axes
-        for axis in (ax.xaxis, ax.yaxis)
-        for tick in axis._update_ticks()
-        for label in (tick.label1, tick.label2)
-    }
-    texts = [text for text in texts if text not in ticks or text in drawn]  # a tick beyond the limits is not drawn
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    every, drawn = (
+        {label for ticks in groups for tick in ticks for label in (tick.label1, tick.label2)}
+        for groups in ([axis.get_major_ticks() for axis in axes], [axis._update_ticks() for axis in axes])
+    )
+    texts = [text for text in texts if text not in every or text in drawn]  # a tick beyond the limits is not drawn
     boxes = [text.get_window_extent().shrunk(0.96, 0.8) for text in texts]
     found = []
     for i, (text, box) in enumerate(zip(texts, boxes, strict=True)):
