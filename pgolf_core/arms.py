@@ -97,7 +97,7 @@ def arms(panel: pd.DataFrame, across: bool = False) -> pd.DataFrame:
                 "total_bytes": int(group.total_bytes.max()),
                 "over_cap": bool(group.over_cap.any()),
                 "cap_bytes": int(first.cap_bytes),
-                "steps": (group.steps.min(), group.steps.max()),
+                "steps": (int(group.steps.min()), int(group.steps.max())),
                 "track": first.track,
                 "clock": clock[group.index[0]],
                 "samples": samples,

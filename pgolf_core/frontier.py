@@ -244,7 +244,8 @@ def growth(panel: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         for run in group.itertuples():
             cost = noise.compare_blocks(run.roundtrip_block_nats, run.prequant_block_nats, run.roundtrip_bytes)
             how = family({name: getattr(run, name) for name in ExportConfig.model_fields})
-            row = {"how": f"{how} ({run.quantizer}), {run.codec}", "steps": int(run.steps), "bpb": run.bpb}
+            how += "" if how == run.quantizer else f" ({run.quantizer})"
+            row = {"how": f"{how}, {run.codec}", "steps": int(run.steps), "bpb": run.bpb}
             row |= {"bits": 8 * (run.total_bytes - run.bytes["code"]) / run.parameters, "bytes": int(run.total_bytes)}
             rows.append(row | {"cost": run.bpb - float(run.prequant_val_bpb), "half": cost.half})
         first = group.iloc[0]

@@ -24,6 +24,7 @@ LOOKS = {  # of an arm against its control: colour of the face and of the edge, 
     "not known": ("white", "0.6", "X"),
 }
 CURVES = ["#000000", BLUE, RED, GREEN, ORANGE, PINK, SKY]
+FINEST = 4e-4  # bpb that an axis spans at least
 ARMS = 24  # of a figure; a table has them all
 
 
@@ -92,6 +93,11 @@ def plot_sweep(rows: pd.DataFrame, panel: pd.DataFrame, seed: pd.DataFrame) -> F
         labels.append("the seed's bpb (other data)")
     for ax, label in zip(axes, labels, strict=True):
         ax.margins(0.12)
+        if ax is not axes[1]:  # finer than any score is known, labels would have more digits than room
+            low, high = ax.get_ylim() if knob else ax.get_xlim()
+            if high - low < FINEST:
+                middle = (low + high) / 2
+                (ax.set_ylim if knob else ax.set_xlim)(middle - FINEST / 2, middle + FINEST / 2)
         if knob:
             ax.set_xticks(place, names, fontsize=8, rotation=0 if max(map(len, names)) < 7 else 30)
             ax.set(xlabel=knob, ylabel=label)
