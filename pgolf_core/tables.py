@@ -78,7 +78,7 @@ def with_interval(values: Iterable[float], halves: Iterable[float], form: str, f
 def styled(text: pd.DataFrame) -> Styler:
     """A table in words for a notebook or page: words to the left, what is on the front in bold."""
     left = [i for i, name in enumerate(text) if name in WORDS]
-    notes = text.get("note", pd.Series("", index=text.index))
+    notes = text.get("note", pd.Series("", index=text.index)).astype(str)
     bold = notes.str.contains("on the front").map({True: "font-weight: 600", False: ""})
     return (
         text.reset_index(drop=True)

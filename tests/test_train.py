@@ -29,7 +29,7 @@ TINY = dict(
     iterations=12, val_loss_every=5, val_max_tokens=2048, roundtrip_val_max_tokens=4096, val_batch_size=2048,
     train_log_every=1, compression_reg_warmup_steps=2,
 )  # fmt: skip
-TIMES = {"train_seconds", "eval_seconds", "export_seconds", "resumed", "environment"}
+TIMES = {"train_seconds", "eval_seconds", "export_seconds", "resumed", "environment", "finished", "files", "checksum"}
 
 
 def what_counts(result: runs.Result) -> dict:
