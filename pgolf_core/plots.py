@@ -66,9 +66,12 @@ STYLE = {
 }
 
 
-def plot_frontier(table: pd.DataFrame, ax: Axes) -> None:
-    """bpb against total bytes of one panel: the front, caps, over-cap runs hollow. Of many runs some are named."""
-    rows = frontier.frontier_table(table)
+def plot_frontier(table: pd.DataFrame, ax: Axes, rows: pd.DataFrame | None = None) -> None:
+    """bpb against total bytes of one panel: the front, caps, over-cap runs hollow. Of many runs some are named.
+
+    rows: its frontier_table, where that was made before.
+    """
+    rows = frontier.frontier_table(table) if rows is None else rows
     # What the solver was given for a cap is of its own file alone, and there is one for each of them.
     trained = table[table.kind != "export"]
     caps = sorted((trained if len(trained) else table).cap_bytes.unique())

@@ -225,13 +225,13 @@ def claims_in_words(rows: pd.DataFrame, panel: pd.DataFrame, changes: dict[str, 
 
 
 def exports_of_sweep_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """A sweep's exports, rows of frontier_table, smallest first: against the run of the same weights."""
+    """A sweep's exports, rows of arms.arms, smallest first: against the run of the same weights."""
     rows = rows.sort_values(["total_bytes", "bpb"]).drop_duplicates(["total_bytes", "bpb"])
     return pd.DataFrame(
         {
-            "file": rows.run,
+            "file": rows.arm,
             "bpb": figures(rows.bpb, ".5f"),
-            "Δ its run (milli-bpb)": with_interval(rows.delta_bpb, rows.delta_half, ".2f", 1e3),
+            "Δ its run (milli-bpb)": with_interval(rows.delta, rows.half, ".2f", 1e3),
             "total bytes": figures(rows.total_bytes, ",.0f"),
             "note": [", ".join(filter(None, ["over cap" * row.over_cap, row.verdict])) for row in rows.itertuples()],
         }
