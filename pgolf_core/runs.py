@@ -339,9 +339,9 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     same = result.kind == "import" or result.config_hash == digest(
         {k: v for k, v in config.items() if k not in PERMISSIONS}
     )
-    if problem := integrity.damage(run_dir, asdict(result), thorough) if same else "config.json":
+    if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
         return row | {"status": "damaged", "problem": problem}
-    row |= asdict(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
+    row |= vars(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
     if not result.finished:  # of a version that did not note it
         row["finished"] = time.strftime(TIME, time.gmtime((run_dir / "result.json").stat().st_mtime))
     if result.fits is not None:
