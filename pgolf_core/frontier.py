@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pgolf_core import arms, noise, runs
-from pgolf_core.config import ExportConfig, RunConfig
+from pgolf_core.config import ExportConfig
 from pgolf_core.lab import PLAIN
 
 Panel = namedtuple("Panel", runs.COMPARABLE)  # what two scores must share to be set against each other
@@ -61,8 +61,8 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
 
     headroom is cap − total bytes. delta_bpb is against the sweep's control, of the arm's mean where it has several
     seeds, of an export against its own run; delta_half is half of its 95 % interval, verdict and method what arms.arms
-    says. quantisation_bpb is what the
-    round trip lost against the raw weights on the same tokens, quantisation_half the same of it, over other text.
+    says. quantisation_bpb is what the round trip lost against the raw weights on the same tokens, quantisation_half
+    the same of it, over other text.
     """
     panels = comparable(table)
     if len(panels) > 1:
@@ -147,8 +147,6 @@ def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
     A checkpoint is a run and the weights it had: trained again, it is another.
     """
-    knobs = {name: RunConfig.model_fields[name].default for name in ExportConfig.model_fields}
-    known = table[[*knobs]].astype(object).fillna(knobs)  # of runs older than a knob: what it does at its default
     variants = pd.DataFrame(
         {
             "variant": table.run.str.split("/").str[-1].where(table.kind == "export", "as trained"),
@@ -156,7 +154,7 @@ def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
             "total_bytes": table.total_bytes.astype("int64"),
             "raw_bpb": table.prequant_val_bpb.astype(float),
             "bytes": table.bytes,
-            "knobs": known.to_dict("records"),
+            "knobs": table[[*ExportConfig.model_fields]].astype(object).to_dict("records"),
             "path": table.path,
             "block_nats": table.roundtrip_block_nats,
             "raw_block_nats": table.prequant_block_nats,

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from pgolf_core import runs, trainlog
+from pgolf_core.config import digest
 from pgolf_core.files import write_whole
 from pgolf_core.trainlog import Log, LogError
 
@@ -292,7 +293,7 @@ def result(log: Log) -> runs.Result:
     batch = log.config.get("train_batch_tokens")
     return runs.Result(
         kind="import",
-        config_hash=hashlib.sha256(json.dumps(log.config, sort_keys=True).encode()).hexdigest()[:12],
+        config_hash=digest(log.config),
         seed=log.config.get("seed"),
         track="",
         val_loss=log.validation.get("val_loss"),

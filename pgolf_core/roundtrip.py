@@ -1,6 +1,5 @@
 """What the bytes on disk score: export, read the file back, evaluate; and runs that re-export a checkpoint."""
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pgolf_core import corpus, runs
+from pgolf_core import corpus, integrity, runs
 from pgolf_core.calibrate import Calibration, calibrate
 from pgolf_core.config import ConfigError, EvalConfig, ExportConfig, RunConfig
 from pgolf_core.data import Dataset, validation_tokens
@@ -109,8 +108,7 @@ def round_trip(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
             "numbers; lower matrix_lr or scalar_lr, or take a finer quantizer"
         )
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return RoundTrip(account, score, sha256, exported - start, time.perf_counter() - exported)
+    return RoundTrip(account, score, integrity.checksum(path), exported - start, time.perf_counter() - exported)
 
 
 def calibration_of(
