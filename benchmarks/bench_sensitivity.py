@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pgolf_core import runs
-from pgolf_core.data import validation_tokens
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import quantize_state
 from pgolf_core.roundtrip import (
@@ -52,7 +51,7 @@ def main() -> None:
     config = finished(arguments.run)[1].with_knobs(quantizer=arguments.change)
     dataset, state = open_dataset(config), load_checkpoint(arguments.run / runs.CHECKPOINT)
     device, dtype = pick_device(config), pick_dtype(config, pick_device(config))
-    tokens = validation_tokens(dataset.directory, config.train_seq_len, arguments.tokens)
+    tokens = dataset.validation(config.train_seq_len, arguments.tokens)
     quantized = quantize_state(state, config.export)
     changes = {name: t for name, t in quantized.state_dict().items() if name not in quantized.floats}
     model = model_of(state, config, device)

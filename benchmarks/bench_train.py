@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from pgolf_core.config import RunConfig
-from pgolf_core.data import Batches, TokenStream
+from pgolf_core.loader import Batches, training_stream
 from pgolf_core.model import GPT
 from pgolf_core.optim import make_optimizers, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
@@ -44,7 +44,8 @@ def bench(config: RunConfig, steps: int) -> None:
     model = GPT(config.model).to(device)
     to_precision(model, dtype)
     optimizers, regularizer = make_optimizers(model, config), CompressionRegularizer(model, config)
-    batches = Batches(TokenStream(dataset.train_shards), config.data)
+    stream = training_stream(dataset.train_shards, config.data, dataset.tokenizer.bos)
+    batches = Batches(stream, config.data, pin=device.type == "cuda")
     loss_of = torch.compile(model.loss) if config.compile else model.loss
     accumulation = config.data.grad_accum
     spent = {phase: [] for phase in PHASES}

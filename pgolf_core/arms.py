@@ -20,7 +20,6 @@ ARM = [
 ]  # fmt: skip
 USED = [  # of a panel; slicing all of its columns arm by arm takes longer than everything else
     "sweep", "run", "control", "arm", "kind", "seed", "bpb", "total_bytes", "over_cap", "cap_bytes", "steps", "track",
-    "roundtrip_val_loss",
 ]  # fmt: skip
 UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # of a control against itself
 
@@ -76,13 +75,16 @@ def arms(panel: pd.DataFrame, across: bool = False) -> pd.DataFrame:
 
     sweep, arm (of the first run), kind, is_control; runs, seeds, index (lists; index: labels of the panel's rows); n
     (samples), bpb (their mean), sd; total_bytes (of the largest), over_cap (any); cap_bytes; steps (lowest, highest);
-    track; clock (seconds, 0 = none); samples and nats (Series by seed, bpb and nats a token). Of a trained arm the
-    fields of noise.Comparison against the sweep's control; of an export against the run that it exports, by the text.
+    track; clock (seconds, 0 = none); samples and nats (Series by seed, bpb and nats a token of one tokenizer).
+    Of a trained arm the fields of noise.Comparison against the sweep's control; of an export against the run that it
+    exports, by the text.
     p is adjusted after Holm, for all trained arms of a sweep and for all exports of it. half; needed (seeds an arm that
     would tell such a difference apart; None unknown, inf over noise.MOST_SEEDS).
     """
     rows = []
     clock = panel.max_wallclock_seconds.astype(float)
+    # Of the tokenizer with the most tokens, where there are several: the smallest, so that no rule is met by it.
+    nats_a_bit = math.log(2) * float(panel.roundtrip_bytes.max()) / float(panel.roundtrip_tokens.max())
     keys = [*([] if across else [panel.sweep]), panel.kind, same_knobs(panel)]
     for _, group in panel[USED].groupby(keys, sort=False):
         first, clocked = group.iloc[0], clock[group.index[0]] > 0
@@ -106,7 +108,7 @@ def arms(panel: pd.DataFrame, across: bool = False) -> pd.DataFrame:
                 "track": first.track,
                 "clock": clock[group.index[0]],
                 "samples": samples,
-                "nats": noise.samples(group.seed, group.roundtrip_val_loss.astype(float), clocked),
+                "nats": noise.samples(group.seed, group.bpb * nats_a_bit, clocked),
             }
         )
     table = pd.DataFrame(rows, columns=ARM)

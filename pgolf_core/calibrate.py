@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.config import RunConfig
-from pgolf_core.data import Dataset, TokenStream
+from pgolf_core.data import Dataset
+from pgolf_core.loader import TokenStream
 from pgolf_core.model import GPT
 
 CALIBRATION_BATCH_TOKENS = 8192  # activations and gradients of so many are held at a time

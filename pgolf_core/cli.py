@@ -81,10 +81,75 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(artifact, "artifact", "check an artifact file and account for its bytes")
     sub.add_argument("file", type=_file, metavar="FILE")
 
-    sub = command(data, "data", "make a data set ready")
-    sub.add_argument("source", choices=["embedded"])
-    sub.add_argument("--vocab-size", type=int, default=RunConfig.model_fields["vocab_size"].default, metavar="N")
+    sub = command(submission, "submission", "score a run's file again, audit its data, and pack what it claims")
+    sub.add_argument("run", metavar="RUN", help="sweep/run below runs/, or a folder")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: reports/submissions/<sweep>_<run>")
+
+    data = commands.add_parser("data", help="make data ready, and hold it to what its scores claim")
+    data.set_defaults(command=lambda _: data.print_help() or 0)
+    _add_data_commands(data.add_subparsers(metavar="SOURCE"))
     return parser
+
+
+def _add_data_commands(sources) -> None:
+    def source(function, name: str, text: str) -> argparse.ArgumentParser:
+        sub = sources.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
+
+    def add_tokenizer(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--tokenizer", default="bpe", metavar="KIND", help="bpe (default), unigram or bytes")
+        sub.add_argument("--vocab-size", type=_count, metavar="V", help="pieces; default 1024, of bytes 260")
+
+    def add_hub(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--revision", default="main", metavar="R", help="branch, tag or commit of the publication")
+        sub.add_argument("--endpoint", metavar="URL", help="a mirror of the hub")
+
+    sub = source(data_embedded, "embedded", "docstrings of the installed packages: 17 MB of English, no download")
+    add_tokenizer(sub)
+    sub.add_argument("--large", action="store_true", help="35 MB: more packages, short docstrings, comments")
+
+    sub = source(data_fineweb, "fineweb", "the challenge's published shards")
+    sub.add_argument("--variant", default="sp1024", metavar="NAME", help="sp1024 (default), byte260 …: its tokenizer")
+    sub.add_argument("--train-shards", type=_count, default=1, metavar="N", help="of 100,000,000 tokens, 200 MB, each")
+    add_hub(sub)
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: data/fineweb10B_<variant>")
+
+    sub = source(data_docs, "docs", "shards of documents: your own, or those the challenge published")
+    sub.add_argument(
+        "source", nargs="?", type=Path, metavar="PATH", help="a .jsonl, .txt or .parquet file, or a folder"
+    )
+    sub.add_argument("--documents", type=_count, default=0, metavar="N", help="only the first N; default: all")
+    sub.add_argument("--val-documents", type=_count, default=0, metavar="N", help="the first N are for validation")
+    sub.add_argument("--val-share", type=float, default=0.0, metavar="S", help="a share of them is, by hash: 0.01")
+    add_tokenizer(sub)
+    sub.add_argument("--tokenizer-path", type=_file, metavar="FILE", help="a tokenizer that is there, instead")
+    sub.add_argument("--tokenizer-documents", type=_count, default=500_000, metavar="K", help="train it on the first K")
+    sub.add_argument("--field", default="text", metavar="NAME", help="of a .jsonl or .parquet row")
+    sub.add_argument(
+        "--split", default="auto", metavar="HOW", help="of .txt: a document is a file, blank (lines), line"
+    )
+    sub.add_argument("--keep-overlap", action="store_true", help="training documents that are validation ones too stay")
+    sub.add_argument("--workers", type=_count, default=0, metavar="W", help="threads; default: a core each")
+    add_hub(sub)
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: data/<name>_<tokenizer>")
+
+    sub = source(
+        data_audit, "audit", "hold a folder of shards to what its scores claim; exit 1 where they would be false"
+    )
+    sub.add_argument("folder", type=Path, metavar="DIR")
+    sub.add_argument("--fast", action="store_true", help="what every run does: a sample of documents")
+    for name, text in (("seq-len", "window in tokens"), ("max-tokens", "scored"), ("max-documents", "scored")):
+        default = {"seq-len": 1024}.get(name, 0)
+        sub.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=f"{text}; default {default}")
+
+
+def _count(text: str) -> int:
+    """A whole number, with or without thousands separators."""
+    number = int(text.replace(",", "").replace("_", ""))
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: a number of things")
+    return number
 
 
 def _file(name: str) -> Path:
@@ -228,10 +293,9 @@ def import_log(arguments: argparse.Namespace) -> int:
 
 def diff(arguments: argparse.Namespace) -> int:
     """Exit status 1 where --claim is given and does not hold."""
-    from pgolf_core import difference, runs
+    from pgolf_core import difference
 
-    places = [Path(name) if Path(name).is_dir() else runs.RUNS / name for name in arguments.runs]
-    rows = difference.between(*places)
+    rows = difference.between(*map(_run_dir, arguments.runs))
     for row in rows.itertuples():
         print(f"{row.kind:9} {row.setting:32} {row.ours!r}  {row.theirs!r}")
     knobs = list(rows.setting[rows.kind == "knob"])
@@ -245,6 +309,13 @@ def diff(arguments: argparse.Namespace) -> int:
     problem = difference.judge(rows, arguments.claim)
     print(f"not a clean comparison: {problem}" if problem else "just what is claimed")
     return 1 if problem else 0
+
+
+def _run_dir(name: str) -> Path:
+    """The folder of that name, else the run below runs/."""
+    from pgolf_core import runs
+
+    return Path(name) if Path(name).is_dir() else runs.RUNS / name
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -291,11 +362,87 @@ def _account(unpacked) -> str:
     return "\n".join(lines)
 
 
-def data(arguments: argparse.Namespace) -> int:
+def submission(arguments: argparse.Namespace) -> int:
+    from pgolf_core.submission import submit
+
+    print(submit(_run_dir(arguments.run), arguments.out))
+    return 0
+
+
+def data_embedded(arguments: argparse.Namespace) -> int:
     from pgolf_core import corpus
 
-    print(corpus.build_embedded(arguments.vocab_size))
+    kind = arguments.tokenizer
+    print(corpus.build_embedded(_vocab_size(arguments), kind=kind, large=arguments.large))
     return 0
+
+
+def _vocab_size(arguments: argparse.Namespace) -> int:
+    return arguments.vocab_size or (260 if arguments.tokenizer == "bytes" else 1024)
+
+
+def data_fineweb(arguments: argparse.Namespace) -> int:
+    from pgolf_core import hub
+
+    out = arguments.out and arguments.out.absolute()  # of the command line: from here, not from the checkout
+    hub.fineweb(arguments.variant, arguments.train_shards, arguments.revision, arguments.endpoint, out)
+    return 0
+
+
+def data_docs(arguments: argparse.Namespace) -> int:
+    from pgolf_core import documents, hub, tokenization, vocabulary
+
+    published = arguments.source is None
+    kind, vocab_size = arguments.tokenizer, _vocab_size(arguments)
+    if arguments.tokenizer_path:
+        name = arguments.tokenizer_path.stem
+    else:
+        vocabulary.check(kind, vocab_size)
+        name = vocabulary.name_of(kind, vocab_size)
+    wanted = arguments.documents
+    if published:
+        trained_on = 0 if arguments.tokenizer_path or kind == "bytes" else arguments.tokenizer_documents
+        path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint)
+        val_documents = arguments.val_documents or (0 if arguments.val_share else 50_000)
+    else:
+        path, val_documents = arguments.source, arguments.val_documents
+    val_share = arguments.val_share or (0.0 if val_documents else 0.01)
+    stem = "docs" if published else path.stem
+    out = arguments.out or ROOT / "data" / f"{stem}{f'_{wanted}' if wanted else ''}_{name}"
+    tokenization.build(
+        documents.open_source(path, arguments.field, arguments.split),
+        out.absolute(),
+        kind=kind,
+        vocab_size=vocab_size,
+        tokenizer_path=arguments.tokenizer_path,
+        documents=wanted,
+        val_documents=val_documents,
+        val_share=val_share,
+        tokenizer_documents=arguments.tokenizer_documents,
+        tokenizer_sees_val=published,  # as the published tokenizers did
+        keep_overlap=arguments.keep_overlap or published,
+        workers=arguments.workers,
+    )
+    return 0
+
+
+def data_audit(arguments: argparse.Namespace) -> int:
+    """Exit status 1 where a score on this data would be false."""
+    from pgolf_core import audit
+    from pgolf_core.data import Dataset
+
+    arguments.folder = arguments.folder.absolute()
+    found = audit.inspect(
+        arguments.folder,
+        seq_len=arguments.seq_len,
+        max_tokens=arguments.max_tokens,
+        max_documents=arguments.max_documents,
+        thorough=not arguments.fast,
+    )
+    print(audit.words(found))
+    if found.thorough and found.ok and not arguments.max_tokens and not arguments.max_documents:
+        audit.store(Dataset.open(arguments.folder), found)  # so that runs on it say that it was done
+    return 0 if found.ok else 1
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pgolf_core import recipe
 ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
 
 PERMISSIONS = {"allow_over_cap"}  # knobs that let a run go on and change no bit of it: with or without, it is the same
+EMBEDDED = ("embedded", "embedded_large")  # values of data_path that are built where they are not there
 GRADIENT_SPANS = 8  # the reference cuts every step into 8 micro-batches: world_size × accumulation
 
 Count = Annotated[int, Field(ge=0)]
@@ -90,8 +91,18 @@ class ModelConfig(Group):
 
 
 class DataConfig(Group):
-    data_path: Annotated[str, Field(description="folder of shards; 'embedded' = the docstring corpus")] = "embedded"
-    tokenizer_path: Annotated[str, Field(description="'' = tokenizer.model beside the shards")] = ""
+    data_path: Annotated[
+        str,
+        Field(description="folder of shards; embedded = the docstring corpus, embedded_large = comments too, and more"),
+    ] = "embedded"
+    tokenizer_path: Annotated[str, Field(description="'' = the tokenizer beside the shards")] = ""
+    tokenizer: Annotated[
+        Literal["", "bpe", "unigram", "bytes"],
+        Field(description="of the embedded corpus, which is cut by it; '' = bpe. A folder of shards has its own"),
+    ] = ""
+    shuffle_documents: Annotated[
+        int, Field(ge=0, description="seed of the order of training documents; 0 = as they lie in the shards")
+    ] = 0
     train_batch_tokens: Annotated[int, Field(gt=0, description="tokens a step, all processes together")] = 524_288
     train_seq_len: Annotated[int, Field(gt=0, description="tokens")] = 1024
     world_size: Annotated[int, Field(gt=0, description="processes that train together; torchrun sets it")] = 1
@@ -221,8 +232,13 @@ class ExportConfig(Group):
 
 class EvalConfig(Group):
     val_batch_size: Annotated[int, Field(gt=0, description="tokens")] = 524_288
-    val_max_tokens: Annotated[int, Field(ge=0, description="0 = all")] = 0
-    roundtrip_val_max_tokens: Annotated[int, Field(ge=0, description="0 = all")] = 0
+    val_max_tokens: Annotated[int, Field(ge=0, description="0 = all, but for the rest of a window at the end")] = 0
+    roundtrip_val_max_tokens: Annotated[int, Field(ge=0, description="the same of the file's score")] = 0
+    val_max_documents: Annotated[
+        int,
+        Field(ge=0, description="score the first documents, whole, instead of tokens: the same text by any tokenizer"),
+    ] = 0
+    roundtrip_val_max_documents: Annotated[int, Field(ge=0, description="the same of the file's score")] = 0
     final_roundtrip_eval: Annotated[bool, Field(description="export, read back from disk and score")] = True
     eval_seq_len: Annotated[int, Field(ge=0, description="tokens; 0 = train_seq_len")] = 0
     eval_stride: Annotated[int, Field(ge=0, description="tokens; 0 = windows do not overlap")] = 0
@@ -417,6 +433,11 @@ RULES = [
      lambda c: not (c.mlp_permutation and c.low_rank_residuals),
      "mlp_permutation cannot be combined with low-rank residuals (int8_residual_rank={c.int8_residual_rank}, "
      "int8_residual_bits={c.int8_residual_bits}), whose statistics know the hidden units by the trained order"),
+    ({"tokenizer", "data_path"}, lambda c: not c.tokenizer or c.data_path in EMBEDDED,
+     "tokenizer={c.tokenizer} is for the embedded corpus; the shards in data_path={c.data_path} are cut already: leave "
+     "it empty, or cut their documents anew with `pgolf data docs --tokenizer {c.tokenizer}`"),
+    ({"tokenizer", "vocab_size"}, lambda c: c.tokenizer != "bytes" or c.vocab_size == 260,
+     "tokenizer=bytes has 256 bytes and 4 special tokens: set vocab_size=260, not {c.vocab_size}"),
 ]  # fmt: skip
 
 

@@ -7,30 +7,40 @@ import gc
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 import json
-import os
-import shutil
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import open as open_source
 from typing import NamedTuple
 
-import numpy as np
-import sentencepiece
 from filelock import FileLock
 
-from pgolf_core.config import ROOT, DataConfig
-from pgolf_core.data import DataError, load_sentencepiece, write_shard
-from pgolf_core.files import write_whole
+from pgolf_core import tokenization, vocabulary
+from pgolf_core.config import EMBEDDED, ROOT, DataConfig
+from pgolf_core.data import DESCRIPTION
+from pgolf_core.documents import Texts
+from pgolf_core.files import DataError
+from pgolf_core.shards import SHARD_TOKENS
 
 PACKAGES = ("torch", "sympy", "pandas", "networkx", "numpy", "matplotlib")
+# Of the large corpus: every package that pyproject.toml's dependencies install under a name of its own.
+LARGE_PACKAGES = (
+    *PACKAGES,
+    *("scipy", "pydantic", "pydantic_settings", "yaml", "tqdm", "filelock", "psutil", "papermill", "ipykernel"),
+    *("nbconvert", "huggingface_hub", "safetensors", "sentencepiece"),
+)
 VALIDATION_DOCUMENTS = 200
 MIN_DOCSTRING = 200  # characters; shorter ones are mostly one-line summaries
-SHARD_TOKENS = 100_000_000
-BOS = 1
+LARGE_MIN_TEXT = 40  # characters, of the large corpus: shorter ones speak to tools, not to readers
+# A string or a comment, so that a # inside of a string is none; in that order, which finds the outer one.
+LEXEME = re.compile(
+    r"""(?:\"\"\"(?:[^\\]|\\.)*?\"\"\"|'''(?:[^\\]|\\.)*?'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|(\#[^\n]*))""",
+    re.DOTALL,
+)
 
 
 class Document(NamedTuple):
@@ -41,18 +51,21 @@ class Document(NamedTuple):
 # The embedded corpus
 
 
-def embedded_documents() -> list[Document]:
+def embedded_documents(large: bool = False) -> list[Document]:
     """One document a module of PACKAGES: its docstrings, each in the first document that has it.
 
-    The order is that of the hashed module names: the same on every machine, and any stretch of documents
-    holds something of every package. The packages are read, not imported.
+    large: of LARGE_PACKAGES, shorter docstrings and the comments too. The order is that of the hashed module names:
+    the same on every machine, and any stretch of documents holds something of every package. The packages are read,
+    not imported.
     """
     documents, seen = [], set()
     collecting = gc.isenabled()
     gc.disable()  # syntax trees are millions of objects that hold no cycles: a quarter of the time saved
     try:
-        for name, path in sorted(_modules(), key=lambda m: (_sha256(m[0].encode()), m[1].name)):
-            fresh = [text for text in dict.fromkeys(_docstrings(path)) if text not in seen]
+        modules = _modules(LARGE_PACKAGES if large else PACKAGES)
+        for name, path in sorted(modules, key=lambda m: (_sha256(m[0].encode()), m[1].name)):
+            texts = [*_docstrings(path, LARGE_MIN_TEXT), *_comments(path)] if large else _docstrings(path)
+            fresh = [text for text in dict.fromkeys(texts) if text not in seen]
             seen.update(fresh)
             if fresh:
                 documents.append(Document(name, "\n\n".join(fresh)))
@@ -62,9 +75,9 @@ def embedded_documents() -> list[Document]:
     return documents
 
 
-def _modules() -> Iterator[tuple[str, Path]]:
-    """Dotted name and source file of every module of PACKAGES."""
-    for package in PACKAGES:
+def _modules(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Dotted name and source file of every module of the packages."""
+    for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is None:
             raise DataError(f"the embedded corpus is made of {package}, among others; pip install {package}")
@@ -74,7 +87,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def _docstrings(path: Path) -> list[str]:
+def _docstrings(path: Path, shortest: int = MIN_DOCSTRING) -> list[str]:
     """Docstrings of a file's module, classes and functions, in source order, cleaned of indentation."""
     source = path.read_bytes()
     if b'"""' not in source and b"'''" not in source:  # saves a third of the time, and loses no docstring
@@ -90,7 +103,7 @@ def _docstrings(path: Path) -> list[str]:
         node = todo.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
-            if text and len(text) > MIN_DOCSTRING:
+            if text and len(text) > shortest:
                 texts.append(text)
         # Statements only: ast.walk would visit every expression too.
         for field in ("finalbody", "orelse", "cases", "handlers", "body"):
@@ -100,24 +113,56 @@ def _docstrings(path: Path) -> list[str]:
     return texts
 
 
-def build_embedded(vocab_size: int, directory: str | Path | None = None) -> Path:
+def _comments(path: Path) -> list[str]:
+    """Comments of a file, in source order: lines that follow each other are one text, without their #."""
+    try:
+        with open_source(path) as f:
+            source = f.read()
+    except (SyntaxError, UnicodeDecodeError):  # of no encoding that Python knows, so no module
+        return []
+    texts, lines, end = [], [], 0
+    for found in LEXEME.finditer(source):
+        if found[1] is None:
+            continue
+        between = source[end : found.start()]
+        if between.strip() or between.count("\n") > 1:
+            texts.append("\n".join(lines))
+            lines = []
+        lines.append(found[1].lstrip("#").strip())
+        end = found.end()
+    texts.append("\n".join(lines))
+    return [text for text in texts if len(text) > LARGE_MIN_TEXT]
+
+
+def build_embedded(
+    vocab_size: int, directory: str | Path | None = None, kind: str = "bpe", large: bool = False
+) -> Path:
     """Folder of shards and tokenizer of the embedded corpus; built when it is not there, whole or not at all.
 
-    Default folder: data/embedded_sp<vocab_size>. Raises DataError when it was built from other packages.
+    Default folder: data/embedded_sp1024, data/embedded_large_byte260 and so on. The tokenizer is made of the training
+    documents. Raises DataError when the folder was built from other packages, or for another tokenizer.
     """
-    directory = Path(directory or ROOT / "data" / f"embedded_sp{vocab_size}")
-    if not (directory / "dataset.json").exists():
+    vocabulary.check(kind, vocab_size)
+    name = "embedded_large" if large else "embedded"
+    directory = Path(directory or ROOT / "data" / f"{name}_{vocabulary.name_of(kind, vocab_size)}")
+    packages = LARGE_PACKAGES if large else PACKAGES
+    if not (directory / DESCRIPTION).exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory.with_name(f"{directory.name}.lock")):
-            if not (directory / "dataset.json").exists():  # nobody built it while we waited
-                with _saying(f"embedded corpus: reading the docstrings of {', '.join(PACKAGES)}"):
-                    documents = embedded_documents()
-                train, val = documents[VALIDATION_DOCUMENTS:], documents[:VALIDATION_DOCUMENTS]
-                build(train, val, vocab_size, directory, versions=_versions())
-    built = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
-    if built["vocab_size"] != vocab_size:
-        raise DataError(f"{directory}: built for vocab_size={built['vocab_size']}, not {vocab_size}")
-    then, now = built["versions"], _versions()
+        with FileLock(f"{directory}.lock", is_singleton=True):  # which tokenization.build takes once more
+            if not (directory / DESCRIPTION).exists():  # nobody built it while we waited
+                with _saying(f"embedded corpus: reading the docstrings of {', '.join(packages)}"):
+                    texts = [document.text for document in embedded_documents(large)]
+                tokenization.build(
+                    Texts(texts, name), directory, kind=kind, vocab_size=vocab_size, shard_tokens=SHARD_TOKENS,
+                    val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0, about={"versions": _versions(packages)},
+                )  # fmt: skip
+    built = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+    source = built.get("source", {"name": "embedded", "tokenizer": {"kind": "bpe"}})  # once there were no others
+    there = {"vocab_size": built["vocab_size"], "tokenizer": source["tokenizer"]["kind"], "corpus": source["name"]}
+    for key, asked in {"vocab_size": vocab_size, "tokenizer": kind, "corpus": name}.items():
+        if there[key] != asked:
+            raise DataError(f"{directory}: built for {key}={there[key]}, not {asked}")
+    then, now = built["versions"], _versions(packages)
     changed = [
         f"{name} {then.get(name)} (now {now.get(name)})" for name in then | now if then.get(name) != now.get(name)
     ]
@@ -130,101 +175,20 @@ def build_embedded(vocab_size: int, directory: str | Path | None = None) -> Path
     return directory
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Sequence[str]) -> dict[str, str]:
     """Of everything that decides the shards; torch's '+cpu' and '+cu130' have the same docstrings."""
-    return {name: importlib.metadata.version(name).partition("+")[0] for name in (*PACKAGES, "sentencepiece")}
+    distributions = {name: {"yaml": "pyyaml"}.get(name, name) for name in (*packages, "sentencepiece")}
+    return {name: importlib.metadata.version(found).partition("+")[0] for name, found in distributions.items()}
 
 
 def resolve(config: DataConfig, vocab_size: int) -> Path:
-    """Folder that data_path names; 'embedded' is built when it is not there yet."""
-    if config.data_path == "embedded":
-        return build_embedded(vocab_size)
+    """Folder that data_path names; an embedded corpus is built when it is not there yet."""
+    if config.data_path in EMBEDDED:
+        return build_embedded(vocab_size, kind=config.tokenizer or "bpe", large=config.data_path != "embedded")
     directory = ROOT / config.data_path
     if not directory.is_dir():
         raise DataError(f"data_path={config.data_path}: no folder {directory}; 'embedded' needs none")
     return directory
-
-
-# From documents to shards
-
-
-def build(
-    train: Sequence[Document], val: Sequence[Document], vocab_size: int, directory: Path, **about: object
-) -> None:
-    """Make a folder of tokenizer.model, shards and dataset.json from documents; it appears when complete.
-
-    The caller holds the folder's lock. `about` goes into dataset.json as it is.
-    """
-    if directory.exists():
-        raise DataError(f"{directory} is there without a complete corpus; delete it or name another folder")
-    unfinished = directory.with_name(f"{directory.name}.unfinished")
-    if unfinished.exists():  # of a build that was killed
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
-    tokenizer_path = unfinished / "tokenizer.model"
-    about |= {"vocab_size": vocab_size}
-    with _saying(f"training a tokenizer of {vocab_size} pieces on {len(train)} documents"):
-        train_tokenizer(train, tokenizer_path, vocab_size)
-    for split, documents in (("train", train), ("val", val)):
-        with _saying(f"writing the {split} shards"):
-            tokens = tokenize(documents, tokenizer_path)
-            for i, start in enumerate(range(0, len(tokens), SHARD_TOKENS)):
-                write_shard(unfinished / f"fineweb_{split}_{i:06d}.bin", tokens[start : start + SHARD_TOKENS])
-        about[split] = {
-            "documents": len(documents),
-            "text_bytes": sum(len(document.text.encode()) for document in documents),
-            "tokens": len(tokens),
-            "documents_sha256": _sha256(json.dumps(documents).encode()),
-        }
-    write_whole(unfinished / "dataset.json", json.dumps(about, indent=1))
-    os.replace(unfinished, directory)
-    train_size, val_size = about["train"], about["val"]
-    print(
-        f"{directory}: {train_size['tokens']:,} training tokens of {train_size['documents']:,} documents "
-        f"({train_size['text_bytes']:,} bytes), {val_size['tokens']:,} validation tokens of "
-        f"{val_size['documents']:,} ({val_size['text_bytes']:,} bytes)"
-    )
-
-
-def train_tokenizer(documents: Sequence[Document], path: Path, vocab_size: int) -> None:
-    """Train SentencePiece BPE as the reference does and write the model; same documents, same bytes."""
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            # Whole documents, as they will be encoded: cut into lines, words at a line's start would be seen
-            # without their space, which costs 2.4 % more tokens. U+2585 is SentencePiece's own mark for
-            # unknown text, and a document with it would be left out.
-            sentence_iterator=(document.text.replace("\u2585", " ") for document in documents),
-            max_sentence_length=2**30,  # bytes; the default leaves out documents of more than 4192
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            character_coverage=0.999,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="nmt_nfkc",
-            add_dummy_prefix=False,
-            pad_id=0,
-            bos_id=BOS,
-            eos_id=2,
-            unk_id=3,
-            hard_vocab_limit=False,
-            num_threads=2,  # fixed: the model file records it
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise DataError(f"vocab_size={vocab_size}: no such tokenizer of this text: {error}") from error
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
-    if pieces != vocab_size:
-        raise DataError(f"vocab_size={vocab_size}: this text gives no more than {pieces} pieces")
-    write_whole(path, model.getvalue())
-
-
-def tokenize(documents: Sequence[Document], tokenizer_path: Path) -> np.ndarray:
-    """Tokens of all documents as one row, (n,) uint16, BOS before each."""
-    sp = load_sentencepiece(tokenizer_path)
-    encoded = sp.encode([document.text for document in documents], add_bos=True)
-    return np.concatenate([np.array(ids, dtype=np.uint16) for ids in encoded])
 
 
 def _sha256(content: bytes) -> str:

@@ -18,7 +18,18 @@ IDENTITY = re.compile(
     r"run_id|run_name|logfile|log_path|artifact_dir|model_path|quantized_model_path|.*_(log|out)_?(dir|path|file)"
 )
 CHANCE = re.compile(r"seed")
-OUTSIDE = ("data_fingerprint", "git_commit", "git_dirty", "device_name", "platform", "python", "torch", "numpy")
+OUTSIDE = (
+    "scored_text",
+    "data_fingerprint",
+    "git_commit",
+    "git_dirty",
+    "device_name",
+    "platform",
+    "python",
+    "torch",
+    "numpy",
+)
+CUTTING = {"data_path", "tokenizer", "tokenizer_path", "vocab_size"}  # knobs that change data_fingerprint themselves
 MACHINE = ("device_name", "platform", "python", "numpy")  # outside, and hardly ever why
 
 
@@ -32,14 +43,14 @@ def settings(run_dir: str | Path) -> dict:
     if result.get("kind") != "import" and not (run_dir / "import.json").exists():
         config = {name: field.default for name, field in RunConfig.model_fields.items()} | config  # knobs came later
     environment = result.get("environment") or {}
-    outside = {name: environment.get(name) for name in OUTSIDE} | {"data_fingerprint": result.get("data_fingerprint")}
+    outside = {name: environment.get(name, result.get(name)) for name in OUTSIDE}
     return {k: v for k, v in config.items() if k not in PERMISSIONS} | {
         k: v for k, v in outside.items() if v is not None
     }
 
 
 def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
-    """A row a setting that differs: setting, ours, theirs (None where one side has none), kind.
+    """A row a setting that differs: setting, ours, theirs (None where one side has no such knob), kind.
 
     kind: knob; chance (the seed); identity (names and paths); outside (data, code, machine, versions).
     """
@@ -47,7 +58,7 @@ def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
     rows = [
         {"setting": name, "ours": a.get(name), "theirs": b.get(name), "kind": kind_of(name, a.get(name), b.get(name))}
         for name in [*a, *(name for name in b if name not in a)]
-        if a.get(name) != b.get(name)
+        if a.get(name) != b.get(name) and not (name in OUTSIDE and None in (a.get(name), b.get(name)))
     ]
     return pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
 
@@ -66,7 +77,8 @@ def judge(rows: pd.DataFrame, claimed: Iterable[str]) -> str:
     """'' where just the claimed knobs differ; else in words what the comparison really was. rows: of between."""
     claimed = set(claimed)
     knobs = set(rows.setting[rows.kind == "knob"])
-    outside = [name for name in rows.setting[rows.kind == "outside"] if name not in MACHINE]
+    follows = {"data_fingerprint"} if knobs & CUTTING else set()  # the text that is scored must still be the same
+    outside = [name for name in rows.setting[rows.kind == "outside"] if name not in {*MACHINE, *follows}]
     problems = []
     if not knobs and claimed:
         others = ", ".join(rows.setting[rows.kind.isin(["chance", "identity"])])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.config import EvalConfig
-from pgolf_core.data import ByteTable
+from pgolf_core.tokenizer import ByteTable
 
 BLOCKS = 64  # parts of the text whose losses a score keeps, so that two scores can be told from luck
 
@@ -35,12 +35,10 @@ class Score:
 def windows(targets: int, length: int, stride: int) -> list[tuple[int, int]]:
     """(start, first scored target) of every window over a stream of `targets` targets.
 
-    stride 0: side by side, each scored whole. Otherwise every `stride`, and a last one flush with the end;
-    a target is scored in the first window that reaches it, which is the one with the longest context for it.
+    They begin every `stride` targets (0: side by side), and a last one ends flush with the end. A target is scored
+    in the first window that reaches it, which is the one with the longest context for it.
     """
-    if not stride:
-        return [(start, start) for start in range(0, targets - length + 1, length)]
-    starts = list(range(0, targets - length + 1, stride))
+    starts = list(range(0, targets - length + 1, stride or length))
     if starts[-1] + length < targets:
         starts.append(targets - length)
     ends = [0] + [start + length for start in starts]

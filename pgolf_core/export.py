@@ -39,12 +39,12 @@ CODE_MODULES = (
     "codec",
     "config",
     "container",
-    "data",
     "evaluate",
     "files",
     "model",
     "quantize",
     "recipe",
+    "tokenizer",
 )
 
 

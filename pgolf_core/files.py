@@ -1,10 +1,16 @@
 """Files that are whole or absent: written beside their place, then moved there."""
 
+import errno
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or knob and what would be right."""
 
 
 @contextmanager
@@ -27,3 +33,31 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
+
+
+def check_space(directory: str | Path, needed: int, what: str) -> None:
+    """DataError where the disk that holds a folder has fewer bytes free than are needed."""
+    there = Path(directory)
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise DataError(
+            f"{directory}: {what} needs {needed:,} bytes and this disk has {free:,} free; make room, or name another "
+            "folder with --out"
+        )
+
+
+@contextmanager
+def explained(directory: str | Path) -> Iterator[None]:
+    """A disk that runs full inside the block, or may not be written, is a DataError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DataError(f"{error.filename or directory}: may not be written ({error.strerror})") from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{directory}: the disk is full; make room and run the same command again, which goes on from here"
+        ) from error

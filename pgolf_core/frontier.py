@@ -34,10 +34,7 @@ def comparable(table: pd.DataFrame) -> list[tuple[Panel, pd.DataFrame]]:
 
 
 def panel_title(key: Panel) -> str:
-    return (
-        f"{key.roundtrip_tokens:,.0f} tokens = {key.roundtrip_bytes:,.0f} bytes of val text, {key.protocol}, "
-        f"data {str(key.data_fingerprint)[:8]}"
-    )
+    return f"{key.roundtrip_bytes:,.0f} bytes of validation text {str(key.scored_text)[:8]}, {key.protocol}"
 
 
 def pareto(table: pd.DataFrame) -> np.ndarray:

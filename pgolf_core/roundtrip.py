@@ -1,5 +1,6 @@
 """What the bytes on disk score: export, read the file back, evaluate; and runs that re-export a checkpoint."""
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pgolf_core import corpus, integrity, runs
+from pgolf_core import audit, corpus, integrity, runs
 from pgolf_core.calibrate import Calibration, calibrate
 from pgolf_core.config import ConfigError, EvalConfig, ExportConfig, RunConfig
-from pgolf_core.data import Dataset, validation_tokens
+from pgolf_core.data import Dataset
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
+from pgolf_core.files import DataError
 from pgolf_core.model import GPT
 
 
@@ -64,6 +66,36 @@ def open_dataset(config: RunConfig) -> Dataset:
     return Dataset.open(directory, config.tokenizer_path, vocab_size=config.vocab_size)
 
 
+def data_facts(config: RunConfig, dataset: Dataset) -> dict:
+    """What a result says of its data: the fast audit, or the thorough one where it was done. Raises DataError.
+
+    folder; train_tokens, val_tokens; published: the name of the published split that this is, or ''; scored_fraction
+    of the validation split's bytes; audit: fast or thorough; findings, in sentences.
+    """
+    limits = config.roundtrip_val_max_tokens, config.roundtrip_val_max_documents
+    return _data_facts(dataset.directory, dataset.fingerprint, config.tokenizer_path, config.train_seq_len, *limits)
+
+
+@functools.cache  # one for all exports of a lab
+def _data_facts(directory: Path, fingerprint: str, tokenizer_path: str, seq_len: int, *limits: int) -> dict:
+    dataset = Dataset.open(directory, tokenizer_path)
+    assert dataset.fingerprint == fingerprint, f"{directory} changed while a run used it"
+    found = audit.audit(dataset, seq_len=seq_len, max_tokens=limits[0], max_documents=limits[1], thorough=False)
+    if not found.ok:
+        errors = "".join(f"\n  - {finding.message}" for finding in found.findings if finding.level == "error")
+        raise DataError(f"{directory}: data that gives false numbers; `pgolf data audit` says all about it{errors}")
+    whole = audit.stored(dataset)
+    return {
+        "folder": directory.name,
+        "train_tokens": dataset.description["train_tokens"],
+        "val_tokens": dataset.description["val_tokens"],
+        "published": found.figures["published"],
+        "scored_fraction": found.figures["scored_fraction"],
+        "audit": "thorough" if whole and whole.ok else "fast",
+        "findings": [finding.message for finding in found.findings if finding.level == "warning"],
+    }
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """A run's raw weights. RunError naming the file when there is none or it is damaged."""
     path = Path(path)
@@ -102,7 +134,7 @@ def round_trip(
     account = export(state, config.export, path, calibration or calibration_of(state, config, dataset, device))
     exported = time.perf_counter()
     model = model_of(load(path), config, device)
-    score = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
+    score = score_model(model, config, dataset, roundtrip=True)
     if not math.isfinite(score.val_loss):
         raise runs.RunError(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
@@ -122,8 +154,17 @@ def calibration_of(
     return calibrate(model, config, dataset, config.calibration_tokens)
 
 
-def score_model(model: GPT, config: RunConfig, dataset: Dataset, max_tokens: int) -> Score:
-    tokens = validation_tokens(dataset.directory, config.train_seq_len, max_tokens)
+def scored_tokens(config: RunConfig, dataset: Dataset, roundtrip: bool = False) -> Tensor:
+    """The stretch of the validation split that the knobs choose, (n,) int64; roundtrip: for the file's score."""
+    if roundtrip:
+        return dataset.validation(
+            config.train_seq_len, config.roundtrip_val_max_tokens, config.roundtrip_val_max_documents
+        )
+    return dataset.validation(config.train_seq_len, config.val_max_tokens, config.val_max_documents)
+
+
+def score_model(model: GPT, config: RunConfig, dataset: Dataset, roundtrip: bool = False) -> Score:
+    tokens = scored_tokens(config, dataset, roundtrip)
     device = next(model.parameters()).device
     return evaluate(model, tokens, dataset.byte_table, config.eval, pick_dtype(config, device))
 
@@ -184,7 +225,7 @@ def export_checkpoint(
         was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
         if not raw_nats or was != (dataset.fingerprint, device.type, config.precision, config.eval):
             model = model_of(state, config, device)
-            raw = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
+            raw = score_model(model, config, dataset, roundtrip=True)
             raw_bpb, raw_nats = raw.val_bpb, raw.block_nats
         result = replace(
             source,
@@ -206,6 +247,8 @@ def roundtrip_fields(
         roundtrip_val_bpb=trip.score.val_bpb,
         roundtrip_tokens=trip.score.tokens,
         roundtrip_bytes=trip.score.bytes,
+        scored_text=dataset.text_sha256(scored_tokens(config, dataset, roundtrip=True)),
+        data=data_facts(config, dataset),
         prequant_val_bpb=raw_bpb,
         roundtrip_block_nats=list(trip.score.block_nats),
         prequant_block_nats=list(raw_nats),

@@ -30,7 +30,7 @@ TIME = "%Y-%m-%dT%H:%M:%S"
 LOCK_PATIENCE_SECONDS = 20  # a kernel whose sweep was killed lets go within a few
 KNOBS = [name for name in RunConfig.model_fields if name not in PERMISSIONS]  # what makes a run another one
 # What two scores must share to be set against each other, as columns of load().
-COMPARABLE = ("data_fingerprint", "roundtrip_tokens", "roundtrip_bytes", "protocol")
+COMPARABLE = ("scored_text", "roundtrip_bytes", "protocol")
 
 
 class RunError(ValueError):
@@ -75,7 +75,9 @@ class Result:
     eval_seconds: float | None = None
     export_seconds: float | None = None
     resumed: int = 0  # times a killed training went on from its resume file
-    data_fingerprint: str | None = None
+    data_fingerprint: str | None = None  # of the tokenizer and all shards
+    scored_text: str | None = None  # sha256 of the text behind roundtrip_*: whatever the tokenizer, the same text
+    data: dict = field(default_factory=dict)  # see roundtrip.data_facts
     protocol: str | None = None  # how validation text was cut; see evaluation_protocol
     environment: dict = field(default_factory=dict)
     finished: str = ""  # when, in UTC: 2026-03-18T20:34:55
@@ -342,6 +344,8 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
         return row | {"status": "damaged", "problem": problem}
     row |= vars(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
+    if result.scored_text is None:  # an imported log, or a version that did not note it
+        row["scored_text"] = f"{result.data_fingerprint}, {result.roundtrip_tokens} tokens"
     if not result.finished:  # of a version that did not note it
         row["finished"] = time.strftime(TIME, time.gmtime((run_dir / "result.json").stat().st_mtime))
     if result.fits is not None:

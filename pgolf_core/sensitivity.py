@@ -19,7 +19,7 @@ from pgolf_core import runs
 from pgolf_core.artifact import Quantized, pack
 from pgolf_core.calibrate import calibrate
 from pgolf_core.config import EvalConfig, ExportConfig, RunConfig
-from pgolf_core.data import ByteTable, Dataset, validation_tokens
+from pgolf_core.data import ByteTable, Dataset
 from pgolf_core.evaluate import Score, batches, evaluating, score_of, scored_nats
 from pgolf_core.export import quantize_state, stored_float
 from pgolf_core.model import GPT, rmsnorm
@@ -33,6 +33,7 @@ from pgolf_core.roundtrip import (
     open_dataset,
     pick_device,
     pick_dtype,
+    scored_tokens,
     scoring_config,
     stored,
     write_stage,
@@ -265,7 +266,7 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
         own = {name: size(alone(quantized, name)) - no_tensor for name in names}
         files = {"": size(Quantized({}, {}, floats))}
         files |= {n: files[""] + own[n] - size(Quantized({}, {}, {n: floats[n]})) + no_tensor for n in names}
-    tokens = validation_tokens(dataset.directory, config.train_seq_len, config.roundtrip_val_max_tokens)
+    tokens = scored_tokens(config, dataset, roundtrip=True)
     model, dtype = model_of(base, config, device), pick_dtype(config, device)
     scores = exact_scores(model, changes, tokens, dataset.byte_table, config.eval, dtype)
     estimates = estimated_rises(base, changes, config, dataset, tokens)
@@ -315,7 +316,9 @@ def map_sensitivity(
     """
     source_dir, run_dir = Path(source_dir), Path(run_dir)
     source, config = finished(source_dir)
-    config = scoring_config(config, knobs | ({"roundtrip_val_max_tokens": tokens} if tokens else {}))
+    config = scoring_config(
+        config, knobs | (dict(roundtrip_val_max_tokens=tokens, roundtrip_val_max_documents=0) if tokens else {})
+    )
     with runs.claim(run_dir, config), cpu_threads(config):
         if (result := stored(run_dir, source_dir, source)) is not None:
             if (was := result.table[0]["change"]) != change:

@@ -1,5 +1,6 @@
 """Tables for the reader: every figure as text, with its unit in the heading and its interval beside it."""
 
+import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -118,6 +119,23 @@ def summary(table: pd.DataFrame, best: int = 20) -> str:
         lines += [f"  and {len(left_out) - best:,} more"] if len(left_out) > best else []
         blocks.append("not complete: counted nowhere\n" + "\n".join(lines))
     return "\n\n".join(blocks) or "no runs yet"
+
+
+def data_in_words(panel: pd.DataFrame) -> str:
+    """What the scores of a panel stand on: which part of which validation split, and what its audit found."""
+    facts = {json.dumps(told, sort_keys=True): told for told in panel.data if isinstance(told, dict) and told}
+    sentences = []
+    for told in facts.values():
+        share = told["scored_fraction"]
+        text = f"{told['folder']}: " + ("all" if share > 0.999 else f"{share:.1%}") + " of its validation split"
+        text += f", the published {told['published']}" if told["published"] else ", which is not published data"
+        text += f"; {told['train_tokens']:,} training tokens; {told['audit']} audit"
+        # How much is scored is said already.
+        found = [finding for finding in told["findings"] if "of the validation split is scored" not in finding]
+        sentences.append(f"{text}: {'; '.join(found) if found else 'nothing found'}.")
+    if len(panel) > sum(1 for told in panel.data if isinstance(told, dict) and told):
+        sentences.append("Older runs were not audited." if sentences else "These runs were not audited.")
+    return "Scored: " + " ".join(sorted(sentences))
 
 
 def exports_in_words(rows: pd.DataFrame) -> pd.DataFrame:

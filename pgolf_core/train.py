@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from pgolf_core import runs
 from pgolf_core.config import ConfigError, RunConfig, environment_knobs
-from pgolf_core.data import Batches, TokenStream, validation_tokens
 from pgolf_core.export import scheme
 from pgolf_core.files import whole_file, write_whole
 from pgolf_core.forecast import check, forecast, forecast_from
+from pgolf_core.loader import Batches, training_stream
 from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
@@ -80,8 +80,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     to_precision(model, dtype)
     optimizers = make_optimizers(model, config)
     regularizer = CompressionRegularizer(model, config)
-    stream = TokenStream(dataset.train_shards)
-    batches = Batches(stream, config.data)
+    stream = training_stream(dataset.train_shards, config.data, dataset.tokenizer.bos)
+    batches = Batches(stream, config.data, pin=device.type == "cuda")
     loss_of = torch.compile(model.loss) if config.compile else model.loss
     parameters = sum(p.numel() for p in model.parameters())
     shape = f"{config.num_layers}x{config.model_dim}"
@@ -112,7 +112,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
             step_optimizers(optimizers, 1.0, config.muon_momentum)
         model.load_state_dict(before)
         optimizers = make_optimizers(model, config)
-        stream.seek((0, 0))
+        batches.seek(stream.start)
         log(f"warmup_steps:{config.warmup_steps} done and undone")
 
     step, elapsed, resumed, last_val = 0, 0.0, 0, None
@@ -126,7 +126,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         model.load_state_dict(resume["model"])
         for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        stream.seek(tuple(resume["position"]))
+        batches.seek(resume["position"])
         step, elapsed, resumed = resume["step"], resume["elapsed"], resume["resumed"] + 1
         at_tenth = resume["forecast_at_tenth"]
         log(f"resumed at step:{step} for the {resumed}. time")
@@ -137,7 +137,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                 {
                     "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "position": list(stream.position),
+                    "position": list(batches.position),
                     "step": step,
                     "elapsed": elapsed,
                     "resumed": resumed,
@@ -147,7 +147,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                 path,
             )
 
-    sample = validation_tokens(dataset.directory, config.train_seq_len, 65_536)
+    sample = dataset.validation(config.train_seq_len, 65_536)
     tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
     clock_ran_out = 0 < config.max_wallclock_seconds <= elapsed  # resumed after the last step
     started = saved = time.perf_counter()
@@ -160,7 +160,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
             last = clock_ran_out or step == config.iterations
             if last or (config.val_loss_every and step and step % config.val_loss_every == 0):
                 elapsed += _seconds_since(started, device)  # the clock counts training only
-                last_val = score_model(model, config, dataset, config.val_max_tokens)
+                last_val = score_model(model, config, dataset)
                 _check_finite(last_val.val_loss, "validation", step)
                 log(
                     f"step:{step}/{config.iterations} val_loss:{last_val.val_loss:.4f} val_bpb:{last_val.val_bpb:.4f} "
@@ -259,7 +259,7 @@ def _with_round_trip(result, model, state, config, dataset, run_dir, last_val, l
     trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT)
     raw = last_val
     if trip.score.tokens != raw.tokens:
-        raw = score_model(model, config, dataset, config.roundtrip_val_max_tokens)
+        raw = score_model(model, config, dataset, roundtrip=True)
     account = trip.account
     name = scheme(config.export)
     codec = name.replace("_", "+")

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from pgolf_core.calibrate import calibrate
 from pgolf_core.config import RunConfig
-from pgolf_core.data import write_shard
 from pgolf_core.model import GPT
+from pgolf_core.shards import write_shard
 
 SHAPES = {
     "tied": {},

@@ -146,3 +146,80 @@ def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
     assert status == 1 and "claimed and not changed: matrix_lr; changed and not claimed: num_layers" in out
     status, _, err = pgolf(capfd, "diff", "s/b", "s/none")
     assert status == 2 and "not there or damaged" in err and "Traceback" not in err
+
+
+# Data
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Three hundred documents of one's own."""
+    words = ["loss", "step", "weight", "byte", "scale", "token", "model", "prune", "round", "trip", "shard"]
+    texts = [" ".join(words[(i * j + i) % 11] for j in range(30)) + f" number {i}." for i in range(300)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def test_own_documents_become_a_run(capfd, own, tmp_path, root):
+    words = ("data", "docs", own, "--vocab-size", 320, "--val-share", 0.2, "--out", tmp_path / "shards")
+    status, out, _ = pgolf(capfd, *words)
+    assert status == 0 and "training tokens of" in out
+    before = {path.name: path.read_bytes() for path in (tmp_path / "shards").glob("*.bin")}
+    assert pgolf(capfd, *words)[0] == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "shards").glob("*.bin")} == before
+
+    status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
+    assert status == 0 and "nothing to find fault with" in out
+    knobs = {name: value for name, value in TINY.items() if "max_tokens" not in name} | {"vocab_size": 320}
+    knobs |= {"data_path": tmp_path / "shards", "track": "nano", "val_max_tokens": 0, "roundtrip_val_max_tokens": 0}
+    pairs = [word for name, value in knobs.items() for word in ("-k", f"{name}={value}")]
+    assert pgolf(capfd, "train", *pairs)[0] == 0
+    (run_dir,) = runs.directories(root)
+    told = runs.read_result(run_dir).data
+    assert (told["folder"], told["audit"], told["findings"], told["published"]) == ("shards", "thorough", [], "")
+    assert told["scored_fraction"] > 0.95
+
+    (shard,) = (tmp_path / "shards").glob("fineweb_val_*.bin")
+    shard.write_bytes(shard.read_bytes()[:-3])
+    status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
+    assert status == 1 and "fineweb_val_000000.bin: the header promises" in " ".join(out.split())
+
+
+def test_published_data(capfd, tmp_path, monkeypatch):
+    """The command reaches the hub it is told of; tests/test_hub.py has the rest."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    words = ("--endpoint", "http://127.0.0.1:1", "--out", tmp_path / "data")
+    status, _, err = pgolf(capfd, "data", "fineweb", "--train-shards", 2, *words)
+    assert status == 2 and err.startswith("pgolf: http://127.0.0.1:1/") and "cannot be fetched" in err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["docs", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+        (["docs", "OWN", "--field", "body"], "no field 'body', only 'text'"),
+        (["docs", "OWN", "--tokenizer", "wordpiece"], "tokenizer=wordpiece: choose one of bpe, unigram, bytes"),
+        (["docs", "OWN", "--tokenizer", "bytes", "--vocab-size", "300"], "set vocab_size=260"),
+        (["docs", "OWN", "--val-documents", "300"], "no document is left to train on"),
+        (["docs", "OWN", "--val-documents", "many"], "invalid _count value"),
+        (["docs", "OWN", "--val-share", "0.1", "--val-documents", "10"], "set either val_documents"),
+        (["fineweb", "--variant", "../x"], "no name of a variant"),
+        (["fineweb", "--train-shards", "0"], "needs one shard at least"),
+        (["fineweb", "--endpoint", "nowhere"], "no address of a server"),
+        (["embedded", "--vocab-size", "300", "--tokenizer", "bytes"], "set vocab_size=260"),
+        (["audit", "nowhere", "--max-tokens", "-3"], "number of things"),
+    ],
+)
+def test_refusals_of_data(capfd, own, tmp_path, words, says):
+    words = [str(own) if word == "OWN" else word for word in words]
+    out = ["--out", tmp_path / "out"] if words[0] in ("docs", "fineweb") else []
+    status, _, err = pgolf(capfd, "data", *words, *out)
+    assert status == 2 and says in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_alone_prints_help(capfd):
+    status, out, _ = pgolf(capfd, "data")
+    assert status == 0 and all(f"    {name} " in out for name in ("embedded", "fineweb", "docs", "audit"))

@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgolf_core import corpus
+from pgolf_core import corpus, vocabulary
 from pgolf_core.config import ROOT, DataConfig
 from pgolf_core.corpus import Document
-from pgolf_core.data import DataError, Dataset, load_sentencepiece, read_shard, shard_paths
+from pgolf_core.data import DataError, Dataset
+from pgolf_core.shards import read_shard, shard_paths
+from pgolf_core.tokenizer import load
 
 LONG = "This sentence is long enough, said again, and again, to count as documentation. " * 3 + "End."
 
 
-def small_documents(n: int = 260) -> list[Document]:
+def small_documents(large: bool = False) -> list[Document]:
     words = ["loss", "step", "weight", "byte", "scale", "token", "model", "prune", "round", "trip", "shard"]
     random = np.random.default_rng(0)
-    return [Document(f"d{i}", " ".join(random.choice(words, 40))) for i in range(n)]
+    return [Document(f"d{i}", " ".join(random.choice(words, 40))) for i in range(300 if large else 260)]
 
 
 @pytest.fixture
@@ -89,19 +91,19 @@ def test_embedded_corpus(embedded):
     for split in ("train", "val"):
         assert dataset.description[f"{split}_tokens"] == built[split]["tokens"]
         tokens = np.concatenate([read_shard(path) for path in shard_paths(embedded, split)])
-        assert tokens[0] == corpus.BOS and (tokens == corpus.BOS).sum() == built[split]["documents"]
+        assert tokens[0] == dataset.tokenizer.bos
+        assert (tokens == dataset.tokenizer.bos).sum() == built[split]["documents"]
 
 
-# Tokenizer and shards
+# Tokenizer
 
 
 def test_tokenizer_is_deterministic_and_takes_all_text(tmp_path):
     # Longer than SentencePiece reads by default, with its own mark of the unknown in it.
-    documents = [*small_documents(), Document("long", "\u2585 " + "zebra " * 2000)]
-    for name in ("a", "b"):
-        corpus.train_tokenizer(documents, tmp_path / name, 320)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    sp = load_sentencepiece(tmp_path / "a")
+    texts = [*(document.text for document in small_documents()), "\u2585 " + "zebra " * 2000]
+    paths = [vocabulary.make(texts, tmp_path / name, "bpe", 320) for name in ("a", "b")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    sp = load(paths[0]).processor
     assert sp.vocab_size() == 320
     assert [sp.pad_id(), sp.bos_id(), sp.eos_id(), sp.unk_id()] == [0, 1, 2, 3]
     assert sp.encode("a zebra", out_type=str)[-1] == "▁zebra"
@@ -112,18 +114,8 @@ def test_tokenizer_is_deterministic_and_takes_all_text(tmp_path):
 @pytest.mark.parametrize("vocab_size", [270, 60_000])
 def test_impossible_vocabulary(tmp_path, vocab_size):
     with pytest.raises(DataError, match=f"vocab_size={vocab_size}: "):
-        corpus.train_tokenizer(small_documents(), tmp_path / "t.model", vocab_size)
+        vocabulary.make((document.text for document in small_documents()), tmp_path, "bpe", vocab_size)
     assert not list(tmp_path.iterdir())
-
-
-def test_tokenize(tmp_path):
-    corpus.train_tokenizer(small_documents(), tmp_path / "t.model", 320)
-    tokens = corpus.tokenize(
-        [Document("a", "loss step"), Document("b", ""), Document("c", "byte")], tmp_path / "t.model"
-    )
-    sp = load_sentencepiece(tmp_path / "t.model")
-    assert tokens.dtype == np.uint16
-    assert tokens.tolist() == [1, *sp.encode("loss step"), 1, 1, *sp.encode("byte")]
 
 
 # Folders
@@ -143,14 +135,62 @@ def test_build_embedded(small, tmp_path, monkeypatch, capsys):
     dataset = Dataset.open(directory, vocab_size=320)
     assert len(dataset.val_shards) == -(-built["val"]["tokens"] // 1000) > 1
     tokens = np.concatenate([read_shard(path) for path in dataset.val_shards])
-    expected = corpus.tokenize(small_documents()[:200], directory / "tokenizer.model")
-    assert np.array_equal(tokens, expected)
+    expected = dataset.tokenizer.encode([document.text for document in small_documents()[:200]])
+    assert np.array_equal(tokens, np.concatenate(expected))
 
     again = corpus.build_embedded(320, tmp_path / "again")
     assert Dataset.open(again, vocab_size=320).fingerprint == dataset.fingerprint
     capsys.readouterr()
     assert corpus.build_embedded(320, tmp_path / "data") == directory
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "bytes"])
+def test_other_embedded_corpora(small, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(corpus, "ROOT", tmp_path)
+    vocab_size = 260 if kind == "bytes" else 300
+    name = {"bpe": "sp300", "unigram": "unigram300", "bytes": "byte260"}[kind]
+    directory = corpus.build_embedded(vocab_size, kind=kind)
+    assert directory == tmp_path / "data" / f"embedded_{name}"
+    large = corpus.build_embedded(vocab_size, kind=kind, large=True)
+    assert large == tmp_path / "data" / f"embedded_large_{name}"
+    built = json.loads((large / "dataset.json").read_text())
+    assert built["train"]["documents"] == 100 and built["vocab_size"] == vocab_size
+    assert built["versions"].keys() == {*corpus.LARGE_PACKAGES, "sentencepiece"}
+    with pytest.raises(DataError, match="built for corpus=embedded_large, not embedded"):
+        corpus.build_embedded(vocab_size, large, kind)
+    with pytest.raises(
+        DataError, match="set vocab_size=260" if kind != "bytes" else "built for vocab_size=260, not 300"
+    ):
+        corpus.build_embedded(300, directory, "bytes" if kind != "bytes" else "bpe")
+
+
+def test_killed_build_goes_on(small, tmp_path, monkeypatch, capsys):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    whole = corpus.build_embedded(320, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus.tokenization, "_write_shards", killed)
+        with pytest.raises(KeyboardInterrupt):
+            corpus.build_embedded(320, tmp_path / "data")
+    capsys.readouterr()
+    corpus.build_embedded(320, tmp_path / "data")
+    assert "training a tokenizer" not in capsys.readouterr().out
+    for path in whole.glob("*.*"):
+        assert path.name.startswith(".") or path.read_bytes() == (tmp_path / "data" / path.name).read_bytes()
+
+
+def test_an_older_folder(small, tmp_path):
+    """As it was described before there were other tokenizers and texts."""
+    directory = corpus.build_embedded(320, tmp_path / "data")
+    built = json.loads((directory / "dataset.json").read_text())
+    figures = {split: {"documents": built[split]["documents"]} for split in ("train", "val")}
+    old = {"versions": built["versions"], "vocab_size": 320} | figures
+    (directory / "dataset.json").write_text(json.dumps(old))
+    assert corpus.build_embedded(320, directory) == directory
+    with pytest.raises(DataError, match="built for corpus=embedded, not embedded_large"):
+        corpus.build_embedded(320, directory, large=True)
 
 
 def test_changed_packages(small, tmp_path):
@@ -177,10 +217,10 @@ def test_two_processes_build_once(tmp_path):
     program = """
 import sys, time
 from pathlib import Path
-from pgolf_core import corpus
+from pgolf_core import corpus, vocabulary
 from tests.test_corpus import small_documents
 
-def documents():
+def documents(large):
     with open(sys.argv[1] + ".builds", "a") as f: f.write("x")
     time.sleep(2)
     return small_documents()

@@ -6,27 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pgolf_core.config import ROOT, DataConfig
-from pgolf_core.data import (
-    Batches,
-    ByteTable,
-    DataError,
-    Dataset,
-    TokenStream,
-    load_sentencepiece,
-    read_shard,
-    shard_paths,
-    validation_tokens,
-    write_shard,
-)
+from pgolf_core import tokenizer
+from pgolf_core.data import ByteTable, DataError, Dataset, describe, validation_tokens
+from pgolf_core.shards import read_shard, write_shard
 
-GOLDEN = Path(__file__).parent / "golden"
-TRACE = GOLDEN / "trace"
-FINEWEB = ROOT.parent / "shared" / "tokenizers" / "fineweb_8192_bpe.model"
-LOADER = json.loads((GOLDEN / "loader.json").read_text())
+TRACE = Path(__file__).parent / "golden" / "trace"
 
 
 @pytest.fixture
@@ -38,28 +23,82 @@ def folder(tmp_path, embedded):
     return tmp_path
 
 
-# Shards
+# Which text is scored
 
 
-@given(st.lists(st.integers(0, 65535), min_size=1, max_size=300))
-def test_shard_round_trip(tmp_path_factory, tokens):
-    path = write_shard(tmp_path_factory.mktemp("shard") / "fineweb_val_000000.bin", tokens)
-    assert read_shard(path).tolist() == tokens
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+@pytest.mark.parametrize(
+    ("seq_len", "max_tokens", "scored"),
+    [(16, 0, 192), (199, 0, 199), (100, 0, 100), (16, 100, 96), (16, 96, 96), (16, 10**9, 192), (16, 16, 16)],
+)
+def test_validation_tokens(folder, seq_len, max_tokens, scored):
+    tokens = validation_tokens(folder, seq_len, max_tokens)
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == (np.arange(scored + 1) * 7 % 1024).tolist()
 
 
-def test_shard_bytes(tmp_path):
-    content = write_shard(tmp_path / "x.bin", [1, 0x0203]).read_bytes()
-    header = np.frombuffer(content[:1024], "<i4")
-    assert header[:3].tolist() == [20240520, 1, 2] and not header[3:].any()
-    assert content[1024:] == b"\x01\x00\x03\x02"
+def test_validation_tokens_spans_shards(folder):
+    write_shard(folder / "fineweb_val_000001.bin", [9] * 100)
+    assert validation_tokens(folder, 16)[199:].tolist() == [199 * 7 % 1024] + [9] * 89
 
 
-@pytest.mark.parametrize("tokens", [[1, 65536], [-1, 2], [], [[1], [2]], [0.5]])
-def test_write_refuses(tmp_path, tokens):
-    with pytest.raises(DataError, match=r"x\.bin"):
-        write_shard(tmp_path / "x.bin", tokens)
-    assert not list(tmp_path.iterdir())
+def documents_of(folder, *lengths):
+    """A val split of documents of so many tokens, cut into shards of 50."""
+    tokens = np.concatenate([[1, *[5 + i] * (n - 1)] for i, n in enumerate(lengths)])
+    for i, start in enumerate(range(0, len(tokens), 50)):
+        write_shard(folder / f"fineweb_val_{i:06d}.bin", tokens[start : start + 50])
+    return tokens
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(1, 30), (2, 70), (3, 71), (4, 171)])
+def test_validation_documents_are_whole(folder, count, tokens):
+    expected = documents_of(folder, 30, 40, 1, 100)[:tokens]
+    assert validation_tokens(folder, 16, 8, count).tolist() == expected.tolist()
+
+
+def test_too_few_validation_documents(folder):
+    documents_of(folder, 30, 40)
+    with pytest.raises(DataError, match=r"val_max_documents=3: .* has 2 validation documents"):
+        validation_tokens(folder, 16, 0, 3)
+    with pytest.raises(DataError, match="have 30 tokens, which hold no window of 30 and one more"):
+        validation_tokens(folder, 30, 0, 1)
+
+
+def test_text_is_the_same_for_every_tokenizer(embedded, tmp_path):
+    texts = ["A  text, ﬁrst.", "", " 日本語 and\ttabs\n"]
+    folders = {"tokenizer.model": (embedded / "tokenizer.model").read_bytes()}
+    folders["tokenizer.json"] = tokenizer.Bytes(tokenizer.NORMALIZATION).to_json().encode()
+    found = []
+    for name, content in folders.items():
+        folder = tmp_path / name.partition(".")[2]
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        tokens = np.concatenate(tokenizer.load(folder / name).encode(texts))
+        for split in ("train", "val"):
+            write_shard(folder / f"fineweb_{split}_000000.bin", tokens)
+        dataset = Dataset.open(folder)
+        scored = dataset.validation(4, 0, 3)
+        found.append((dataset.text_sha256(scored), int(dataset.byte_table.count(scored[:-1], scored[1:]))))
+        assert dataset.text_sha256(dataset.validation(4, 0, 2)) != found[-1][0]
+    assert found[0] == found[1]
+    assert found[0][1] == sum(len(dataset.tokenizer.normalize(text).encode()) for text in texts)
+
+
+@pytest.mark.parametrize(("seq_len", "max_tokens"), [(200, 0), (64, 63)])
+def test_validation_too_short(folder, seq_len, max_tokens):
+    with pytest.raises(DataError, match=f"200 validation tokens.* no window of {seq_len} and one more"):
+        validation_tokens(folder, seq_len, max_tokens)
+
+
+@pytest.mark.parametrize(("cap", "score"), [("val_max_tokens", "val"), ("roundtrip_val_max_tokens", "roundtrip_val")])
+def test_tokens_and_bytes_of_the_reference(cap, score):
+    trace = json.loads((TRACE / "trace.json").read_text())
+    tokens = validation_tokens(TRACE / "data", int(trace["knobs"]["train_seq_len"]), int(trace["knobs"][cap]))
+    count = int(ByteTable.from_sentencepiece(TRACE / "sp1024.model").count(tokens[:-1], tokens[1:]))
+    loss, bpb = trace[f"{score}_loss"], trace[f"{score}_bpb"]
+    assert loss / math.log(2) / bpb * (len(tokens) - 1) == pytest.approx(count, rel=3e-5)  # val: 4 decimals
+
+
+# Folders
 
 
 def header_with(index, value):
@@ -95,156 +134,6 @@ def test_damaged_shards(folder, damage, message):
         with pytest.raises(DataError, match=message) as error:
             read(path)
         assert str(path) in str(error.value)
-
-
-def test_no_shards(tmp_path):
-    with pytest.raises(DataError, match=r"no folder .*nowhere; `pgolf data embedded`"):
-        shard_paths(tmp_path / "nowhere", "train")
-    with pytest.raises(DataError, match=r"no fineweb_val_\*\.bin in .*`pgolf data embedded`"):
-        shard_paths(tmp_path, "val")
-
-
-# Streams and batches
-
-
-@pytest.mark.parametrize("case", LOADER["cases"], ids=lambda c: f"{c['rank']}of{c['world_size']}")
-def test_golden_batches(case):
-    config = DataConfig(
-        train_batch_tokens=LOADER["train_batch_tokens"],
-        train_seq_len=LOADER["train_seq_len"],
-        world_size=case["world_size"],
-    )
-    assert config.grad_accum == case["grad_accum_steps"]
-    batches = Batches(TokenStream(shard_paths(GOLDEN / "shards", "train")), config, case["rank"])
-    for first, last, shape in case["batches"]:
-        x, y = batches.next()
-        assert x.dtype == y.dtype == torch.int64
-        assert (x[0, :4].tolist(), y[-1, -4:].tolist(), list(x.shape)) == (first, last, shape)
-        assert torch.equal(x.flatten()[1:], y.flatten()[:-1])
-
-
-@given(st.lists(st.integers(1, 9000), min_size=1, max_size=8), st.integers(1, 5000))
-def test_seek_goes_on_with_the_same_tokens(takes, more):
-    paths = shard_paths(GOLDEN / "shards", "train")
-    corpus = np.concatenate([read_shard(path) for path in paths])
-    stream = TokenStream(paths)
-    taken = np.concatenate([stream.take(n) for n in takes])
-    assert np.array_equal(taken, np.resize(corpus, len(taken)))  # np.resize repeats it for ever, too
-    position = json.loads(json.dumps(stream.position))
-    expected = stream.take(more)
-    other = TokenStream(paths)
-    other.seek(position)
-    assert np.array_equal(other.take(more), expected)
-    stream.seek((0, 0))
-    assert np.array_equal(stream.take(sum(takes)), taken)
-
-
-@pytest.mark.parametrize(
-    ("seq_len", "max_tokens", "scored"),
-    [(16, 0, 192), (199, 0, 199), (100, 0, 100), (16, 100, 96), (16, 96, 96), (16, 10**9, 192), (16, 16, 16)],
-)
-def test_validation_tokens(folder, seq_len, max_tokens, scored):
-    tokens = validation_tokens(folder, seq_len, max_tokens)
-    assert tokens.dtype == torch.int64
-    assert tokens.tolist() == (np.arange(scored + 1) * 7 % 1024).tolist()
-
-
-def test_validation_tokens_spans_shards(folder):
-    write_shard(folder / "fineweb_val_000001.bin", [9] * 100)
-    assert validation_tokens(folder, 16)[199:].tolist() == [199 * 7 % 1024] + [9] * 89
-
-
-@pytest.mark.parametrize(("seq_len", "max_tokens"), [(200, 0), (64, 63)])
-def test_validation_too_short(folder, seq_len, max_tokens):
-    with pytest.raises(DataError, match=f"200 validation tokens.* no window of {seq_len} and one more"):
-        validation_tokens(folder, seq_len, max_tokens)
-
-
-# Bytes of tokens
-
-
-def count_row(table, ids):
-    ids = torch.tensor(ids)
-    return int(table.count(ids[:-1], ids[1:]))
-
-
-def test_bytes_of_every_validation_document(embedded):
-    sp, table = (
-        load_sentencepiece(embedded / "tokenizer.model"),
-        ByteTable.from_sentencepiece(embedded / "tokenizer.model"),
-    )
-    tokens = np.concatenate([read_shard(path) for path in shard_paths(embedded, "val")])
-    documents = np.split(tokens, np.flatnonzero(tokens == sp.bos_id())[1:])
-    assert len(documents) == 200
-    total = 0
-    for document in documents:
-        written = len(sp.decode(document.tolist()).encode())
-        assert count_row(table, document.tolist()) == written
-        total += written
-    assert count_row(table, tokens.tolist()) == total
-
-
-TEXTS = [
-    "",
-    " ",
-    "a",
-    "  two  spaces   three ",
-    "tabs\tand\nlines\r\n\r\n end\t",
-    "naïve café, Ελληνικά, עברית, 日本語の文章。中文没有空格 한국어",
-    "👩‍👩‍👧‍👦 🇪🇺 e\u0301 ﬁ ① Å \U0001d54f \U0010ffff",
-    "▁ U+2581 ▁▁ and ▅ and <0x0A> <s> </s> <unk> <pad>",
-    "12345 3.14e-10 \x00\x01\x7f\u00a0\u3000\u200b\ufeff\ufffd",
-    "x" * 5000 + " " + "日" * 300,
-]
-
-
-@pytest.fixture(scope="module", params=["embedded", "fineweb"])
-def tokenizer(request, embedded):
-    path = embedded / "tokenizer.model" if request.param == "embedded" else FINEWEB
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    return load_sentencepiece(path), ByteTable.from_sentencepiece(path)
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_bytes_of_hard_text(tokenizer, text):
-    sp, table = tokenizer
-    ids = sp.encode(text, add_bos=True)
-    assert count_row(table, ids) == len(sp.decode(ids).encode())
-
-
-@given(text=st.text())
-def test_bytes_of_any_text(tokenizer, text):
-    sp, table = tokenizer
-    ids = sp.encode(text, add_bos=True)
-    assert count_row(table, ids) == len(sp.decode(ids).encode())
-
-
-def test_byte_table_rules(embedded):
-    sp, table = (
-        load_sentencepiece(embedded / "tokenizer.model"),
-        ByteTable.from_sentencepiece(embedded / "tokenizer.model"),
-    )
-    the, byte, space, bos, unk = (sp.piece_to_id(p) for p in ("▁the", "<0x0A>", "▁", "<s>", "<unk>"))
-    assert len(table.base_bytes) == len(table.is_boundary) == 1024
-    assert table.is_boundary.nonzero().flatten().tolist() == [0, 1, 2, 3]
-    for row, count in [((the, the), 4), ((bos, the), 3), ((unk, the), 3), ((the, bos), 0), ((the, byte), 1)]:
-        assert count_row(table, row) == count
-    assert (count_row(table, (the, space)), count_row(table, (bos, space))) == (1, 0)
-    ids = torch.tensor([[the, the], [bos, byte]])
-    assert int(table.to("cpu").count(ids, ids)) == 4 + 4 + 0 + 1
-
-
-@pytest.mark.parametrize(("cap", "score"), [("val_max_tokens", "val"), ("roundtrip_val_max_tokens", "roundtrip_val")])
-def test_tokens_and_bytes_of_the_reference(cap, score):
-    trace = json.loads((TRACE / "trace.json").read_text())
-    tokens = validation_tokens(TRACE / "data", int(trace["knobs"]["train_seq_len"]), int(trace["knobs"][cap]))
-    count = int(ByteTable.from_sentencepiece(TRACE / "sp1024.model").count(tokens[:-1], tokens[1:]))
-    loss, bpb = trace[f"{score}_loss"], trace[f"{score}_bpb"]
-    assert loss / math.log(2) / bpb * (len(tokens) - 1) == pytest.approx(count, rel=3e-5)  # val: 4 decimals
-
-
-# Datasets
 
 
 def test_dataset(folder):
@@ -307,6 +196,33 @@ def test_token_outside_the_vocabulary(folder):
         Dataset.open(folder, vocab_size=1024)
 
 
+def test_description(folder):
+    dataset = describe(folder, source={"kind": "test"}, val={"documents": 3})
+    about = json.loads((folder / "dataset.json").read_text())
+    assert about == dataset.about
+    assert (about["source"], about["fingerprint"], about["vocab_size"]) == ({"kind": "test"}, dataset.fingerprint, 1024)
+    assert (about["val"]["documents"], about["val"]["tokens"], about["train"]["tokens"]) == (3, 200, 800)
+    assert [shard["name"] for shard in about["train"]["shards"]] == [p.name for p in dataset.train_shards]
+
+
+def test_shards_must_be_those_described(folder):
+    describe(folder)
+    content = (folder / "fineweb_train_000001.bin").read_bytes()
+    write_shard(folder / "fineweb_train_000001.bin", [5] * 300)
+    with pytest.raises(DataError, match=r"fineweb_train_000001\.bin not as dataset\.json lists"):
+        Dataset.open(folder)
+    (folder / "fineweb_train_000001.bin").unlink()
+    write_shard(folder / "fineweb_val_000001.bin", [5] * 300)
+    with pytest.raises(DataError, match=r"fineweb_train_000001\.bin, fineweb_val_000001\.bin not as"):
+        Dataset.open(folder)
+    (folder / "fineweb_val_000001.bin").unlink()
+    (folder / "fineweb_train_000001.bin").write_bytes(content)
+    Dataset.open(folder)
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match=r"dataset\.json: damaged"):
+        Dataset.open(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\x05<unk>" * 50, None])
 def test_no_sentencepiece_model(folder, content):
     (folder / "tokenizer.model").unlink()
@@ -314,7 +230,7 @@ def test_no_sentencepiece_model(folder, content):
         (folder / "tokenizer.model").write_bytes(content)
     message = r"tokenizer_path: (no file .*tokenizer\.model|.*tokenizer\.model is no SentencePiece model)"
     with pytest.raises(DataError, match=message):
-        Dataset.open(folder, vocab_size=1024)
+        Dataset.open(folder)
     with pytest.raises(DataError, match=message):
         ByteTable.from_sentencepiece(folder / "tokenizer.model")
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf_core import frontier, report, runs, tables
+from pgolf_core import difference, frontier, report, runs, tables
 from pgolf_core.config import ROOT, RunConfig
 
 matplotlib.use("agg")
@@ -91,11 +91,28 @@ def test_runs_scored_otherwise_are_in_panels_of_their_own(tmp_path):
     panels = frontier.comparable(table)
     assert sorted(panels[0][1].run) == ["control", "sidecar", "wide"]
     assert sorted(run for _, panel in panels[1:] for run in panel.run) == ["elsewhere", "fewer", "slid"]
-    assert frontier.panel_title(panels[0][0]) == (
-        "65,536 tokens = 160,112 bytes of val text, window 256, stride 256, data 5138ca61"
-    )
+    title = "160,112 bytes of validation text 5138ca61, window 256, stride 256"
+    assert frontier.panel_title(panels[0][0]) == title
     with pytest.raises(ValueError, match=r"not comparable: .* stride 64"):
         frontier.frontier_table(table)
+
+
+def test_tokenizers_that_spell_one_text_are_in_one_panel(tmp_path):
+    text = {"scored_text": "ab" * 32, "roundtrip_bytes": 160_112}
+    make_run(tmp_path, "a/control", **text)
+    make_run(
+        tmp_path, "a/sp4096", bpb=2.4, knobs={"vocab_size": 4096}, data_fingerprint="f" * 64, roundtrip_tokens=48_000,
+        **text,
+    )  # fmt: skip
+    make_run(tmp_path, "a/other", bpb=2.1, scored_text="cd" * 32, roundtrip_bytes=160_112)
+    panels = frontier.comparable(runs.load(tmp_path))
+    assert [sorted(panel.run) for _, panel in panels] == [["control", "sp4096"], ["other"]]
+    rows = frontier.frontier_table(panels[0][1])
+    assert rows.set_index("run").delta_bpb["sp4096"] == pytest.approx(2.4 - rows.set_index("run").bpb["control"])
+    differs = difference.between(tmp_path / "a/sp4096", tmp_path / "a/control")
+    assert difference.judge(differs, ["vocab_size"]) == ""
+    differs = difference.between(tmp_path / "a/other", tmp_path / "a/control")
+    assert "scored_text" in difference.judge(differs, ["vocab_size"])
 
 
 def test_control_headroom_and_over_cap(tmp_path):

@@ -81,7 +81,7 @@ def test_lab_scores_a_file_of_every_kind(source, tmp_path):
         assert 0.998 * share < row["share"] <= share and sum(row["bytes"].values()) == 2 * row["total_bytes"]
     config = RunConfig.from_file(tmp_path / "lab" / "step-0.4-gptq-fisher" / "config.json")
     loaded = load(tmp_path / "lab" / "step-0.4-gptq-fisher" / runs.ARTIFACT)
-    score = score_model(model_of(loaded, config, pick_device(config)), config, open_dataset(config), 4096)
+    score = score_model(model_of(loaded, config, pick_device(config)), config, open_dataset(config), roundtrip=True)
     assert score.val_bpb == rows["step 0.4 gptq fisher"]["bpb"]
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
     assert export_lab(source, tmp_path / "lab", **lab) == result

@@ -13,7 +13,7 @@ from pgolf_core.model import GPT
 from pgolf_core.sweepfile import NOTEBOOKS, load_sweep
 
 NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
-OURS = {"demo"}  # sweeps that the seed did not have; those named growth… neither
+OURS = {"demo", "tokenizers"}  # sweeps that the seed did not have; those named growth… neither
 FILES = sorted(
     path
     for path in (NOTEBOOKS / "sweeps").glob("*.yaml")

@@ -151,7 +151,7 @@ def test_estimate_of_a_small_change_is_its_derivative(trained, monkeypatch):
     monkeypatch.setattr(sensitivity, "GRADIENT_WINDOWS", 1)
     state, config, dataset = trained
     name = "blocks.1.attn.c_v.weight"
-    tokens = sensitivity.validation_tokens(dataset.directory, 64, 2048)
+    tokens = dataset.validation(64, 2048)
     direction = torch.randn(state[name].shape, generator=torch.Generator().manual_seed(1))
     model = GPT(config.model)
 
@@ -172,12 +172,12 @@ def test_map_of_one_tensor_rounded(trained, source, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(result.table) == 14
     rows = {row["tensor"]: row for row in result.table}
     raw = model_of(state, config, pick_device(config))
-    assert rows[""]["bpb"] == score_model(raw, config, dataset, 2048).val_bpb
+    assert rows[""]["bpb"] == score_model(raw, config.with_knobs(val_max_tokens=2048), dataset).val_bpb
     name = "blocks.1.mlp.proj.weight"
     row, export = rows[name], config.with_knobs(quantizer="step:1.5").export
     quantized = quantize_state(state, export)
     changed = model_of(state | {name: quantized.state_dict()[name]}, config, pick_device(config))
-    assert row["bpb"] == score_model(changed, config, dataset, 2048).val_bpb
+    assert row["bpb"] == score_model(changed, config.with_knobs(val_max_tokens=2048), dataset).val_bpb
     assert (row["layer"], row["part"], row["change"]) == (1, "mlp.proj", "step:1.5")
     counts = quantized.integers[name].q.unique(return_counts=True)[1]
     entropy = -(counts * (counts / counts.sum()).log2()).sum().item() / 8
@@ -202,7 +202,9 @@ def test_map_of_one_tensor_protected_is_what_its_file_scores(trained, source, tm
     for tensor, stored in (("", quantized), (name, protect(quantized, state, name, export))):
         path = tmp_path / f"file{tensor}"
         path.write_bytes(pack(stored, export.codec).bytes)
-        score = score_model(model_of(load(path), config, pick_device(config)), config, dataset, 2048)
+        score = score_model(
+            model_of(load(path), config, pick_device(config)), config.with_knobs(val_max_tokens=2048), dataset
+        )
         assert (rows[tensor]["bpb"], rows[tensor]["bytes"]) == (score.val_bpb, path.stat().st_size)
     assert torch.equal(load(path)[name], state[name].half().float())
     assert rows[name]["delta_bpb"] < 0 < rows[name]["delta_bytes"] and rows[name]["bpb_per_kb"] > 0

@@ -1,0 +1,285 @@
+"""Where documents come from: .jsonl, .txt, .md and .parquet files, folders of them, or memory.
+
+A source is read in blocks of raw documents, and again from the position after any of them: skipping 40 GB of a .jsonl
+costs nothing. Whoever gets a block parses it, so that this can be done elsewhere than where the source is read.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from pgolf_core.files import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".md", ".parquet")
+PLAIN = (".txt", ".md")
+SPLITS = ("auto", "file", "blank", "line")
+BLOCK_BYTES = 1 << 19  # at least, where a source has as many: small enough to wait for, large enough to hand around
+BLOCK_ROWS = 256  # of .parquet, and of texts in memory
+
+Position = tuple[int, int, int]  # file, offset in it (bytes, unpacked ones of .gz; rows of .parquet), lines before that
+START = (0, 0, 0)
+BLANK = re.compile(rb".*\n[ \t\r\f\v]*\n", re.DOTALL)  # up to the last blank line
+
+
+class Block(NamedTuple):
+    """Some documents, as they lie in the source."""
+
+    raw: bytes | Sequence
+    parse: Callable[[bytes | Sequence, Position], list[str]]
+    begin: Position
+    end: Position
+    size: int  # bytes in memory
+    done: int  # bytes of the source, as Source.size counts them, up to the end of this block
+
+    def texts(self) -> list[str]:
+        """The documents. DataError naming file and line where they are none."""
+        return self.parse(self.raw, self.begin)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of documents, in order."""
+
+    root: Path  # a file, or the folder that holds all of them
+    paths: tuple[Path, ...]
+    field: str
+    split: str
+
+    @cached_property
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    def about(self) -> dict:
+        """What tells this source from another: its options, and a digest of names, sizes and each file's first MB."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with open(path, "rb") as f:
+                first = hashlib.sha256(f.read(1 << 20)).hexdigest()
+            digest.update(json.dumps([_name(path, self.root), path.stat().st_size, first]).encode())
+        about = {"name": self.root.name, "files": len(self.paths), "bytes": self.size, "sha256": digest.hexdigest()}
+        plain = [_is(path, *PLAIN) for path in self.paths]
+        return about | ({} if all(plain) else {"field": self.field}) | ({"split": self.split} if any(plain) else {})
+
+    def modified(self) -> int:
+        """When a file last changed, in ns: an edit in the middle of one shows here only."""
+        return max(path.stat().st_mtime_ns for path in self.paths)
+
+    def blocks(self, begin: Position = START) -> Iterator[Block]:
+        """All documents after a position."""
+        done = sum(path.stat().st_size for path in self.paths[: begin[0]])
+        for i, path in enumerate(self.paths[begin[0] :], begin[0]):
+            at = begin if i == begin[0] else (i, 0, 0)
+            if _is(path, ".parquet"):
+                read, parse = _read_parquet(path, at[1], self.field), partial(_parse_rows, path, self.field)
+            elif _is(path, *PLAIN):
+                read, parse = _read(path, at[1], ENDS[self.split]), partial(_parse_plain, path, self.split)
+            else:
+                read, parse = _read(path, at[1], ENDS["line"]), partial(_parse_json, path, self.field)
+            for raw, offset, size, done_of_file in read:
+                lines = raw.count(b"\n") if isinstance(raw, bytes) else 0
+                end = (i, offset, at[2] + lines)
+                yield Block(raw, parse, at, end, size, done + done_of_file)
+                at = end
+            done += path.stat().st_size
+
+
+class Texts:
+    """Documents in memory."""
+
+    def __init__(self, texts: Sequence[str], name: str):
+        self.documents, self.name = texts, name
+        self.size = sum(map(len, texts))  # characters, which is near enough for a bar
+
+    def about(self) -> dict:
+        digest = hashlib.sha256(json.dumps(list(self.documents)).encode())
+        return {"name": self.name, "documents": len(self.documents), "sha256": digest.hexdigest()}
+
+    def modified(self) -> int:
+        return 0
+
+    def blocks(self, begin: Position = START) -> Iterator[Block]:
+        done = sum(map(len, self.documents[: begin[1]]))
+        for i in range(begin[1], len(self.documents), BLOCK_ROWS):
+            texts = self.documents[i : i + BLOCK_ROWS]
+            size = sum(map(len, texts))
+            done += size
+            yield Block(texts, lambda raw, _: list(raw), (0, i, 0), (0, i + len(texts), 0), size, done)
+
+
+Source = Files | Texts
+
+
+def open_source(path: str | Path, field: str = "text", split: str = "auto") -> Files:
+    """The documents of a file, or of all files below a folder in the order of their names, hidden ones left out.
+
+    A row of .jsonl or .parquet holds a document in its field. split says what a document of .txt and .md is: 'file',
+    what 'blank' lines separate, or a 'line'; 'auto' is blank for a single file and file for a folder of them. These
+    have no empty documents, and their line ends are '\\n' whatever they were. Raises DataError.
+    """
+    path = Path(path)
+    if split not in SPLITS:
+        raise DataError(f"split={split}: choose one of {', '.join(SPLITS)}")
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder; documents come from {', '.join(SUFFIXES)} or a folder of them"
+        )
+    if path.is_dir():
+        names = sorted(_name(below, path) for below in path.rglob("*") if _is(below, *SUFFIXES) and below.is_file())
+        paths = tuple(path / name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    else:
+        paths = (path,) if _is(path, *SUFFIXES) else ()
+    if not paths:
+        raise DataError(f"{path}: nothing to read; documents come from {', '.join(SUFFIXES)}, or a folder of them")
+    if any(_is(name, ".parquet") for name in paths):
+        _pyarrow(path)
+    split = ("file" if path.is_dir() else "blank") if split == "auto" else split
+    files = Files(path, paths, field, split)
+    if not files.size:
+        raise DataError(f"{path}: empty; a document at least is needed")
+    return files
+
+
+def first_texts(source: Source, count: int = 0) -> Iterator[str]:
+    """The first documents of a source; 0: all."""
+    texts = (text for block in source.blocks() for text in block.texts())
+    return islice(texts, count) if count else texts
+
+
+def _is(path: Path, *suffixes: str) -> bool:
+    return path.name.lower().endswith(suffixes)
+
+
+def _name(path: Path, root: Path) -> str:
+    """As it stands below the root: the same on every system."""
+    return path.relative_to(root).as_posix()
+
+
+# Files of lines
+
+
+def _last_line(raw: bytes) -> int:
+    return raw.rfind(b"\n") + 1
+
+
+def _last_blank(raw: bytes) -> int:
+    found = BLANK.match(raw)
+    return found.end() if found else 0
+
+
+ENDS = {"line": _last_line, "blank": _last_blank, "file": lambda raw: 0}  # -> where the last whole document ends
+
+
+def _read(path: Path, offset: int, last: Callable[[bytes], int]) -> Iterator[tuple[bytes, int, int, int]]:
+    """Stretches of whole documents of a file: bytes, offset after them, their size, how much of the file is read."""
+    with open(path, "rb") as file, gzip.open(file) if _is(path, ".gz") else nullcontext(file) as f:
+        try:
+            f.seek(offset)
+            raw = b""
+            while more := f.read(max(BLOCK_BYTES, len(raw))):  # twice as much each time that it holds no end
+                raw += more
+                if end := last(raw):
+                    offset += end
+                    yield raw[:end], offset, end, offset if f is file else file.tell()
+                    raw = raw[end:]
+            if raw:
+                yield raw, offset + len(raw), len(raw), offset + len(raw) if f is file else file.tell()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: damaged after {offset:,} unpacked bytes ({error}); get it again") from None
+
+
+def _decode(path: Path, raw: bytes, begin: Position) -> str:
+    _, offset, lines = begin
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line, at = lines + raw.count(b"\n", 0, error.start) + 1, offset + error.start
+        raise DataError(f"{path}, line {line}, byte {at}: no UTF-8 ({error.reason}); save it as UTF-8") from None
+    return text if offset else text.removeprefix("\ufeff")
+
+
+def _parse_json(path: Path, field: str, raw: bytes, begin: Position) -> list[str]:
+    texts = []
+    for line, row in enumerate(_decode(path, raw, begin).split("\n"), begin[2] + 1):
+        if not row.strip():
+            continue
+        try:
+            value = json.loads(row)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f'{path}, line {line}: no JSON ({error}); a line is an object: {{"{field}": …}}') from None
+        if not isinstance(value, dict):
+            raise DataError(f'{path}, line {line}: no JSON object; a line is like {{"{field}": "a document"}}')
+        if field not in value:
+            there = ", ".join(map(repr, value)) or "nothing"
+            raise DataError(f"{path}, line {line}: no field '{field}', only {there}; name the text's with --field")
+        texts.append(_checked(value[field], f"{path}, line {line}", field))
+    return texts
+
+
+def _parse_plain(path: Path, split: str, raw: bytes, begin: Position) -> list[str]:
+    text = _decode(path, raw, begin).replace("\r\n", "\n")
+    if split == "file":
+        return [text] if text.strip() else []
+    lines = groupby(text.split("\n"), key=lambda line: bool(line.strip()))
+    rows = [list(group) for filled, group in lines if filled]
+    return [line for row in rows for line in row] if split == "line" else ["\n".join(row) for row in rows]
+
+
+def _checked(text: object, where: str, field: str) -> str:
+    if not isinstance(text, str):
+        kind = {dict: "an object", list: "a list", type(None): "null"}.get(type(text), type(text).__name__)
+        raise DataError(f"{where}: '{field}' is {kind}; a document is a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = text[error.start].encode("ascii", "backslashreplace").decode()
+        raise DataError(f"{where}: '{field}' holds half a character ({found}), which UTF-8 cannot spell") from None
+    return text
+
+
+# Parquet
+
+
+def _pyarrow(path: Path):
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: to read .parquet, pip install pyarrow") from None
+    return pyarrow
+
+
+def _read_parquet(path: Path, row: int, field: str) -> Iterator[tuple[Sequence, int, int, int]]:
+    """As _read, offsets in rows; row groups before the first row are not read."""
+    pyarrow = _pyarrow(path)
+    size = path.stat().st_size
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if field not in file.schema_arrow.names:
+                there = ", ".join(map(repr, file.schema_arrow.names))
+                raise DataError(f"{path}: no column '{field}', only {there}; name the text's with --field")
+            begin = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                at, begin = begin, begin + rows
+                if begin <= row:
+                    continue
+                for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=[field]):
+                    at += len(batch)
+                    if at > row:
+                        column = batch.column(0)[max(0, len(batch) - (at - row)) :]
+                        yield column, at, column.nbytes, size * at // file.metadata.num_rows
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: cannot be read ({error}); get it again") from None
+
+
+def _parse_rows(path: Path, field: str, column: Sequence, begin: Position) -> list[str]:
+    rows = enumerate(column.to_pylist(), begin[1] + 1)
+    return [_checked(text, f"{path}, row {row}", field) for row, text in rows]

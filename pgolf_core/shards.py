@@ -1,0 +1,65 @@
+"""Shards: files of tokens.
+
+`fineweb_{train,val}_NNNNNN.bin` is 256 little-endian int32 of header (magic, version, token count, zeros), then
+uint16 tokens. Every document starts with BOS, and may go on in the next shard.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from pgolf_core.files import DataError, whole_file
+
+MAGIC, VERSION = 20240520, 1
+HEADER_BYTES = 256 * 4
+SHARD_TOKENS = 100_000_000  # of every shard but a split's last, as published
+
+
+def header(tokens: int) -> bytes:
+    """The first HEADER_BYTES of a shard of so many tokens."""
+    numbers = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    numbers[:3] = MAGIC, VERSION, tokens
+    return numbers.tobytes()
+
+
+def write_shard(path: str | Path, tokens: np.ndarray | list[int]) -> Path:
+    """Write tokens (n,), each 0..65535, in one move."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        raise DataError(f"{path}: a shard is a row of integers, not {tokens.shape} of {tokens.dtype}")
+    if tokens.min() < 0 or tokens.max() > 65535:
+        raise DataError(f"{path}: tokens {tokens.min()}..{tokens.max()} do not fit uint16 (0..65535)")
+    with whole_file(path) as temporary, open(temporary, "wb") as f:
+        f.write(header(len(tokens)))
+        f.write(tokens.astype("<u2").data)
+    return Path(path)
+
+
+def read_shard(path: str | Path) -> np.memmap:
+    """Tokens of a shard, (n,) uint16, mapped, not copied. DataError for anything but a whole shard."""
+    size = Path(path).stat().st_size
+    if size < HEADER_BYTES:
+        raise DataError(f"{path}: {size} bytes are no shard; its header alone has {HEADER_BYTES}")
+    magic, version, count = (int(v) for v in np.fromfile(path, dtype="<i4", count=3))
+    if magic != MAGIC:
+        raise DataError(f"{path}: begins with {magic}; a shard begins with the magic number {MAGIC}")
+    if version != VERSION:
+        raise DataError(f"{path}: shard version {version}; only version {VERSION} can be read")
+    if size != HEADER_BYTES + 2 * count:
+        raise DataError(
+            f"{path}: the header promises {count} tokens, that is {HEADER_BYTES + 2 * count} bytes, "
+            f"and the file has {size}; download or build it again"
+        )
+    if count == 0:
+        raise DataError(f"{path}: holds no tokens")
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def shard_paths(directory: str | Path, split: str) -> list[Path]:
+    """Shards of split 'train' or 'val' in reading order; DataError when there are none."""
+    if not Path(directory).is_dir():
+        raise DataError(f"data_path: no folder {directory}; `pgolf data embedded` builds one")
+    paths = sorted(Path(directory).glob(f"fineweb_{split}_*.bin"))
+    if not paths:
+        raise DataError(f"data_path: no fineweb_{split}_*.bin in {directory}; `pgolf data embedded` makes some")
+    return paths

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgolf_core.files import DataError
+from pgolf_core.shards import read_shard, shard_paths, write_shard
+
+
+@given(st.lists(st.integers(0, 65535), min_size=1, max_size=300))
+def test_shard_round_trip(tmp_path_factory, tokens):
+    path = write_shard(tmp_path_factory.mktemp("shard") / "fineweb_val_000000.bin", tokens)
+    assert read_shard(path).tolist() == tokens
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_shard_bytes(tmp_path):
+    content = write_shard(tmp_path / "x.bin", [1, 0x0203]).read_bytes()
+    header = np.frombuffer(content[:1024], "<i4")
+    assert header[:3].tolist() == [20240520, 1, 2] and not header[3:].any()
+    assert content[1024:] == b"\x01\x00\x03\x02"
+
+
+@pytest.mark.parametrize("tokens", [[1, 65536], [-1, 2], [], [[1], [2]], [0.5]])
+def test_write_refuses(tmp_path, tokens):
+    with pytest.raises(DataError, match=r"x\.bin"):
+        write_shard(tmp_path / "x.bin", tokens)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_shards(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*nowhere; `pgolf data embedded`"):
+        shard_paths(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match=r"no fineweb_val_\*\.bin in .*`pgolf data embedded`"):
+        shard_paths(tmp_path, "val")

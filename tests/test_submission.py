@@ -1,0 +1,115 @@
+"""A submission is written only when the file scores what the run says, on all of audited data."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pgolf_core import cli, runs, submission
+from pgolf_core.config import RunConfig
+from pgolf_core.data import describe
+from pgolf_core.shards import read_shard, shard_paths, write_shard
+from pgolf_core.submission import SubmissionError, submit
+from pgolf_core.train import train
+
+TINY = dict(
+    track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
+    iterations=3, val_loss_every=0, val_max_tokens=0, roundtrip_val_max_tokens=0, val_batch_size=2048,
+)  # fmt: skip
+
+
+def whole_documents(path, count):
+    tokens = read_shard(path)
+    return tokens[: np.flatnonzero(tokens == 1)[count]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, embedded):
+    """Real shards: eight validation documents, sixty training ones."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    folder.mkdir()
+    shutil.copy(embedded / "tokenizer.model", folder)
+    for split, count in (("train", 60), ("val", 8)):
+        write_shard(folder / f"fineweb_{split}_000000.bin", whole_documents(shard_paths(embedded, split)[0], count))
+    describe(folder, val={"documents": 8}, train={"documents": 60})
+    return folder
+
+
+def trained(run_dir, folder, **knobs):
+    train(RunConfig(**TINY | {"data_path": str(folder)} | knobs), run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, folder):
+    return trained(tmp_path_factory.mktemp("runs") / "sweep" / "run", folder)
+
+
+def test_submission(run_dir, tmp_path):
+    out = submit(run_dir, tmp_path / "mine")
+    claims = json.loads((out / "submission.json").read_text())
+    result = runs.read_result(run_dir)
+    assert claims["val_bpb"] == result.roundtrip_val_bpb == claims["val_bpb_again"]
+    assert claims["bytes_model"] == (out / runs.ARTIFACT).stat().st_size
+    assert claims["bytes_code"] == (out / "code.tar.xz").stat().st_size
+    assert claims["bytes_model"] + claims["bytes_code"] == claims["bytes_total"] == result.total_bytes
+    assert claims["audit"]["figures"]["scored_fraction"] > 0.99
+    assert {"audit.txt", "config.json", "log.txt"} <= {path.name for path in out.iterdir()}
+    assert runs.read_result(trained(run_dir, RunConfig.from_file(run_dir / "config.json").data_path)) == result
+    with pytest.raises(SubmissionError, match="is there already"):
+        submit(run_dir, out)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"roundtrip_val_max_tokens": 1024}, r"% of the validation split is scored .* score the file again with"),
+        ({"roundtrip_val_max_documents": 2}, r"% of the validation split is scored"),
+        ({"cap_bytes": 20_000, "allow_over_cap": True}, r"bytes are over the cap of 20,000"),
+        ({"final_roundtrip_eval": False}, "has no artifact with a score"),
+    ],
+)
+def test_refused(folder, tmp_path, knobs, says):
+    run = trained(tmp_path / "s" / "r", folder, **knobs)
+    with pytest.raises(SubmissionError, match=says):
+        submit(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_score_that_the_file_does_not_have(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "s" / "r")
+    content = json.loads((run / "result.json").read_text())
+    content["roundtrip_val_bpb"] -= 0.01
+    content["checksum"] = ""  # as a version without checksums would have left it
+    (run / "result.json").write_text(json.dumps(content))
+    with pytest.raises(SubmissionError, match=r"scored again the file has \d\.\d+ bpb, the run says"):
+        submit(run, tmp_path / "out")
+
+
+def test_other_data(folder, run_dir, tmp_path, embedded):
+    moved = shutil.copytree(folder, tmp_path / "data")
+    run = trained(tmp_path / "s" / "r", moved)
+    write_shard(moved / "fineweb_train_000000.bin", whole_documents(shard_paths(embedded, "train")[0], 61))
+    describe(moved)
+    with pytest.raises(SubmissionError, match="is not the data that was scored: its fingerprint is another"):
+        submit(run, tmp_path / "out")
+
+
+def test_validation_text_in_training(folder, tmp_path):
+    """The run's own fast audit refuses it; a run that slipped through is refused here."""
+    leaky = shutil.copytree(folder, tmp_path / "data")
+    tokens = [read_shard(leaky / f"fineweb_{split}_000000.bin") for split in ("train", "val")]
+    write_shard(leaky / "fineweb_train_000000.bin", np.concatenate(tokens))
+    describe(leaky)
+    with pytest.raises(Exception, match=r"8 of 8 validation documents .* are also in the"):
+        trained(tmp_path / "s" / "r", leaky)
+
+
+def test_command(run_dir, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(submission, "SUBMISSIONS", tmp_path)
+    assert cli.main(["submission", str(run_dir)]) == 0
+    out, _ = capfd.readouterr()
+    assert out.strip().endswith("sweep_run") and (tmp_path / "sweep_run" / "submission.json").exists()
+    assert cli.main(["submission", str(run_dir)]) == 2
+    assert "is there already" in capfd.readouterr().err
