@@ -24,6 +24,7 @@ from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, step_opt
 from pgolf_core.regularizers import CompressionRegularizer
 from pgolf_core.roundtrip import (
     cpu_threads,
+    data_facts,
     open_dataset,
     pick_device,
     pick_dtype,
@@ -69,6 +70,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     device = pick_device(config)
     dtype = pick_dtype(config, device)
     dataset = open_dataset(config)
+    facts = data_facts(config, dataset)  # before it is paid for: no number comes of data whose bytes are not true
     resume = _read_resume(run_dir / RESUME)
     log = _Log(run_dir, resume["step"] if resume else 0)
 
@@ -87,6 +89,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     shape = f"{config.num_layers}x{config.model_dim}"
     log(f"model:{shape} params:{parameters} device:{device} dtype:{dtype} threads:{torch.get_num_threads()}")
     log(f"data:{dataset.directory.name} fingerprint:{dataset.fingerprint[:12]} config:{config.hash}")
+    share = f"{facts['scored_fraction']:.2%} of the validation split scored"
+    log(f"audit:{facts['audit']}, {share}{''.join(f'; {finding}' for finding in facts['findings'])}")
     if knobs := environment_knobs():
         log("environment:" + " ".join(f"{k}={v}" for k, v in sorted(knobs.items())))
     expected, at_tenth = forecast(config), None
@@ -244,6 +248,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         train_seconds=elapsed,
         resumed=resumed,
         data_fingerprint=dataset.fingerprint,
+        data=facts,
         protocol=runs.evaluation_protocol(config),
         environment=runs.environment(device),
     )

@@ -15,13 +15,15 @@ import pandas as pd
 import pytest
 import torch
 from golden_vectors import golden_path
+from test_corpus import small_documents
 
-from pgolf_core import runs
+from pgolf_core import corpus, runs
 from pgolf_core.allocate import AllocationError
 from pgolf_core.config import ConfigError, RunConfig
-from pgolf_core.data import DataError
+from pgolf_core.data import DataError, Dataset, validation_tokens
 from pgolf_core.export import load
 from pgolf_core.roundtrip import export_checkpoint
+from pgolf_core.shards import read_shard, write_shard
 from pgolf_core.train import TrainError, train
 
 TINY = dict(
@@ -103,6 +105,48 @@ def test_run_directory_is_whole(finished):
     assert table.train_loss.dropna().iloc[-1] < math.log(1024) < 1.01 * table.train_loss.iloc[0]
 
 
+def test_a_result_tells_of_its_data(finished, embedded):
+    run_dir, result = finished
+    assert (result.data["folder"], result.data["published"]) == ("embedded_sp1024", "")
+    assert 0.008 < result.data["scored_fraction"] < 0.01
+    (found,) = result.data["findings"]
+    assert "of the validation split is scored (4,096 of 455,009 tokens" in found
+    assert "of the validation split scored" in (run_dir / "log.txt").read_text(encoding="utf-8")
+    tokens = validation_tokens(embedded, 64, 4096)
+    assert result.scored_text == Dataset.open(embedded).text_sha256(tokens)
+
+
+def test_false_data_is_refused_before_it_is_paid_for(embedded, tmp_path):
+    folder = tmp_path / "leaky"
+    folder.mkdir()
+    shutil.copy(embedded / "tokenizer.model", folder)
+    tokens = read_shard(embedded / "fineweb_val_000000.bin")
+    for split in ("train", "val"):
+        write_shard(folder / f"fineweb_{split}_000000.bin", tokens)
+    with pytest.raises(DataError, match=r"200 of 200 validation documents .* are also in the training shards"):
+        train(tiny(data_path=str(folder)), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "error.json").read_text())["error"] == "DataError"
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("tokenizer", ["unigram", "bytes"])
+def test_other_tokenizers_score_the_same_text(embedded, tmp_path, tokenizer, monkeypatch):
+    """Runs of two tokenizers share text and bytes of the score when it is of whole documents."""
+    monkeypatch.setattr(corpus, "embedded_documents", small_documents)
+    monkeypatch.setattr(corpus, "ROOT", tmp_path)
+    documents = dict(val_max_documents=30, roundtrip_val_max_documents=30)
+    ours, theirs = (
+        train(tiny(**documents, **knobs), tmp_path / name)
+        for name, knobs in {
+            "a": dict(tokenizer=tokenizer, vocab_size=260 if tokenizer == "bytes" else 300),
+            "b": dict(vocab_size=320),
+        }.items()
+    )
+    assert (ours.scored_text, ours.roundtrip_bytes) == (theirs.scored_text, theirs.roundtrip_bytes)
+    assert ours.roundtrip_tokens != theirs.roundtrip_tokens and ours.data_fingerprint != theirs.data_fingerprint
+    assert ours.roundtrip_bytes == sum(len(document.text.encode()) for document in small_documents()[:30])
+
+
 def test_a_complete_run_is_not_trained_again(finished):
     run_dir, result = finished
     stamp = (run_dir / "result.json").stat().st_mtime_ns
@@ -112,9 +156,10 @@ def test_a_complete_run_is_not_trained_again(finished):
         train(tiny(compression_reg_weight=0.005, iterations=13), run_dir)
 
 
-def test_killed_and_resumed_is_bit_identical(embedded, tmp_path):
+@pytest.mark.parametrize("shuffled", [0, 5])
+def test_killed_and_resumed_is_bit_identical(embedded, tmp_path, shuffled):
     """kill -9 in mid-training, twice; the artifact equals the undisturbed one's."""
-    knobs = TINY | dict(iterations=60, resume_every_seconds=0.05, val_loss_every=20)
+    knobs = TINY | dict(iterations=60, resume_every_seconds=0.05, val_loss_every=20, shuffle_documents=shuffled)
     undisturbed = train(RunConfig(**knobs | dict(resume_every_seconds=0.05)), tmp_path / "undisturbed")
     script = (
         "import sys, json; from pgolf_core.config import RunConfig; from pgolf_core.train import train;"
