@@ -25,8 +25,9 @@ UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # of a con
 
 
 def same_knobs(table: pd.DataFrame, but: tuple[str, ...] = ("seed",)) -> pd.Series:
-    """A number a run, equal for runs whose knobs are, apart from those named in `but`."""
-    return pd.util.hash_pandas_object(table[[name for name in KNOBS if name not in but]].astype(str), index=False)
+    """A number a run, equal for runs whose knobs are, apart from those named in `but`, and whose data is the same."""
+    columns = ["data_fingerprint", *(name for name in KNOBS if name not in but)]
+    return pd.util.hash_pandas_object(table[columns].astype(str), index=False)
 
 
 def floors(panel: pd.DataFrame) -> dict[tuple[str, float], Floor | None]:

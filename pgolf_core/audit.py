@@ -46,7 +46,7 @@ PUBLISHED = [  # name, vocabulary, window, tokens scored in the challenge's logs
     ("fineweb10B_sp1024_march17", 1024, 1024, 63_779_840, 0, "an earlier published split, of March 17"),
 ]
 PUBLISHED_DOCUMENTS = 50_000  # of every published validation split
-PUBLISHED_OVERLAP = 0.01  # of its bytes: the most that may be in training shards too
+KEPT_OVERLAP = 0.01  # of the bytes of a published split: the most that may be in training shards too
 FAST_READ = 5_000_000  # training tokens
 
 
@@ -104,7 +104,8 @@ def audit(
     table, tokenizer, about = byte_table or dataset.byte_table, dataset.tokenizer, dataset.about
     figures = {"folder": dataset.directory.name, "checked": ["shards", "table"], "byte_table": _digest(table)}
     paths = dataset.val_shards + (dataset.train_shards if thorough else [])  # opening read the others' tokens
-    findings = [found for path in paths for found in _check_shard(path, tokenizer.vocab_size)]
+    listed = {shard["name"]: shard for split in SPLITS for shard in dataset.description[split]} if thorough else {}
+    findings = [found for path in paths for found in _check_shard(path, tokenizer.vocab_size, listed.get(path.name))]
     mistakes = list(_check_table(tokenizer, table))
     if findings or len(table.base_bytes) != tokenizer.vocab_size:
         return Audit(findings + mistakes, figures, thorough)  # nothing can be counted
@@ -132,7 +133,8 @@ def audit(
     findings += mistakes
     for split in (val, train):
         findings += [*_check_documents(split, told[split.name]), *_check_bytes(split, mistakes)]
-    findings += [*_check_tokenizer(tokenizer, val), *_check_overlap(val, train, keys, first, met)]
+    kept = bool(_published(val)[0]) or (about.get("source") or {}).get("keep_overlap") is True
+    findings += [*_check_tokenizer(tokenizer, val), *_check_overlap(val, train, keys, first, met, kept)]
     if documents is not None:
         findings += _check_texts(val, len(list(texts)))
     hits = [i for i, key in enumerate(keys) if key in met]
@@ -148,7 +150,7 @@ def audit(
 
 
 def _check_shard(path: Path, vocab_size: int, listed: dict | None = None) -> Iterator[Finding]:
-    """vocab_size 0: not known. listed: the shard's entry in dataset.json."""
+    """vocab_size 0: not known. listed: what its checksum was when it was listed."""
     try:
         tokens = read_shard(path)
     except DataError as error:
@@ -162,7 +164,7 @@ def _check_shard(path: Path, vocab_size: int, listed: dict | None = None) -> Ite
     elif listed:
         with open(path, "rb") as f:
             if hashlib.file_digest(f, "sha256").hexdigest() != listed["sha256"]:
-                message = f"{path}: not the content that {DESCRIPTION} lists; download or build it again"
+                message = f"{path}: not the content that was listed (sha256); download or build it again"
                 yield Finding("error", "shards", message)
 
 
@@ -311,9 +313,12 @@ def _check_texts(val: Survey, left: int) -> Iterator[Finding]:
 
 
 def _check_overlap(
-    val: Survey, train: Survey, keys: list[bytes], first: dict[bytes, int], met: dict
+    val: Survey, train: Survey, keys: list[bytes], first: dict[bytes, int], met: dict, kept: bool
 ) -> Iterator[Finding]:
-    """keys: of the validation documents. first: key -> the first of these. met: key -> place, tokens in training."""
+    """keys: of the validation documents. first: key -> the first of these. met: key -> place, tokens in training.
+
+    kept: in what others published a few may be in both, and nobody who uses it can change that.
+    """
     hits = [i for i, key in enumerate(keys) if key in met]
     if hits:
         place, tokens = met[keys[hits[0]]]
@@ -325,8 +330,7 @@ def _check_overlap(
             f"training shards, the first: val document {hits[0]:,} = train {place}: "
             f'"{text[:60]}{"…" * (len(text) > 60)}"'
         )
-        # In what others published a few may be, and nobody who uses it can change that.
-        few = _published(val)[0] and share < PUBLISHED_OVERLAP
+        few = kept and share < KEPT_OVERLAP
         yield Finding("warning" if few else "error", "overlap", message)
     if repeated := sum(map(bool, keys)) - len(first):
         yield Finding("note", "overlap", f"{repeated:,} validation documents repeat an earlier one")

@@ -132,6 +132,7 @@ def _add_data_commands(sources) -> None:
     sub.add_argument("--keep-overlap", action="store_true", help="training documents that are validation ones too stay")
     sub.add_argument("--workers", type=_count, default=0, metavar="W", help="threads; default: a core each")
     add_hub(sub)
+    sub.add_argument("--download", type=Path, metavar="DIR", help="of published documents; default: data/docs")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: data/<name>_<tokenizer>")
 
     sub = source(
@@ -139,17 +140,20 @@ def _add_data_commands(sources) -> None:
     )
     sub.add_argument("folder", type=Path, metavar="DIR")
     sub.add_argument("--fast", action="store_true", help="what every run does: a sample of documents")
-    for name, text in (("seq-len", "window in tokens"), ("max-tokens", "scored"), ("max-documents", "scored")):
-        default = {"seq-len": 1024}.get(name, 0)
-        sub.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=f"{text}; default {default}")
+    sub.add_argument("--seq-len", type=_count, default=1024, metavar="N", help="window in tokens; default 1024")
+    sub.add_argument("--max-tokens", type=_count, default=0, metavar="N", help="that are scored; default: all")
+    sub.add_argument("--max-documents", type=_count, default=0, metavar="N", help="that are scored; default: all")
+    sub.add_argument(
+        "--source", type=Path, metavar="PATH", help="documents it was made of: their bytes must be counted"
+    )
 
 
 def _count(text: str) -> int:
     """A whole number, with or without thousands separators."""
-    number = int(text.replace(",", "").replace("_", ""))
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: a number of things")
-    return number
+    digits = text.replace(",", "").replace("_", "")
+    if not digits.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, like 50,000")
+    return int(digits)
 
 
 def _file(name: str) -> Path:
@@ -391,10 +395,13 @@ def data_fineweb(arguments: argparse.Namespace) -> int:
 
 def data_docs(arguments: argparse.Namespace) -> int:
     from pgolf_core import documents, hub, tokenization, vocabulary
+    from pgolf_core.files import DataError
 
     published = arguments.source is None
     kind, vocab_size = arguments.tokenizer, _vocab_size(arguments)
     if arguments.tokenizer_path:
+        if arguments.vocab_size:
+            raise DataError("--vocab-size: the tokenizer at --tokenizer-path has a size of its own; name one of them")
         name = arguments.tokenizer_path.stem
     else:
         vocabulary.check(kind, vocab_size)
@@ -402,10 +409,11 @@ def data_docs(arguments: argparse.Namespace) -> int:
     wanted = arguments.documents
     if published:
         trained_on = 0 if arguments.tokenizer_path or kind == "bytes" else arguments.tokenizer_documents
-        path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint)
+        folder = arguments.download and arguments.download.absolute()
+        path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint, folder)
         val_documents = arguments.val_documents or (0 if arguments.val_share else 50_000)
     else:
-        path, val_documents = arguments.source, arguments.val_documents
+        path, val_documents = arguments.source.resolve(), arguments.val_documents
     val_share = arguments.val_share or (0.0 if val_documents else 0.01)
     stem = "docs" if published else path.stem
     out = arguments.out or ROOT / "data" / f"{stem}{f'_{wanted}' if wanted else ''}_{name}"
@@ -428,22 +436,37 @@ def data_docs(arguments: argparse.Namespace) -> int:
 
 def data_audit(arguments: argparse.Namespace) -> int:
     """Exit status 1 where a score on this data would be false."""
-    from pgolf_core import audit
+    from pgolf_core import audit, documents, tokenization
     from pgolf_core.data import Dataset
+    from pgolf_core.files import DataError
 
-    arguments.folder = arguments.folder.absolute()
-    found = audit.inspect(
-        arguments.folder,
-        seq_len=arguments.seq_len,
-        max_tokens=arguments.max_tokens,
-        max_documents=arguments.max_documents,
-        thorough=not arguments.fast,
-    )
+    folder = arguments.folder.absolute()
+    if not folder.is_dir():
+        raise DataError(f"{arguments.folder}: no such folder")
+    options = dict(seq_len=max(1, arguments.seq_len), thorough=not arguments.fast)
+    limits = dict(max_tokens=arguments.max_tokens, max_documents=arguments.max_documents)
+    if arguments.source:
+        told = Dataset.open(folder).about.get("source", {})
+        source = documents.open_source(arguments.source.resolve(), told.get("field", "text"), told.get("split", "auto"))
+        if any(told.get(name) != value for name, value in source.about().items()):
+            raise DataError(f"{arguments.source}: not what {arguments.folder} was made of, as its dataset.json tells")
+        options["documents"] = tokenization.validation_texts(source, told)
+    found = audit.inspect(folder, **options, **limits)
     print(audit.words(found))
-    if found.thorough and found.ok and not arguments.max_tokens and not arguments.max_documents:
-        audit.store(Dataset.open(arguments.folder), found)  # so that runs on it say that it was done
+    if found.thorough and not any(limits.values()):
+        audit.store(Dataset.open(folder), found)  # runs on it tell that it was done, or refuse it
     return 0 if found.ok else 1
 
 
+def console() -> None:
+    """Of the shell: `main`, and its exit status."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 130:  # without waiting for threads: SentencePiece may be at work in one, and would abort
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -17,13 +17,11 @@ from pathlib import Path
 from tokenize import open as open_source
 from typing import NamedTuple
 
-from filelock import FileLock
-
 from pgolf_core import tokenization, vocabulary
 from pgolf_core.config import EMBEDDED, ROOT, DataConfig
 from pgolf_core.data import DESCRIPTION
 from pgolf_core.documents import Texts
-from pgolf_core.files import DataError
+from pgolf_core.files import DataError, alone, explained
 from pgolf_core.shards import SHARD_TOKENS
 
 PACKAGES = ("torch", "sympy", "pandas", "networkx", "numpy", "matplotlib")
@@ -147,8 +145,7 @@ def build_embedded(
     directory = Path(directory or ROOT / "data" / f"{name}_{vocabulary.name_of(kind, vocab_size)}")
     packages = LARGE_PACKAGES if large else PACKAGES
     if not (directory / DESCRIPTION).exists():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock", is_singleton=True):  # which tokenization.build takes once more
+        with explained(directory), alone(directory):  # which tokenization.build takes once more
             if not (directory / DESCRIPTION).exists():  # nobody built it while we waited
                 with _saying(f"embedded corpus: reading the docstrings of {', '.join(packages)}"):
                     texts = [document.text for document in embedded_documents(large)]

@@ -29,7 +29,7 @@ OUTSIDE = (
     "torch",
     "numpy",
 )
-CUTTING = {"data_path", "tokenizer", "tokenizer_path", "vocab_size"}  # knobs that change data_fingerprint themselves
+CUTTING = ("data_path", "tokenizer", "tokenizer_path", "vocab_size")  # knobs that change data_fingerprint themselves
 MACHINE = ("device_name", "platform", "python", "numpy")  # outside, and hardly ever why
 
 
@@ -52,14 +52,20 @@ def settings(run_dir: str | Path) -> dict:
 def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
     """A row a setting that differs: setting, ours, theirs (None where one side has no such knob), kind.
 
-    kind: knob; chance (the seed); identity (names and paths); outside (data, code, machine, versions).
+    kind: knob; chance (the seed); identity (names and paths); outside (data, code, machine, versions); follows (the
+    shards differ because their tokenizer does, and both runs were scored on one text).
     """
     a, b = settings(ours), settings(theirs)
+    one_text = a.get("scored_text") is not None and a.get("scored_text") == b.get("scored_text")
+    recut = one_text and any(a.get(name) != b.get(name) for name in CUTTING)
     rows = [
         {"setting": name, "ours": a.get(name), "theirs": b.get(name), "kind": kind_of(name, a.get(name), b.get(name))}
         for name in [*a, *(name for name in b if name not in a)]
         if a.get(name) != b.get(name) and not (name in OUTSIDE and None in (a.get(name), b.get(name)))
     ]
+    for row in rows:
+        if recut and row["setting"] == "data_fingerprint":
+            row["kind"] = "follows"
     return pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
 
 
@@ -77,8 +83,7 @@ def judge(rows: pd.DataFrame, claimed: Iterable[str]) -> str:
     """'' where just the claimed knobs differ; else in words what the comparison really was. rows: of between."""
     claimed = set(claimed)
     knobs = set(rows.setting[rows.kind == "knob"])
-    follows = {"data_fingerprint"} if knobs & CUTTING else set()  # the text that is scored must still be the same
-    outside = [name for name in rows.setting[rows.kind == "outside"] if name not in {*MACHINE, *follows}]
+    outside = [name for name in rows.setting[rows.kind == "outside"] if name not in MACHINE]
     problems = []
     if not knobs and claimed:
         others = ", ".join(rows.setting[rows.kind.isin(["chance", "identity"])])

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file or knob and what would be right."""
@@ -35,8 +37,8 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
     return Path(path)
 
 
-def check_space(directory: str | Path, needed: int, what: str) -> None:
-    """DataError where the disk that holds a folder has fewer bytes free than are needed."""
+def check_space(directory: str | Path, needed: int, what: str, option: str = "--out") -> None:
+    """DataError where the disk that holds a folder, which an option names, has fewer bytes free than are needed."""
     there = Path(directory)
     while not there.exists():
         there = there.parent
@@ -44,8 +46,25 @@ def check_space(directory: str | Path, needed: int, what: str) -> None:
     if free < needed:
         raise DataError(
             f"{directory}: {what} needs {needed:,} bytes and this disk has {free:,} free; make room, or name another "
-            "folder with --out"
+            f"folder with {option}"
         )
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """One process at a time for a file or folder; whoever waits says so. <path>.lock stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", is_singleton=True)  # so that whoever holds it may take it again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{path}: another process is making it; waiting …", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -54,8 +73,8 @@ def explained(directory: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DataError(f"{error.filename or directory}: may not be written ({error.strerror})") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise DataError(f"{error.filename or directory}: cannot be written ({error.strerror})") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from pgolf_core import download, tokenizer
@@ -34,7 +33,7 @@ from pgolf_core.download import (
     stale,
     with_checksum,
 )
-from pgolf_core.files import DataError, check_space, explained, write_whole
+from pgolf_core.files import DataError, alone, check_space, explained, write_whole
 from pgolf_core.shards import HEADER_BYTES, read_shard
 
 MANIFEST = "datasets/manifest.json"
@@ -62,7 +61,7 @@ def fineweb(
     if train_shards < 1:
         raise DataError(f"--train-shards {train_shards}: training needs one shard at least")
     directory = ROOT / (directory or f"data/fineweb10B_{variant}")
-    with explained(directory), _locked(directory):
+    with explained(directory), alone(directory):
         about = _about(directory, variant, revision)
         dataset = _whole(directory) if about else None
         if dataset is None or len(dataset.train_shards) < train_shards:
@@ -88,7 +87,7 @@ def _about(directory: Path, variant: str, revision: str) -> dict:
     if source.get("kind") != "hub" or source["variant"] != variant:
         holds = f"the published {source['variant']}" if source.get("kind") == "hub" else "something else"
         raise DataError(f"{directory}: holds {holds}, not the published {variant}; name another folder with --out")
-    _check_revision(directory, source, revision)
+    _check_revision(directory, source, revision, "--out")
     return about
 
 
@@ -236,10 +235,10 @@ def documents(
     folder = ROOT / (directory or "data/docs")
     path = folder / (f"docs_selected.first{count}.jsonl" if count else "docs_selected.jsonl")
     about_path = path.with_name(f"{path.name}.source.json")
-    with explained(folder), _locked(path):
+    with explained(folder), alone(path):
         about = mapping(about_path.read_bytes(), about_path) if about_path.exists() else {}
         if about:
-            _check_revision(path, about, revision)
+            _check_revision(path, about, revision, "--download")
         if not about or not _unchanged(path, about_path, about):
             revision = about.get("revision", revision)
             about = _fetch_documents(path, count, about.get("commit", revision), download.checked_endpoint(endpoint))
@@ -272,7 +271,7 @@ def _fetch_documents(path: Path, count: int, revision: str, endpoint: str) -> di
             partial.unlink()
     if count or not holds(path, *remote.checksums):  # whole where a run was killed before it could say so
         needed = max(0, remote.left(path) - (size - count * size // number if count else 0))
-        check_space(path.parent, needed, "the download")
+        check_space(path.parent, needed, "the download", "--download")
         with progress(needed, path.name) as bar:
             if count:
                 sha256 = _fetch_first(remote, path, count, mean, bar)
@@ -314,17 +313,9 @@ def _fetch_first(remote: Remote, path: Path, count: int, mean: int, bar: tqdm) -
     return digest.hexdigest()
 
 
-def _check_revision(path: Path, source: dict, revision: str) -> None:
+def _check_revision(path: Path, source: dict, revision: str, option: str) -> None:
     if revision not in ("main", source["revision"], source["commit"]):
         raise DataError(
             f"{path}: is of revision {source['revision']} (commit {source['commit']}), not {revision}; name another "
-            "folder with --out"
+            f"folder with {option}"
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time for a file or folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):
-        yield

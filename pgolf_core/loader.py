@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class TokenStream:
 class DocumentStream:
     """The same tokens, document by document in an order that the seed decides; after the last, in another order.
 
-    Finding the documents reads every shard once: 0.5 s a shard of 100,000,000 tokens.
+    Finding the documents reads every shard once: 0.1 s for 100,000,000 tokens that are in memory already.
     """
 
     start = (0, 0, 0)
@@ -136,7 +136,7 @@ class Batches:
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets, both (local / train_seq_len, train_seq_len) int64 on the CPU."""
-        ahead = self._ahead or self._thread.submit(self._make)
+        ahead, self._ahead = self._ahead or self._thread.submit(self._make), None
         x, y, self.position = ahead.result()
         self._ahead = self._thread.submit(self._make)
         return x, y
@@ -144,7 +144,7 @@ class Batches:
     def seek(self, position: tuple[int, ...]) -> None:
         """Go on from a `position`."""
         if self._ahead:
-            self._ahead.result()
+            wait([self._ahead])  # what it made, or failed with, is of the place that is left
             self._ahead = None
         self.stream.seek(tuple(position))
         self.position = self.stream.position

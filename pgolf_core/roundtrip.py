@@ -66,34 +66,50 @@ def open_dataset(config: RunConfig) -> Dataset:
     return Dataset.open(directory, config.tokenizer_path, vocab_size=config.vocab_size)
 
 
-def data_facts(config: RunConfig, dataset: Dataset) -> dict:
-    """What a result says of its data: the fast audit, or the thorough one where it was done. Raises DataError.
+def data_facts(config: RunConfig, dataset: Dataset) -> tuple[dict, str]:
+    """What a result says of its data, and the sha256 of the text behind its round trip. Raises DataError.
 
     folder; train_tokens, val_tokens; published: the name of the published split that this is, or ''; scored_fraction
-    of the validation split's bytes; audit: fast or thorough; findings, in sentences.
+    of the validation split's bytes; audit: fast, or thorough where that was done before; findings, in sentences.
     """
     limits = config.roundtrip_val_max_tokens, config.roundtrip_val_max_documents
     return _data_facts(dataset.directory, dataset.fingerprint, config.tokenizer_path, config.train_seq_len, *limits)
 
 
 @functools.cache  # one for all exports of a lab
-def _data_facts(directory: Path, fingerprint: str, tokenizer_path: str, seq_len: int, *limits: int) -> dict:
+def _data_facts(
+    directory: Path, fingerprint: str, tokenizer_path: str, seq_len: int, max_tokens: int, max_documents: int
+) -> tuple[dict, str]:
     dataset = Dataset.open(directory, tokenizer_path)
     assert dataset.fingerprint == fingerprint, f"{directory} changed while a run used it"
-    found = audit.audit(dataset, seq_len=seq_len, max_tokens=limits[0], max_documents=limits[1], thorough=False)
-    if not found.ok:
-        errors = "".join(f"\n  - {finding.message}" for finding in found.findings if finding.level == "error")
-        raise DataError(f"{directory}: data that gives false numbers; `pgolf data audit` says all about it{errors}")
+    text = dataset.text_sha256(dataset.validation(seq_len, max_tokens, max_documents))
+    found = audit.audit(dataset, seq_len=seq_len, max_tokens=max_tokens, max_documents=max_documents, thorough=False)
     whole = audit.stored(dataset)
-    return {
+    errors = [f.message for one in (found, whole) if one for f in one.findings if f.level == "error"]
+    if errors:
+        listed = "".join(f"\n  - {message}" for message in dict.fromkeys(errors))
+        raise DataError(f"{directory}: data that gives false numbers; `pgolf data audit` says all about it{listed}")
+    facts = {
         "folder": directory.name,
         "train_tokens": dataset.description["train_tokens"],
         "val_tokens": dataset.description["val_tokens"],
         "published": found.figures["published"],
         "scored_fraction": found.figures["scored_fraction"],
-        "audit": "thorough" if whole and whole.ok else "fast",
+        "audit": "thorough" if whole else "fast",
         "findings": [finding.message for finding in found.findings if finding.level == "warning"],
     }
+    return facts, text
+
+
+def check_scored(config: RunConfig, dataset: Dataset) -> None:
+    """DataError where the validation split does not hold what the knobs want to score."""
+    for roundtrip in (False, True):
+        tokens = len(scored_tokens(config, dataset, roundtrip))
+        if tokens <= config.eval_window:
+            raise DataError(
+                f"{dataset.directory}: {tokens:,} tokens are to be scored, and a window has {config.eval_window}; "
+                "shorten eval_seq_len, or score more"
+            )
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -223,7 +239,8 @@ def export_checkpoint(
         trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT, calibration)
         raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
         was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
-        if not raw_nats or was != (dataset.fingerprint, device.type, config.precision, config.eval):
+        same = was == (dataset.fingerprint, device.type, config.precision, config.eval)
+        if not (raw_nats and same and source.roundtrip_tokens == trip.score.tokens):
             model = model_of(state, config, device)
             raw = score_model(model, config, dataset, roundtrip=True)
             raw_bpb, raw_nats = raw.val_bpb, raw.block_nats
@@ -242,13 +259,14 @@ def roundtrip_fields(
     trip: RoundTrip, raw_bpb: float, raw_nats: Sequence[float], dataset: Dataset, config: RunConfig
 ) -> dict:
     """The part of a Result that a round trip decides; raw_* are of the unquantised weights on the same tokens."""
+    facts, text = data_facts(config, dataset)
     return dict(
         roundtrip_val_loss=trip.score.val_loss,
         roundtrip_val_bpb=trip.score.val_bpb,
         roundtrip_tokens=trip.score.tokens,
         roundtrip_bytes=trip.score.bytes,
-        scored_text=dataset.text_sha256(scored_tokens(config, dataset, roundtrip=True)),
-        data=data_facts(config, dataset),
+        scored_text=text,
+        data=facts,
         prequant_val_bpb=raw_bpb,
         roundtrip_block_nats=list(trip.score.block_nats),
         prequant_block_nats=list(raw_nats),

@@ -267,6 +267,7 @@ def load(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     columns = ["sweep", "run", "status", "problem", "bpb", "over_cap", "flags", *(f.name for f in fields(Result))]
     knobs = [name for name in RunConfig.model_fields if name not in columns]
     table = pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
+    table["scored_text"] = _texts(table)
     about = {sweep: read_json(root / sweep / "sweep.json") or {} for sweep in set(table.sweep)}
     arms = {sweep: told.get("arms") or {} for sweep, told in about.items()}
     named = {sweep: told.get("control") or "control" for sweep, told in about.items()}
@@ -279,6 +280,20 @@ def load(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
         own if (sweep, own) in there else named[sweep] for sweep, own in zip(table.sweep, same, strict=True)
     ]
     return table
+
+
+def _texts(table: pd.DataFrame) -> pd.Series:
+    """scored_text, also of imported logs, and of results that older versions wrote without it."""
+    same = [
+        f"{data}, {tokens} tokens, {size} bytes"
+        for data, tokens, size in zip(
+            table.data_fingerprint, table.roundtrip_tokens, table.roundtrip_bytes, strict=True
+        )
+    ]
+    named = table.scored_text.notna()
+    # Of one folder as many tokens and bytes are one text.
+    known = {key: text for key, text, there in zip(same, table.scored_text, named, strict=True) if there}
+    return table.scored_text.where(named, [known.get(key, key) for key in same])
 
 
 def best(runs_table: pd.DataFrame) -> pd.Series:
@@ -344,8 +359,6 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
         return row | {"status": "damaged", "problem": problem}
     row |= vars(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
-    if result.scored_text is None:  # an imported log, or a version that did not note it
-        row["scored_text"] = f"{result.data_fingerprint}, {result.roundtrip_tokens} tokens"
     if not result.finished:  # of a version that did not note it
         row["finished"] = time.strftime(TIME, time.gmtime((run_dir / "result.json").stat().st_mtime))
     if result.fits is not None:

@@ -20,13 +20,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from sentencepiece import SentencePieceNormalizer
 from tqdm import tqdm
 
 from pgolf_core import data, tokenizer, vocabulary
 from pgolf_core.documents import START, Block, Source, first_texts
-from pgolf_core.files import DataError, check_space, explained, write_whole
+from pgolf_core.files import DataError, alone, check_space, explained, write_whole
 from pgolf_core.shards import HEADER_BYTES, SHARD_TOKENS, header
 
 PROGRESS = "progress.json"
@@ -91,21 +90,19 @@ def build(
         request |= {"val_share": val_share}
     request |= {"tokenizer": made_of, "shard_tokens": shard_tokens}
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{directory}.lock", is_singleton=True), explained(directory):
-        if _finished(directory, request):
-            return directory
-        staging = directory.with_name(f"{directory.name}.unfinished")
-        record = _record_to_go_on_from(staging, request, source.modified())
-        if not (staging / data.DESCRIPTION).exists() or (staging / PROGRESS).exists():
-            choose = _choice(source, val_documents, val_share, keep_overlap)
-            loaded = _tokenizer(source, staging, tokenizer_path, made_of, choose)
-            splits = _write_shards(source, staging, loaded, choose, record, workers or os.cpu_count() or 1)
-            figures = {split.name: split.figures() for split in splits}
-            figures["train"] |= {"left_out": record["left_out"]} if val_documents else {}
-            data.describe(staging, source=request, **figures, **(about or {}))
-            (staging / PROGRESS).unlink()
-        os.replace(staging, directory)
+    with explained(directory), alone(directory):
+        if not _finished(directory, source, request):
+            staging = directory.with_name(f"{directory.name}.unfinished")
+            record = _record_to_go_on_from(staging, request, source)
+            if not (staging / data.DESCRIPTION).exists() or (staging / PROGRESS).exists():
+                choose = _choice(source, request)
+                loaded = _tokenizer(source, staging, tokenizer_path, made_of, choose)
+                splits = _write_shards(source, staging, loaded, choose, record, workers or os.cpu_count() or 1)
+                figures = {split.name: split.figures() for split in splits}
+                figures["train"] |= {"left_out": record["left_out"]} if val_documents else {}
+                data.describe(staging, source=request, **figures, **(about or {}))
+                (staging / PROGRESS).unlink()
+            os.replace(staging, directory)
     built = data.Dataset.open(directory).about
     train, val = built["train"], built["val"]
     left_out = f" ({train['left_out']:,} left out: validation documents too)" if train.get("left_out") else ""
@@ -121,7 +118,14 @@ def build(
 # What is there already
 
 
-def _finished(directory: Path, request: dict) -> bool:
+def validation_texts(source: Source, request: dict) -> Iterator[str]:
+    """Of a folder's source, the texts that were made its validation split. request: `source` in its dataset.json."""
+    choose = _choice(source, request | {"keep_overlap": True})
+    texts = first_texts(source, request.get("val_documents") or request["documents_taken"])
+    return (text for number, text in enumerate(texts) if choose(number, _identity(text)) == "val")
+
+
+def _finished(directory: Path, source: Source, request: dict) -> bool:
     """Whether the folder is what is asked for. DataError where it is something else."""
     if not directory.exists():
         return False
@@ -130,6 +134,9 @@ def _finished(directory: Path, request: dict) -> bool:
     there = data.Dataset.open(directory).about.get("source", {})
     if there != request:
         raise DataError(f"{directory} was made otherwise: {_differences(there, request)}; delete it or name another")
+    if source.modified() > (directory / data.DESCRIPTION).stat().st_mtime_ns:
+        name = request["name"]
+        print(f"{directory}: {name} was written to since; delete the folder to make it of {name} as it is now")
     return True
 
 
@@ -138,8 +145,9 @@ def _differences(there: dict, asked: dict) -> str:
     return ", ".join(f"{name} {there.get(name, 'none')} (asked: {asked.get(name, 'none')})" for name in names)
 
 
-def _record_to_go_on_from(staging: Path, request: dict, modified: int) -> dict:
+def _record_to_go_on_from(staging: Path, request: dict, source: Source) -> dict:
     """What a build of the same request last recorded in the folder, or a first record in an empty one."""
+    modified = source.modified()
     fresh = {"request": request, "modified": modified, "position": START, "done": 0, "documents": 0, "left_out": 0}
     fresh |= {"train": {}, "val": {}}
     try:
@@ -151,14 +159,19 @@ def _record_to_go_on_from(staging: Path, request: dict, modified: int) -> dict:
     except (OSError, ValueError):
         record = {}
     if record:
-        if changed := _differences(
-            record["request"] | {"modified": record["modified"]}, request | {"modified": modified}
-        ):
-            print(f"{staging}: of another build ({changed}); starting anew", flush=True)
-        else:
+        there, asked = record["request"] | {"modified": record["modified"]}, request | {"modified": modified}
+        if there == asked:
             if record["documents"]:
                 print(f"{staging}: going on after {record['documents']:,} documents", flush=True)
             return record
+        changed = _differences(there, asked)
+        same_source = all(there.get(name) == asked[name] for name in (*source.about(), "modified"))
+        if record["documents"] and same_source:  # of a source that changed there is nothing to go on with
+            raise DataError(
+                f"{staging}: holds {record['documents']:,} documents of another build ({changed}); run that one again, "
+                "which goes on with them, delete this folder, or name another"
+            )
+        print(f"{staging}: of another build ({changed}); starting anew", flush=True)
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir()
@@ -173,12 +186,12 @@ def _write_record(staging: Path, record: dict) -> None:
 # Splits and tokenizer
 
 
-def _choice(source: Source, val_documents: int, val_share: float, keep_overlap: bool) -> Choice:
-    if val_share:
-        below = int(val_share * 2**64)
+def _choice(source: Source, request: dict) -> Choice:
+    if "val_share" in request:
+        below = int(request["val_share"] * 2**64)
         return lambda number, identity: "val" if int.from_bytes(identity[:8], "big") < below else "train"
-    held_out = set()
-    if not keep_overlap:
+    val_documents, held_out = request["val_documents"], set()
+    if not request["keep_overlap"]:
         held_out = {_identity(text) for text in first_texts(source, val_documents)}
     return lambda number, identity: "val" if number < val_documents else None if identity in held_out else "train"
 

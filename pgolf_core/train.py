@@ -23,6 +23,7 @@ from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
 from pgolf_core.roundtrip import (
+    check_scored,
     cpu_threads,
     data_facts,
     open_dataset,
@@ -70,7 +71,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     device = pick_device(config)
     dtype = pick_dtype(config, device)
     dataset = open_dataset(config)
-    facts = data_facts(config, dataset)  # before it is paid for: no number comes of data whose bytes are not true
+    check_scored(config, dataset)  # before it is paid for
+    facts, _ = data_facts(config, dataset)
     resume = _read_resume(run_dir / RESUME)
     log = _Log(run_dir, resume["step"] if resume else 0)
 

@@ -55,7 +55,8 @@ def make(texts: Iterable[str], directory: Path, kind: str, vocab_size: int) -> P
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise DataError(f"vocab_size={vocab_size}: no such tokenizer of this text: {error}") from error
+        reason = str(error).partition(" or decrease character_coverage")[0]  # no option of ours
+        raise DataError(f"vocab_size={vocab_size}: no such tokenizer of this text: {reason}") from error
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
     if pieces != vocab_size:
         raise DataError(f"vocab_size={vocab_size}: this text gives no more than {pieces} pieces")

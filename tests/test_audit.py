@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 
@@ -428,6 +429,23 @@ def test_a_few_published_documents_in_training_are_a_warning(build, published, r
         assert [found.level for found in result.findings if found.check == "overlap"] == [level]
 
 
+def test_documents_that_were_kept_in_both_splits_are_a_warning(build, rows):
+    source = {"val_documents": 150, "keep_overlap": True}
+    result = audit(build([[rows[160], rows[0]]], [rows[:150]], source=source))
+    assert [found.level for found in result.findings if found.check == "overlap"] == ["warning"]
+
+
+def test_content_that_changed_though_its_time_did_not(build, rows):
+    dataset = build([rows[:3]], [rows[3:6]])
+    path = dataset.train_shards[0]
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert audit(dataset, thorough=False).ok  # it reads no checksums
+    assert "not the content that was listed (sha256)" in only(audit(dataset), "shards")
+
+
 def split_of(documents, tokens):
     rng = np.random.default_rng(0)
     return [np.array([BOS, *rng.integers(300, 900, n)]) for n in [tokens // documents - 1] * documents]
@@ -481,7 +499,7 @@ def test_every_broken_shard_is_named(build, rows):
             "begins with 0; a shard begins with the magic number",
             "the header promises",
             "token 3 is 1024, and the tokenizer's last is 1023",
-            "not the content that dataset.json lists",
+            "not the content that was listed (sha256)",
             "dataset.json lists it, and it is not there",
             "dataset.json does not list it",
         ],

@@ -203,13 +203,13 @@ def test_published_data(capfd, tmp_path, monkeypatch):
         (["docs", "OWN", "--tokenizer", "wordpiece"], "tokenizer=wordpiece: choose one of bpe, unigram, bytes"),
         (["docs", "OWN", "--tokenizer", "bytes", "--vocab-size", "300"], "set vocab_size=260"),
         (["docs", "OWN", "--val-documents", "300"], "no document is left to train on"),
-        (["docs", "OWN", "--val-documents", "many"], "invalid _count value"),
+        (["docs", "OWN", "--val-documents", "many"], "many: expected a whole number"),
         (["docs", "OWN", "--val-share", "0.1", "--val-documents", "10"], "set either val_documents"),
         (["fineweb", "--variant", "../x"], "no name of a variant"),
         (["fineweb", "--train-shards", "0"], "needs one shard at least"),
         (["fineweb", "--endpoint", "nowhere"], "no address of a server"),
         (["embedded", "--vocab-size", "300", "--tokenizer", "bytes"], "set vocab_size=260"),
-        (["audit", "nowhere", "--max-tokens", "-3"], "number of things"),
+        (["audit", "nowhere", "--max-tokens", "-3"], "-3: expected a whole number"),
     ],
 )
 def test_refusals_of_data(capfd, own, tmp_path, words, says):

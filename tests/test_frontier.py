@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf_core import difference, frontier, report, runs, tables
+from pgolf_core import arms, difference, frontier, report, runs, tables
 from pgolf_core.config import ROOT, RunConfig
 
 matplotlib.use("agg")
@@ -97,6 +97,22 @@ def test_runs_scored_otherwise_are_in_panels_of_their_own(tmp_path):
         frontier.frontier_table(table)
 
 
+def test_a_result_of_before_is_on_the_text_of_its_folder(tmp_path):
+    """Older results do not name their text; of one folder as many tokens and bytes are the same."""
+    make_run(tmp_path, "a/control")
+    make_run(tmp_path, "a/new", bpb=2.4, scored_text="ab" * 32)
+    make_run(tmp_path, "a/shorter", bpb=2.3, roundtrip_tokens=1024, roundtrip_bytes=2_500)
+    panels = frontier.comparable(runs.load(tmp_path))
+    assert [sorted(panel.run) for _, panel in panels] == [["control", "new"], ["shorter"]]
+
+
+def test_other_shards_are_another_arm(tmp_path):
+    make_run(tmp_path, "a/control", scored_text="ab" * 32)
+    make_run(tmp_path, "a/control-s2", knobs={"seed": 2}, bpb=2.4, scored_text="ab" * 32, data_fingerprint="f" * 64)
+    ((_, panel),) = frontier.comparable(runs.load(tmp_path))
+    assert arms.arms(panel).n.tolist() == [1, 1]
+
+
 def test_tokenizers_that_spell_one_text_are_in_one_panel(tmp_path):
     text = {"scored_text": "ab" * 32, "roundtrip_bytes": 160_112}
     make_run(tmp_path, "a/control", **text)
@@ -113,6 +129,11 @@ def test_tokenizers_that_spell_one_text_are_in_one_panel(tmp_path):
     assert difference.judge(differs, ["vocab_size"]) == ""
     differs = difference.between(tmp_path / "a/other", tmp_path / "a/control")
     assert "scored_text" in difference.judge(differs, ["vocab_size"])
+    for run in ("control", "sp4096"):  # of a version that did not note the text: it may be another
+        result = json.loads((tmp_path / "a" / run / "result.json").read_text())
+        (tmp_path / "a" / run / "result.json").write_text(json.dumps(result | {"scored_text": None}))
+    differs = difference.between(tmp_path / "a/sp4096", tmp_path / "a/control")
+    assert "data_fingerprint" in difference.judge(differs, ["vocab_size"])
 
 
 def test_control_headroom_and_over_cap(tmp_path):

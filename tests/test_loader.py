@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,8 @@ def test_position_is_of_the_batch_that_was_given():
     for i in range(1, 40):
         batches.next()
         assert batches.position[0] > 0 or batches.position == (0, 17 * i)
+    wait([batches._ahead])
+    assert batches.stream.position == (batches.position[0], batches.position[1] + 17)  # the next one is made
     position = json.loads(json.dumps(batches.position))
     expected = [batches.next() for _ in range(5)]
     batches.seek(position)

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from pgolf_core import cli, runs, submission
+from pgolf_core import audit, cli, roundtrip, runs, submission, survey
 from pgolf_core.config import RunConfig
-from pgolf_core.data import describe
+from pgolf_core.data import DataError, describe
 from pgolf_core.shards import read_shard, shard_paths, write_shard
 from pgolf_core.submission import SubmissionError, submit
 from pgolf_core.train import train
@@ -50,22 +50,31 @@ def test_submission(run_dir, tmp_path):
     out = submit(run_dir, tmp_path / "mine")
     claims = json.loads((out / "submission.json").read_text())
     result = runs.read_result(run_dir)
-    assert claims["val_bpb"] == result.roundtrip_val_bpb == claims["val_bpb_again"]
+    assert claims["name"] == "sweep/run"
+    assert claims["val_bpb"] == result.roundtrip_val_bpb == claims["run"]["val_bpb"]
     assert claims["bytes_model"] == (out / runs.ARTIFACT).stat().st_size
     assert claims["bytes_code"] == (out / "code.tar.xz").stat().st_size
     assert claims["bytes_model"] + claims["bytes_code"] == claims["bytes_total"] == result.total_bytes
     assert claims["audit"]["figures"]["scored_fraction"] > 0.99
     assert {"audit.txt", "config.json", "log.txt"} <= {path.name for path in out.iterdir()}
-    assert runs.read_result(trained(run_dir, RunConfig.from_file(run_dir / "config.json").data_path)) == result
     with pytest.raises(SubmissionError, match="is there already"):
         submit(run_dir, out)
+
+
+@pytest.mark.parametrize("limit", [{"roundtrip_val_max_tokens": 1024}, {"roundtrip_val_max_documents": 2}])
+def test_a_part_of_the_split_is_no_number_to_publish(run_dir, folder, tmp_path, limit):
+    """The same training, scored on a part: the submission's figure is of all of it."""
+    part = trained(tmp_path / "s" / "part", folder, **limit)
+    claims, whole = (
+        json.loads((submit(run, tmp_path / run.name) / "submission.json").read_text()) for run in (part, run_dir)
+    )
+    assert claims["val_bpb"] == whole["val_bpb"] != claims["run"]["val_bpb"]
+    assert claims["val_tokens"] == whole["val_tokens"] > 2 * claims["run"]["val_tokens"]
 
 
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        ({"roundtrip_val_max_tokens": 1024}, r"% of the validation split is scored .* score the file again with"),
-        ({"roundtrip_val_max_documents": 2}, r"% of the validation split is scored"),
         ({"cap_bytes": 20_000, "allow_over_cap": True}, r"bytes are over the cap of 20,000"),
         ({"final_roundtrip_eval": False}, "has no artifact with a score"),
     ],
@@ -77,14 +86,24 @@ def test_refused(folder, tmp_path, knobs, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_score_that_the_file_does_not_have(run_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "by", "says"),
+    [
+        ("roundtrip_val_bpb", -1e-6, r"scored again the file has \d\.\d+ bpb, the run says"),
+        ("roundtrip_val_loss", -1e-6, r"scored again the file has \d\.\d+ nats a token, the run says"),
+        ("roundtrip_bytes", 1, r"scored again these are [\d,]+ tokens of [\d,]+ bytes, the run says"),
+    ],
+)
+def test_a_score_that_the_file_does_not_have(run_dir, tmp_path, field, by, says):
     run = shutil.copytree(run_dir, tmp_path / "s" / "r")
     content = json.loads((run / "result.json").read_text())
-    content["roundtrip_val_bpb"] -= 0.01
+    content[field] += by
+    content["environment"]["git_commit"] = "another commit, the same machine"
     content["checksum"] = ""  # as a version without checksums would have left it
     (run / "result.json").write_text(json.dumps(content))
-    with pytest.raises(SubmissionError, match=r"scored again the file has \d\.\d+ bpb, the run says"):
+    with pytest.raises(SubmissionError, match=says):
         submit(run, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_other_data(folder, run_dir, tmp_path, embedded):
@@ -96,14 +115,20 @@ def test_other_data(folder, run_dir, tmp_path, embedded):
         submit(run, tmp_path / "out")
 
 
-def test_validation_text_in_training(folder, tmp_path):
-    """The run's own fast audit refuses it; a run that slipped through is refused here."""
+def test_validation_text_in_training(folder, tmp_path, monkeypatch):
+    """Too far behind for the fast audit of a run; the thorough one finds it, and from then on no run is possible."""
+    monkeypatch.setattr(audit, "FAST_READ", 1000)
+    monkeypatch.setattr(survey, "BATCH", 1000)
     leaky = shutil.copytree(folder, tmp_path / "data")
     tokens = [read_shard(leaky / f"fineweb_{split}_000000.bin") for split in ("train", "val")]
     write_shard(leaky / "fineweb_train_000000.bin", np.concatenate(tokens))
     describe(leaky)
-    with pytest.raises(Exception, match=r"8 of 8 validation documents .* are also in the"):
-        trained(tmp_path / "s" / "r", leaky)
+    run = trained(tmp_path / "s" / "r", leaky)
+    with pytest.raises(SubmissionError, match=r"nothing to submit\n  - 8 of 8 validation documents"):
+        submit(run, tmp_path / "out")
+    roundtrip._data_facts.cache_clear()
+    with pytest.raises(DataError, match="8 of 8 validation documents"):
+        trained(tmp_path / "s" / "another", leaky)
 
 
 def test_command(run_dir, tmp_path, capfd, monkeypatch):

@@ -129,6 +129,20 @@ def test_false_data_is_refused_before_it_is_paid_for(embedded, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"val_max_documents": 500}, "val_max_documents=500: .* has 200 validation documents"),
+        ({"roundtrip_val_max_documents": 500}, "val_max_documents=500: .* has 200 validation documents"),
+        ({"eval_seq_len": 4097, "val_batch_size": 8192, "val_max_tokens": 4100}, "4,097 tokens are to be scored"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_before_training(embedded, tmp_path, knobs, says):
+    with pytest.raises(DataError, match=says):
+        train(tiny(**{"roundtrip_val_max_tokens": 0} | knobs), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("tokenizer", ["unigram", "bytes"])
 def test_other_tokenizers_score_the_same_text(embedded, tmp_path, tokenizer, monkeypatch):
     """Runs of two tokenizers share text and bytes of the score when it is of whole documents."""
