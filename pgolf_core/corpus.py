@@ -20,8 +20,9 @@ from typing import NamedTuple
 from pgolf_core import tokenization, vocabulary
 from pgolf_core.config import EMBEDDED, ROOT, DataConfig
 from pgolf_core.data import DESCRIPTION
+from pgolf_core.disk import alone, explained
 from pgolf_core.documents import Texts
-from pgolf_core.files import DataError, alone, explained
+from pgolf_core.files import DataError
 from pgolf_core.shards import SHARD_TOKENS
 
 PACKAGES = ("torch", "sympy", "pandas", "networkx", "numpy", "matplotlib")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pgolf_core import download, tokenizer
 from pgolf_core.config import ROOT
 from pgolf_core.data import DESCRIPTION, SPLITS, Dataset, describe
+from pgolf_core.disk import alone, check_space, explained
 from pgolf_core.download import (
     Remote,
     chunks,
@@ -33,7 +34,7 @@ from pgolf_core.download import (
     stale,
     with_checksum,
 )
-from pgolf_core.files import DataError, alone, check_space, explained, write_whole
+from pgolf_core.files import DataError, write_whole
 from pgolf_core.shards import HEADER_BYTES, read_shard
 
 MANIFEST = "datasets/manifest.json"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pgolf_core import artifact, audit, integrity, runs
 from pgolf_core.config import ROOT
+from pgolf_core.disk import explained
 from pgolf_core.evaluate import Score
 from pgolf_core.export import code_archive, load
-from pgolf_core.files import explained, write_whole
+from pgolf_core.files import write_whole
 from pgolf_core.roundtrip import cpu_threads, finished, model_of, open_dataset, pick_device, score_model
 
 SUBMISSIONS = ROOT / "reports" / "submissions"

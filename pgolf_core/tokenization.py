@@ -24,8 +24,9 @@ from sentencepiece import SentencePieceNormalizer
 from tqdm import tqdm
 
 from pgolf_core import data, tokenizer, vocabulary
+from pgolf_core.disk import alone, check_space, explained
 from pgolf_core.documents import START, Block, Source, first_texts
-from pgolf_core.files import DataError, alone, check_space, explained, write_whole
+from pgolf_core.files import DataError, write_whole
 from pgolf_core.shards import HEADER_BYTES, SHARD_TOKENS, header
 
 PROGRESS = "progress.json"
