@@ -1,0 +1,64 @@
+"""Seconds of a fast and a thorough audit of a folder as large as a published one with one train shard, made up here.
+
+    python benchmarks/bench_audit.py [--val-tokens 62022133] [--train-tokens 100000000] [--rounds 3]
+
+Its documents are those of the embedded corpus, with a number before each so that none repeats; 1 GB of disk in all.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pgolf_core import audit, corpus
+from pgolf_core.data import describe
+from pgolf_core.shards import read_shard, write_shard
+
+
+def fill(path: Path, documents: list[np.ndarray], tokens: int, number: int) -> int:
+    """A shard of so many tokens; returns the number of the next document."""
+    parts, left = [], tokens
+    while left > 0:
+        digits = [300 + int(digit) for digit in str(number)]
+        document = np.concatenate([[1], digits, documents[number % len(documents)][1:]])[:left]
+        parts.append(document)
+        left -= len(document)
+        number += 1
+    write_shard(path, np.concatenate(parts))
+    return number
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--val-tokens", type=int, default=62_022_133)
+    parser.add_argument("--train-tokens", type=int, default=100_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    embedded = corpus.build_embedded(1024)
+    tokens = np.array(read_shard(embedded / "fineweb_val_000000.bin"))
+    documents = np.split(tokens, np.flatnonzero(tokens == 1)[1:])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(embedded / "tokenizer.model", folder)
+        number = fill(folder / "fineweb_val_000000.bin", documents, arguments.val_tokens, 0)
+        fill(folder / "fineweb_train_000000.bin", documents, arguments.train_tokens, number)
+        dataset = describe(folder)
+        for thorough in (False, True):
+            seconds = []
+            for _ in range(arguments.rounds):
+                start = time.perf_counter()
+                found = audit.audit(dataset, thorough=thorough)
+                seconds.append(time.perf_counter() - start)
+            split = found.figures["val"]
+            print(
+                f"{'thorough' if thorough else 'fast':9} {min(seconds):.2f} to {max(seconds):.2f} s: "
+                f"{split['documents']:,} documents of {split['tokens']:,} validation tokens, "
+                f"{found.figures['train']['tokens_read']:,} training tokens read, {len(found.findings)} findings"
+            )
+
+
+if __name__ == "__main__":
+    main()
