@@ -156,6 +156,18 @@ class Dataset:
                 digest.update(len(content).to_bytes(8, "little") + content)
         return digest.hexdigest()
 
+    def scored_text(self, seq_len: int, max_tokens: int = 0, max_documents: int = 0) -> str:
+        """text_sha256 of what `validation` gives, remembered beside the shards: of 62 million tokens it takes 13 s."""
+        path = self.directory / ".texts.json"
+        shards = [self.description["tokenizer_sha256"], *(shard["sha256"] for shard in self.description["val"])]
+        key = hashlib.sha256(json.dumps([shards, seq_len, max_tokens, max_documents]).encode()).hexdigest()
+        cache = _read_cache(path)
+        if key not in cache:
+            cache[key] = self.text_sha256(self.validation(seq_len, max_tokens, max_documents))
+            with contextlib.suppress(OSError):
+                write_whole(path, json.dumps(cache, indent=1))
+        return cache[key]
+
 
 def describe(directory: str | Path, **about: object) -> Dataset:
     """Write dataset.json into a complete folder: `about`, what is in it now, and its fingerprint.
@@ -189,11 +201,7 @@ def _read_about(directory: Path) -> dict:
 def _shard_facts(directory: Path, paths: list[Path]) -> dict[str, dict]:
     """Name -> size, mtime_ns, tokens, max_token, sha256. Headers are read each time, whole files once."""
     cache_path = directory / ".shards.json"
-    try:
-        cache = json.loads(cache_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a cache: without it the shards are read again
-        cache = {}
-    facts = {}
+    cache, facts = _read_cache(cache_path), {}
     for path in paths:
         tokens = read_shard(path)
         stat = path.stat()
@@ -209,3 +217,12 @@ def _shard_facts(directory: Path, paths: list[Path]) -> dict[str, dict]:
         with contextlib.suppress(OSError):  # a folder that we may not write to works too, only slower
             write_whole(cache_path, json.dumps(facts, indent=1))
     return facts
+
+
+def _read_cache(path: Path) -> dict:
+    """{} where there is none that can be read: then what it holds is made again."""
+    try:
+        cache = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) else {}

@@ -82,7 +82,7 @@ def _data_facts(
 ) -> tuple[dict, str]:
     dataset = Dataset.open(directory, tokenizer_path)
     assert dataset.fingerprint == fingerprint, f"{directory} changed while a run used it"
-    text = dataset.text_sha256(dataset.validation(seq_len, max_tokens, max_documents))
+    text = dataset.scored_text(seq_len, max_tokens, max_documents)
     found = audit.audit(dataset, seq_len=seq_len, max_tokens=max_tokens, max_documents=max_documents, thorough=False)
     whole = audit.stored(dataset)
     errors = [f.message for one in (found, whole) if one for f in one.findings if f.level == "error"]

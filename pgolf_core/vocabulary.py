@@ -55,7 +55,8 @@ def make(texts: Iterable[str], directory: Path, kind: str, vocab_size: int) -> P
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).partition(" or decrease character_coverage")[0]  # no option of ours
+        # "INTERNAL: file.cc(12) [condition] words or decrease …": that option is none of ours.
+        reason = str(error).rpartition("] ")[2].partition(" or decrease character_coverage")[0]
         raise DataError(f"vocab_size={vocab_size}: no such tokenizer of this text: {reason}") from error
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
     if pieces != vocab_size:

@@ -55,6 +55,21 @@ def test_validation_documents_are_whole(folder, count, tokens):
     assert validation_tokens(folder, 16, 8, count).tolist() == expected.tolist()
 
 
+def test_a_text_is_remembered_until_the_shards_change(folder):
+    documents_of(folder, 30, 40, 100)
+    dataset = Dataset.open(folder)
+    text = dataset.scored_text(16, 0, 2)
+    assert text == dataset.text_sha256(dataset.validation(16, 0, 2)) != dataset.scored_text(16)
+    cache = folder / ".texts.json"
+    cache.write_text(cache.read_text().replace(text, "remembered"))
+    assert Dataset.open(folder).scored_text(16, 0, 2) == "remembered"
+    documents_of(folder, 30, 41, 100)
+    assert Dataset.open(folder).scored_text(16, 0, 2) not in (text, "remembered")
+    for content in ("no json", "[]"):
+        cache.write_text(content)
+        Dataset.open(folder).scored_text(16)
+
+
 def test_too_few_validation_documents(folder):
     documents_of(folder, 30, 40)
     with pytest.raises(DataError, match=r"val_max_documents=3: .* has 2 validation documents"):
