@@ -175,6 +175,8 @@ def describe(directory: str | Path, **about: object) -> Dataset:
     A split's own figures go in as train={…} and val={…}, and its shards are added to them.
     """
     directory = Path(directory)
+    for torn in directory.glob(f".{DESCRIPTION}.*.tmp"):  # of a process that was killed as it wrote
+        torn.unlink()
     dataset = Dataset._read(directory)
     for split in SPLITS:
         shards = dataset.description[split]

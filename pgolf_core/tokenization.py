@@ -94,6 +94,8 @@ def build(
     with explained(directory), alone(directory):
         if not _finished(directory, source, request):
             staging = directory.with_name(f"{directory.name}.unfinished")
+            for torn in staging.glob(".*.tmp"):  # of a process that was killed as it wrote
+                torn.unlink()
             record = _record_to_go_on_from(staging, request, source)
             if not (staging / data.DESCRIPTION).exists() or (staging / PROGRESS).exists():
                 choose = _choice(source, request)

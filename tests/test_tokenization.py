@@ -374,7 +374,8 @@ def test_a_changed_source_starts_anew(tmp_path, tokenizers, small_blocks, monkey
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run as a background job
 from pgolf_core import documents, tokenization
 from pgolf_core.tokenizer import SentencePiece
 documents.BLOCK_BYTES, tokenization.PROGRESS_SECONDS = 300, 0
@@ -418,6 +419,7 @@ def test_kill_and_go_on(tmp_path, tokenizers):
         out, errors = process.communicate(timeout=10)
         assert not psutil.wait_procs(family, timeout=5)[1], "workers outlived their parent"
         assert ("going on after" in out) == (i > 0) and errors == "" and not (tmp_path / "out").exists()
+        (tmp_path / "out.unfinished" / ".progress.json.1-2.tmp").write_text("killed as it wrote this")
     process = start(tmp_path, tokenizers)
     assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
     assert content(tmp_path / "out") == expected
