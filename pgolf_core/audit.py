@@ -22,6 +22,7 @@ from pgolf_core import tokenizer as tokenizers
 from pgolf_core.config import ROOT
 from pgolf_core.data import DESCRIPTION, SPLITS, Dataset
 from pgolf_core.files import DataError, write_whole
+from pgolf_core.integrity import checksum
 from pgolf_core.loader import TokenStream
 from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.survey import MARK, Survey, batches, byte_token
@@ -161,11 +162,9 @@ def _check_shard(path: Path, vocab_size: int, listed: dict | None = None) -> Ite
         last = f"the tokenizer's last is {vocab_size - 1} (vocab_size={vocab_size})"
         message = f"{path}: token {at:,} is {tokens[at]}, and {last}; shards and tokenizer do not belong together"
         yield Finding("error", "shards", message)
-    elif listed:
-        with open(path, "rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != listed["sha256"]:
-                message = f"{path}: not the content that was listed (sha256); download or build it again"
-                yield Finding("error", "shards", message)
+    elif listed and checksum(path) != listed["sha256"]:
+        message = f"{path}: not the content that was listed (sha256); download or build it again"
+        yield Finding("error", "shards", message)
 
 
 def _why_closed(directory: Path, tokenizer_path: str | Path) -> Iterator[Finding]:

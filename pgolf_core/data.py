@@ -16,6 +16,7 @@ from torch import Tensor
 from pgolf_core import tokenizer
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, write_whole
+from pgolf_core.integrity import checksum
 from pgolf_core.loader import TokenStream
 from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.tokenizer import ByteTable, Tokenizer
@@ -126,7 +127,7 @@ class Dataset:
                     f"{loaded.vocab_size - 1} (vocab_size={loaded.vocab_size}); shards and tokenizer do not belong "
                     "together"
                 )
-        description = {"tokenizer_sha256": hashlib.sha256(tokenizer_path.read_bytes()).hexdigest()}
+        description = {"tokenizer_sha256": checksum(tokenizer_path)}
         for split, paths in shards.items():
             listed = [{"name": path.name} | facts[path.name] for path in paths]
             description[split] = [{key: shard[key] for key in ("name", "tokens", "sha256")} for shard in listed]
@@ -212,9 +213,7 @@ def _shard_facts(directory: Path, paths: list[Path]) -> dict[str, dict]:
         if key.items() <= known.items():
             facts[path.name] = known
             continue
-        with open(path, "rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        facts[path.name] = key | {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": digest}
+        facts[path.name] = key | {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
     if facts != cache:
         with contextlib.suppress(OSError):  # a folder that we may not write to works too, only slower
             write_whole(cache_path, json.dumps(facts, indent=1))

@@ -30,6 +30,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_st
 from tqdm import tqdm
 
 from pgolf_core.files import DataError
+from pgolf_core.slot import interactive
 
 REPO = "willdepueoai/parameter-golf"
 TRIES = 5  # connections in a row that bring nothing
@@ -212,7 +213,7 @@ def mapping(content: bytes, name: object) -> dict:
 
 def progress(total: int, name: str) -> tqdm:
     """Of all bytes to come; whoever has no terminal gets a line a file instead."""
-    return tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None)
+    return tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not interactive())
 
 
 def say(bar: tqdm, line: str) -> None:

@@ -16,6 +16,7 @@ from pgolf_core.shards import read_shard
 
 MAPPED = 64  # shards mapped at a time: macOS allows 256 open files
 Position = tuple[int, int, int]
+AHEAD = ThreadPoolExecutor(1, "batches")  # one thread for all: an idle one for each training of a notebook adds up
 
 
 class TokenStream:
@@ -118,7 +119,7 @@ def training_stream(paths: Iterable[str | Path], config: DataConfig, bos: int) -
 
 
 class Batches:
-    """Micro-batches of one process, each made by a thread of its own while the one before is trained on.
+    """Micro-batches of one process, each made by a thread while the one before is trained on.
 
     All processes together take world_size * (local + 1) tokens off the stream; rank r owns the r-th span of
     local + 1. Give every rank a stream of its own: each walks over the others' spans. pin: in memory that a GPU
@@ -131,14 +132,13 @@ class Batches:
         self.local = config.train_batch_tokens // (config.world_size * config.grad_accum)
         assert self.local and self.local % config.train_seq_len == 0, (self.local, config.train_seq_len)
         self.position = stream.position  # after the last batch given; the stream itself is one ahead
-        self._thread = ThreadPoolExecutor(1, "batches")
         self._ahead: Future | None = None
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets, both (local / train_seq_len, train_seq_len) int64 on the CPU."""
-        ahead, self._ahead = self._ahead or self._thread.submit(self._make), None
+        ahead, self._ahead = self._ahead or AHEAD.submit(self._make), None
         x, y, self.position = ahead.result()
-        self._ahead = self._thread.submit(self._make)
+        self._ahead = AHEAD.submit(self._make)
         return x, y
 
     def seek(self, position: tuple[int, ...]) -> None:

@@ -45,6 +45,11 @@ def _end() -> None:
     os._exit(1)
 
 
+def interactive() -> bool:
+    """Whether somebody watches, whom a progress bar is for: a terminal, or a notebook that no sweep runs."""
+    return SWEEP_PID not in os.environ and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+
+
 def kill_family(pid: int, itself: bool = True) -> None:
     """Kill a process and all its children. Nothing is left half-written: files appear whole or not at all."""
     try:

@@ -27,7 +27,9 @@ from pgolf_core import data, tokenizer, vocabulary
 from pgolf_core.disk import alone, check_space, explained
 from pgolf_core.documents import START, Block, Source, first_texts
 from pgolf_core.files import DataError, write_whole
+from pgolf_core.integrity import checksum
 from pgolf_core.shards import HEADER_BYTES, SHARD_TOKENS, header
+from pgolf_core.slot import interactive
 
 PROGRESS = "progress.json"
 PROGRESS_SECONDS = 5.0  # between two records: as much work is lost at most
@@ -76,7 +78,7 @@ def build(
         loaded = tokenizer.load(tokenizer_path)
         if loaded.vocab_size > MAX_VOCABULARY or loaded.bos < 0:
             raise DataError(f"tokenizer_path: {tokenizer_path} has no BOS, or more than {MAX_VOCABULARY} pieces")
-        made_of = {"sha256": hashlib.sha256(Path(tokenizer_path).read_bytes()).hexdigest()}
+        made_of = {"sha256": checksum(Path(tokenizer_path))}
     else:
         vocabulary.check(kind, vocab_size)
         if vocab_size > MAX_VOCABULARY:
@@ -368,7 +370,7 @@ def _write_shards(
     results = _in_order(lambda block: _encode(block, loaded), blocks, workers)
     bar = tqdm(
         total=wanted or source.size, initial=number if wanted else record["done"], desc=staging.stem,
-        unit="doc" if wanted else "B", unit_scale=True, disable=not _interactive(),
+        unit="doc" if wanted else "B", unit_scale=True, disable=not interactive(),
         file=sys.stdout if "ipykernel" in sys.modules else sys.stderr,
     )  # fmt: skip
     try:
@@ -446,8 +448,3 @@ def _check_space(staging: Path, source: Source, wanted: int, block: Block, docum
     if wanted:
         needed = min(needed, written * wanted // len(documents))
     check_space(staging, needed, "the whole folder, judging by its first documents,")
-
-
-def _interactive() -> bool:
-    """A bar is for somebody who watches: a terminal, or a notebook that no sweep runs."""
-    return "PGOLF_SWEEP_PID" not in os.environ and (sys.stderr.isatty() or "ipykernel" in sys.modules)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import replace
@@ -34,6 +33,7 @@ from pgolf_core.roundtrip import (
     score_model,
     to_precision,
 )
+from pgolf_core.slot import interactive
 
 RESUME = "resume.pt"
 TENTH = 0.1  # of the training: from there its size is forecast again
@@ -159,9 +159,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     started = saved = time.perf_counter()
     # In a notebook the bar goes where the lines go, so that one does not break up the other.
     stream_of_bar = sys.stdout if "ipykernel" in sys.modules else sys.stderr
-    with tqdm(
-        total=config.iterations, initial=step, unit="step", file=stream_of_bar, disable=not _interactive()
-    ) as bar:
+    with tqdm(total=config.iterations, initial=step, unit="step", file=stream_of_bar, disable=not interactive()) as bar:
         while True:
             last = clock_ran_out or step == config.iterations
             if last or (config.val_loss_every and step and step % config.val_loss_every == 0):
@@ -327,8 +325,3 @@ def _seconds_since(start: float, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def _interactive() -> bool:
-    """A bar is for somebody who watches: a terminal, or a notebook that no sweep runs."""
-    return "PGOLF_SWEEP_PID" not in os.environ and (sys.stderr.isatty() or "ipykernel" in sys.modules)
