@@ -7,7 +7,6 @@ import gc
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import re
 import time
 import warnings
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from pgolf_core import tokenization, vocabulary
 from pgolf_core.config import EMBEDDED, ROOT, DataConfig
-from pgolf_core.data import DESCRIPTION
+from pgolf_core.data import DESCRIPTION, read_about
 from pgolf_core.disk import alone, explained
 from pgolf_core.documents import Texts
 from pgolf_core.files import DataError
@@ -154,7 +153,7 @@ def build_embedded(
                     Texts(texts, name), directory, kind=kind, vocab_size=vocab_size, shard_tokens=SHARD_TOKENS,
                     val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0, about={"versions": _versions(packages)},
                 )  # fmt: skip
-    built = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+    built = read_about(directory)
     source = built.get("source", {"name": "embedded", "tokenizer": {"kind": "bpe"}})  # once there were no others
     there = {"vocab_size": built["vocab_size"], "tokenizer": source["tokenizer"]["kind"], "corpus": source["name"]}
     for key, asked in {"vocab_size": vocab_size, "tokenizer": kind, "corpus": name}.items():

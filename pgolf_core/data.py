@@ -132,7 +132,7 @@ class Dataset:
             listed = [{"name": path.name} | facts[path.name] for path in paths]
             description[split] = [{key: shard[key] for key in ("name", "tokens", "sha256")} for shard in listed]
             description[f"{split}_tokens"] = sum(shard["tokens"] for shard in listed)
-        about = _read_about(directory)
+        about = read_about(directory)
         byte_table = ByteTable.of(loaded)
         return cls(directory, tokenizer_path, loaded, shards["train"], shards["val"], byte_table, description, about)
 
@@ -158,7 +158,7 @@ class Dataset:
         return digest.hexdigest()
 
     def scored_text(self, seq_len: int, max_tokens: int = 0, max_documents: int = 0) -> str:
-        """text_sha256 of what `validation` gives, remembered beside the shards: of 62 million tokens it takes 13 s."""
+        """text_sha256 of what `validation` gives, remembered beside the shards: 455,010 tokens take 0.1 s to decode."""
         path = self.directory / ".texts.json"
         shards = [self.description["tokenizer_sha256"], *(shard["sha256"] for shard in self.description["val"])]
         key = hashlib.sha256(json.dumps([shards, seq_len, max_tokens, max_documents]).encode()).hexdigest()
@@ -188,7 +188,8 @@ def describe(directory: str | Path, **about: object) -> Dataset:
     return Dataset.open(directory)
 
 
-def _read_about(directory: Path) -> dict:
+def read_about(directory: Path) -> dict:
+    """dataset.json, {} where there is none; DataError where it is damaged."""
     path = directory / DESCRIPTION
     if not path.exists():
         return {}

@@ -63,10 +63,8 @@ def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
         for name in [*a, *(name for name in b if name not in a)]
         if a.get(name) != b.get(name) and not (name in OUTSIDE and None in (a.get(name), b.get(name)))
     ]
-    for row in rows:
-        if recut and row["setting"] == "data_fingerprint":
-            row["kind"] = "follows"
-    return pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
+    table = pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
+    return table.assign(kind=table.kind.mask((table.setting == "data_fingerprint") & recut, "follows"))
 
 
 def kind_of(setting: str, ours: object, theirs: object) -> str:
