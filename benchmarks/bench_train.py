@@ -1,115 +1,243 @@
-"""Milliseconds of a training step by phase, tokens a second and peak memory, for a shape given on the command line.
+"""A training step by phase, tokens a second, MFU and memory, for the shapes of the research; and over ranks.
 
-    python benchmarks/bench_train.py track=nano
-    python benchmarks/bench_train.py track=fixed_step num_layers=12 model_dim=384 --steps 5
+    python benchmarks/bench_train.py                            # one GPU, the reference's batches
+    python benchmarks/bench_train.py --ranks 1 2 4 8            # scaling, with torchrun
+    python benchmarks/bench_train.py --bars                     # and: are two fixed-step runs the same bits
+    python benchmarks/bench_train.py --tokens 8192 --shapes 9x512 compile=0   # on a CPU
+    python benchmarks/bench_train.py --shapes nano              # the track of the demo
 
-Every knob goes as NAME=VALUE. The phases are those of pgolf_core.train, timed with the device's queue
-finished in between, so their sum is a little more than a step of the real loop, which is timed too.
+Knobs go as NAME=VALUE. The text is made up: only shapes count. The phases are those of pgolf_core.train, timed with the
+device's queue finished in between, so their sum is more than the whole step, which is timed without. --json FILE writes
+everything.
 """
 
 import argparse
+import json
+import os
+import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+import warnings
+from pathlib import Path
 
-import psutil
+import numpy as np
 import torch
 import yaml
 
+from pgolf_core import flops
 from pgolf_core.config import RunConfig
 from pgolf_core.loader import Batches, training_stream
 from pgolf_core.model import GPT
 from pgolf_core.optim import make_optimizers, step_optimizers
+from pgolf_core.ranks import GradientSum, Ranks, joined
 from pgolf_core.regularizers import CompressionRegularizer
-from pgolf_core.roundtrip import cpu_threads, open_dataset, pick_device, pick_dtype, to_precision
+from pgolf_core.roundtrip import (
+    cpu_threads,
+    deterministic_kernels,
+    not_compiled,
+    pick_device,
+    pick_dtype,
+    to_precision,
+)
+from pgolf_core.shards import write_shard
 
-PHASES = ("data", "forward", "backward", "regulariser", "optimiser")
+# As the notes ran them; all with the pressure on weights at interval 4.
+PRESSURE = dict(compression_reg_weight=0.005, compression_grid_reg_weight=0.1, compression_reg_interval=4)
+SHAPES = {
+    "9x512": dict(track="h100"),
+    "12x384": dict(track="fixed_step", deterministic=False),
+    "14x560": dict(
+        track="fixed_step",
+        deterministic=False,
+        num_layers=14,
+        model_dim=560,
+        num_heads=8,
+        num_kv_heads=4,
+        vocab_size=4096,
+    ),
+    "14x576": dict(track="h100", num_layers=14, model_dim=576),
+    "nano": dict(track="nano"),
+}
+PHASES = ("data", "forward", "backward", "gradients", "regulariser", "optimiser")
+WARM_STEPS = 4
+TEXT_TOKENS = 8_000_000
 
 
-def peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return info.peak_wset
-    import resource  # not on Windows
-
-    unit = 1 if torch.backends.mps.is_built() else 1024  # macOS counts bytes, Linux kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def bench(config: RunConfig, steps: int) -> None:
-    device, dataset = pick_device(config), open_dataset(config)
+def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
+    """Milliseconds by phase and whole, of this rank; steps is rounded up to whole intervals of the regulariser."""
+    device = pick_device(config)
     dtype = pick_dtype(config, device)
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(device)
     to_precision(model, dtype)
-    optimizers, regularizer = make_optimizers(model, config), CompressionRegularizer(model, config)
-    stream = training_stream(dataset.train_shards, config.data, dataset.tokenizer.bos)
-    batches = Batches(stream, config.data, pin=device.type == "cuda")
-    loss_of = torch.compile(model.loss) if config.compile else model.loss
-    accumulation = config.data.grad_accum
-    spent = {phase: [] for phase in PHASES}
+    optimizers, regularizer = make_optimizers(model, config, ranks), CompressionRegularizer(model, config)
+    gradients = GradientSum(model.parameters(), ranks)
+    why_eager = not_compiled(config, device)
+    model.positions(torch.empty(1, config.train_seq_len, 0, device=device))
+    loss_of = model.loss if why_eager else torch.compile(model.loss, fullgraph=True, dynamic=False)
+    passes = config.data.grad_accum
 
     def now() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    def step(index: int, timed: bool) -> dict[str, float]:
+    def step(index: int, batches: Batches, clock) -> dict[str, float]:
         seconds = dict.fromkeys(PHASES, 0.0)
-        clock = now if timed else time.perf_counter
-        for _ in range(accumulation):
+        for _ in range(passes):
             start = clock()
             x, y = (t.to(device, non_blocking=True) for t in batches.next())
             seconds["data"] += (loaded := clock()) - start
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss = loss_of(x, y) / accumulation
+                loss = loss_of(x, y) / passes
             seconds["forward"] += (done := clock()) - loaded
             loss.backward()
-            seconds["backward"] += clock() - done
+            seconds["backward"] += (summing := clock()) - done
+            gradients.add()
+            seconds["gradients"] += clock() - summing
         start = clock()
+        gradients.finish()
+        seconds["gradients"] += (summed := clock()) - start
         penalty, sampled = regularizer(index)
         if sampled:
             (config.compression_reg_weight * penalty).backward()
-        seconds["regulariser"] += (done := clock()) - start
+        seconds["regulariser"] += (done := clock()) - summed
         step_optimizers(optimizers, 1.0, config.muon_momentum)
         seconds["optimiser"] += clock() - done
         return seconds
 
-    # Four steps at a time, so that a regulariser at interval 4 is paid once in each.
-    for index in range(4):
-        step(index, timed=True)
-    for index in range(steps):
-        for phase, value in step(config.compression_reg_warmup_steps + index, timed=True).items():
-            spent[phase].append(value)
-    start = now()
-    for index in range(steps):
-        step(config.compression_reg_warmup_steps + index, timed=False)
-    whole = (now() - start) / steps
+    first = config.compression_reg_warmup_steps  # from where the regulariser takes part
+    steps = -(-steps // config.compression_reg_interval) * config.compression_reg_interval
+    with tempfile.TemporaryDirectory() as folder, deterministic_kernels(config.deterministic and device.type == "cuda"):
+        tokens = np.random.default_rng(0).integers(0, config.vocab_size, TEXT_TOKENS, dtype=np.uint16)
+        write_shard(Path(folder) / "fineweb_train_000000.bin", tokens)
+        stream = training_stream([Path(folder) / "fineweb_train_000000.bin"], config.data, bos=1)
+        batches = Batches(stream, config.data, ranks.rank, pin=device.type == "cuda")
+        began = now()
+        for index in range(WARM_STEPS):
+            step(first + index, batches, now)
+        warm_seconds = now() - began
+        graphs = _graphs()
+        phased = [step(first + index, batches, now) for index in range(steps)]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
+            times = [time.perf_counter()]
+            start = now()
+            for index in range(steps):
+                step(first + index, batches, time.perf_counter)
+                times.append(time.perf_counter())
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+            whole = (now() - start) / steps
+        syncs = sum("synchronizing" in str(w.message) for w in caught)
+        batches.seek(stream.start)  # the thread lets go of the file
+    milliseconds = {phase: 1000 * statistics.mean(p[phase] for p in phased) for phase in PHASES}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_a_step": config.train_batch_tokens,
+        "ranks": ranks.size,
+        "passes_a_step": passes,
+        "phases_ms": milliseconds,
+        "step_ms": 1000 * whole,
+        "tokens_a_second": config.train_batch_tokens / whole,
+        "tflops": flops.flops_a_token(config) * config.train_batch_tokens / whole / 1e12,
+        "mfu": flops.utilisation(config, config.train_batch_tokens, whole, device),
+        "peak_memory_mib": flops.peak_memory(device) / 2**20,
+        "regulariser_share": milliseconds["regulariser"] / sum(milliseconds.values()),
+        "eager": why_eager,
+        "graphs": graphs,
+        "graphs_later": _graphs() - graphs,
+        "host_syncs": syncs,
+        "warm_up_seconds": warm_seconds,
+    }
 
-    parameters = sum(p.numel() for p in model.parameters())
-    print(
-        f"{config.num_layers}x{config.model_dim}, {parameters:,} parameters, "
-        f"{config.train_batch_tokens:,} tokens a step, "
-        f"{device.type}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    phased = sum(statistics.mean(values) for values in spent.values())
-    for phase, values in spent.items():
-        mean, median = 1000 * statistics.mean(values), 1000 * statistics.median(values)
-        print(f"{phase:12} mean {mean:9.2f} ms   median {median:9.2f} ms   {100 * mean / phased / 1000:5.1f} %")
-    print(f"{'sum':12} mean {1000 * phased:9.2f} ms")
-    print(f"{'whole step':12} mean {1000 * whole:9.2f} ms   {config.train_batch_tokens / whole:,.0f} tokens/s")
-    print(f"peak memory  {peak_bytes(device) / 2**20:,.0f} MiB")
+
+def _graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] if "torch._dynamo" in sys.modules else 0
+
+
+def in_processes(name: str, config: RunConfig, steps: int) -> dict:
+    """The measurement of rank 0, in processes of their own: memory and compiled graphs of no other shape are in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        knobs, out = Path(folder) / "config.json", Path(folder) / "out.json"
+        knobs.write_text(json.dumps(config.model_dump()))
+        words = [__file__, "--worker", str(knobs), str(out), "--steps", str(steps)]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.world_size}"]
+        done = subprocess.run([sys.executable, *(torchrun if config.world_size > 1 else []), *words])
+        if done.returncode:
+            sys.exit(f"{name} on {config.world_size} ranks ended with status {done.returncode}")
+        return json.loads(out.read_text())
+
+
+def work(knobs: str, out: str, steps: int) -> None:
+    config = RunConfig.from_file(knobs)
+    with cpu_threads(config), joined(config, Path(out).parent / "none") as ranks:
+        measured = measure(config, ranks, steps)
+        if ranks.first:
+            Path(out).write_text(json.dumps(measured))
+
+
+def bars(knobs: dict, steps: int) -> dict:
+    """Two fixed-step runs of a few steps on the embedded corpus: the same bits? And what deterministic kernels cost."""
+    from pgolf_core.train import train
+
+    short = dict(deterministic=True, iterations=24, val_max_tokens=65_536, roundtrip_val_max_tokens=65_536)
+    config = RunConfig(**SHAPES["12x384"] | short | {"allow_over_cap": True} | knobs)
+    with tempfile.TemporaryDirectory() as folder:
+        shas = [train(config, Path(folder) / str(i)).checkpoint_sha256 for i in range(2)]
+    cost = [in_processes("12x384", config.with_knobs(deterministic=on), steps)["step_ms"] for on in (True, False)]
+    return {"fixed_step_runs_bit_equal": shas[0] == shas[1], "deterministic_over_fastest": cost[0] / cost[1]}
+
+
+def table(rows: dict[str, dict]) -> str:
+    columns = ["shape", "ranks", "tokens", *PHASES, "step", "tokens/s", "TFLOP/s", "MFU", "MiB", "graphs", "syncs"]
+    lines = [columns]
+    for name, row in rows.items():
+        phases = [f"{row['phases_ms'][phase]:.1f}" for phase in PHASES]
+        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
+        lines.append(
+            [name.split()[0], f"{row['ranks']}", f"{row['tokens_a_step']:,}", *phases, f"{row['step_ms']:.1f}",
+             f"{row['tokens_a_second']:,.0f}", f"{row['tflops']:.2f}", mfu, f"{row['peak_memory_mib']:,.0f}",
+             f"{row['graphs']}+{row['graphs_later']}", f"{row['host_syncs']}"]
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("knobs", nargs="*", metavar="NAME=VALUE")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["9x512", "12x384", "14x560", "14x576"])
+    parser.add_argument("--tokens", type=int, metavar="N", help="a step; default: the reference's")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1], metavar="N")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--bars", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    config = RunConfig(**{name: yaml.safe_load(value) for name, value in (k.split("=", 1) for k in arguments.knobs)})
-    with cpu_threads(config):
-        bench(config, arguments.steps)
+    if arguments.worker:
+        work(*arguments.worker, arguments.steps)
+        return
+    knobs = {name: yaml.safe_load(value) for name, value in (k.split("=", 1) for k in arguments.knobs)}
+    rows = {}
+    for shape in arguments.shapes:
+        for size in arguments.ranks:
+            own = PRESSURE | SHAPES[shape] | {"world_size": size}
+            own |= {"train_batch_tokens": arguments.tokens} if arguments.tokens else {}
+            rows[f"{shape} on {size}"] = in_processes(shape, RunConfig(**own | knobs), arguments.steps)
+            print(table(rows) if len(rows) == 1 else table(rows).splitlines()[-1], flush=True)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    about = {"device": device, "torch": torch.__version__, "python": platform.python_version(), "command": sys.argv[1:]}
+    told = about | {"shapes": rows} | (bars(knobs, arguments.steps) if arguments.bars else {})
+    if arguments.bars:
+        print({name: told[name] for name in ("fixed_step_runs_bit_equal", "deterministic_over_fastest")})
+    if arguments.json:
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ SHRUNK = dict(
 )  # fmt: skip
 SHRUNK_STAGES = ["train", {"sensitivity": {"tokens": 1024}}, {"residual_allocation": {"budgets": [2048]}}]
 VICTIMS = ["sweep"] * 5 + ["family"] * 2 + ["kernel"] * 2 + ["slot"]
-DIFFER = {"train_seconds", "eval_seconds", "export_seconds", "resumed", "environment", "finished", "files", "checksum"}
+DIFFER = {
+    "train_seconds", "eval_seconds", "export_seconds", "budget", "peak_memory_bytes", "resumed", "environment",
+    "finished", "files", "checksum",
+}  # fmt: skip
 END_SECONDS = 5  # a slot and its kernel may outlive their sweep by that
 
 

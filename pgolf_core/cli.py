@@ -5,7 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from pgolf_core.config import ROOT, ConfigError, RunConfig
+from pgolf_core import cli_cluster, cli_data, cli_remote
+from pgolf_core.arguments import add_knobs, existing_file, knobs_of
+from pgolf_core.config import ROOT, RunConfig
 
 DEMO = ROOT / "notebooks" / "sweeps" / "demo.yaml"
 
@@ -48,19 +50,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--slots", type=int, metavar="N", help="notebooks at a time")
 
     sub = command(sweep, "sweep", "run what is missing of sweep files, one after the other")
-    sub.add_argument("files", type=_file, nargs="+", metavar="FILE")
+    sub.add_argument("files", type=existing_file, nargs="+", metavar="FILE")
     sub.add_argument("--scale", default="", metavar="nano", help="nano = each run shrunk to a minute on one CPU thread")
     sub.add_argument(
         "--seeds", type=int, nargs="+", metavar="SEED", help="every run once for each; what is there stays"
     )
     sub.add_argument("--slots", type=int, metavar="N", help="notebooks at a time; default: what the cores or GPUs hold")
+    sub.add_argument(
+        "--cluster",
+        default="",
+        metavar="ADDRESS",
+        help="on the workers of a Dask scheduler: tcp://host:8786 or its file",
+    )
     sub.add_argument("--dry-run", action="store_true", help="check the file and say what would run")
-    _add_knobs(sub)
+    add_knobs(sub)
 
     sub = command(train, "train", "one run, without a notebook")
     sub.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/explore/<track>-<hash of the knobs>")
-    sub.add_argument("--config", type=_file, metavar="FILE", help="knobs as YAML or JSON; a run's config.json too")
-    _add_knobs(sub)
+    sub.add_argument(
+        "--config", type=existing_file, metavar="FILE", help="knobs as YAML or JSON; a run's config.json too"
+    )
+    add_knobs(sub)
 
     sub = command(list_runs, "runs", "all runs in a table")
     sub.add_argument("sweep", nargs="?", metavar="SWEEP")
@@ -79,100 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR")
 
     sub = command(artifact, "artifact", "check an artifact file and account for its bytes")
-    sub.add_argument("file", type=_file, metavar="FILE")
+    sub.add_argument("file", type=existing_file, metavar="FILE")
 
     sub = command(submission, "submission", "score a run's file again, audit its data, and pack what it claims")
     sub.add_argument("run", metavar="RUN", help="sweep/run below runs/, or a folder")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: reports/submissions/<sweep>_<run>")
 
-    data = commands.add_parser("data", help="make data ready, and hold it to what its scores claim")
-    data.set_defaults(command=lambda _: data.print_help() or 0)
-    _add_data_commands(data.add_subparsers(metavar="SOURCE"))
+    cli_data.add_commands(commands)
+    cli_remote.add_commands(commands)
+    cli_cluster.add_commands(commands)
     return parser
-
-
-def _add_data_commands(sources) -> None:
-    def source(function, name: str, text: str) -> argparse.ArgumentParser:
-        sub = sources.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
-        return sub
-
-    def add_tokenizer(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--tokenizer", default="bpe", metavar="KIND", help="bpe (default), unigram or bytes")
-        sub.add_argument("--vocab-size", type=_count, metavar="V", help="pieces; default 1024, of bytes 260")
-
-    def add_hub(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--revision", default="main", metavar="R", help="branch, tag or commit of the publication")
-        sub.add_argument("--endpoint", metavar="URL", help="a mirror of the hub")
-
-    sub = source(data_embedded, "embedded", "docstrings of the installed packages: 17 MB of English, no download")
-    add_tokenizer(sub)
-    sub.add_argument("--large", action="store_true", help="35 MB: more packages, short docstrings, comments")
-
-    sub = source(data_fineweb, "fineweb", "the challenge's published shards")
-    sub.add_argument("--variant", default="sp1024", metavar="NAME", help="sp1024 (default), byte260 …: its tokenizer")
-    sub.add_argument("--train-shards", type=_count, default=1, metavar="N", help="of 100,000,000 tokens, 200 MB, each")
-    add_hub(sub)
-    sub.add_argument("--out", type=Path, metavar="DIR", help="default: data/fineweb10B_<variant>")
-
-    sub = source(data_docs, "docs", "shards of documents: your own, or those the challenge published")
-    sub.add_argument(
-        "source", nargs="?", type=Path, metavar="PATH", help="a .jsonl, .txt or .parquet file, or a folder"
-    )
-    sub.add_argument("--documents", type=_count, default=0, metavar="N", help="only the first N; default: all")
-    sub.add_argument("--val-documents", type=_count, default=0, metavar="N", help="the first N are for validation")
-    sub.add_argument("--val-share", type=float, default=0.0, metavar="S", help="a share of them is, by hash: 0.01")
-    add_tokenizer(sub)
-    sub.add_argument("--tokenizer-path", type=_file, metavar="FILE", help="a tokenizer that is there, instead")
-    sub.add_argument("--tokenizer-documents", type=_count, default=500_000, metavar="K", help="train it on the first K")
-    sub.add_argument("--field", default="text", metavar="NAME", help="of a .jsonl or .parquet row")
-    sub.add_argument(
-        "--split", default="auto", metavar="HOW", help="of .txt: a document is a file, blank (lines), line"
-    )
-    sub.add_argument("--keep-overlap", action="store_true", help="training documents that are validation ones too stay")
-    sub.add_argument("--workers", type=_count, default=0, metavar="W", help="threads; default: a core each")
-    add_hub(sub)
-    sub.add_argument("--download", type=Path, metavar="DIR", help="of published documents; default: data/docs")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="default: data/<name>_<tokenizer>")
-
-    sub = source(
-        data_audit, "audit", "hold a folder of shards to what its scores claim; exit 1 where they would be false"
-    )
-    sub.add_argument("folder", type=Path, metavar="DIR")
-    sub.add_argument("--fast", action="store_true", help="what every run does: a sample of documents")
-    sub.add_argument("--seq-len", type=_count, default=1024, metavar="N", help="window in tokens; default 1024")
-    sub.add_argument("--max-tokens", type=_count, default=0, metavar="N", help="that are scored; default: all")
-    sub.add_argument("--max-documents", type=_count, default=0, metavar="N", help="that are scored; default: all")
-    sub.add_argument(
-        "--source", type=Path, metavar="PATH", help="documents it was made of: their bytes must be counted"
-    )
-
-
-def _count(text: str) -> int:
-    """A whole number, with or without thousands separators."""
-    digits = text.replace(",", "").replace("_", "")
-    if not digits.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, like 50,000")
-    return int(digits)
-
-
-def _file(name: str) -> Path:
-    if not Path(name).is_file():
-        raise argparse.ArgumentTypeError(f"{name}: no such file")
-    return Path(name)
-
-
-def _add_knobs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-k", dest="knobs", action="append", default=[], metavar="NAME=VALUE", help="a knob of RunConfig"
-    )
-
-
-def _knobs(pairs: list[str]) -> dict[str, str]:
-    """Values stay text, as they are in the environment; RunConfig reads them by the knob's type."""
-    if bad := [pair for pair in pairs if "=" not in pair]:
-        raise ConfigError(f"-k {' '.join(bad)}: expected NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 # Torch takes seconds to import, so what needs it is imported where it is used.
@@ -194,14 +120,14 @@ def demo(arguments: argparse.Namespace) -> int:
 def sweep(arguments: argparse.Namespace) -> int:
     from pgolf_core.sweep import load_sweep, run_sweep
 
-    knobs, failures = _knobs(arguments.knobs), []
+    knobs, failures = knobs_of(arguments.knobs), []
     for file in arguments.files:  # what is wrong with any of them is said before the first one runs
         load_sweep(file, knobs, arguments.scale, arguments.seeds)
     for file in arguments.files:
         if arguments.dry_run:
             _dry_run(load_sweep(file, knobs, arguments.scale, arguments.seeds))
         else:
-            failures += run_sweep(file, arguments.slots, knobs, arguments.scale, arguments.seeds)
+            failures += run_sweep(file, arguments.slots, knobs, arguments.scale, arguments.seeds, arguments.cluster)
     if failures:
         print(f"pgolf: {len(failures)} failed: {', '.join(f.run for f in failures)}", file=sys.stderr)
         print("the same command tries these again, and nothing else", file=sys.stderr)
@@ -228,7 +154,7 @@ def train(arguments: argparse.Namespace) -> int:
     from pgolf_core import runs
     from pgolf_core.train import train
 
-    knobs = _knobs(arguments.knobs)
+    knobs = knobs_of(arguments.knobs)
     config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
     run_dir = arguments.run_dir or runs.RUNS / "explore" / runs.run_name(config)
     train(config, run_dir)
@@ -259,7 +185,8 @@ def _table(table) -> str:
         return ["" if value != value else format(value, form) for value in table[column].astype(float)]
 
     over = ["over its cap" if value is True else "" for value in table.over_cap]
-    notes = [" ".join(f"{note} {problem}".split()) for note, problem in zip(over, table.problem, strict=True)]
+    late = ["; ".join(flags) if kind == "train" else "" for flags, kind in zip(table["flags"], table.kind, strict=True)]
+    notes = [" ".join(" ".join(words).split()) for words in zip(over, late, table.problem, strict=True)]
     columns = [
         ["sweep", *table.sweep],
         ["run", *table.run],
@@ -371,91 +298,6 @@ def submission(arguments: argparse.Namespace) -> int:
 
     print(submit(_run_dir(arguments.run), arguments.out))
     return 0
-
-
-def data_embedded(arguments: argparse.Namespace) -> int:
-    from pgolf_core import corpus
-
-    kind = arguments.tokenizer
-    print(corpus.build_embedded(_vocab_size(arguments), kind=kind, large=arguments.large))
-    return 0
-
-
-def _vocab_size(arguments: argparse.Namespace) -> int:
-    return arguments.vocab_size or (260 if arguments.tokenizer == "bytes" else 1024)
-
-
-def data_fineweb(arguments: argparse.Namespace) -> int:
-    from pgolf_core import hub
-
-    out = arguments.out and arguments.out.absolute()  # of the command line: from here, not from the checkout
-    hub.fineweb(arguments.variant, arguments.train_shards, arguments.revision, arguments.endpoint, out)
-    return 0
-
-
-def data_docs(arguments: argparse.Namespace) -> int:
-    from pgolf_core import documents, hub, tokenization, vocabulary
-    from pgolf_core.files import DataError
-
-    published = arguments.source is None
-    kind, vocab_size = arguments.tokenizer, _vocab_size(arguments)
-    if arguments.tokenizer_path:
-        if arguments.vocab_size:
-            raise DataError("--vocab-size: the tokenizer at --tokenizer-path has a size of its own; name one of them")
-        name = arguments.tokenizer_path.stem
-    else:
-        vocabulary.check(kind, vocab_size)
-        name = vocabulary.name_of(kind, vocab_size)
-    wanted = arguments.documents
-    if published:
-        trained_on = 0 if arguments.tokenizer_path or kind == "bytes" else arguments.tokenizer_documents
-        folder = arguments.download and arguments.download.absolute()
-        path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint, folder)
-        val_documents = arguments.val_documents or (0 if arguments.val_share else 50_000)
-    else:
-        path, val_documents = arguments.source.resolve(), arguments.val_documents
-    val_share = arguments.val_share or (0.0 if val_documents else 0.01)
-    stem = "docs" if published else path.stem
-    out = arguments.out or ROOT / "data" / f"{stem}{f'_{wanted}' if wanted else ''}_{name}"
-    tokenization.build(
-        documents.open_source(path, arguments.field, arguments.split),
-        out.absolute(),
-        kind=kind,
-        vocab_size=vocab_size,
-        tokenizer_path=arguments.tokenizer_path,
-        documents=wanted,
-        val_documents=val_documents,
-        val_share=val_share,
-        tokenizer_documents=arguments.tokenizer_documents,
-        tokenizer_sees_val=published,  # as the published tokenizers did
-        keep_overlap=arguments.keep_overlap or published,
-        workers=arguments.workers,
-    )
-    return 0
-
-
-def data_audit(arguments: argparse.Namespace) -> int:
-    """Exit status 1 where a score on this data would be false."""
-    from pgolf_core import audit, documents, tokenization
-    from pgolf_core.data import Dataset
-    from pgolf_core.files import DataError
-
-    folder = arguments.folder.absolute()
-    if not folder.is_dir():
-        raise DataError(f"{arguments.folder}: no such folder")
-    options = dict(seq_len=max(1, arguments.seq_len), thorough=not arguments.fast)
-    limits = dict(max_tokens=arguments.max_tokens, max_documents=arguments.max_documents)
-    if arguments.source:
-        told = Dataset.open(folder).about.get("source", {})
-        source = documents.open_source(arguments.source.resolve(), told.get("field", "text"), told.get("split", "auto"))
-        if any(told.get(name) != value for name, value in source.about().items()):
-            raise DataError(f"{arguments.source}: not what {arguments.folder} was made of, as its dataset.json tells")
-        options["documents"] = tokenization.validation_texts(source, told)
-    found = audit.inspect(folder, **options, **limits)
-    print(audit.words(found))
-    if found.thorough and not any(limits.values()):
-        audit.store(Dataset.open(folder), found)  # runs on it tell that it was done, or refuse it
-    return 0 if found.ok else 1
 
 
 def console() -> None:

@@ -105,11 +105,24 @@ class DataConfig(Group):
     ] = 0
     train_batch_tokens: Annotated[int, Field(gt=0, description="tokens a step, all processes together")] = 524_288
     train_seq_len: Annotated[int, Field(gt=0, description="tokens")] = 1024
-    world_size: Annotated[int, Field(gt=0, description="processes that train together; torchrun sets it")] = 1
+    world_size: Annotated[
+        int, Field(gt=0, description="processes that train together, a GPU each; train() starts them, or torchrun did")
+    ] = 1
+    grad_accum_steps: Annotated[
+        int,
+        Field(
+            ge=0, description="passes a step and process; 0 = 8 / world_size, as the reference. Fewer: larger, faster"
+        ),
+    ] = 0
 
     @property
     def grad_accum(self) -> int:
-        return GRADIENT_SPANS // self.world_size
+        return self.grad_accum_steps or GRADIENT_SPANS // self.world_size
+
+    @property
+    def spans(self) -> int:
+        """Of all GRADIENT_SPANS, those that one process trains on in one pass."""
+        return GRADIENT_SPANS // (self.world_size * self.grad_accum)
 
 
 class TrainConfig(Group):
@@ -142,7 +155,10 @@ class TrainConfig(Group):
         Literal["auto", "float32", "bfloat16"],
         Field(description="auto = bfloat16 autocast on cuda, float32 elsewhere"),
     ] = "auto"
-    compile: Annotated[bool, Field(description="torch.compile the loss")] = False
+    compile: Annotated[bool, Field(description="torch.compile the loss; on CUDA where there is Triton")] = False
+    deterministic: Annotated[
+        bool, Field(description="kernels on CUDA that give the same bits each time; on a CPU all do")
+    ] = False
     cpu_threads: Annotated[
         int,
         Field(ge=0, description="threads of one run on a CPU, part of what makes it repeatable; 0 = all cores"),
@@ -254,7 +270,7 @@ class EvalConfig(Group):
 # Named budgets over the same knobs. The seed's tracks are as its author ran them (one RTX 3090, 180 s).
 _SEED_SHAPE = dict(num_layers=12, model_dim=384, num_heads=6, num_kv_heads=3)
 _SEED_SWEEP = dict(
-    train_batch_tokens=32_768, val_batch_size=32_768, warmup_steps=0,
+    compile=True, train_batch_tokens=32_768, val_batch_size=32_768, warmup_steps=0,
     compression_reg_interval=4, compression_reg_warmup_steps=32, compression_reg_max_cols=128,
     int8_residual_rank=1, int8_residual_budget_bytes=65_536,
 )  # fmt: skip
@@ -275,10 +291,10 @@ TRACKS: dict[str, dict] = {
         val_max_tokens=524_288, roundtrip_val_max_tokens=262_144,
     ),
     "fixed_step": dict(
-        **_SEED_SHAPE, **_SEED_SWEEP, iterations=300, max_wallclock_seconds=0,
+        **_SEED_SHAPE, **_SEED_SWEEP, iterations=300, max_wallclock_seconds=0, deterministic=True,
         val_max_tokens=524_288, roundtrip_val_max_tokens=262_144,
     ),
-    "h100": dict(num_layers=9, model_dim=512, num_heads=8, num_kv_heads=4, max_wallclock_seconds=600),
+    "h100": dict(num_layers=9, model_dim=512, num_heads=8, num_kv_heads=4, max_wallclock_seconds=600, compile=True),
 }  # fmt: skip
 
 
@@ -412,6 +428,10 @@ RULES = [
      "embed_dim={c.embed_dim} is more than model_dim={c.model_dim}"),
     ({"world_size"}, lambda c: GRADIENT_SPANS % c.world_size == 0,
      "world_size={c.world_size} does not divide 8; use 1, 2, 4 or 8 processes"),
+    ({"world_size", "grad_accum_steps"},
+     lambda c: GRADIENT_SPANS % c.world_size or not c.grad_accum_steps
+     or GRADIENT_SPANS // c.world_size % c.grad_accum_steps == 0,
+     "grad_accum_steps={c.grad_accum_steps} does not divide 8 / world_size={c.world_size}; 0 is the reference's"),
     ({"train_batch_tokens", "train_seq_len"}, lambda c: c.train_batch_tokens % (GRADIENT_SPANS * c.train_seq_len) == 0,
      "train_batch_tokens={c.train_batch_tokens} is not a multiple of 8 × train_seq_len={c.train_seq_len} "
      "(world size × accumulation is 8)"),

@@ -45,6 +45,16 @@ def windows(targets: int, length: int, stride: int) -> list[tuple[int, int]]:
     return list(zip(starts, ends, strict=False))
 
 
+def all_windows(tokens: Tensor, config: EvalConfig) -> list[tuple[int, int]]:
+    """`windows` over tokens (n,), each but the first a target. Raises ValueError where there is no whole one."""
+    L = config.eval_seq_len
+    if L == 0:
+        raise ValueError("eval_seq_len=0: give the window in tokens, or take RunConfig.eval, which resolves it")
+    if tokens.numel() <= L:
+        raise ValueError(f"{tokens.numel()} validation tokens hold no window of eval_seq_len={L} and its target")
+    return windows(tokens.numel() - 1, L, config.eval_stride)
+
+
 def sidecar(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
     """Raise the logits (B, T, V) of tokens seen lately in ids (B, T), and of what followed the current one.
 
@@ -76,30 +86,35 @@ class Batch:
     scored: Tensor  # (B·T,) bool, on the device that sums
     tokens: int
     bytes: Tensor  # () int64, there too
+    windows: slice  # which of all windows they are
 
 
 def batches(
-    tokens: Tensor, byte_table: ByteTable, config: EvalConfig, device: torch.device, every: int = 1
+    tokens: Tensor,
+    byte_table: ByteTable,
+    config: EvalConfig,
+    device: torch.device,
+    every: int = 1,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """One window of tokens (n,) in `every`, from the first on. Raises ValueError where there is no whole one."""
+    """One window of tokens (n,) in `every`, from the first on; of the batches of them every n-th from the k-th on,
+    share = k, n. Raises ValueError where there is no whole window."""
     L = config.eval_seq_len
-    if L == 0:
-        raise ValueError("eval_seq_len=0: give the window in tokens, or take RunConfig.eval, which resolves it")
-    if tokens.numel() <= L:
-        raise ValueError(f"{tokens.numel()} validation tokens hold no window of eval_seq_len={L} and its target")
+    spans = all_windows(tokens, config)[::every]
     tokens = tokens.to(device)
     sums = summing_device(device)
     byte_table = byte_table.to(sums)
-    spans = windows(tokens.numel() - 1, L, config.eval_stride)[::every]
     batch = config.sw_eval_batch if config.eval_stride else max(1, config.val_batch_size // L)
     offsets = torch.arange(L, device=device)
-    for i in range(0, len(spans), batch):
+    first_batch, step = share
+    for i in range(first_batch * batch, len(spans), step * batch):
         start, first = torch.tensor(spans[i : i + batch], device=device).unbind(1)
         position = start[:, None] + offsets  # (B, L), the index of each input token
         x, y = tokens[position], tokens[position + 1]
         scored = (position >= first[:, None]).flatten().to(sums)
         byte_count = byte_table.count(x.flatten().to(sums)[scored], y.flatten().to(sums)[scored])
-        yield Batch(x, y, scored, sum(s + L - max(s, f) for s, f in spans[i : i + batch]), byte_count)
+        count = sum(s + L - max(s, f) for s, f in spans[i : i + batch])
+        yield Batch(x, y, scored, count, byte_count, slice(i, i + len(x)))
 
 
 def summing_device(device: torch.device) -> torch.device:
@@ -117,10 +132,9 @@ def scored_nats(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
     return loss.view(batch.ids.shape).sum(1, dtype=torch.float64)
 
 
-def score_of(nats: list[Tensor], tokens: int, text_bytes: int) -> Score:
-    """The score of all batches: scored_nats of each, and the sums of their tokens and bytes."""
-    windows_nats = torch.cat(nats).cpu()
-    blocks = tuple(part.sum().item() for part in windows_nats.tensor_split(min(BLOCKS, len(windows_nats))))
+def score_of(nats: Tensor, tokens: int, text_bytes: int) -> Score:
+    """The score of all windows: nats (windows,) float64 as scored_nats gives them."""
+    blocks = tuple(part.sum().item() for part in nats.cpu().tensor_split(min(BLOCKS, len(nats))))
     val_loss = math.fsum(blocks) / tokens
     return Score(val_loss, val_loss / math.log(2) * tokens / text_bytes, tokens, text_bytes, blocks)
 
@@ -143,17 +157,24 @@ def evaluate(
     byte_table: ByteTable,
     config: EvalConfig,
     dtype: torch.dtype = torch.float32,
+    ranks=None,
 ) -> Score:
     """Score tokens (n,): each but the first is a target. Other dtypes than float32 run under autocast.
 
+    ranks: ranks.Ranks that hold the same model; each scores its share of the batches, and all get the same score.
     Raises ValueError where tokens hold no whole window.
     """
-    nats, byte_count, count = [], 0, 0
+    share = (ranks.rank, ranks.size) if ranks else (0, 1)
     with evaluating(model) as device:
-        for batch in batches(tokens, byte_table, config, device):
+        nats = torch.zeros(len(all_windows(tokens, config)), dtype=torch.float64, device=summing_device(device))
+        counts = torch.zeros(2, dtype=torch.int64, device=nats.device)  # tokens, bytes
+        for batch in batches(tokens, byte_table, config, device, share=share):
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = model(batch.ids)
-            nats.append(scored_nats(logits, batch, config))
-            byte_count += batch.bytes
-            count += batch.tokens
-    return score_of(nats, count, byte_count.item())
+            nats[batch.windows] = scored_nats(logits, batch, config)
+            counts[0] += batch.tokens
+            counts[1] += batch.bytes
+        if ranks:  # zeros where another rank scores, so the sum is every window's, to the bit
+            ranks.add_(nats)
+            ranks.add_(counts)
+    return score_of(nats, *counts.tolist())

@@ -102,12 +102,12 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for run in table[~table.index.isin(scored(table).index)].itertuples():
         match run.status:
-            case "incomplete":
+            case "incomplete" | "interrupted":
                 steps = runs.metrics(run.path).get("step", pd.Series(dtype=float)).max()
                 of = pd.to_numeric(run.iterations, errors="coerce")
                 where = "no step logged" if pd.isna(steps) else f"last step {steps:.0f}"
                 where += "" if pd.isna(steps) or pd.isna(of) else f" of {of:.0f}"
-                why = f"incomplete, {where}"
+                why = f"{run.status}, {where}" + (f": {run.problem}" if run.problem else "")
             case "failed":
                 why = f"failed: {run.problem}"
             case "damaged":

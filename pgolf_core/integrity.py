@@ -6,7 +6,7 @@ from pathlib import Path
 
 ARTIFACT = "artifact.pgolf"
 CHECKPOINT = "checkpoint.safetensors"
-TOLD = ("log.txt", "metrics.jsonl")  # whose checksums a result holds
+TOLD = ("log.txt", "metrics.jsonl", "environment.json")  # whose checksums a result holds
 WRITTEN_WITHIN = 5.0  # seconds that may lie between a file and the result that describes it
 
 
@@ -38,6 +38,26 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
     own = result["kind"] == "train" and result["checkpoint_sha256"]  # of an export it is that of its source's
     whole = not own or not checkpoint.exists() or (_whole_safetensors(checkpoint) and _is(checkpoint, own, since))
     return "" if whole else CHECKPOINT
+
+
+def lacking(run_dir: Path, training: bool = True) -> list[str]:
+    """What is not there of the least that a run's directory must hold before the machine that made it may go.
+
+    Knobs, environment and log, whatever became of it; the file of one that scored it, and of any other why it has none.
+    One that ended before it began has knobs and log of its notebook. training: False for a stage, which keeps no log.
+    """
+    result_file = run_dir / "result.json"
+    result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else None
+    needed = [("config.json",)]
+    if result is None:
+        began = (run_dir / "config.json").exists()
+        needed = [("config.json", "job.json"), ("log.txt", "kernel.log"), ("error.json",)]
+        needed += [("environment.json",)] if training and began else []
+    elif result["kind"] == "train":
+        needed += [("environment.json",), ("log.txt",)]
+    if result and result["artifact_sha256"]:
+        needed.append((ARTIFACT,))
+    return [names[0] for names in needed if not any((run_dir / name).is_file() for name in names)]
 
 
 def checksum(path: Path) -> str:

@@ -122,20 +122,20 @@ class Batches:
     """Micro-batches of one process, each made by a thread while the one before is trained on.
 
     All processes together take world_size * (local + 1) tokens off the stream; rank r owns the r-th span of
-    local + 1. Give every rank a stream of its own: each walks over the others' spans. pin: in memory that a GPU
-    copies from without waiting for the host.
+    local + 1. A micro-batch has config.spans of these. Give every rank a stream of its own: each walks over the
+    others' spans. pin: in memory that a GPU copies from without waiting for the host.
     """
 
     def __init__(self, stream: TokenStream | DocumentStream, config: DataConfig, rank: int = 0, pin: bool = False):
         assert 0 <= rank < config.world_size, f"rank {rank} of {config.world_size}"
         self.stream, self.config, self.rank, self.pin = stream, config, rank, pin
-        self.local = config.train_batch_tokens // (config.world_size * config.grad_accum)
+        self.local = config.train_batch_tokens // (config.world_size * config.grad_accum * config.spans)
         assert self.local and self.local % config.train_seq_len == 0, (self.local, config.train_seq_len)
         self.position = stream.position  # after the last batch given; the stream itself is one ahead
         self._ahead: Future | None = None
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, both (local / train_seq_len, train_seq_len) int64 on the CPU."""
+        """Inputs and targets, both (spans · local / train_seq_len, train_seq_len) int64 on the CPU."""
         ahead, self._ahead = self._ahead or AHEAD.submit(self._make), None
         x, y, self.position = ahead.result()
         self._ahead = AHEAD.submit(self._make)
@@ -150,9 +150,10 @@ class Batches:
         self.position = self.stream.position
 
     def _make(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        spans = self.stream.take(self.config.world_size * (self.local + 1)).reshape(-1, self.local + 1)
-        span = torch.from_numpy(spans[self.rank].astype(np.int64))
+        taken = self.stream.take(self.config.spans * self.config.world_size * (self.local + 1))
+        own = taken.reshape(self.config.spans, self.config.world_size, self.local + 1)[:, self.rank]
+        own = torch.from_numpy(own.astype(np.int64))
+        x, y = (part.reshape(-1, self.config.train_seq_len) for part in (own[:, :-1], own[:, 1:]))
         if self.pin:
-            span = span.pin_memory()
-        x, y = (part.view(-1, self.config.train_seq_len) for part in (span[:-1], span[1:]))
+            x, y = x.pin_memory(), y.pin_memory()
         return x, y, self.stream.position

@@ -4,9 +4,13 @@ Shapes: B sequences, T positions, V vocabulary, D model, E embedding, H heads, K
 dimension. Parameter names are the reference trainer's, so its state dicts load here.
 """
 
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention as flex
 
 from pgolf_core.config import ModelConfig
 
@@ -55,11 +59,22 @@ def rotary_angles(length: int, head_dim: int, base: float, device: torch.device)
     return angle.cos(), angle.sin()
 
 
-def window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """(T, T) bool: query i sees key j iff 0 <= i - j < window."""
+def window_mask(length: int, window: int, device: torch.device):
+    """Query i sees key j iff 0 <= i - j < window: (T, T) bool, or on a GPU with Triton the blocks of FlexAttention."""
+
+    def sees(b, h, i, j):
+        return (i >= j) & (i - j < window)
+
+    if device.type == "cuda" and find_spec("triton"):
+        return flex.create_block_mask(sees, None, None, length, length, device=device)
     position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < window)
+    return sees(None, None, position[:, None], position[None, :])
+
+
+@cache
+def compiled_flex_attention():
+    """For a model that is not compiled: as plain operations it would hold every score of every head."""
+    return torch.compile(flex.flex_attention)
 
 
 class Attention(nn.Module):
@@ -88,15 +103,17 @@ class Attention(nn.Module):
     def values(self, x: Tensor) -> Tensor:
         return self.c_v(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, C)
 
-    def gather(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def gather(self, q: Tensor, k: Tensor, v: Tensor, mask) -> Tensor:
         """What every position takes from those it sees, (B, T, D)."""
-        y = F.scaled_dot_product_attention(
-            q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=mask is None,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )  # fmt: skip
+        k, v, gqa = k.to(q.dtype), v.to(q.dtype), self.num_kv_heads != self.num_heads
+        if mask is None or isinstance(mask, Tensor):
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+        else:
+            attend = flex.flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+            y = attend(q, k, v, block_mask=mask, enable_gqa=gqa)
         return y.transpose(1, 2).flatten(2)
 
-    def forward(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor, mask) -> Tensor:
         q, k, v = self.queries(x, q_gain, cos, sin), self.keys(x, cos, sin), self.values(x)
         return self.proj(self.gather(q, k, v, mask))
 
@@ -147,8 +164,8 @@ class GPT(nn.Module):
             nn.init.zeros_(self.lm_head.weight)
         self._positions: dict[tuple, tuple] = {}  # (T, device) -> cos, sin, mask
 
-    def positions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """For x (B, T, D): cos, sin (T, C/2) and the mask (T, T), None where plain causal attention does.
+    def positions(self, x: Tensor) -> tuple:
+        """For x (B, T, D): cos, sin (T, C/2) and the window_mask, None where plain causal attention does.
 
         Kept between calls.
         """

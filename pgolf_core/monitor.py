@@ -144,9 +144,10 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
         note = f"failed before: {words}" if words else f"was killed {at}, {again}" if config else ""
         return row | {"state": "waiting", "note": note}
     touched = max((files.get(name, 0.0) for name in ("config.json", "metrics.jsonl", "log.txt")), default=0.0)
-    if ours and not words and now - files["job.json"] < BOOT_SECONDS and touched < files["job.json"]:
+    job_time = files.get("job.json", 0.0)
+    if ours and not words and now - job_time < BOOT_SECONDS and touched < job_time:
         return row | {"state": "running", "note": "its notebook starts"}
-    if words and not words.startswith("the kernel died"):
+    if words and not words.startswith(("the kernel died", f"{runs.INTERRUPTED}:")):
         return row | {"state": "failed", "note": words}
     if "config.json" not in files and "job.json" not in files:
         return row | {"state": "waiting", "note": "nobody is running its sweep"}

@@ -1,10 +1,13 @@
 """Parameter groups, Muon, schedules."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
 from pgolf_core.config import RunConfig
 from pgolf_core.model import is_control
+from pgolf_core.ranks import ALONE, Ranks
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
@@ -25,35 +28,68 @@ def newton_schulz(g: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; matrices of one shape share their Newton–Schulz.
+    """Nesterov momentum, orthogonalised; matrices of one shape share their Newton–Schulz, and ranks divide them.
 
     m ← μm + g, update = newton_schulz(g + μm) · sqrt(max(1, rows/cols)). torch.optim.Muon averages its
     momentum (m ← μm + (1−μ)g), which is another update while μ rises, and fuses Newton–Schulz's products.
     """
 
-    def __init__(self, params: list[Tensor], lr: float, momentum: float, steps: int):
+    def __init__(self, params: list[Tensor], lr: float, momentum: float, steps: int, ranks: Ranks = ALONE):
         super().__init__(params, dict(lr=lr, momentum=momentum, steps=steps))
+        self.ranks = ranks
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for p in group["params"]:
-                by_shape.setdefault(p.shape, []).append(p)
-            for (rows, cols), params in by_shape.items():
-                grads = [p.grad for p in params]
-                for p in params:
-                    if "momentum_buffer" not in self.state[p]:
-                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                buffers = [self.state[p]["momentum_buffer"] for p in params]
-                torch._foreach_mul_(buffers, group["momentum"])
-                torch._foreach_add_(buffers, grads)
-                nesterov = torch._foreach_add(grads, buffers, alpha=group["momentum"])
-                update = newton_schulz(torch.stack(nesterov), group["steps"]) * max(1, rows / cols) ** 0.5
-                torch._foreach_add_(params, list(update.to(params[0].dtype)), alpha=-group["lr"])
+            params = group["params"]
+            grads = [p.grad for p in params]
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, grads)
+            nesterov = torch._foreach_add(grads, buffers, alpha=group["momentum"])
+            updates = self._orthogonalised(nesterov, group["steps"])
+            torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _orthogonalised(self, matrices: list[Tensor], steps: int) -> list[Tensor]:
+        """newton_schulz · sqrt(max(1, rows/cols)) of each, in its own dtype; each rank computes its share."""
+        own = shares([m.shape for m in matrices], self.ranks.size)[self.ranks.rank]
+        by_shape: dict[torch.Size, list[int]] = {}
+        for i in own:
+            by_shape.setdefault(matrices[i].shape, []).append(i)
+        done: dict[int, Tensor] = {}
+        for (rows, cols), members in by_shape.items():
+            update = newton_schulz(torch.stack([matrices[i] for i in members]), steps) * max(1, rows / cols) ** 0.5
+            done |= zip(members, update, strict=True)
+        if self.ranks.size > 1:
+            # Zeros where another rank computes: their sum is every update, to the bit.
+            flat = torch.zeros(sum(m.numel() for m in matrices), dtype=torch.bfloat16, device=matrices[0].device)
+            places = flat.split([m.numel() for m in matrices])
+            for i, update in done.items():
+                places[i].copy_(update.flatten())
+            self.ranks.add_(flat)
+            done = {i: place.view_as(m) for i, (place, m) in enumerate(zip(places, matrices, strict=True))}
+        return [done[i].to(m.dtype) for i, m in enumerate(matrices)]
 
 
-def make_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
+@functools.cache
+def _shares(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
+    work, own = [0] * ranks, [[] for _ in range(ranks)]
+    for i in sorted(range(len(shapes)), key=lambda i: -shapes[i].numel() * min(shapes[i])):
+        least = work.index(min(work))
+        work[least] += shapes[i].numel() * min(shapes[i])
+        own[least].append(i)
+    return [sorted(indices) for indices in own]
+
+
+def shares(shapes: list[torch.Size], ranks: int) -> list[list[int]]:
+    """Which matrices each rank orthogonalises: the costliest first, each to the rank that has the least to do."""
+    return _shares(tuple(shapes), ranks)
+
+
+def make_optimizers(model: nn.Module, config: RunConfig, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
     """Adam on the embedding, on vectors and control tensors, and on an untied head; Muon on the matrices.
 
     Every group carries its `base_lr`, which the schedule scales.
@@ -71,7 +107,7 @@ def make_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Opt
         for params, lr in groups
         if params
     ]
-    optimizers.append(Muon(matrices, config.matrix_lr, config.muon_momentum, config.muon_backend_steps))
+    optimizers.append(Muon(matrices, config.matrix_lr, config.muon_momentum, config.muon_backend_steps, ranks))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
@@ -89,18 +125,18 @@ def step_optimizers(optimizers: list[torch.optim.Optimizer], lr_factor: float, m
         optimizer.zero_grad(set_to_none=True)
 
 
-def lr_factor(config: RunConfig, step: int, elapsed_ms: float) -> float:
+def lr_factor(config: RunConfig, step: int, elapsed_ms: float, reserve_seconds: float = 0.0) -> float:
     """What the learning rates are multiplied by at this step, elapsed_ms of training after the start.
 
     Without a clock: 1, then a linear fall to 0 over the last warmdown_iters. With one, the same shape in
-    time, at the mean step time so far.
+    time, at the mean step time so far; reserve_seconds of it are not for training.
     """
     if not config.warmdown_iters:
         return 1.0
     if not config.max_wallclock_seconds:
         return min(1.0, (config.iterations - step) / config.warmdown_iters)
     warmdown_ms = config.warmdown_iters * elapsed_ms / max(step, 1)
-    remaining_ms = max(0.0, 1000 * config.max_wallclock_seconds - elapsed_ms)
+    remaining_ms = max(0.0, 1000 * (config.max_wallclock_seconds - reserve_seconds) - elapsed_ms)
     return min(1.0, remaining_ms / warmdown_ms) if warmdown_ms else 1.0
 
 

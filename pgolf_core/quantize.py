@@ -7,6 +7,7 @@ Every function takes and gives tensors. `quantize` is the reference's symmetric 
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,11 +65,11 @@ def clip_quantile(magnitude: Tensor) -> Tensor:
     For rows of up to 600,000 elements it lies between the two largest, so no sort is needed.
     """
     n = magnitude.size(1)
-    rank = torch.tensor(CLIP_QUANTILE, dtype=magnitude.dtype) * (n - 1)
+    rank = np.float32(CLIP_QUANTILE) * np.float32(n - 1)
     if n == 1 or rank < n - 2:
         return torch.quantile(magnitude, CLIP_QUANTILE, dim=1) if n > 1 else magnitude[:, 0]
     largest, second = magnitude.topk(2, dim=1).values.unbind(1)
-    return torch.lerp(second, largest, (rank - (n - 2)).to(magnitude.device))
+    return torch.lerp(second, largest, float(rank - np.float32(n - 2)))  # a number: nothing is sent to a GPU
 
 
 def quantize_rows(w: Tensor, qmax: int) -> tuple[Tensor, Tensor]:

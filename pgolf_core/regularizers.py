@@ -60,7 +60,7 @@ def _as_exported(w: Tensor, bits: int, axis: AxisMode) -> tuple[Tensor, Tensor, 
         fewer_rows = w.size(0) <= w.size(1)
         rows = (row_error <= col_error) if fewer_rows else (row_error < col_error)
     else:
-        rows = torch.tensor(axis == "row", device=w.device)
+        rows = torch.full((), axis == "row", device=w.device)  # filled there, not sent
     return torch.where(rows, by_row, by_col), torch.where(rows, row_scale, col_scale), rows
 
 

@@ -2,10 +2,13 @@
 
 import functools
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import safetensors
@@ -21,6 +24,7 @@ from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
 from pgolf_core.files import DataError
 from pgolf_core.model import GPT
+from pgolf_core.ranks import ALONE, Ranks, local_rank
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,21 @@ class RoundTrip:
     account: ByteAccount
     score: Score
     artifact_sha256: str
-    export_seconds: float
+    calibration_seconds: float  # reading training text, which a clock counts
+    export_seconds: float  # without it
     eval_seconds: float
 
 
 def pick_device(config: RunConfig) -> torch.device:
-    """device='auto' is cuda where there is one, else cpu. Raises ConfigError if it is absent."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(config.device)
+    """device='auto' is cuda where there is one, else cpu; each rank has a GPU of its own. Raises ConfigError."""
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if device == torch.device("cuda") and torch.cuda.is_available():
+        if local_rank() >= torch.cuda.device_count():
+            raise ConfigError(
+                f"world_size={config.world_size}: rank {local_rank()} of this machine finds no GPU of its own, there "
+                f"are {torch.cuda.device_count()}; start as many processes"
+            )
+        return torch.device("cuda", local_rank())
     present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if not present[device.type]():
         raise ConfigError(f"device={config.device}: this machine has none; use device=auto or cpu")
@@ -48,6 +58,33 @@ def pick_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, config.precision)
+
+
+def not_compiled(config: RunConfig, device: torch.device) -> str:
+    """Why the model is not compiled here, '' where it is."""
+    if not config.compile:
+        return "compile=0"
+    if device.type == "cuda":
+        return "" if find_spec("triton") else "this machine has no Triton"
+    compilers = ("c++", "g++", "clang++", "cl")
+    return "" if any(map(shutil.which, compilers)) else "this machine has no C++ compiler"
+
+
+@contextmanager
+def deterministic_kernels(on: bool) -> Iterator[None]:
+    """Inside the block CUDA gives the same bits each time, where on; an operation that cannot is an error."""
+    if not on:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may pick another algorithm
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what nobody wrote
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 @contextmanager
@@ -138,26 +175,41 @@ def to_precision(model: GPT, dtype: torch.dtype) -> None:
 
 
 def round_trip(
-    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, path: Path, calibration: Calibration | None = None
+    state: dict[str, Tensor],
+    config: RunConfig,
+    dataset: Dataset,
+    path: Path,
+    calibration: Calibration | None = None,
+    ranks: Ranks = ALONE,
 ) -> RoundTrip:
     """Export to path, load that file into a fresh model, score it on the round trip's validation tokens.
 
     Raises RunError where the score is no number.
 
-    calibration: where the export needs one and it was made before; otherwise it is made here.
+    calibration: where the export needs one and it was made before; otherwise it is made here. Rank 0 writes the file
+    and reads it back; all ranks score what it read.
     """
     device = pick_device(config)
     start = time.perf_counter()
-    account = export(state, config.export, path, calibration or calibration_of(state, config, dataset, device))
+    if ranks.first:
+        calibration = calibration or calibration_of(state, config, dataset, device)
+        calibrated = time.perf_counter()
+        account = export(state, config.export, path, calibration)
+        exported = time.perf_counter()
+        made = load(path), account, integrity.checksum(path), calibrated - start, exported - calibrated
+    else:
+        made = None
+    read, account, sha256, calibration_seconds, export_seconds = ranks.share(made)
     exported = time.perf_counter()
-    model = model_of(load(path), config, device)
-    score = score_model(model, config, dataset, roundtrip=True)
+    model = model_of(read, config, device)
+    score = score_model(model, config, dataset, roundtrip=True, ranks=ranks)
     if not math.isfinite(score.val_loss):
         raise runs.RunError(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
             "numbers; lower matrix_lr or scalar_lr, or take a finer quantizer"
         )
-    return RoundTrip(account, score, integrity.checksum(path), exported - start, time.perf_counter() - exported)
+    eval_seconds = time.perf_counter() - exported
+    return RoundTrip(account, score, sha256, calibration_seconds, export_seconds, eval_seconds)
 
 
 def calibration_of(
@@ -180,10 +232,12 @@ def scored_tokens(config: RunConfig, dataset: Dataset, roundtrip: bool = False) 
     return dataset.validation(config.train_seq_len, config.val_max_tokens, config.val_max_documents)
 
 
-def score_model(model: GPT, config: RunConfig, dataset: Dataset, roundtrip: bool = False) -> Score:
+def score_model(
+    model: GPT, config: RunConfig, dataset: Dataset, roundtrip: bool = False, ranks: Ranks = ALONE
+) -> Score:
     tokens = scored_tokens(config, dataset, roundtrip)
     device = next(model.parameters()).device
-    return evaluate(model, tokens, dataset.byte_table, config.eval, pick_dtype(config, device))
+    return evaluate(model, tokens, dataset.byte_table, config.eval, pick_dtype(config, device), ranks)
 
 
 # What a finished run may be scored again with; all else describes the training that it had.

@@ -1,6 +1,6 @@
 """One run = one directory; all runs = one DataFrame.
 
-runs/<sweep>/<run>/  config.json, metrics.jsonl, log.txt, checkpoint.safetensors, artifact.*,
+runs/<sweep>/<run>/  config.json, environment.json, metrics.jsonl, log.txt, checkpoint.safetensors, artifact.*,
                      notebook.ipynb, result.json (last: a directory without it is incomplete)
 """
 
@@ -20,13 +20,14 @@ import pandas as pd
 import torch
 
 from pgolf_core import integrity
-from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig, digest
+from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig, digest, environment_knobs
 from pgolf_core.files import write_whole
 from pgolf_core.slot import end_with_sweep
 
 RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
 ARTIFACT, CHECKPOINT = integrity.ARTIFACT, integrity.CHECKPOINT
 TIME = "%Y-%m-%dT%H:%M:%S"
+INTERRUPTED = "Interrupted"  # the error of a run that something outside of it ended
 LOCK_PATIENCE_SECONDS = 20  # a kernel whose sweep was killed lets go within a few
 KNOBS = [name for name in RunConfig.model_fields if name not in PERMISSIONS]  # what makes a run another one
 # What two scores must share to be set against each other, as columns of load().
@@ -72,6 +73,10 @@ class Result:
     tokens: int | None = None
     stopped_by: str | None = None  # iterations, wallclock
     train_seconds: float | None = None
+    budget: dict = field(default_factory=dict)  # what the clock counts and what not; see train.budget
+    peak_memory_bytes: int | None = None  # of rank 0: of its GPU's memory, else of the machine's
+    flops_per_token: float | None = None  # of the model, forward and backward; see flops
+    mfu: float | None = None  # share of the GPUs' peak that training made of it; None where that is not known
     eval_seconds: float | None = None
     export_seconds: float | None = None
     resumed: int = 0  # times a killed training went on from its resume file
@@ -81,13 +86,19 @@ class Result:
     protocol: str | None = None  # how validation text was cut; see evaluation_protocol
     environment: dict = field(default_factory=dict)
     finished: str = ""  # when, in UTC: 2026-03-18T20:34:55
-    files: dict[str, str] = field(default_factory=dict)  # sha256 of log and metrics as they were then
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of the small files beside it as they were then
     checksum: str = ""  # of all other fields, so that nobody's slip of the hand becomes a score
     table: list[dict] = field(default_factory=list)  # a stage's rows
 
     @property
     def fits(self) -> bool | None:
         return None if self.total_bytes is None else self.total_bytes <= self.cap_bytes
+
+    @property
+    def overtime(self) -> float:
+        """Seconds over the clock, 0 within it: the step that the clock runs out in is within, as in the reference."""
+        over = self.budget.get("over", 0.0)
+        return over if over and over > self.train_seconds / self.steps else 0.0
 
 
 def evaluation_protocol(config: RunConfig) -> str:
@@ -103,6 +114,8 @@ def environment(device: torch.device) -> dict:
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    if commit is None:  # where `pgolf remote` pushed the code to: as home's git said
+        commit, dirty = os.environ.get("PGOLF_GIT_COMMIT"), os.environ.get("PGOLF_GIT_DIRTY")
     return {
         "device": device.type,
         "device_name": name,
@@ -218,17 +231,32 @@ def _checksum(content: dict) -> str:
     return digest({name: value for name, value in content.items() if name != "checksum"})
 
 
+def write_environment(run_dir: Path, device: torch.device) -> None:
+    """environment.json: what a run is computed with, known from its start: a failed one has no result to tell it."""
+    packages = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    content = environment(device) | {"knobs": environment_knobs(), "packages": dict(sorted(packages.items()))}
+    write_whole(run_dir / "environment.json", json.dumps(content, indent=1))
+
+
 def write_failure(run_dir: Path, error: BaseException) -> None:
     """error.json: why a run ended without a result. A later try removes it."""
-    content = {"error": type(error).__name__, "message": str(error)}
-    write_whole(Path(run_dir) / "error.json", json.dumps(content, indent=1))
+    _write_error(run_dir, type(error).__name__, str(error))
+
+
+def write_interruption(run_dir: Path, why: str) -> None:
+    """error.json of a run that something outside of it ended: a lost machine, a killed process."""
+    _write_error(run_dir, INTERRUPTED, why)
+
+
+def _write_error(run_dir: Path, error: str, message: str) -> None:
+    write_whole(Path(run_dir) / "error.json", json.dumps({"error": error, "message": message}, indent=1))
 
 
 def directories(root: str | Path = RUNS) -> list[Path]:
     """Every run directory under root, in name order: those with a config.json, or a result that lost it."""
     found = []
     for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))  # .remote: what is on its way
         if "config.json" in files or "result.json" in files:
             found.append(Path(folder))
     return found
@@ -256,11 +284,11 @@ def metrics(run_dir: str | Path) -> pd.DataFrame:
 def load(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     """All runs under root, a row each: place, status, result, then every knob.
 
-    status: complete; failed (error.json says why); damaged (a file is not what the run wrote, see integrity; thorough
-    checks every checksum); incomplete. Only complete rows carry figures. bpb is roundtrip_val_bpb, over_cap whether
-    total_bytes exceeds the cap, control the run of the sweep that this one is compared with (of its own seed, where
-    the control has several), arm what the run is in its sweep file, apart from seed and repeat, flags what is odd
-    about the log of an import, in sentences.
+    status: complete; failed (error.json says why); interrupted (its machine was lost, or it was killed); damaged (a
+    file is not what the run wrote, see integrity; thorough checks every checksum); incomplete. Only complete rows
+    carry figures. bpb is roundtrip_val_bpb, over_cap whether total_bytes exceeds the cap, control the run of the sweep
+    that this one is compared with (of its own seed, where the control has several), arm what the run is in its sweep
+    file, apart from seed and repeat, flags what is odd about an imported log or about a run's clock, in sentences.
     """
     root = Path(root)
     rows = [_row(root, run_dir, thorough) for run_dir in directories(root)]
@@ -351,7 +379,10 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     if result is None:
         error = read_json(run_dir / "error.json")
         if error is not None:
-            row |= {"status": "failed", "problem": f"{error.get('error')}: {error.get('message')}"}
+            if error.get("error") == INTERRUPTED:
+                row |= {"status": "interrupted", "problem": str(error.get("message"))}
+            else:
+                row |= {"status": "failed", "problem": f"{error.get('error')}: {error.get('message')}"}
         return row
     same = result.kind == "import" or result.config_hash == digest(
         {k: v for k, v in config.items() if k not in PERMISSIONS}
@@ -363,4 +394,6 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
         row["finished"] = time.strftime(TIME, time.gmtime((run_dir / "result.json").stat().st_mtime))
     if result.fits is not None:
         row["over_cap"] = not result.fits
+    if result.overtime:
+        row["flags"] = [f"over its clock by {result.overtime:.1f} s"]
     return row

@@ -24,7 +24,8 @@ def at_nano(config: RunConfig, knobs: dict) -> RunConfig:
     small |= {name: _quotient(getattr(config, name), LENGTH, 1) for name in LENGTHS}
     small |= {name: _quotient(getattr(config, name), LENGTH, 4) for name in WIDTHS}  # 2 heads of even width
     small |= {name: _quotient(getattr(config, name), SIZE, 1) for name in SIZES}
-    small |= {"track": "nano", "num_heads": 2, "num_kv_heads": 1}
+    small |= {"track": "nano", "num_heads": 2, "num_kv_heads": 1, "world_size": 1, "grad_accum_steps": 0}
+    small |= {"compile": False, "deterministic": False}  # of no use on a CPU
     if config.max_wallclock_seconds:
         small |= {"max_wallclock_seconds": SECONDS, "iterations": config.iterations}
     return RunConfig(**small | knobs)

@@ -92,7 +92,7 @@ def exact_scores(
                 nats[name].append(scored_nats(logits, batch, config))
             text_bytes += batch.bytes
             count += batch.tokens
-    return {name: score_of(parts, count, text_bytes.item()) for name, parts in nats.items()}
+    return {name: score_of(torch.cat(parts), count, text_bytes.item()) for name, parts in nats.items()}
 
 
 def _variants(

@@ -24,11 +24,17 @@ def end_with_sweep() -> None:
     Kernels outlive a killed parent: without this, one would go on training for a sweep that is no more. A
     slot watches the sweep, and a kernel its slot. Without SWEEP_PID, and from the second call on, nothing.
     """
-    pid = os.environ.get(SWEEP_PID)
-    if not pid or any(thread.name == SWEEP_PID for thread in threading.enumerate()):
+    if pid := os.environ.get(SWEEP_PID):
+        end_with(int(pid))
+
+
+def end_with(pid: int) -> None:
+    """The same for any process."""
+    name = f"{SWEEP_PID} {pid}"
+    if any(thread.name == name for thread in threading.enumerate()):
         return
     try:
-        parent = psutil.Process(int(pid))
+        parent = psutil.Process(pid)
     except psutil.NoSuchProcess:
         _end()
 
@@ -37,7 +43,7 @@ def end_with_sweep() -> None:
             time.sleep(POLL_SECONDS)
         _end()
 
-    threading.Thread(target=watch, name=SWEEP_PID, daemon=True).start()
+    threading.Thread(target=watch, name=name, daemon=True).start()
 
 
 def _end() -> None:

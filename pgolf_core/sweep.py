@@ -8,19 +8,23 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from pgolf_core import integrity, runs
-from pgolf_core.config import ROOT, ConfigError, RunConfig
+from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.files import write_whole
 from pgolf_core.forecast import check
 from pgolf_core.roundtrip import open_dataset, stored
-from pgolf_core.slot import SWEEP_PID, kill_family
+from pgolf_core.slot import kill_family
 from pgolf_core.sweepfile import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, load_sweep
+from pgolf_core.worker import start_slot
 
 POLL_SECONDS = 0.5
 
@@ -147,13 +151,18 @@ def run_sweep(
     knobs: dict | None = None,
     scale: str = "",
     seeds: list[int] | None = None,
+    cluster: str = "",
 ) -> list[Failure]:
     """Run what is missing of a sweep file, `slots` notebooks at a time; the runs that failed, with their reasons.
+
+    cluster: address or file of a Dask scheduler, whose workers then do it, each one notebook at a time.
 
     A run that fails does not stop the others; stages wait until every run is complete. Stopped or killed at
     any moment, it goes on where it was when run again. Raises SweepError, DataError, RunError, or ForecastError for
     runs that would miss their caps, before anything runs.
     """
+    if cluster and slots is not None:
+        raise SweepError(f"slots={slots}: a cluster does as many notebooks at a time as it has workers; leave it out")
     sweep = load_sweep(path, knobs, scale, seeds)
     sweep.directory.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.directory}: this sweep is running already, in another process"
@@ -161,7 +170,7 @@ def run_sweep(
         for unfinished in sweep.directory.glob(".*.tmp"):  # of a sweep that was killed
             unfinished.unlink()
         jobs, stages = missing(sweep)
-        check({job.name: job.config for job in jobs}, _say)
+        check({job.name: job.config for job in jobs}, say)
         before = runs.read_json(sweep.directory / "sweep.json") or {}
         about = {"name": sweep.name, "question": sweep.question, "control": sweep.control, "runs": list(sweep.runs)}
         # Runs of earlier seeds or of a larger file are still there, and still what they were.
@@ -170,36 +179,60 @@ def run_sweep(
         about |= {"stages": [stage.notebook for stage in sweep.stages]}
         write_whole(sweep.directory / "sweep.json", json.dumps(about, indent=1))
         data = {(j.config.data_path, j.config.tokenizer_path, j.config.vocab_size): j.config for j in jobs}
-        for config in data.values():
-            open_dataset(config)  # built once, and what is wrong with the data said, before anything runs
-        environments = slot_environments([job.config for job in jobs], slots)
+        # Built once, and what is wrong with the data said, before anything runs.
+        data = {open_dataset(config).fingerprint: config for config in data.values()}
+        environments = [] if cluster else slot_environments([job.config for job in jobs], slots)
+        there = _workers(cluster, sweep, data) if cluster and (jobs or stages) else nullcontext()
         total = len(sweep.runs) + len(sweep.stages)
-        with _bar(sweep.name, total, done=total - len(jobs) - len(stages)) as bar:
-            failures = _run_jobs(jobs, environments, bar)
+        with there as execute, _bar(sweep.name, total, done=total - len(jobs) - len(stages)) as bar:
+            execute = execute or partial(_run_jobs, environments=environments)
+            failures = execute(jobs, bar=bar)
             if failures and stages:
-                _say(f"not run: {', '.join(s.notebook for s in stages)}; stages wait until every run is complete")
+                say(f"not run: {', '.join(s.notebook for s in stages)}; stages wait until every run is complete")
                 return failures
             for stage in stages:
                 try:
                     job = stage_job(sweep, stage, best_run(sweep))
                     if not is_complete(job):
-                        failures += _run_jobs([job], environments[:1], bar)
+                        failures += execute([job], bar=bar)
                 except runs.RunError as error:
-                    failures.append(_failed(stage.notebook, str(error), sweep.directory / stage.notebook))
+                    failures.append(failed(stage.notebook, str(error), sweep.directory / stage.notebook))
     return failures
 
 
+@contextmanager
+def _workers(address: str, sweep: Sweep, data: dict[str, RunConfig]) -> Iterator[Callable]:
+    """What executes jobs on the workers of a cluster, as _run_jobs does here."""
+    from pgolf_core import cluster  # only who asks for it needs Dask
+
+    if not data:  # stages alone are left: their data are their source's
+        configs = {(c.data_path, c.tokenizer_path, c.vocab_size): c for c in sweep.runs.values()}
+        data = {open_dataset(config).fingerprint: config for config in configs.values()}
+    knobs = {fingerprint: config.model_dump() for fingerprint, config in data.items()}
+    notebooks = ["train.ipynb", *(f"{stage.notebook}.ipynb" for stage in sweep.stages)]
+    ranks = max((config.world_size for config in sweep.runs.values() if config.device != "cpu"), default=1)
+    with cluster.connected(address, runs.RUNS, notebooks, knobs, ranks) as pool:
+        yield partial(cluster.run_jobs, pool)
+
+
 def slot_environments(configs: list[RunConfig], slots: int | None = None) -> list[dict[str, str]]:
-    """Environment of each slot: as many as fit the cores, or one a GPU, which then sees that GPU only."""
+    """Environment of each slot: as many as fit the cores, or one a GPU group, which then sees those GPUs only.
+
+    A group is as many GPUs as a run's world_size. Raises SweepError where there are fewer.
+    """
     if slots is not None and slots < 1:
         raise SweepError(f"slots={slots}: at least one notebook at a time")
+    ranks = max((config.world_size for config in configs), default=1)
     if torch.cuda.is_available() and any(config.device == "auto" for config in configs):
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         gpus = seen.split(",")
-        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(slots or len(gpus))]
+        if len(gpus) < ranks:
+            raise SweepError(f"world_size={ranks}: a GPU each, and there are {len(gpus)}; lower nproc or world_size")
+        groups = [",".join(gpus[i : i + ranks]) for i in range(0, len(gpus) - ranks + 1, ranks)]
+        return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(slots or len(groups))]
     cores = os.cpu_count() or 1
     on_cpu = all(config.device in ("auto", "cpu") for config in configs)
-    threads = max((config.cpu_threads or cores for config in configs), default=cores)
+    threads = max((config.world_size * (config.cpu_threads or cores) for config in configs), default=cores)
     return [{} for _ in range(slots or (max(1, cores // threads) if on_cpu else 1))]
 
 
@@ -225,7 +258,7 @@ def _run_jobs(jobs: list[Job], environments: list[dict[str, str]], bar: tqdm) ->
                 active.remove(one)
                 free.append(one.environment)
                 done += 1
-                failures += _finish(one.job, one.process.returncode, time.perf_counter() - one.start)
+                failures += finish(one.job, one.process.returncode, time.perf_counter() - one.start)
             states = [progress(one.job) for one in active]
             bar.n = done + sum(fraction for fraction, _ in states)
             bar.set_postfix_str(", ".join(text for _, text in states), refresh=True)
@@ -237,30 +270,15 @@ def _run_jobs(jobs: list[Job], environments: list[dict[str, str]], bar: tqdm) ->
 
 def start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
     """Start the job's slot, apart from our terminal: Ctrl-C reaches us, and we end it."""
-    job.run_dir.mkdir(parents=True, exist_ok=True)
-    (job.run_dir / "error.json").unlink(missing_ok=True)  # of an earlier try
-    content = {"notebook": str(job.notebook), "output": str(job.output), "parameters": job.parameters}
-    job_file = write_whole(job.run_dir / "job.json", json.dumps(content, indent=1))
-    # The kernel's working directory is another one, so relative folders would not be the same for it.
-    ours = {SWEEP_PID: str(os.getpid()), "PGOLF_RUNS": str(runs.RUNS.resolve()), "PGOLF_ROOT": str(ROOT.resolve())}
-    with open(job.log, "wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pgolf_core.slot", str(job_file.resolve())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | ours | environment,
-            start_new_session=True,  # POSIX
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
-        )
+    return start_slot(job.run_dir, job.notebook, job.parameters, runs.RUNS, os.environ | environment)
 
 
-def _finish(job: Job, returncode: int, seconds: float) -> list[Failure]:
+def finish(job: Job, returncode: int, seconds: float) -> list[Failure]:
     """Say in a line how the job ended. Whether it is complete its result.json says, and nothing else."""
     result = runs.read_result(job.run_dir)
     reason = _reason(job, returncode) if returncode else ""
     if result is None:
-        return [_failed(job.name, reason or "its notebook ended without a result", job.log)]
+        return [failed(job.name, reason or "its notebook ended without a result", job.log)]
     line = f"{job.name:24} "
     if result.kind == "train":
         bpb, size = result.roundtrip_val_bpb, result.total_bytes
@@ -269,14 +287,14 @@ def _finish(job: Job, returncode: int, seconds: float) -> list[Failure]:
         line += "  over the cap" if result.fits is False else ""
     else:
         line += f"on {result.source}"
-    _say(f"{line}  {seconds:.0f} s")
+    say(f"{line}  {seconds:.0f} s")
     if reason:
-        _say(f"  complete, but its notebook ended early: {reason} (see {job.log})")
+        say(f"  complete, but its notebook ended early: {reason} (see {job.log})")
     return []
 
 
-def _failed(run: str, reason: str, log: Path) -> Failure:
-    _say(f"{run:24} FAILED: {reason}\n  see {log}")
+def failed(run: str, reason: str, log: Path) -> Failure:
+    say(f"{run:24} FAILED: {reason}\n  see {log}")
     return Failure(run, reason, log)
 
 
@@ -289,7 +307,7 @@ def _reason(job: Job, returncode: int) -> str:
     return next((line for line in said if line), "killed" if returncode < 0 else f"exit status {returncode}")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     tqdm.write(line)  # above the bar
     sys.stdout.flush()
 

@@ -4,6 +4,7 @@ name: demo                # folder under runs/; default: the file's name
 question: one sentence    # what the sweep asks
 track: nano
 control: control          # the run that others are compared with
+nproc: 8                  # processes, a GPU each, that train a run together: the knob world_size of all runs
 base: {num_layers: 2}     # knobs of all runs
 runs:                     # knobs of each on top of base
   control: {}
@@ -34,7 +35,7 @@ from pgolf_core.config import ROOT, ConfigError, RunConfig
 from pgolf_core.scale import at_nano, budgets_at_nano
 
 NOTEBOOKS = ROOT / "notebooks"
-KEYS = ("name", "question", "track", "control", "base", "runs", "grid", "seeds", "repeats", "stages")
+KEYS = ("name", "question", "track", "control", "nproc", "base", "runs", "grid", "seeds", "repeats", "stages")
 SCALES = ("nano",)  # what a sweep can be shrunk to
 GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; to stages `source` too
 
@@ -127,6 +128,10 @@ def _check(content: dict, stem: str, knobs: dict, scale: str, problems: list[str
         problems.append(f"repeats: {repeats!r}: expected a whole number from 1 to {len(string.ascii_lowercase)}")
     if not (named or grid):
         problems.append("no runs; give runs: or grid:")
+    if (nproc := content.get("nproc")) is not None:
+        if any("world_size" in own for own in (base, grid, *(v or {} for v in named.values()))):
+            problems.append("nproc and world_size are the same; give one of them")
+        base = {"world_size": nproc} | base
     if problems:
         return None
 
@@ -231,7 +236,9 @@ def _stages(entries: list, problems: list[str]) -> tuple[dict, tuple[Stage, ...]
         names = parameter_names(notebook)
         problems += [f"{notebook}: its parameters cell has no {name}" for name in given if name not in names]
         for name in stage.parameters:
-            if name in given:
+            if not i and name == "nproc":
+                problems.append("stages: train: nproc is a key of the sweep, beside base:")
+            elif name in given:
                 problems.append(f"stages: {stage.notebook}: {name} is given by the sweep")
             elif name not in names:
                 problems.append(_no_such(f"stages: {stage.notebook}: parameter", name, names))

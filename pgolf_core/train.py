@@ -1,30 +1,40 @@
 """The loop, inline and visible: batches → forward, backward, regulariser, schedule, step, log → result."""
 
+import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from pgolf_core import runs
-from pgolf_core.config import ConfigError, RunConfig, environment_knobs
+from pgolf_core import flops, runs
+from pgolf_core.arguments import add_knobs, existing_file, knobs_of
+from pgolf_core.config import RunConfig, environment_knobs
 from pgolf_core.export import scheme
 from pgolf_core.files import whole_file, write_whole
 from pgolf_core.forecast import check, forecast, forecast_from
 from pgolf_core.loader import Batches, training_stream
 from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, step_optimizers
+from pgolf_core.ranks import GradientSum, Ranks, is_echo, joined, launch, under_torchrun, write_end
 from pgolf_core.regularizers import CompressionRegularizer
 from pgolf_core.roundtrip import (
+    RoundTrip,
+    calibration_of,
     check_scored,
     cpu_threads,
     data_facts,
+    deterministic_kernels,
+    load_checkpoint,
+    not_compiled,
     open_dataset,
     pick_device,
     pick_dtype,
@@ -36,6 +46,9 @@ from pgolf_core.roundtrip import (
 from pgolf_core.slot import interactive
 
 RESUME = "resume.pt"
+RESUME_FORMAT = 2
+RESERVE = 1.25  # of the time that calibration takes before training is kept for it after
+PATIENCE_SECONDS = 3.0  # that other ranks wait while the first one says what is wrong
 TENTH = 0.1  # of the training: from there its size is forecast again
 
 
@@ -48,33 +61,59 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
 
     A complete directory of the same knobs gives its stored result; an interrupted one goes on from its
     resume file and ends with the bytes of an undisturbed run. `initial` is a state dict to start from
-    instead of the seeded one. Raises ConfigError, DataError, RunError, TrainError, or ForecastError when the
-    artifact would be over the cap; a run that fails leaves error.json, and what it had.
+    instead of the seeded one. With world_size > 1 that many processes are started here, unless torchrun started this
+    one. Raises ConfigError, DataError, RunError, TrainError, RankError, or ForecastError when the artifact would be
+    over the cap; a run that fails leaves error.json, and what it had.
     """
-    if config.world_size > 1:
-        raise ConfigError(f"world_size={config.world_size}: train() runs in one process; unset WORLD_SIZE")
+    run_dir = Path(run_dir)
     if runs.read_result(run_dir) is None:
-        check({Path(run_dir).name: config})  # before there is a directory: other knobs may take its name
-    with runs.claim(run_dir, config) as run_dir:
-        if (result := runs.read_result(run_dir)) is not None:
+        check({run_dir.name: config})  # before there is a directory: other knobs may take its name
+        if config.world_size > 1 and not under_torchrun():
+            launch(config, run_dir, initial, say=tqdm.write)
+            return runs.read_result(run_dir)
+    with joined(config, run_dir) as ranks:
+        if ranks.first:
+            with runs.claim(run_dir, config):
+                return _train_if_missing(config, run_dir, initial, ranks)
+        return _train_if_missing(config, run_dir, initial, ranks)
+
+
+def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks) -> runs.Result:
+    if (result := ranks.share(runs.read_result(run_dir))) is not None:
+        if ranks.first:
             (run_dir / RESUME).unlink(missing_ok=True)  # left by a kill between the two
-            return result
-        try:
-            with cpu_threads(config):
-                return _train(config, run_dir, initial)
-        except Exception as error:
-            runs.write_failure(run_dir, error)
-            raise
+        return result
+    try:
+        with cpu_threads(config):
+            return _train(config, run_dir, initial, ranks)
+    except Exception as error:
+        write_end(run_dir, error)
+        raise
 
 
-def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Result:
+def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks) -> runs.Result:
     device = pick_device(config)
     dtype = pick_dtype(config, device)
+    if ranks.first:
+        runs.write_environment(run_dir, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    if not ranks.first:
+        ranks.share(None)  # rank 0 builds an embedded corpus that is not there yet
     dataset = open_dataset(config)
+    if ranks.first:
+        ranks.share(None)
     check_scored(config, dataset)  # before it is paid for
     facts, _ = data_facts(config, dataset)
-    resume = _read_resume(run_dir / RESUME)
-    log = _Log(run_dir, resume["step"] if resume else 0)
+    resume = ranks.share(_read_resume(run_dir / RESUME) if ranks.first else None)
+    made_by = [RESUME_FORMAT, dataset.fingerprint, device.type, str(dtype)]
+    if resume and resume["made_by"] != made_by:
+        raise TrainError(
+            f"{run_dir / RESUME}: left by a run on other data, device or precision, or by another version "
+            f"({resume['made_by']}, now {made_by}); delete the run's directory to train anew"
+        )
+    log = _Log(run_dir if ranks.first else None, resume["step"] if resume else 0)
 
     torch.manual_seed(config.seed)
     model = GPT(config.model)
@@ -82,14 +121,22 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         model.load_state_dict(initial)
     model.to(device)
     to_precision(model, dtype)
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, config, ranks)
+    gradients = GradientSum(model.parameters(), ranks)
     regularizer = CompressionRegularizer(model, config)
     stream = training_stream(dataset.train_shards, config.data, dataset.tokenizer.bos)
-    batches = Batches(stream, config.data, pin=device.type == "cuda")
-    loss_of = torch.compile(model.loss) if config.compile else model.loss
+    batches = Batches(stream, config.data, ranks.rank, pin=device.type == "cuda")
+    why_eager = not_compiled(config, device)
+    # One graph, for one shape, so that nothing is compiled again while the clock runs. A graph that saw the table of
+    # positions being made would hold for that first time only.
+    model.positions(torch.empty(1, config.train_seq_len, 0, device=device))
+    loss_of = model.loss if why_eager else torch.compile(model.loss, fullgraph=True, dynamic=False)
+    kernels = partial(deterministic_kernels, config.deterministic and device.type == "cuda")
     parameters = sum(p.numel() for p in model.parameters())
     shape = f"{config.num_layers}x{config.model_dim}"
     log(f"model:{shape} params:{parameters} device:{device} dtype:{dtype} threads:{torch.get_num_threads()}")
+    alike = "deterministic" if config.deterministic or device.type == "cpu" else "fastest"
+    log(f"compile:{f'off, {why_eager}' if why_eager else 'on'} kernels:{alike} ranks:{ranks.size}")
     log(f"data:{dataset.directory.name} fingerprint:{dataset.fingerprint[:12]} config:{config.hash}")
     share = f"{facts['scored_fraction']:.2%} of the validation split scored"
     log(f"audit:{facts['audit']}, {share}{''.join(f'; {finding}' for finding in facts['findings'])}")
@@ -99,7 +146,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
     log(f"forecast:{expected.verdict(config.cap_bytes)}")
 
     def accumulate_gradients() -> torch.Tensor:
-        """Forward and backward over the step's micro-batches; mean task loss in nats."""
+        """Forward and backward over the step's micro-batches, averaged over ranks; this rank's mean loss in nats."""
         total = torch.zeros((), device=device)
         for _ in range(config.data.grad_accum):
             x, y = batches.next()
@@ -107,37 +154,57 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 loss = loss_of(x, y) / config.data.grad_accum
             loss.backward()
+            gradients.add()
             total += loss.detach()
+        gradients.finish()
         return total
 
-    if config.warmup_steps:
+    apart = dict.fromkeys(("warmup", "validation", "forecast", "resume files"), 0.0)  # seconds that no clock counts
+    warmup_steps = max(config.warmup_steps, 0 if why_eager else 1)
+    if warmup_steps:
         # Builds kernels and allocates before the clock starts; then everything is as if it had not been.
+        began = time.perf_counter()
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        for _ in range(config.warmup_steps):
-            accumulate_gradients()
-            step_optimizers(optimizers, 1.0, config.muon_momentum)
+        with kernels():
+            for _ in range(warmup_steps):
+                accumulate_gradients()
+                step_optimizers(optimizers, 1.0, config.muon_momentum)
         model.load_state_dict(before)
-        optimizers = make_optimizers(model, config)
+        optimizers = make_optimizers(model, config, ranks)
         batches.seek(stream.start)
-        log(f"warmup_steps:{config.warmup_steps} done and undone")
+        apart["warmup"] = _seconds_since(began, device)
+        log(f"warmup_steps:{warmup_steps} done and undone")
+    # The clock counts reading training text for the export too: time is kept for it, as long as it takes now.
+    reserve = 0.0
+    if config.max_wallclock_seconds and config.final_roundtrip_eval and config.export.needs_calibration:
+        if ranks.first:
+            began = time.perf_counter()
+            calibration_of(model.state_dict(), config, dataset, device)
+            reserve = RESERVE * _seconds_since(began, device)
+            apart["warmup"] += reserve / RESERVE
+        reserve = resume["reserve"] if resume else ranks.clock(reserve)
+        if reserve >= config.max_wallclock_seconds:
+            raise TrainError(
+                f"max_wallclock_seconds={config.max_wallclock_seconds:g}: calibration alone takes {reserve:.0f} s; "
+                "lower calibration_tokens, or give it more time"
+            )
+        log(f"reserve:{reserve:.1f}s of {config.max_wallclock_seconds:g}s for calibration")
+    clock_seconds = config.max_wallclock_seconds and config.max_wallclock_seconds - reserve
 
     step, elapsed, resumed, last_val = 0, 0.0, 0, None
-    made_by = [dataset.fingerprint, device.type, str(dtype)]
     if resume:
-        if resume["made_by"] != made_by:
-            raise TrainError(
-                f"{run_dir / RESUME}: left by a run on other data, device or precision ({resume['made_by']}, "
-                f"now {made_by}); delete the run's directory to train anew"
-            )
         model.load_state_dict(resume["model"])
         for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         batches.seek(resume["position"])
         step, elapsed, resumed = resume["step"], resume["elapsed"], resume["resumed"] + 1
         at_tenth = resume["forecast_at_tenth"]
+        apart = {what: seconds + resume["apart"][what] for what, seconds in apart.items()}
         log(f"resumed at step:{step} for the {resumed}. time")
 
     def save_resume() -> None:
+        if not ranks.first:
+            return
         with whole_file(run_dir / RESUME) as path:
             torch.save(
                 {
@@ -147,6 +214,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                     "step": step,
                     "elapsed": elapsed,
                     "resumed": resumed,
+                    "reserve": reserve,
+                    "apart": apart,
                     "forecast_at_tenth": at_tenth,
                     "made_by": made_by,
                 },
@@ -155,16 +224,19 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
 
     sample = dataset.validation(config.train_seq_len, 65_536)
     tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
-    clock_ran_out = 0 < config.max_wallclock_seconds <= elapsed  # resumed after the last step
+    clock_ran_out = 0 < clock_seconds <= elapsed  # resumed after the last step
+    reading = elapsed  # of the clock, the same on all ranks
     started = saved = time.perf_counter()
     # In a notebook the bar goes where the lines go, so that one does not break up the other.
     stream_of_bar = sys.stdout if "ipykernel" in sys.modules else sys.stderr
-    with tqdm(total=config.iterations, initial=step, unit="step", file=stream_of_bar, disable=not interactive()) as bar:
+    watched = ranks.first and interactive()
+    with tqdm(total=config.iterations, initial=step, unit="step", file=stream_of_bar, disable=not watched) as bar:
         while True:
             last = clock_ran_out or step == config.iterations
             if last or (config.val_loss_every and step and step % config.val_loss_every == 0):
                 elapsed += _seconds_since(started, device)  # the clock counts training only
-                last_val = score_model(model, config, dataset)
+                began = time.perf_counter()
+                last_val = score_model(model, config, dataset, ranks=ranks)
                 _check_finite(last_val.val_loss, "validation", step)
                 log(
                     f"step:{step}/{config.iterations} val_loss:{last_val.val_loss:.4f} val_bpb:{last_val.val_bpb:.4f} "
@@ -172,12 +244,14 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                     step=step, val_loss=last_val.val_loss, val_bpb=last_val.val_bpb, train_seconds=elapsed,
                 )  # fmt: skip
                 started = time.perf_counter()
+                apart["validation"] += started - began
             if last:
                 break
-            fraction = _fraction(config, step, elapsed + time.perf_counter() - started)
+            fraction = _fraction(config, step, reading, clock_seconds)
             if at_tenth is None and fraction >= TENTH and all(p.isfinite().all() for p in model.parameters()):
                 elapsed += _seconds_since(started, device)
-                seen = forecast_from(model.state_dict(), config, fraction, step)
+                began = time.perf_counter()
+                seen = ranks.share(forecast_from(model.state_dict(), config, fraction, step) if ranks.first else None)
                 log(f"step:{step}/{config.iterations} forecast:{seen.verdict(config.cap_bytes)}")
                 if seen.low > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
                     save_resume()
@@ -187,21 +261,24 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                     )
                 at_tenth = seen.bytes
                 started = time.perf_counter()
+                apart["forecast"] += started - began
 
-            factor = lr_factor(config, step, 1000 * (elapsed + time.perf_counter() - started))
-            loss = accumulate_gradients()
-            penalty, sampled = regularizer(step)
-            if sampled:
-                (config.compression_reg_weight * penalty).backward()
-            if config.grad_clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
-            step_optimizers(optimizers, factor, muon_momentum(config, step))
+            # From here to the log line nothing waits for the device.
+            factor = lr_factor(config, step, 1000 * reading, reserve)
+            with kernels():
+                loss = accumulate_gradients()
+                penalty, sampled = regularizer(step)
+                if sampled:
+                    (config.compression_reg_weight * penalty).backward()
+                if config.grad_clip_norm:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
+                step_optimizers(optimizers, factor, muon_momentum(config, step))
             step += 1
             bar.update()
 
             if config.train_log_every and (step <= 10 or step % config.train_log_every == 0):
                 seconds = elapsed + _seconds_since(started, device)
-                nats, reg = loss.item(), penalty.item()
+                nats, reg = ranks.add_(loss).item() / ranks.size, penalty.item()
                 _check_finite(nats, "training", step)
                 rate = step * config.train_batch_tokens / seconds
                 log(
@@ -212,22 +289,29 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
                 )  # fmt: skip
                 bpb = nats / math.log(2) * tokens_a_byte
                 bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{bpb:.3f}", tok_s=f"{rate:.0f}")
-            if config.max_wallclock_seconds:
-                clock_ran_out = elapsed + time.perf_counter() - started >= config.max_wallclock_seconds
-            if config.resume_every_seconds and time.perf_counter() - saved >= config.resume_every_seconds:
+            if clock_seconds:
+                reading = ranks.clock(elapsed + time.perf_counter() - started)
+                clock_ran_out = reading >= clock_seconds
+            if (
+                ranks.first
+                and config.resume_every_seconds
+                and time.perf_counter() - saved >= config.resume_every_seconds
+            ):
                 elapsed += _seconds_since(started, device)
+                saved = time.perf_counter()
                 save_resume()
-                started = saved = time.perf_counter()
+                started = time.perf_counter()
+                apart["resume files"] += started - saved
 
     if config.resume_every_seconds:
         save_resume()  # scoring can be killed too
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    if config.save_raw_checkpoint:
+    checkpoint_sha256 = None
+    if config.save_raw_checkpoint and ranks.first:
         checkpoint = safetensors.torch.save(state)
         write_whole(run_dir / runs.CHECKPOINT, checkpoint)
         checkpoint_sha256 = hashlib.sha256(checkpoint).hexdigest()
-    else:
-        checkpoint_sha256 = None
+    tokens = step * config.train_batch_tokens
     result = runs.Result(
         kind="train",
         config_hash=config.hash,
@@ -243,9 +327,13 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         forecast_at_tenth=at_tenth,
         parameters=parameters,
         steps=step,
-        tokens=step * config.train_batch_tokens,
+        tokens=tokens,
         stopped_by="wallclock" if clock_ran_out else "iterations",
         train_seconds=elapsed,
+        budget=budget(config, elapsed, 0.0, apart),
+        peak_memory_bytes=flops.peak_memory(device),
+        flops_per_token=flops.flops_a_token(config),
+        mfu=flops.utilisation(config, tokens, elapsed, device),
         resumed=resumed,
         data_fingerprint=dataset.fingerprint,
         data=facts,
@@ -253,34 +341,54 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None) -> runs.Resul
         environment=runs.environment(device),
     )
     if config.final_roundtrip_eval:
-        result = _with_round_trip(result, model, state, config, dataset, run_dir, last_val, log)
-    result = runs.write_result(run_dir, result)
-    (run_dir / RESUME).unlink(missing_ok=True)
-    return result
+        trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT, ranks=ranks)
+        raw = last_val
+        if trip.score.tokens != raw.tokens:
+            raw = score_model(model, config, dataset, roundtrip=True, ranks=ranks)
+        _log_round_trip(trip, config, log)
+        account = budget(config, elapsed, trip.calibration_seconds, apart)
+        fields = roundtrip_fields(trip, raw.val_bpb, raw.block_nats, dataset, config)
+        result = replace(result, budget=account, **fields)
+    if config.max_wallclock_seconds:
+        account = result.budget
+        read = f"{account['train']:.1f}s training + {account['calibration']:.1f}s calibration"
+        log(f"clock:{read} of {account['limit']:g}s")
+        if result.overtime:
+            log(f"over the clock by {result.overtime:.1f} s")
+    if ranks.first:
+        result = runs.write_result(run_dir, result)
+        (run_dir / RESUME).unlink(missing_ok=True)
+    return ranks.share(result)
 
 
-def _with_round_trip(result, model, state, config, dataset, run_dir, last_val, log) -> runs.Result:
-    """Add the score of the artifact on disk, and of the raw weights on the same tokens."""
-    trip = round_trip(state, config, dataset, run_dir / runs.ARTIFACT)
-    raw = last_val
-    if trip.score.tokens != raw.tokens:
-        raw = score_model(model, config, dataset, roundtrip=True)
-    account = trip.account
+def budget(config: RunConfig, train: float, calibration: float, apart: dict[str, float]) -> dict:
+    """Seconds on the challenge's clock: limit (0 = none), train and calibration, which reads training text too, their
+    sum counted, and over, by how much that exceeds the limit (by up to a step, as the reference does); apart: what no
+    clock counts. Export and the final score are apart too, see export_seconds and eval_seconds of a result.
+    """
+    limit, counted = config.max_wallclock_seconds, train + calibration
+    over = max(0.0, counted - limit) if limit else 0.0
+    return dict(limit=limit, train=train, calibration=calibration, counted=counted, over=over, apart=apart)
+
+
+def _log_round_trip(trip: RoundTrip, config: RunConfig, log) -> None:
+    account, score = trip.account, trip.score
     name = scheme(config.export)
     codec = name.replace("_", "+")
     log(f"Serialized model {codec}: {account.artifact} bytes (payload:{account.payload})")
     log(f"Total submission size {codec}: {account.total} bytes (code:{account.code} cap:{account.cap})")
     if not account.fits:
         log(f"over the cap by {account.total - account.cap} bytes")
-    score = trip.score
     log(f"final_{name}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
-    return replace(result, **roundtrip_fields(trip, raw.val_bpb, raw.block_nats, dataset, config))
 
 
 class _Log:
     """Lines for the reader (log.txt, screen) and rows for the plots (metrics.jsonl), each whole at once."""
 
-    def __init__(self, run_dir: Path, resume_step: int):
+    def __init__(self, run_dir: Path | None, resume_step: int):
+        self.silent = run_dir is None  # of another rank than the first
+        if self.silent:
+            return
         self.text = run_dir / "log.txt"
         self.rows = run_dir / "metrics.jsonl"
         if not resume_step:
@@ -290,6 +398,8 @@ class _Log:
         write_whole(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
 
     def __call__(self, line: str, **row: float) -> None:
+        if self.silent:
+            return
         tqdm.write(line)
         with open(self.text, "a", encoding="utf-8", newline="\n") as f:
             f.write(line + "\n")
@@ -305,9 +415,9 @@ def _check_finite(nats: float, what: str, step: int) -> None:
         )
 
 
-def _fraction(config: RunConfig, step: int, seconds: float) -> float:
+def _fraction(config: RunConfig, step: int, seconds: float, clock_seconds: float) -> float:
     """Of the training done after so many steps and seconds of it; 0 before the first step."""
-    clock = seconds / config.max_wallclock_seconds if config.max_wallclock_seconds else 0.0
+    clock = seconds / clock_seconds if clock_seconds else 0.0
     return min(1.0, max(step / config.iterations, clock)) if step else 0.0
 
 
@@ -325,3 +435,35 @@ def _seconds_since(start: float, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def main(words: list[str] | None = None) -> int:
+    """`torchrun --nproc_per_node=8 -m pgolf_core.train --config FILE`: one of its processes; the only one without."""
+    parser = argparse.ArgumentParser(prog="python -m pgolf_core.train", description=__doc__)
+    parser.add_argument("--config", type=existing_file, metavar="FILE", help="knobs as YAML or JSON")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/explore/<track>-<hash of the knobs>")
+    parser.add_argument("--initial", type=existing_file, metavar="FILE", help="checkpoint.safetensors to start from")
+    add_knobs(parser)
+    arguments = parser.parse_args(words)
+    first = int(os.environ.get("RANK", 0)) == 0
+    try:
+        knobs = knobs_of(arguments.knobs)
+        config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
+        run_dir = arguments.run_dir or runs.RUNS / "explore" / runs.run_name(config)
+        train(config, run_dir, load_checkpoint(arguments.initial) if arguments.initial else None)
+    except Exception as error:
+        of_user = type(error).__module__.startswith(("pgolf_core.", "__main__"))
+        if not first and (of_user or is_echo(error)):
+            time.sleep(PATIENCE_SECONDS)  # the first rank says it
+            return 2
+        if not of_user:
+            raise
+        print(f"pgolf: {error}", file=sys.stderr)
+        return 2
+    if first:
+        print(run_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from test_notebooks import TINY
 
-from pgolf_core import frontier, report, runs, tables
+from pgolf_core import frontier, integrity, report, runs, tables
 from pgolf_core.config import RunConfig
 from pgolf_core.roundtrip import export_checkpoint
 from pgolf_core.train import train
@@ -21,6 +21,7 @@ FILES = [
     "checkpoint.safetensors",
     "notebook.ipynb",
     "job.json",
+    "environment.json",
 ]
 
 
@@ -100,6 +101,7 @@ def test_files_that_are_missing(whole, tmp_path):
         "checkpoint.safetensors": "",  # large, and may be deleted: no score needs it any more
         "notebook.ipynb": "",
         "job.json": "",
+        "environment.json": "environment.json (missing)",
     }
 
 
@@ -131,9 +133,25 @@ def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path):
         shutil.copytree(whole, root / "demo" / f"harmed-{i}")
         harm(root / "demo" / f"harmed-{i}", name, DAMAGES["zeros"])
     page = report.write_report(root, tmp_path / "out", "frontier").read_text(encoding="utf-8")
-    assert "2 complete, 8 damaged" in page
+    assert f"2 complete, {len(FILES)} damaged" in page
     assert all(f"harmed-{i}" in page for i in range(len(FILES)))
     csv = (tmp_path / "out" / "tables" / "frontier.csv").read_text()
     assert "harmed" not in csv and "control" in csv and "int6" in csv
     sweep = report.write_report(root, tmp_path / "out", "sweep").read_text(encoding="utf-8")
     assert "Counted nowhere" in sweep and "harmed-0: damaged: config.json" in sweep
+
+
+def test_what_must_be_home_before_a_machine_goes(whole, tmp_path):
+    """The least that a run must leave, whatever became of it."""
+    run_dir = shutil.copytree(whole, tmp_path / "run")
+    assert integrity.lacking(run_dir) == []
+    for name in ("config.json", "environment.json", "log.txt", "artifact.pgolf"):
+        shutil.move(run_dir / name, tmp_path / name)
+        assert integrity.lacking(run_dir) == [name]
+        shutil.move(tmp_path / name, run_dir / name)
+    (run_dir / "result.json").unlink()
+    assert integrity.lacking(run_dir) == ["error.json"]
+    runs.write_interruption(run_dir, "the machine is gone")
+    assert integrity.lacking(run_dir) == []
+    row = runs.load(tmp_path).iloc[0]
+    assert (row.status, row.problem) == ("interrupted", "the machine is gone")

@@ -32,6 +32,23 @@ def test_golden_batches(case):
         assert torch.equal(x.flatten()[1:], y.flatten()[:-1])
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_fewer_passes_hold_the_same_spans(ranks):
+    """Every number of passes a step trains each rank on the same sequences, in the same order."""
+    knobs = dict(train_batch_tokens=1024, train_seq_len=32, world_size=ranks)
+    for rank in range(ranks):
+        seen = []
+        for passes in (8 // ranks, 1):
+            config = DataConfig(**knobs, grad_accum_steps=passes)
+            batches = Batches(TokenStream(shard_paths(GOLDEN / "shards", "train")), config, rank)
+            steps = [batches.next() for _ in range(2 * passes)]  # two steps
+            seen.append([torch.cat(part) for part in zip(*steps, strict=True)])
+            assert len(steps[0][0]) == 1024 // 32 // ranks // passes
+            position = batches.position
+        assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+        assert position == (0, 2 * 8 * (1024 // 8 + 1))
+
+
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=8), st.integers(1, 5000))
 def test_seek_goes_on_with_the_same_tokens(takes, more):
     paths = shard_paths(GOLDEN / "shards", "train")

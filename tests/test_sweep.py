@@ -196,6 +196,31 @@ def test_each_slot_sees_one_gpu(monkeypatch):
     assert gpus == ["3", "5", "3"]
 
 
+def test_each_slot_of_several_processes_sees_a_group(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    configs = [RunConfig(world_size=2), RunConfig()]
+    groups = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments(configs)]
+    assert groups == ["0,1", "2,3"]  # and one that is left over
+    with pytest.raises(SweepError, match="world_size=8: a GPU each, and there are 5"):
+        slot_environments([RunConfig(world_size=8)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert len(slot_environments([RunConfig(device="cpu", cpu_threads=1, world_size=4)])) == 2
+
+
+def test_nproc_is_the_knob_world_size_of_all_runs(sweeps):
+    sweep = load_sweep(sweeps({"track": "nano", "nproc": 4, "runs": {"a": {}, "b": {"seed": 2}}}))
+    assert [config.world_size for config in sweep.runs.values()] == [4, 4]
+    with pytest.raises(SweepError, match="world_size=3 does not divide 8"):
+        load_sweep(sweeps({"track": "nano", "nproc": 3, "runs": {"a": {}}}))
+    with pytest.raises(SweepError, match="nproc and world_size are the same"):
+        load_sweep(sweeps({"track": "nano", "nproc": 2, "runs": {"a": {"world_size": 4}}}))
+    with pytest.raises(SweepError, match="nproc is a key of the sweep"):
+        load_sweep(sweeps({"track": "nano", "runs": {"a": {}}, "stages": [{"train": {"nproc": 2}}]}))
+
+
 def test_progress_reads_what_a_kill_left(sweeps):
     (job,) = plan(load_sweep(sweeps({"track": "nano", "runs": {"a": {}}})))
     assert progress(job) == (0.0, "a")

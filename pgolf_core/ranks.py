@@ -1,0 +1,238 @@
+"""The processes that train one run together: what they add up, what they agree on, and how they end.
+
+DDP adds gradients in whatever order its rings give; here they are added in the order in which one process would have
+added them, for the same bytes on the wire, so that a run does not depend on how many processes train it. Decisions by
+the clock are rank 0's, told to the others through the hosts: nobody waits for a GPU, no two ranks decide differently.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from pgolf_core import runs
+from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.files import write_whole
+from pgolf_core.slot import SWEEP_PID, end_with, end_with_sweep, kill_family
+
+PATIENCE = timedelta(hours=1)  # of ranks that wait while rank 0 exports; a dead rank is noticed without it
+GOES_ON = "run again, it goes on from its last resume file"
+LOG = "ranks.log"  # tracebacks of a run that failed
+
+
+class RankError(RuntimeError):
+    """Ranks that cannot go on together; the message says which one ended, and what to do."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process's place among those that train a run. `ALONE` is the only one; its methods cost nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def add_(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, content: Any) -> Any:
+        """Rank 0's content on every rank, through the hosts: nobody waits for a GPU."""
+        if self.size == 1:
+            return content
+        box = [content]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def clock(self, seconds: float) -> float:
+        """Rank 0's reading on every rank."""
+        if self.size == 1:
+            return seconds
+        reading = torch.tensor(seconds, dtype=torch.float64)
+        dist.broadcast(reading, src=0)
+        return reading.item()  # a tensor of the host
+
+
+ALONE = Ranks()
+
+
+class GradientSum:
+    """The mean gradient of all ranks' micro-batches, summed in the order of their spans: that of a single process.
+
+    Every rank owns a slice of all gradients. After each backward pass the ranks exchange slices and each adds what it
+    gets, rank by rank; after the last one the sums go to everybody. For one pass a step that is as many bytes as
+    all-reduce sends, 2 · (n − 1)/n of the gradients.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], ranks: Ranks):
+        self.ranks = ranks
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for p in filter(Tensor.numel, parameters):  # one layer has no skip weights, and they no gradient
+            by_dtype.setdefault(p.dtype, []).append(p)
+        self.groups = list(by_dtype.values()) if ranks.size > 1 else []
+        self.sums: list[Tensor | None] = [None] * len(self.groups)
+
+    def add(self) -> None:
+        """Take the gradients of the micro-batch that has just gone backward."""
+        n = self.ranks.size
+        for i, group in enumerate(self.groups):
+            flat = torch.cat([p.grad.flatten() for p in group])
+            flat = F.pad(flat, (0, -flat.numel() % n))
+            received = torch.empty_like(flat)
+            dist.all_to_all_single(received, flat)
+            for part in received.view(n, -1):
+                self.sums[i] = part.clone() if self.sums[i] is None else self.sums[i].add_(part)
+            for p in group:
+                p.grad = None
+
+    def finish(self) -> None:
+        """Give every parameter its mean gradient; the next `add` begins anew."""
+        for i, group in enumerate(self.groups):
+            whole = self.sums[i].new_empty(self.ranks.size * self.sums[i].numel())
+            dist.all_gather(list(whole.view(self.ranks.size, -1)), self.sums[i])
+            whole /= self.ranks.size
+            sizes = [p.numel() for p in group]
+            for p, gradient in zip(group, whole[: sum(sizes)].split(sizes), strict=True):
+                p.grad = gradient.view_as(p)
+            self.sums[i] = None
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def joined(config: RunConfig, run_dir: Path) -> Iterator[Ranks]:
+    """The ranks of this run inside the block. Raises ConfigError where torchrun started another number of them.
+
+    A rank that is told to end (SIGTERM: another one died, a job scheduler wants the machine) leaves error.json, even
+    while it waits for the others, and ends at once.
+    """
+    if config.world_size == 1 and not under_torchrun():
+        yield ALONE
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if size != config.world_size:
+        raise ConfigError(
+            f"world_size={config.world_size}, and torchrun started {size} processes; give --nproc_per_node and "
+            "world_size the same number"
+        )
+    end_with_sweep()
+    end_with(os.getppid())  # torchrun: without it nobody would notice that a rank died
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        with _ending_on_sigterm(run_dir, rank):
+            yield Ranks(rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0)) if under_torchrun() else 0
+
+
+@contextmanager
+def _ending_on_sigterm(run_dir: Path, rank: int) -> Iterator[None]:
+    """A thread answers SIGTERM: the main thread may wait in a collective that never ends, where Python's handlers
+    do not run."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while told := ours.recv(64):
+            if signal.SIGTERM in told:
+                write_end(run_dir, RankError(f"rank {rank} was told to end: another rank died, or its machine goes"))
+                os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="sigterm", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, before)
+        theirs.close()  # ends the thread
+
+
+def is_echo(error: BaseException) -> bool:
+    """Whether it only says that another rank is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def write_end(run_dir: Path, error: BaseException) -> None:
+    """error.json, unless a rank has left one: what ends the others is only that the first one ended."""
+    follows = is_echo(error) or isinstance(error, RankError)
+    if is_echo(error):
+        error = RankError(f"another rank ended ({str(error).splitlines()[0]})")
+    if run_dir.is_dir() and not (follows and (run_dir / "error.json").exists()):
+        runs.write_failure(run_dir, error)
+
+
+def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, say: Callable[[str], None]) -> None:
+    """Start torchrun with config.world_size processes on this machine and wait for the end of the run.
+
+    Raises RankError with what its error.json says. However this ends, no process it started goes on.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        knobs = Path(folder) / "config.json"
+        knobs.write_text(json.dumps(config.model_dump()), encoding="utf-8")
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.world_size}"]
+        words += ["-m", "pgolf_core.train", "--config", str(knobs), "--run-dir", str(run_dir.resolve())]
+        if initial is not None:
+            safetensors.torch.save_file(initial, Path(folder) / "initial.safetensors")
+            words += ["--initial", str(Path(folder) / "initial.safetensors")]
+        errors = Path(folder) / "stderr"
+        with open(errors, "wb") as said, subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8",
+            errors="replace", env=os.environ | {SWEEP_PID: str(os.getpid())}, start_new_session=True,
+        ) as torchrun:  # fmt: skip
+            try:
+                for line in torchrun.stdout:  # the first rank's log
+                    say(line.rstrip())
+                status = torchrun.wait()
+            finally:
+                kill_family(torchrun.pid)
+        words = errors.read_text(encoding="utf-8", errors="replace")
+    if status == 0:
+        (run_dir / LOG).unlink(missing_ok=True)  # of an earlier try
+        return
+    killed = f"torchrun was killed (signal {-status}); {GOES_ON}" if status < 0 else _killed_rank(words)
+    if run_dir.is_dir():
+        write_whole(run_dir / LOG, words)
+        if killed:  # what the others said is only that it was gone
+            runs.write_failure(run_dir, RankError(killed))
+    error = runs.read_json(run_dir / "error.json")
+    raise RankError(killed or (f"{error['error']}: {error['message']}" if error else words.strip().split("\n")[-1]))
+
+
+def _killed_rank(said: str) -> str:
+    """'rank 1 was killed (signal 9) …' of the first to die, by torchrun's last words; '' where it ended by itself."""
+    root_cause = said.partition("Root Cause")[2]
+    rank, code = (re.search(rf"^\s*{name}\s*:\s*(-?\d+)", root_cause, re.MULTILINE) for name in ("rank", "exitcode"))
+    if not (rank and code) or int(code[1]) >= 0:
+        return ""
+    return f"rank {rank[1]} was killed (signal {-int(code[1])}); {GOES_ON}"

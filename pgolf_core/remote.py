@@ -1,0 +1,383 @@
+"""Sweeps on a rented machine, which goes only when everything that it made is home, and whole.
+
+The job there does not need us: whoever gives the same command again, at any time, finds it and goes on pulling, and
+nothing starts twice. What dies is started again at once, and goes on from its resume files.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import torch
+
+from pgolf_core import forecast, integrity, runs, transfer
+from pgolf_core.config import ROOT, RunConfig
+from pgolf_core.files import DataError
+from pgolf_core.model import GPT
+from pgolf_core.remote_job import Job, Look, look, now, read_state, start, write_state
+from pgolf_core.ssh import Pod, RemoteError, UnreachableError, local_tools, probe, run_script
+from pgolf_core.sweep import missing
+from pgolf_core.sweepfile import SweepError
+
+RESTARTS = 3  # at once, of a job that died and completed no run since it was started
+LONGEST_WAIT = 30.0  # seconds between tries to reach the machine
+INSTALLED_BYTES = {True: 9_000_000_000, False: 2_000_000_000}  # .venv there, with and without GPUs
+RUN_BYTES = 20  # a parameter: checkpoint, artifact and resume file
+
+Say = Callable[[str], None]
+
+
+# Before money is spent
+
+
+def check(job: Job, say: Say) -> None:
+    """Every check in a line of its own; RemoteError when one fails. Nothing stays but empty folders there."""
+    pod, results = job.pod, []
+
+    def told(what: str, problem: str) -> bool:
+        say(f"{'WRONG ' if problem else 'ok    '}{problem or what}")
+        results.append(not problem)
+        return not problem
+
+    tools = told("ssh and rsync are here", local_tools())
+    to_do = {}
+    for sweep in job.sweeps:
+        configs = {n: c for n, c in sweep.runs.items() if not (sweep.directory / n / "result.json").exists()}
+        to_do |= {f"{sweep.name}/{name}": config for name, config in configs.items()}
+        if told(f"sweep {sweep.name}: {len(configs)} runs to do", _problem(missing, sweep)):
+            told(f"sweep {sweep.name}: forecast under the caps", _problem(forecast.check, configs))
+    problem = _problem(transfer.data_files, job.sweeps) if pod.data == "push" else ""
+    data = 0 if problem or pod.data == "there" else _size(transfer.data_files(job.sweeps))
+    told(f"data: {pod.data}, {data:,} bytes" if data else f"data: {pod.data}", problem)
+    told(f"teardown: {pod.teardown or 'none; the machine is yours to stop'}", _teardown_problem(pod))
+    kept = RUN_BYTES * sum(map(_parameters, to_do.values()))
+    free = _free(runs.RUNS)
+    what = f"{free / 1e9:.1f} GB free here, {kept / 1e9:.1f} GB needed"
+    told(what, "" if free > kept else f"{what} in {runs.RUNS}; make room")
+    if tools:
+        installed = 0 if pod.python else INSTALLED_BYTES[pod.gpus > 0]
+        found = [told(*one) for one in probe(pod, data + _size(transfer.code_files()) + kept + installed)]
+        if len(found) > 1 and all(found[:4]):
+            told("a file written there came home whole", _problem(canary, pod))
+    if not all(results):
+        raise RemoteError(f"{results.count(False)} of {len(results)} checks failed; nothing was started")
+
+
+def _problem(attempt: Callable, *arguments: object) -> str:
+    try:
+        attempt(*arguments)
+    except (SweepError, RemoteError, DataError, forecast.ForecastError, runs.RunError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _size(names: list[str]) -> int:
+    return sum((ROOT / name).stat().st_size for name in names)
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _parameters(config: RunConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(config.model).parameters())
+
+
+def _teardown_problem(pod: Pod) -> str:
+    try:
+        words = shlex.split(pod.teardown, posix=os.name != "nt")
+    except ValueError as error:
+        return f"teardown: {pod.teardown}: {error}"
+    word = words[0].strip('"') if words else ""
+    return "" if not word or shutil.which(word) else f"teardown: no command {word} here; install it, or give its path"
+
+
+def canary(pod: Pod) -> None:
+    """RemoteError unless a file written into the runs there comes home whole, by the way that results take."""
+    name = f"_canary-{secrets.token_hex(6)}"
+    job = f"{name}-job"
+    make = 'mkdir -p "$1/runs/$2" "$1/jobs/$3" && head -c 100000 /dev/urandom > "$1/runs/$2/canary"'
+    try:
+        run_script(pod, make, pod.dir, name, job)
+        there = transfer.checksums(pod, [name])
+        transfer.pull(pod, job, [name])
+        path = runs.RUNS / name / "canary"
+        if not path.is_file() or integrity.checksum(path) != there.get(f"{name}/canary"):
+            raise RemoteError(f"{pod.address}: a file written there did not come home whole; nothing else would")
+    finally:
+        shutil.rmtree(runs.RUNS / name, ignore_errors=True)
+        shutil.rmtree(transfer.folder(job), ignore_errors=True)
+        with contextlib.suppress(RemoteError):
+            run_script(pod, 'rm -rf "$1/runs/$2" "$1/jobs/$3"', pod.dir, name, job)
+
+
+# From the start to the teardown
+
+
+def run(job: Job, say: Say) -> int:
+    """Start the job or find it there, pull until it ends, verify, tear down.
+
+    Exit status: 0 all complete; 1 some runs failed, all there is of them is home; 2 the machine may not go yet, or is
+    lost. RemoteError where nothing could be started.
+    """
+    with contextlib.ExitStack() as locks:
+        _lock(job, locks)
+        state = read_state(job.id)
+        if state.get("verified"):
+            if job.pod.teardown and (state.get("teardown") or {}).get("status") != 0:
+                return _teardown(job, say)
+            if not any(any(missing(sweep)) for sweep in job.sweeps):
+                say(f"all is home, verified at {state['verified']}; nothing to do")
+                return 0
+        found, fresh = None, not state.get("started") or state.get("verified")
+        if fresh:
+            check(job, say)
+            found = look(job)
+        else:
+            with contextlib.suppress(UnreachableError):  # which _follow is patient with
+                found = look(job)
+        told = found is not None and found.kind == "ended" and found.number <= state.get("told", 0)
+        if told and not fresh:  # it could not be verified; what was wrong may be right by now
+            _bring(job, found)
+            if _verified(job, found, say):
+                return _teardown(job, say)
+            check(job, say)
+        if told or (fresh and found.kind == "none"):
+            return _follow(job, say, max(found.number, state.get("number", 0)) + 1)
+        if found is not None:
+            say(f"found on {job.pod.address}: {found.kind}" + (f", try {found.number}" if found.number else ""))
+        return _follow(job, say)
+
+
+def pull_once(job: Job, say: Say) -> int:
+    """Bring home what is there now, and say how things stand."""
+    with contextlib.ExitStack() as locks:
+        _lock(job, locks)
+        found = look(job)
+        if found.kind == "none":
+            raise RemoteError(f"{job.pod.address}: no job {job.id} in {job.pod.dir}; `pgolf remote run` starts it")
+        pulled = _bring(job, found)
+        say(f"{found.kind} on {job.pod.address}; {len(pulled.changed)} files came, {_counts(job)}")
+    return 0
+
+
+def _lock(job: Job, locks: contextlib.ExitStack) -> None:
+    for sweep in job.sweeps:
+        sweep.directory.mkdir(parents=True, exist_ok=True)
+        busy = f"{sweep.directory}: this sweep runs here already, or another process pulls it"
+        locks.enter_context(runs.locked(sweep.directory / ".lock", 0, busy))
+
+
+def _bring(job: Job, found: Look) -> transfer.Pulled:
+    pulled = transfer.pull(job.pod, job.id, job.names)
+    if not found.died:  # whatever was thought when it could not be reached
+        transfer.forget_errors(job.sweeps, interruptions=True)
+    write_state(job, state=found.kind, number=found.number, last_pull=now())
+    return pulled
+
+
+def _complete(job: Job) -> int:
+    return sum((run_dir / "result.json").exists() for sweep in job.sweeps for run_dir in transfer.wanted(sweep))
+
+
+def _counts(job: Job) -> str:
+    return f"{_complete(job)} of {sum(len(transfer.wanted(sweep)) for sweep in job.sweeps)} runs complete here"
+
+
+def _follow(job: Job, say: Say, number: int = 0) -> int:
+    """Pull until the job ends and all is verified, however often the connection breaks or the job dies.
+
+    number: of the try to start first; 0 = there is one.
+    """
+    held: dict[Path, filelock.BaseFileLock] = {}
+    restarts, complete = 0, _complete(job)
+    lost_since, wait, trouble, said = None, job.pod.pull_seconds, "", _log_sizes(job)
+    try:
+        while True:
+            try:
+                if number:  # which may have begun where the connection broke: then it is found
+                    start(job, number, say)
+                    say(f"started on {job.pod.address}; it goes on there whatever becomes of us")
+                    number = 0
+                found = _look_and_bring(job, said, say)
+                if lost_since or trouble:
+                    say(f"pulling again; {_counts(job)}")
+                lost_since, wait, trouble = None, job.pod.pull_seconds, ""
+                if found.kind == "ended" and not found.died:
+                    return _teardown(job, say) if _verified(job, found, say) else 2
+                if found.died:
+                    restarts, complete = (restarts, complete) if _complete(job) == complete else (0, _complete(job))
+                    _died(job, found, say)
+                    if restarts == RESTARTS:
+                        raise RemoteError(
+                            f"{job.pod.address}: the job died {RESTARTS + 1} times, and no run became complete; "
+                            f"see {_log(job, found.number)}. The same command tries again"
+                        )
+                    restarts += 1
+                    if found.kind == "none":
+                        check(job, say)
+                    say("starting it again")
+                    number = max(found.number, read_state(job.id).get("number", 0)) + 1
+                    continue
+                _hold(job, held)
+            except UnreachableError as error:
+                lost_since = lost_since or time.time()
+                if time.time() - lost_since > 60 * job.pod.give_up_minutes:
+                    return _lost(job, lost_since, say)
+                trouble = _once(str(error), trouble, say)
+                wait = max(job.pod.pull_seconds, min(2 * wait, LONGEST_WAIT))
+            except OSError as error:  # of this disk, mostly: full
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                words = f"{runs.RUNS}: the disk is full; make room" if full else str(error)
+                trouble = _once(f"{words}; trying on", trouble, say)
+                wait = max(job.pod.pull_seconds, min(2 * wait, LONGEST_WAIT))
+            time.sleep(wait)
+    finally:
+        for lock in held.values():
+            lock.release()
+
+
+def _look_and_bring(job: Job, said: dict[Path, int], say: Say) -> Look:
+    """In what state the job is, with what it wrote up to then home. UnreachableError; OSError for what may pass."""
+    try:
+        found = look(job)
+        if found.kind != "none":
+            pulled = _bring(job, found)
+            _tell_log(job, found.number, said, say)
+            if not pulled.whole:
+                raise OSError(f"{job.pod.address}: not every file can be read there")
+    except UnreachableError:
+        raise
+    except RemoteError as error:
+        raise OSError(str(error)) from error
+    return found
+
+
+def _once(words: str, before: str, say: Say) -> str:
+    if words != before:
+        say(words)
+    return words
+
+
+def _log(job: Job, number: int) -> Path:
+    return transfer.folder(job.id) / f"try-{number}.log"
+
+
+def _log_sizes(job: Job) -> dict[Path, int]:
+    """Of what is here already, and was shown."""
+    return {path: path.stat().st_size for path in transfer.folder(job.id).glob("try-*.log")}
+
+
+def _tell_log(job: Job, number: int, said: dict[Path, int], say: Say) -> None:
+    """What the job said since, in whole lines."""
+    path = _log(job, number)
+    if path.exists():
+        with open(path, "rb") as f:
+            f.seek(said.get(path, 0))
+            lines, _, _ = f.read().rpartition(b"\n")
+        for line in lines.decode(errors="replace").splitlines():
+            say(f"  {line}")
+        said[path] = said.get(path, 0) + (len(lines) + 1 if lines else 0)
+
+
+def _hold(job: Job, held: dict[Path, filelock.BaseFileLock]) -> None:
+    """Hold the locks of runs that are under way there, as their training would here: so the monitor shows them."""
+    for run_dir in (run_dir for sweep in job.sweeps for run_dir in transfer.wanted(sweep)):
+        there = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+        active = "config.json" in there and not there & {"result.json", "error.json"}
+        if active and run_dir not in held:
+            lock = filelock.FileLock(run_dir / ".lock")
+            with contextlib.suppress(filelock.Timeout):  # somebody looks at it, this very moment
+                lock.acquire(timeout=0)
+                held[run_dir] = lock
+        elif not active and run_dir in held:
+            held.pop(run_dir).release()
+
+
+def _died(job: Job, found: Look, say: Say) -> None:
+    what = {
+        "none": "has no such job any more: its disk is another one, or was emptied",
+        "dead": "runs, and the job on it died without an end",
+        "ended": f"runs, and the job on it was killed (exit status {found.status})",
+    }[found.kind]
+    marked = [name for sweep in job.sweeps for name in transfer.interrupt(sweep, f"the machine {job.pod.host} {what}")]
+    write_state(job, state="died")
+    say(f"{job.pod.address} {what}; interrupted: {', '.join(marked) or 'no run'}")
+
+
+def _lost(job: Job, since: float, say: Say) -> int:
+    last = read_state(job.id).get("last_pull") or "none"
+    when = time.strftime(runs.TIME, time.gmtime(since))
+    why = f"the machine {job.pod.host} has not been reachable since {when}; last pull {last}"
+    marked = [name for sweep in job.sweeps for name in transfer.interrupt(sweep, why)]
+    write_state(job, state="lost")
+    say(f"{why}. Interrupted: {', '.join(marked) or 'no run'}; {_counts(job)}")
+    say("if it is there it is still paid for: look. The same command goes on with it, or with another host:")
+    return 2
+
+
+def _verified(job: Job, found: Look, say: Say) -> bool:
+    """Whether all that is there is home and whole, and told if not."""
+    log = _log(job, found.number).read_text(encoding="utf-8", errors="replace")
+    write_state(job, ended=now(), status=found.status, told=found.number)
+    failures_told = re.search(r"^pgolf: \d+ failed: ", log, re.MULTILINE)
+    if not (found.status == 0 or (found.status == 1 and failures_told)):
+        words = [line for line in log.splitlines() if line.strip()] or ["without a word"]
+        why = f"the job on {job.pod.host} ended with exit status {found.status}: {words[-1]}"
+        for sweep in job.sweeps:
+            transfer.interrupt(sweep, why)
+        write_state(job, state="failed")
+        say(why)
+        say(f"see {_log(job, found.number)}; the machine stays, and the same command tries again")
+        return False
+    kept = transfer.pull(job.pod, job.id, job.names).kept
+    problems = [f"{name}: not home as it is there" for name in transfer.differing(job.pod, job.id, job.names, kept)]
+    failed = []
+    for sweep in job.sweeps:
+        short, without = transfer.shortfalls(sweep, log, found.status == 0)
+        problems, failed = problems + short, failed + without
+    for line in failed:
+        say(f"  {line}")
+    if problems:
+        say("NOT VERIFIED, so the machine must not go:")
+        for line in problems:
+            say(f"  - {line}")
+        write_state(job, state="unverified")
+        return False
+    if hasattr(os, "sync"):
+        os.sync()  # on the disk, not in memory: a power cut here may be the machine's end there
+    write_state(job, state="verified", verified=now(), failed=failed)
+    say(f"{_counts(job)}, {len(failed)} failed; all is home and verified: the machine may go")
+    return True
+
+
+def _teardown(job: Job, say: Say) -> int:
+    """Once it is verified. It is done again only where it failed, or was cut short."""
+    state, command = read_state(job.id), job.pod.teardown
+    assert state["verified"], job.id
+    status = 1 if state.get("failed") else 0
+    if not command:
+        say("no teardown: is set; stop the machine yourself")
+        return status
+    say(f"teardown: {command}")
+    write_state(job, teardown={"command": command, "begun": now()})
+    code = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL).returncode
+    write_state(job, teardown={"command": command, "begun": now(), "status": code})
+    if code:
+        say(f"TEARDOWN FAILED (exit status {code}): THE MACHINE IS STILL PAID FOR. By hand: {command}")
+        say("or give the same command again, which tries it again")
+        return 2
+    say("torn down")
+    return status

@@ -1,0 +1,248 @@
+"""A job: sweeps on a pod. What says it, what is known of it here, and how it is started there and looked at.
+
+There, below the pod's dir, are checkout/, runs/ and jobs/<job>/, with a script, a claim (pid, and when it began), a
+log and an exit status of each try. Here is runs/.remote/<job>/: a copy of that folder, and state.json.
+"""
+
+import json
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pgolf_core import runs, transfer
+from pgolf_core.config import RunConfig, digest, environment_knobs
+from pgolf_core.files import write_whole
+from pgolf_core.ssh import FIND_PYTHON, Pod, RemoteError, UnreachableError, at, load_pod, run_script
+from pgolf_core.sweepfile import Sweep, load_sweep
+
+BEGAN_NOT = 3  # exit status of a job whose python or setup failed
+
+
+@dataclass(frozen=True)
+class Job:
+    """Sweeps to run on a pod. id names what they are, whatever the machine."""
+
+    pod: Pod
+    sweeps: tuple[Sweep, ...]
+    files: tuple[Path, ...]
+    words: tuple[str, ...]  # of `pgolf sweep`, after the files
+    id: str
+
+    @property
+    def names(self) -> list[str]:
+        return [sweep.name for sweep in self.sweeps]
+
+
+@dataclass(frozen=True)
+class Look:
+    """kind: none (no such job there), running, ended, dead (it neither runs nor ended)."""
+
+    kind: str
+    number: int = 0  # of the last try there
+    status: int = 0  # its exit status
+
+    @property
+    def died(self) -> bool:
+        return self.kind in ("none", "dead") or (self.kind == "ended" and self.status >= 128)  # by a signal
+
+
+def load_job(
+    pod_file: Path, files: list[Path], knobs: dict[str, str], scale: str = "", seeds: list[int] | None = None
+) -> Job:
+    """Read and check all that says what is to run where. RemoteError, SweepError."""
+    pod = load_pod(pod_file)
+    sweeps = tuple(load_sweep(file, knobs, scale, seeds) for file in files)
+    if len({sweep.name for sweep in sweeps}) < len(sweeps):
+        raise RemoteError(f"two of {', '.join(map(str, files))} are the same sweep; name each once")
+    words = [word for name, value in knobs.items() for word in ("-k", f"{name}={value}")]
+    words += ["--scale", scale] if scale else []
+    words += ["--seeds", *map(str, seeds)] if seeds else []
+    content = {
+        sweep.name: [
+            {run: config.hash for run, config in sweep.runs.items()},
+            [[stage.notebook, stage.parameters] for stage in sweep.stages],
+        ]
+        for sweep in sweeps
+    }
+    return Job(pod, sweeps, tuple(files), tuple(words), f"{sweeps[0].name if sweeps else 'none'}-{digest(content)}")
+
+
+# What is known here
+
+
+def read_state(job_id: str) -> dict:
+    """{} of a job that was never started from here."""
+    return runs.read_json(transfer.folder(job_id) / "state.json") or {}
+
+
+def write_state(job: Job, **news: object) -> dict:
+    """The job's state with the news in it, now on disk."""
+    pod = job.pod
+    where = {"host": pod.host, "user": pod.user, "port": pod.port, "dir": pod.dir, "sweeps": job.names}
+    state = read_state(job.id) | where | news
+    write_whole(transfer.folder(job.id) / "state.json", json.dumps(state, indent=1))
+    return state
+
+
+def states() -> dict[str, dict]:
+    """Job -> state, of all that were started from here."""
+    found = sorted((runs.RUNS / transfer.REMOTE).glob("*/state.json"))
+    return {path.parent.name: read_state(path.parent.name) for path in found}
+
+
+def now() -> str:
+    return time.strftime(runs.TIME, time.gmtime())
+
+
+# The job there
+
+LIBRARY = r"""
+since() {  # when a process began, and at which boot; nothing of one that is gone, or waits to be buried
+    if [ -r /proc/self/stat ]; then
+        [ -r "/proc/$1/stat" ] || return 0
+        set -- $(sed 's/.*) //' "/proc/$1/stat")
+        [ "$1" = Z ] || echo "${20}-$(cat /proc/sys/kernel/random/boot_id)"
+    else
+        ps -o lstart= -p "$1" | tr -d ' '
+    fi
+}
+look() {  # in a job's folder
+    n=$(ls 2>/dev/null | sed -n 's/^try-\([0-9]*\)$/\1/p' | sort -n | tail -1)
+    [ -n "$n" ] || { echo none; return; }
+    i=0
+    while [ ! -s "try-$n" ] && [ $i -lt 3 ]; do sleep 1; i=$((i + 1)); done  # claimed at this very moment?
+    pid= began=
+    read -r pid began < "try-$n"
+    if [ ! -s "try-$n.status" ] && [ -n "$began" ] && [ "$(since "$pid")" = "$began" ]; then
+        echo "running $n"
+    elif [ -s "try-$n.status" ]; then
+        echo "ended $n $(cat "try-$n.status")"
+    else
+        echo "dead $n"
+    fi
+}
+"""
+LOOK = LIBRARY + 'cd "$1/jobs/$2" 2>/dev/null || { echo none; exit 0; }; look'
+OTHERS = LIBRARY + (
+    'cd "$1/jobs" 2>/dev/null || exit 0\n'
+    'for job in *; do (cd "$job" && case $(look) in running*) echo "$job" $(cat sweeps);; esac); done; exit 0'
+)
+# The try claims its number itself, so that whoever starts it twice has one. What the disk needs for the exit status it
+# holds from the beginning, and lets go of at the end.
+TRY = (
+    LIBRARY
+    + r"""
+n=%(number)d
+set -C
+echo "$$ $(since $$)" 2>/dev/null > "try-$n" || exit 0
+set +C
+exec > "try-$n.log" 2>&1
+head -c 65536 /dev/zero > ".try-$n.room"
+(
+%(steps)s
+)
+status=$?
+rm -f ".try-$n.room"
+until echo $status > ".try-$n.new" && [ -s ".try-$n.new" ] && mv ".try-$n.new" "try-$n.status"; do sleep 5; done
+"""
+)
+START = (
+    LIBRARY
+    + r"""
+cd "$1/jobs/$2" || exit 1
+n=$3 new=$4
+shift 4
+(cd "$new" && find . -type f) | while IFS= read -r file; do
+    mkdir -p "$(dirname "$file")" && mv -f "$new/$file" "$file" || exit 1
+done || exit 1
+rm -rf "$new"
+[ -e "try-$n" ] || for run; do rm -f "../../runs/$run/error.json"; done  # of tries before
+if command -v setsid >/dev/null; then
+    nohup setsid sh "./try-$n.sh" < /dev/null > /dev/null 2>&1 &
+else
+    nohup sh "./try-$n.sh" < /dev/null > /dev/null 2>&1 &
+fi
+i=0
+while [ ! -s "try-$n" ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i + 1)); done
+look
+"""
+)
+
+
+def steps(job: Job) -> str:
+    """What a try does, in sh, in the job's folder."""
+    pod = job.pod
+    ours = {name.upper(): value for name, value in environment_knobs().items()}
+    ours |= {f"PGOLF_{name.upper()}": str(v) for name, v in runs.environment(torch.device("cpu")).items()
+             if name in ("git_commit", "git_dirty") and v is not None}  # fmt: skip
+    lines = [
+        "cd ../.. && top=$(pwd) && cd checkout || exit 1",
+        f"unset {' '.join(name.upper() for name in RunConfig.model_fields)}",  # a knob is what it is at home
+        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(ours.items())),
+        'export PGOLF_ROOT="$top/checkout" PGOLF_RUNS="$top/runs" PYTHONUNBUFFERED=1',
+    ]
+    if pod.python:
+        lines.append(f"python={shlex.quote(pod.python)}")
+    else:
+        lines += [FIND_PYTHON, f'find_python && "$python" tools/install.py || exit {BEGAN_NOT}']
+        lines.append("python=.venv/bin/python")
+    if pod.setup.strip():
+        lines.append(f"(\n{pod.setup}\n) || {{ echo setup failed; exit {BEGAN_NOT}; }}")
+    files = " ".join(f'"$top"/jobs/{job.id}/{shlex.quote(place)}' for place in _sweep_files(job))
+    return "\n".join([*lines, f'"$python" -m pgolf_core.cli sweep {files} {shlex.join(job.words)}'])
+
+
+def _sweep_files(job: Job) -> dict[str, Path]:
+    """Place in the job's folder there -> file here; a sweep may be named after its file."""
+    return {f"{i}-{name}/{file.name}": file for i, (name, file) in enumerate(zip(job.names, job.files, strict=True))}
+
+
+def look(job: Job) -> Look:
+    """In what state the job is there."""
+    return _look(run_script(job.pod, LOOK, job.pod.dir, job.id))
+
+
+def _look(said: str) -> Look:
+    match said.split():
+        case ["none"]:
+            return Look("none")
+        case ["running" | "dead" as kind, number]:
+            return Look(kind, int(number))
+        case ["ended", number, status]:
+            return Look("ended", int(number), int(status))
+    raise UnreachableError(f"the machine answers {said!r}, which says nothing of the job")
+
+
+def start(job: Job, number: int, say: Callable[[str], None]) -> Look:
+    """Push everything and start a try of the job; the one that runs already where there is one."""
+    pod = job.pod
+    others = dict(line.partition(" ")[::2] for line in run_script(pod, OTHERS, pod.dir).splitlines())
+    others.pop(job.id, None)
+    for other, names in others.items():
+        if same := sorted(set(names.split()) & set(job.names)):
+            raise RemoteError(f"{pod.address}: sweep {', '.join(same)} runs there already, as job {other}; wait for it")
+    transfer.push(pod, job.id, job.sweeps, sorted(others), say)
+    new = f".new-{secrets.token_hex(4)}"
+    folder = transfer.folder(job.id) / new
+    texts = {f"try-{number}.sh": TRY % {"number": number, "steps": steps(job)}, "sweeps": " ".join(job.names) + "\n"}
+    for place, file in _sweep_files(job).items():
+        texts[place] = file.read_text(encoding="utf-8")
+    for place, text in texts.items():
+        write_whole(folder / place, text)
+    transfer.send(pod, [".", *at(pod, f"jobs/{job.id}/{new}/")], folder, sorted(texts))
+    shutil.rmtree(folder)
+    found = _look(run_script(pod, START, pod.dir, job.id, str(number), new, *_run_folders(job)))
+    transfer.forget_errors(job.sweeps)  # here too: all of these are tried again
+    of_the_last = {"verified": None, "failed": None, "teardown": None, "ended": None, "status": None}
+    write_state(job, state=found.kind, number=found.number, started=now(), **of_the_last)
+    return found
+
+
+def _run_folders(job: Job) -> list[str]:
+    return [f"{run_dir.parent.name}/{run_dir.name}" for sweep in job.sweeps for run_dir in transfer.wanted(sweep)]

@@ -1,0 +1,197 @@
+"""A machine to rent: a real sshd on the loopback, with a disk of its own, that can be killed, rebooted and cut off.
+
+What is to go wrong is done to it: see Pod. Its processes are known by a word in their environment.
+"""
+
+import contextlib
+import os
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+ABSENT = [name for name, path in [("sshd", SSHD), *((n, shutil.which(n)) for n in ("ssh", "rsync"))] if not path]
+PYTHON = Path(sys.executable).resolve()  # of no virtual environment
+CONFIG = """
+ListenAddress 127.0.0.1
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/authorized_keys
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin yes
+PidFile none
+MaxStartups 100
+SetEnv PGOLF_POD={word} HOME={folder}/home PATH={path}
+"""
+
+
+def need_sshd() -> None:
+    if ABSENT:
+        pytest.skip(f"{', '.join(ABSENT)} not here: Debian has openssh-server and rsync", allow_module_level=True)
+    if os.geteuid() == 0:
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # sshd of root refuses to start without
+
+
+class Pod:
+    """A context manager: up inside of it. `disk` is its folder; path: of the shell there.
+
+    kill() ends every process at once, as when the machine dies; start() boots it again, with the disk as it was.
+    cut() drops every connection and takes no more, while the machine goes on; mend() takes them again.
+    """
+
+    def __init__(self, folder: Path, path: str = f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin"):
+        self.folder, self.path, self.word = folder, path, secrets.token_hex(8)
+        self.disk = folder / "disk"
+        for name in ("disk", "home"):
+            (folder / name).mkdir(parents=True)
+        for name in ("host_key", "key", "other_key"):
+            words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
+            subprocess.run(words, check=True)
+        shutil.copy(folder / "key.pub", folder / "authorized_keys")
+        self.process: subprocess.Popen | None = None
+        self.sockets = tempfile.mkdtemp()  # short: a socket's path has 108 characters at most
+        self.wire = _Wire()
+
+    def __enter__(self) -> "Pod":
+        self.start()
+        self.mend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        self.kill()
+        shutil.rmtree(self.sockets)
+
+    def yaml(self, **keys: object) -> Path:
+        """POD.yaml of this machine, and how it is used in tests."""
+        # A tenth of a second less a connection: without what is safe from quantum computers, and most over another's.
+        quick = ["KexAlgorithms=curve25519-sha256", "ControlMaster=auto", "ControlPersist=5"]
+        options = ["BatchMode=yes", "ConnectTimeout=10", "StrictHostKeyChecking=accept-new", *quick]
+        options += [f"UserKnownHostsFile={self.folder}/known_hosts", f"ControlPath={self.sockets}/%C"]
+        content = {"host": "127.0.0.1", "user": _user(), "port": self.wire.port, "key": str(self.folder / "key")}
+        content |= {"dir": str(self.disk / "pgolf"), "gpus": 0, "free_gb": 0, "pull_seconds": 0.05}
+        content |= {"ssh_options": options}
+        path = self.folder / "POD.yaml"
+        path.write_text(yaml.safe_dump(content | keys))
+        return path
+
+    def start(self) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.wire.behind = s.getsockname()[1]
+        config = self.folder / "sshd_config"
+        config.write_text(CONFIG.format(folder=self.folder, word=self.word, path=self.path))
+        words = [SSHD, "-D", "-e", "-f", config, "-p", str(self.wire.behind)]
+        self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for line in self.process.stderr:  # an event, not a time: it says when it listens
+            if b"Server listening" in line:
+                break
+        else:
+            raise AssertionError(f"sshd ended: {self.process.wait()}")
+        threading.Thread(target=self._drain, args=(self.process.stderr,), daemon=True).start()
+
+    def _drain(self, stream) -> None:
+        with contextlib.suppress(ValueError, OSError), open(self.folder / "sshd.log", "ab") as log:
+            shutil.copyfileobj(stream, log)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs on it, but for sshd."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PGOLF_POD") == self.word and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def kill(self) -> None:
+        if self.process is None:
+            return
+        sshd = psutil.Process(self.process.pid)
+        family = [sshd, *sshd.children(recursive=True)]
+        while family:  # until nobody is left who could have started another
+            for process in family:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            family = self.processes()
+        self.process.wait()
+        self.process = None
+
+    def replace_disk(self) -> None:
+        """Another machine by the same address, which was killed before."""
+        self.disk.rename(self.folder / f"disk-{secrets.token_hex(4)}")
+        self.disk.mkdir()
+
+    def cut(self) -> None:
+        self.wire.close()
+
+    def mend(self) -> None:
+        self.wire.open()
+
+
+def _user() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+class _Wire:
+    """A TCP proxy: port is ours and stays, behind is the machine's."""
+
+    def __init__(self):
+        self.port, self.behind, self.listener = 0, 0, None
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.lock = threading.Lock()
+
+    def open(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def close(self) -> None:
+        if self.listener is None:
+            return
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.listener = None
+        with self.lock:
+            for one in [one for pair in self.pairs for one in pair]:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self.behind), timeout=5)
+            except OSError:  # the machine is down
+                client.close()
+                continue
+            for one in (client, server):  # as ssh asks for on its own end
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self.lock:
+                self.pairs.append((client, server))
+            threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+
+    def _carry(self, a: socket.socket, b: socket.socket) -> None:
+        with contextlib.suppress(OSError), a, b:
+            while True:
+                for one in select.select([a, b], [], [])[0]:
+                    if not (content := one.recv(1 << 16)):
+                        return
+                    (b if one is a else a).sendall(content)
