@@ -10,7 +10,8 @@ demo: install
 	.venv/bin/pgolf demo
 
 test: install
-	.venv/bin/python -m pytest -q
+	@$(PYTHON) tools/install.py --test-tools
+	.venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lab: install
 	.venv/bin/jupyter lab notebooks

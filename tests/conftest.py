@@ -1,6 +1,11 @@
 """Fixtures that several test files use."""
 
+import os
+
 import pytest
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch: they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 from pgolf_core import corpus
 

@@ -1,6 +1,7 @@
 """Make .venv in the repository root and install pgolf there with the versions of constraints.txt.
 
     python3 tools/install.py
+    python3 tools/install.py --test-tools   # Debian's openssh-server and rsync, which the tests of `pgolf remote` need
 
 Standard library only, any platform, at once done when nothing has changed. TORCH_SPEC=... installs that
 requirement for torch instead of the build chosen here; delete .venv to choose anew.
@@ -74,7 +75,33 @@ def step(title: str, *command: str | Path) -> str:
     return f"\n{title}:\n{done.stdout}" if failed else ""
 
 
+def test_tools() -> None:
+    """Install what the tests run and Python has not, where that can be done; elsewhere say what is left out."""
+    path = os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin"
+    commands = {"sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
+    packages = [package for command, package in commands.items() if not shutil.which(command, path=path)]
+    if not packages:
+        return
+    troubles = "no apt-get, or not root"
+    if shutil.which("apt-get") and os.geteuid() == 0:
+        troubles = step("apt-get update", "apt-get", "update", "-q") or step(
+            f"apt-get install {' '.join(packages)}",
+            "apt-get",
+            "install",
+            "-y",
+            "-q",
+            "--no-install-recommends",
+            *packages,
+        )
+    if troubles:
+        lines = troubles.strip().splitlines()
+        print(f"{', '.join(packages)} not installed ({lines[-1]}): the tests of `pgolf remote` will be skipped")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--test-tools"]:
+        test_tools()
+        return
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     inputs = [
         (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
