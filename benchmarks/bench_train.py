@@ -70,6 +70,8 @@ def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
     """Milliseconds by phase and whole, of this rank; steps is rounded up to whole intervals of the regulariser."""
     device = pick_device(config)
     dtype = pick_dtype(config, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(device)
     to_precision(model, dtype)

@@ -428,6 +428,8 @@ RULES = [
      "embed_dim={c.embed_dim} is more than model_dim={c.model_dim}"),
     ({"world_size"}, lambda c: GRADIENT_SPANS % c.world_size == 0,
      "world_size={c.world_size} does not divide 8; use 1, 2, 4 or 8 processes"),
+    ({"world_size", "device"}, lambda c: c.world_size == 1 or c.device in ("auto", "cpu", "cuda"),
+     "device={c.device} is one device, and world_size={c.world_size} processes need one each: auto, cuda or cpu"),
     ({"world_size", "grad_accum_steps"},
      lambda c: GRADIENT_SPANS % c.world_size or not c.grad_accum_steps
      or GRADIENT_SPANS // c.world_size % c.grad_accum_steps == 0,
@@ -468,7 +470,10 @@ def _unknown(name: str) -> str:
 
 def environment_knobs() -> dict[str, str]:
     """Knobs that the environment sets now: name -> text."""
-    return {k.lower(): v for k, v in os.environ.items() if k.lower() in RunConfig.model_fields and v}
+    started = {"WORLD_SIZE"} if "TORCHELASTIC_RUN_ID" in os.environ else set()  # torchrun's, not the user's
+    return {
+        k.lower(): v for k, v in os.environ.items() if k.lower() in RunConfig.model_fields and v and k not in started
+    }
 
 
 def _warn_of_misspelt_environment() -> None:

@@ -1,5 +1,7 @@
 """Floating-point operations of a training step, and what share of a GPU's peak a run made of them (MFU)."""
 
+import re
+
 import torch
 
 from pgolf_core.config import RunConfig
@@ -10,14 +12,17 @@ PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "GH200": 989e12,
     "B200": 2250e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
     "RTX 4090": 165e12,
+    "RTX 3090 Ti": 80e12,
     "RTX 3090": 71e12,
     "V100": 125e12,  # float16: it has no bfloat16
 }
@@ -47,7 +52,9 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    if "MIG" in name:  # a part of a card
+        return None
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def utilisation(config: RunConfig, tokens: int, seconds: float, device: torch.device) -> float | None:

@@ -42,8 +42,8 @@ def tensor_kind(name: str) -> str | None:
 
 
 def rmsnorm(x: Tensor) -> Tensor:
-    """Divide by the root mean square over the last axis; no gain."""
-    return F.rms_norm(x, (x.size(-1),))
+    """Divide by the root mean square over the last axis; no gain. In x's dtype: autocast on CUDA may widen it."""
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

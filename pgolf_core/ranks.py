@@ -130,7 +130,7 @@ def joined(config: RunConfig, run_dir: Path) -> Iterator[Ranks]:
     A rank that is told to end (SIGTERM: another one died, a job scheduler wants the machine) leaves error.json, even
     while it waits for the others, and ends at once.
     """
-    if config.world_size == 1 and not under_torchrun():
+    if not under_torchrun():  # with world_size > 1: to look at a run that is complete
         yield ALONE
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -143,11 +143,10 @@ def joined(config: RunConfig, run_dir: Path) -> Iterator[Ranks]:
     end_with(os.getppid())  # torchrun: without it nobody would notice that a rank died
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        with _ending_on_sigterm(run_dir, rank):
-            yield Ranks(rank, size)
-    finally:
-        dist.destroy_process_group()
+    with _ending_on_sigterm(run_dir, rank):
+        yield Ranks(rank, size)
+    # Not after an error: NCCL's end waits for the other ranks, which wait for this one; the process ends instead.
+    dist.destroy_process_group()
 
 
 def local_rank() -> int:
@@ -180,7 +179,8 @@ def _ending_on_sigterm(run_dir: Path, rank: int) -> Iterator[None]:
 
 def is_echo(error: BaseException) -> bool:
     """Whether it only says that another rank is gone."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    gone = r"gloo|remote process (has )?exited|connection (was )?(closed|reset)|abort|timed? ?out"
+    return isinstance(error, RuntimeError) and re.search(gone, str(error), re.IGNORECASE) is not None
 
 
 def write_end(run_dir: Path, error: BaseException) -> None:
@@ -197,12 +197,14 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
 
     Raises RankError with what its error.json says. However this ends, no process it started goes on.
     """
+    before = runs.read_json(run_dir / "error.json")
     with tempfile.TemporaryDirectory() as folder:
         knobs = Path(folder) / "config.json"
         knobs.write_text(json.dumps(config.model_dump()), encoding="utf-8")
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.world_size}"]
         words += ["-m", "pgolf_core.train", "--config", str(knobs), "--run-dir", str(run_dir.resolve())]
         if initial is not None:
+            initial = {name: tensor.contiguous() for name, tensor in initial.items()}
             safetensors.torch.save_file(initial, Path(folder) / "initial.safetensors")
             words += ["--initial", str(Path(folder) / "initial.safetensors")]
         errors = Path(folder) / "stderr"
@@ -221,18 +223,21 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
         (run_dir / LOG).unlink(missing_ok=True)  # of an earlier try
         return
     killed = f"torchrun was killed (signal {-status}); {GOES_ON}" if status < 0 else _killed_rank(words)
-    if run_dir.is_dir():
-        write_whole(run_dir / LOG, words)
-        if killed:  # what the others said is only that it was gone
-            runs.write_failure(run_dir, RankError(killed))
+    said = re.findall(r"^pgolf: (.*(?:\n  - .*)*)", words, re.MULTILINE)
     error = runs.read_json(run_dir / "error.json")
-    raise RankError(killed or (f"{error['error']}: {error['message']}" if error else words.strip().split("\n")[-1]))
+    if error is not None and error == before and not killed:  # of an earlier try: this one never had the directory
+        error = None
+    if error is not None or killed:
+        write_whole(run_dir / LOG, words)
+    if killed and run_dir.is_dir():  # what the others said is only that it was gone
+        runs.write_failure(run_dir, RankError(killed))
+    told = f"{error['error']}: {error['message']}" if error else ""
+    raise RankError(killed or told or (said[-1] if said else words.strip().split("\n")[-1]))
 
 
 def _killed_rank(said: str) -> str:
-    """'rank 1 was killed (signal 9) …' of the first to die, by torchrun's last words; '' where it ended by itself."""
-    root_cause = said.partition("Root Cause")[2]
-    rank, code = (re.search(rf"^\s*{name}\s*:\s*(-?\d+)", root_cause, re.MULTILINE) for name in ("rank", "exitcode"))
-    if not (rank and code) or int(code[1]) >= 0:
-        return ""
-    return f"rank {rank[1]} was killed (signal {-int(code[1])}); {GOES_ON}"
+    """'rank 1 was killed (signal 9) …' by torchrun's last words; '' where all ended by themselves, or by torchrun."""
+    for rank, code in re.findall(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*-(\d+)", said, re.MULTILINE):
+        if int(code) != signal.SIGTERM:
+            return f"rank {rank} was killed (signal {code}); {GOES_ON}"
+    return ""

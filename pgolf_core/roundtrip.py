@@ -26,6 +26,9 @@ from pgolf_core.files import DataError
 from pgolf_core.model import GPT
 from pgolf_core.ranks import ALONE, Ranks, local_rank
 
+# Deterministic kernels need it, and cuBLAS looks once, at the first product of the process.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 @dataclass(frozen=True)
 class RoundTrip:
@@ -76,7 +79,6 @@ def deterministic_kernels(on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may pick another algorithm
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what nobody wrote

@@ -233,7 +233,7 @@ def _checksum(content: dict) -> str:
 
 def write_environment(run_dir: Path, device: torch.device) -> None:
     """environment.json: what a run is computed with, known from its start: a failed one has no result to tell it."""
-    packages = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
     content = environment(device) | {"knobs": environment_knobs(), "packages": dict(sorted(packages.items()))}
     write_whole(run_dir / "environment.json", json.dumps(content, indent=1))
 

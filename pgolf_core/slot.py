@@ -4,6 +4,7 @@ papermill's working directory is process-wide, so every notebook of a sweep gets
 imports neither torch nor pandas: the kernel does, and a second time would cost some 2.5 s a run.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -39,8 +40,9 @@ def end_with(pid: int) -> None:
         _end()
 
     def watch() -> None:
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(POLL_SECONDS)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(POLL_SECONDS)
         _end()
 
     threading.Thread(target=watch, name=name, daemon=True).start()

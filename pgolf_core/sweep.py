@@ -223,7 +223,7 @@ def slot_environments(configs: list[RunConfig], slots: int | None = None) -> lis
     if slots is not None and slots < 1:
         raise SweepError(f"slots={slots}: at least one notebook at a time")
     ranks = max((config.world_size for config in configs), default=1)
-    if torch.cuda.is_available() and any(config.device == "auto" for config in configs):
+    if torch.cuda.is_available() and any(config.device in ("auto", "cuda") for config in configs):
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         gpus = seen.split(",")
         if len(gpus) < ranks:

@@ -129,7 +129,7 @@ def _check(content: dict, stem: str, knobs: dict, scale: str, problems: list[str
     if not (named or grid):
         problems.append("no runs; give runs: or grid:")
     if (nproc := content.get("nproc")) is not None:
-        if any("world_size" in own for own in (base, grid, *(v or {} for v in named.values()))):
+        if any("world_size" in own for own in (base, grid, *(v for v in named.values() if isinstance(v, dict)))):
             problems.append("nproc and world_size are the same; give one of them")
         base = {"world_size": nproc} | base
     if problems:

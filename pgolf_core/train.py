@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ from pgolf_core.roundtrip import (
     score_model,
     to_precision,
 )
-from pgolf_core.slot import interactive
+from pgolf_core.slot import SWEEP_PID, interactive
 
 RESUME = "resume.pt"
 RESUME_FORMAT = 2
@@ -92,10 +93,10 @@ def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ra
 
 
 def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks) -> runs.Result:
+    if ranks.first:
+        runs.write_environment(run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     device = pick_device(config)
     dtype = pick_dtype(config, device)
-    if ranks.first:
-        runs.write_environment(run_dir, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -130,6 +131,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
     # One graph, for one shape, so that nothing is compiled again while the clock runs. A graph that saw the table of
     # positions being made would hold for that first time only.
     model.positions(torch.empty(1, config.train_seq_len, 0, device=device))
+    if not why_eager:
+        torch._dynamo.reset()  # graphs of an earlier training of this process, of which it keeps eight at most
     loss_of = model.loss if why_eager else torch.compile(model.loss, fullgraph=True, dynamic=False)
     kernels = partial(deterministic_kernels, config.deterministic and device.type == "cuda")
     parameters = sum(p.numel() for p in model.parameters())
@@ -178,6 +181,9 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
     reserve = 0.0
     if config.max_wallclock_seconds and config.final_roundtrip_eval and config.export.needs_calibration:
         if ranks.first:
+            calibration_of(
+                model.state_dict(), config.with_knobs(calibration_tokens=1), dataset, device
+            )  # builds kernels
             began = time.perf_counter()
             calibration_of(model.state_dict(), config, dataset, device)
             reserve = RESERVE * _seconds_since(began, device)
@@ -255,6 +261,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
                 log(f"step:{step}/{config.iterations} forecast:{seen.verdict(config.cap_bytes)}")
                 if seen.low > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
                     save_resume()
+                    ranks.share(None)  # all wait for the file before any of them ends the run
                     raise TrainError(
                         f"stopped at step {step}: forecast {seen}, all of it over cap_bytes={config.cap_bytes}; with "
                         "allow_over_cap=1 the same run goes on from here; other knobs are another run"
@@ -445,7 +452,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--initial", type=existing_file, metavar="FILE", help="checkpoint.safetensors to start from")
     add_knobs(parser)
     arguments = parser.parse_args(words)
-    first = int(os.environ.get("RANK", 0)) == 0
+    run_dir = Path()
+    first = not under_torchrun() or os.environ["RANK"] == "0"
     try:
         knobs = knobs_of(arguments.knobs)
         config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
@@ -453,14 +461,22 @@ def main(words: list[str] | None = None) -> int:
         train(config, run_dir, load_checkpoint(arguments.initial) if arguments.initial else None)
     except Exception as error:
         of_user = type(error).__module__.startswith(("pgolf_core.", "__main__"))
-        if not first and (of_user or is_echo(error)):
-            time.sleep(PATIENCE_SECONDS)  # the first rank says it
-            return 2
-        if not of_user:
-            raise
-        print(f"pgolf: {error}", file=sys.stderr)
+        if first and is_echo(error):  # what ended the other rank it has left
+            left = runs.read_json(run_dir / "error.json") or {"error": "RankError", "message": str(error)}
+            print(f"pgolf: {left['error']}: {left['message']}", file=sys.stderr)
+        elif of_user and first:
+            print(f"pgolf: {error}", file=sys.stderr)
+        elif not (of_user or is_echo(error)):
+            if not under_torchrun():
+                raise
+            traceback.print_exc()
+        sys.stderr.flush()
+        if is_echo(error) or not first:
+            time.sleep(PATIENCE_SECONDS)  # torchrun is to see first what ended first, and the first rank to say it
+        if under_torchrun():  # without the end of NCCL, which waits for ranks that wait for this one
+            os._exit(2)
         return 2
-    if first:
+    if first and not os.environ.get(SWEEP_PID):  # who started torchrun says it
         print(run_dir)
     return 0
 

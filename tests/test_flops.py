@@ -49,6 +49,13 @@ def test_utilisation_is_of_all_gpus(monkeypatch):
     assert flops.utilisation(config, int(whole), 2.0, device) == pytest.approx(0.5)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
     assert flops.peak_flops(device) == 756e12
+    for name, peak in {
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
+        "NVIDIA RTX A1000": None,
+        "NVIDIA L40": 181e12,
+    }.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert flops.peak_flops(device) == peak
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card of next year")
     assert flops.utilisation(config, 1000, 1.0, device) is None
     assert flops.utilisation(config, 1000, 1.0, torch.device("cpu")) is None

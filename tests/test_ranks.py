@@ -54,6 +54,9 @@ def test_as_many_ranks_as_one_likes(alone, tmp_path, size):
     result, run_dir = alone
     if size == 2:
         together = train(RunConfig(**THIRTY, world_size=size), tmp_path / "run")
+        assert train(RunConfig(**THIRTY, world_size=size), tmp_path / "run") == together  # complete: only read
+        with pytest.raises(ConfigError, match="was run with other knobs"):
+            train(RunConfig(**THIRTY | {"seed": 2}, world_size=size), tmp_path / "run")
     else:  # as a user of torchrun would
         (tmp_path / "knobs.yaml").write_text(json.dumps(THIRTY))
         words = [f"--nproc_per_node={size}", "-m", "pgolf_core.train", "--config", str(tmp_path / "knobs.yaml")]
@@ -94,6 +97,8 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(embedded, tmp_path):
         assert ranks_of(tmp_path / "run") == []
         (row,) = runs.load(tmp_path).query("run == 'run'").itertuples()
         assert (row.status, "was killed" in row.problem) == ("failed", True)
+    with pytest.raises(RankError, match="was run with other knobs"):  # not what the last try left
+        train(config.with_knobs(seed=5), tmp_path / "run")
     again = train(config, tmp_path / "run")
     assert again.resumed == 2
     assert again.checkpoint_sha256 == expected.checkpoint_sha256
@@ -114,6 +119,8 @@ def test_what_is_wrong_is_said_once(embedded, tmp_path):
 def test_other_numbers_of_ranks_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="use 1, 2, 4 or 8 processes"):
         RunConfig(world_size=3)
+    with pytest.raises(ConfigError, match="device=cuda:1 is one device"):
+        RunConfig(world_size=2, device="cuda:1")
     with pytest.raises(ConfigError, match="grad_accum_steps=3 does not divide 8 / world_size=2"):
         RunConfig(world_size=2, grad_accum_steps=3)
     assert [RunConfig(world_size=n).data.grad_accum for n in (1, 2, 4, 8)] == [8, 4, 2, 1]
