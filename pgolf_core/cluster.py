@@ -294,7 +294,7 @@ def run_jobs(pool: Pool, jobs: list[Job], bar: tqdm) -> list[Failure]:
                         continue
                     reason = f"given up after {DEATHS + 1} workers; the last: {why}"
                     failures.append(failed(one.job.name, reason, one.job.log))
-                elif isinstance(one.error, runs.RunError | worker.CopyError):
+                elif isinstance(one.error, runs.RunError | worker.CopyError | OSError):  # of this disk: full, say
                     failures.append(failed(one.job.name, " ".join(str(one.error).split()), one.job.log))
                 elif one.error is not None:
                     raise one.error

@@ -6,6 +6,7 @@ nothing starts twice. What dies is started again at once, and goes on from its r
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -23,13 +24,16 @@ from pgolf_core import forecast, integrity, runs, transfer
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.files import DataError
 from pgolf_core.model import GPT
-from pgolf_core.remote_job import Job, Look, look, now, read_state, start, write_state
+from pgolf_core.remote_job import Job, Look, look, not_home, now, place, read_state, start, write_state
 from pgolf_core.ssh import Pod, RemoteError, UnreachableError, local_tools, probe, run_script
 from pgolf_core.sweep import missing
 from pgolf_core.sweepfile import SweepError
 
 RESTARTS = 3  # at once, of a job that died and completed no run since it was started
 LONGEST_WAIT = 30.0  # seconds between tries to reach the machine
+LONGEST_TRY = 60.0  # seconds that one takes
+SHELL = "|&;<>()$`*?[]{}\n"  # what only the shell can read
+BUILTINS = ("cd", "source", ".", "exec", "export", "test", "[", "true", "false", "echo", "exit", ":", "eval", "set")
 INSTALLED_BYTES = {True: 9_000_000_000, False: 2_000_000_000}  # .venv there, with and without GPUs
 RUN_BYTES = 20  # a parameter: checkpoint, artifact and resume file
 
@@ -55,6 +59,10 @@ def check(job: Job, say: Say) -> None:
         to_do |= {f"{sweep.name}/{name}": config for name, config in configs.items()}
         if told(f"sweep {sweep.name}: {len(configs)} runs to do", _problem(missing, sweep)):
             told(f"sweep {sweep.name}: forecast under the caps", _problem(forecast.check, configs))
+    if pod.gpus and job.sweeps:
+        nproc = max((c.world_size for sweep in job.sweeps for c in sweep.runs.values()), default=0)
+        what = f"gpus: {pod.gpus}, and runs of at most nproc {nproc}"
+        told(what, "" if nproc <= pod.gpus else f"gpus: {pod.gpus}, and a run has nproc {nproc}; set gpus: {nproc}")
     problem = _problem(transfer.data_files, job.sweeps) if pod.data == "push" else ""
     data = 0 if problem or pod.data == "there" else _size(transfer.data_files(job.sweeps))
     told(f"data: {pod.data}, {data:,} bytes" if data else f"data: {pod.data}", problem)
@@ -100,8 +108,12 @@ def _teardown_problem(pod: Pod) -> str:
         words = shlex.split(pod.teardown, posix=os.name != "nt")
     except ValueError as error:
         return f"teardown: {pod.teardown}: {error}"
+    words = list(itertools.dropwhile(re.compile(r"[A-Za-z_]\w*=").match, words))
     word = words[0].strip('"') if words else ""
-    return "" if not word or shutil.which(word) else f"teardown: no command {word} here; install it, or give its path"
+    if not word or word in BUILTINS or set(pod.teardown.strip()) & set(SHELL):
+        return ""
+    there = shutil.which(os.path.expanduser(word))
+    return "" if there else f"teardown: no command {word} here; install it, or give its path"
 
 
 def canary(pod: Pod) -> None:
@@ -136,9 +148,12 @@ def run(job: Job, say: Say) -> int:
         _lock(job, locks)
         state = read_state(job.id)
         if state.get("verified"):
-            if job.pod.teardown and (state.get("teardown") or {}).get("status") != 0:
+            teardown = state.get("teardown") or {}
+            due = job.pod.teardown and teardown.get("status") != 0
+            begun = teardown.get("begun") and teardown.get("command") == job.pod.teardown
+            if due and begun and state.get("verified_on") == place(job.pod):  # of no other machine
                 return _teardown(job, say)
-            if not any(any(missing(sweep)) for sweep in job.sweeps):
+            if not due and not any(any(missing(sweep)) for sweep in job.sweeps):
                 say(f"all is home, verified at {state['verified']}; nothing to do")
                 return 0
         found, fresh = None, not state.get("started") or state.get("verified")
@@ -204,6 +219,7 @@ def _follow(job: Job, say: Say, number: int = 0) -> int:
     held: dict[Path, filelock.BaseFileLock] = {}
     restarts, complete = 0, _complete(job)
     lost_since, wait, trouble, said = None, job.pod.pull_seconds, "", _log_sizes(job)
+    lost, last = 0.0, 0.0  # seconds without a connection, and when they were counted last
     try:
         while True:
             try:
@@ -233,8 +249,11 @@ def _follow(job: Job, say: Say, number: int = 0) -> int:
                     continue
                 _hold(job, held)
             except UnreachableError as error:
-                lost_since = lost_since or time.time()
-                if time.time() - lost_since > 60 * job.pod.give_up_minutes:
+                instant = time.monotonic()
+                # A try takes no longer than that: what is beyond it, this machine slept.
+                lost = lost + min(instant - last, wait + LONGEST_TRY) if lost_since else 0.0
+                lost_since, last = lost_since or time.time(), instant
+                if lost > 60 * job.pod.give_up_minutes:
                     return _lost(job, lost_since, say)
                 trouble = _once(str(error), trouble, say)
                 wait = max(job.pod.pull_seconds, min(2 * wait, LONGEST_WAIT))
@@ -358,7 +377,7 @@ def _verified(job: Job, found: Look, say: Say) -> bool:
         return False
     if hasattr(os, "sync"):
         os.sync()  # on the disk, not in memory: a power cut here may be the machine's end there
-    write_state(job, state="verified", verified=now(), failed=failed)
+    write_state(job, state="verified", verified=now(), verified_on=place(job.pod), failed=failed)
     say(f"{_counts(job)}, {len(failed)} failed; all is home and verified: the machine may go")
     return True
 
@@ -366,11 +385,28 @@ def _verified(job: Job, found: Look, say: Say) -> bool:
 def _teardown(job: Job, say: Say) -> int:
     """Once it is verified. It is done again only where it failed, or was cut short."""
     state, command = read_state(job.id), job.pod.teardown
-    assert state["verified"], job.id
+    assert state["verified"] and state["verified_on"] == place(job.pod), job.id
     status = 1 if state.get("failed") else 0
     if not command:
         say("no teardown: is set; stop the machine yourself")
         return status
+    before = state.get("teardown") or {}
+    try:
+        others = not_home(job, begun=bool(before.get("begun")) and not before.get("waits"))
+    except RemoteError as error:
+        others = {}
+        say(f"{error}; so nobody knows what else runs there, and the machine stays. The same command tries again")
+    else:
+        for other, names in others.items():
+            files = " ".join(f"{name}.yaml" for name in names.split())
+            say(f"job {other} is there and not home: `pgolf remote run pod.yaml {files}`; the machine stays")
+        if not others:
+            return _tear_down(job, command, status, say)
+    write_state(job, teardown={"command": command, "begun": now(), "waits": True})
+    return 2
+
+
+def _tear_down(job: Job, command: str, status: int, say: Say) -> int:
     say(f"teardown: {command}")
     write_state(job, teardown={"command": command, "begun": now()})
     code = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL).returncode

@@ -21,7 +21,12 @@ from pgolf_core.files import write_whole
 from pgolf_core.ssh import FIND_PYTHON, Pod, RemoteError, UnreachableError, at, load_pod, run_script
 from pgolf_core.sweepfile import Sweep, load_sweep
 
-BEGAN_NOT = 3  # exit status of a job whose python or setup failed
+BEGAN_NOT = 3  # exit status of a job whose python, setup or GPUs failed
+SEES_GPUS = (
+    "import torch, sys; n = torch.cuda.device_count(); "
+    'sys.exit(0 if n >= %(gpus)d else f"torch {torch.__version__} sees {n} GPUs, %(gpus)d are needed: '
+    'the driver is too old for it, or it has no CUDA; take another machine, or set python: to one that sees them")'
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ def write_state(job: Job, **news: object) -> dict:
     return state
 
 
+def place(pod: Pod) -> dict:
+    """What tells a machine and its folder from others."""
+    return {"host": pod.host, "port": pod.port, "user": pod.user, "dir": pod.dir}
+
+
 def states() -> dict[str, dict]:
     """Job -> state, of all that were started from here."""
     found = sorted((runs.RUNS / transfer.REMOTE).glob("*/state.json"))
@@ -132,6 +142,11 @@ LOOK = LIBRARY + 'cd "$1/jobs/$2" 2>/dev/null || { echo none; exit 0; }; look'
 OTHERS = LIBRARY + (
     'cd "$1/jobs" 2>/dev/null || exit 0\n'
     'for job in *; do (cd "$job" && case $(look) in running*) echo "$job" $(cat sweeps);; esac); done; exit 0'
+)
+ALL = LIBRARY + (
+    'cd "$1/jobs" 2>/dev/null || { [ ! -e "$1/jobs" ] && echo end; exit; }\n'
+    'for job in *; do [ ! -d "$job" ] || (cd "$job" && echo "$job" $(look) / $(cat sweeps 2>/dev/null)); done\n'
+    "echo end"
 )
 # The try claims its number itself, so that whoever starts it twice has one. What the disk needs for the exit status it
 # holds from the beginning, and lets go of at the end.
@@ -194,6 +209,8 @@ def steps(job: Job) -> str:
         lines.append("python=.venv/bin/python")
     if pod.setup.strip():
         lines.append(f"(\n{pod.setup}\n) || {{ echo setup failed; exit {BEGAN_NOT}; }}")
+    if pod.gpus:  # else a paid machine trains on its CPU
+        lines.append(f'"$python" -c {shlex.quote(SEES_GPUS % {"gpus": pod.gpus})} || exit {BEGAN_NOT}')
     files = " ".join(f'"$top"/jobs/{job.id}/{shlex.quote(place)}' for place in _sweep_files(job))
     return "\n".join([*lines, f'"$python" -m pgolf_core.cli sweep {files} {shlex.join(job.words)}'])
 
@@ -217,6 +234,41 @@ def _look(said: str) -> Look:
         case ["ended", number, status]:
             return Look("ended", int(number), int(status))
     raise UnreachableError(f"the machine answers {said!r}, which says nothing of the job")
+
+
+def not_home(job: Job, begun: bool) -> dict[str, str]:
+    """Other job there that runs, ended or died, and is not verified here -> its sweeps. Of other folders there only
+    those that were started from here are known.
+
+    begun: the machine may be gone already, so that what home knows is enough where nobody answers. RemoteError.
+    """
+    known = states()
+    mine = {"host": job.pod.host, "port": job.pod.port}
+    known.pop(job.id, None)
+    open_there = {other: s for other, s in known.items()
+                  if s.get("started") and not s.get("verified") and mine.items() <= s.items()}  # fmt: skip
+    try:
+        *lines, end = run_script(job.pod, ALL, job.pod.dir).splitlines() or [""]
+    except UnreachableError:
+        if not begun:
+            raise
+        return {other: " ".join(s["sweeps"]) for other, s in open_there.items()}
+    if end != "end":
+        raise UnreachableError(f"{job.pod.address}: the connection broke while its jobs were listed")
+    found = {other: " ".join(s["sweeps"]) for other, s in open_there.items() if s["dir"] != job.pod.dir}
+    for line in lines:
+        said, _, names = line.partition(" / ")
+        other, kind, *numbers = said.rstrip(" /").split()
+        if other != job.id and kind != "none" and not _is_home(known.get(other, {}), job.pod, kind, numbers):
+            found[other] = names or other.rpartition("-")[0]
+    return found
+
+
+def _is_home(state: dict, pod: Pod, kind: str, numbers: list[str]) -> bool:
+    """Whether just this try of a job, on just this machine, was verified."""
+    where = state.get("verified_on") or {}
+    same = all(where.get(key) == value for key, value in place(pod).items() if key != "user")
+    return bool(state.get("verified")) and same and kind == "ended" and numbers[:1] == [str(state.get("number"))]
 
 
 def start(job: Job, number: int, say: Callable[[str], None]) -> Look:

@@ -11,7 +11,7 @@ python: ''               # a python there that has the dependencies; '' = tools/
 setup: ''                # shell command, run there in the checkout before the job
 data: push               # the folders of shards that the runs use; there = they are, or setup brings them
 pull_seconds: 10
-teardown: ''             # shell command, run here once everything is home and verified
+teardown: ''             # shell command, run here once everything there, of other jobs too, is home and verified
 give_up_minutes: 30      # without a connection
 ssh_options: [BatchMode=yes, ConnectTimeout=10, ServerAliveInterval=5, ServerAliveCountMax=3, …]
 """
@@ -309,6 +309,19 @@ def probe(pod: Pod, needed_bytes: int) -> list[tuple[str, str]]:
 
 
 def local_tools() -> str:
-    """'' where ssh and rsync are here."""
+    """'' where ssh and rsync are here, and rsync is one that pulls as `transfer` needs it."""
     absent = [name for name in ("ssh", "rsync") if not shutil.which(name)]
-    return f"{' and '.join(absent)} not found here; install OpenSSH's client and rsync" if absent else ""
+    if absent:
+        windows = "; on Windows, work in WSL" if os.name == "nt" else ""
+        return f"{' and '.join(absent)} not found here; install OpenSSH's client and rsync{windows}"
+    try:
+        done = subprocess.run(["rsync", "--version"], capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"rsync --version: {error}"
+    first = done.stdout.decode(errors="replace").partition("\n")[0].strip()
+    if first.startswith("rsync  version 3."):
+        return ""
+    return (
+        f"rsync here says {first!r}, and version 3 is needed: macOS's own rsync will not do: `brew install rsync`; "
+        "on Windows, work in WSL"
+    )

@@ -25,7 +25,7 @@ RESUME = "resume.pt"
 LATER = ("notebook.ipynb", "kernel.log", "job.json")  # may be written after the result
 TRIES = 3  # to make what is home equal to what is there
 PUSHED = ".pgolf-pushed"  # there, in the checkout: what we put into it
-PROJECT = (  # what is pushed where git cannot tell
+PROJECT = (  # what is pushed whether git knows it or not
     *("pgolf_core", "notebooks", "tools", "benchmarks", "tests", "reports/example"),
     *("pyproject.toml", "constraints.txt", "environment.yml", "README.md", "LICENSE", "Makefile"),
 )
@@ -63,17 +63,27 @@ echo end
 
 
 def code_files() -> list[str]:
-    """What the checkout is made of, from ROOT: what git knows or would add, else the project's own folders."""
-    try:
-        listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True).stdout
-    except FileNotFoundError:
-        listed = b""
-    names = os.fsdecode(listed).split("\0") if listed else []
+    """What the checkout is made of, from ROOT: what git knows, or would add below PROJECT; all of that without git."""
+    names = [*_git_files("-c"), *_git_files("-o", "--exclude-standard", "--", *PROJECT)]
     if not names:
         for path in (ROOT / name for name in PROJECT):
             below = path.rglob("*") if path.is_dir() else [path]
             names += [p.relative_to(ROOT).as_posix() for p in below if "__pycache__" not in p.parts]
     return sorted({name for name in names if name and "\n" not in name and (ROOT / name).is_file()})
+
+
+def not_pushed() -> list[str]:
+    """What git would add, and is not of the project: notes, data, keys."""
+    return sorted({*_git_files("-o", "--exclude-standard")} - {*code_files()})
+
+
+def _git_files(*words: str) -> list[str]:
+    """[] without git."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z", *words], cwd=ROOT, capture_output=True).stdout
+    except FileNotFoundError:
+        return []
+    return [name for name in os.fsdecode(listed).split("\0") if name]
 
 
 def data_files(sweeps: tuple[Sweep, ...]) -> list[str]:
@@ -111,6 +121,9 @@ def push(pod: Pod, job: str, sweeps: tuple[Sweep, ...], others: list[str], say: 
                 "for it, or set another dir:"
             )
     say(f"pushing {len(code)} files of code")
+    if others := not_pushed():
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        say(f"not pushed: {', '.join(others[:5])}{more}, which git does not know")
     send(pod, checkout, ROOT, code)
     if data:
         size = sum((ROOT / name).stat().st_size for name in data)
@@ -180,7 +193,7 @@ def pull(pod: Pod, job: str, names: list[str], checksum: bool = False) -> Pulled
     sources = [*at(pod, *(f"runs/./{name}" for name in names), f"jobs/./{job}"), "."]
     try:
         # Resume files first: then log and metrics at home reach at least as far as the training they belong to.
-        only = [f"--include={RESUME}", "--include=*/", "--exclude=*", "--prune-empty-dirs"]
+        only = [f"--include={RESUME}", "--include=*/", "--exclude=*"]
         status = [rsync(pod, [*words, *only, *sources], arriving).returncode]
         status.append(rsync(pod, [*words, f"--exclude={RESUME}", *sources], arriving).returncode)
     except (RemoteError, OSError):
@@ -208,6 +221,9 @@ def _take_in(job: str, names: list[str], resume: bool) -> tuple[list[str], dict[
             complete[run_dir] = is_complete(run_dir)
         if path.name == "result.json" and not complete.get(run_dir) and (why := _result_waits(path.parent, run_dir)):
             held["/".join(place.parts[:2])] = why
+            path.unlink()
+        elif path.name == RESUME and there.exists() and f"{place.parent.as_posix()}/metrics.jsonl" in kept:
+            kept[place.as_posix()] = "home is further"
             path.unlink()
         elif why := why_kept(path, there, complete.get(run_dir, False)):
             kept[place.as_posix()] = why

@@ -520,6 +520,87 @@ def test_a_teardown_that_fails_is_said_and_tried_again(make, pod, said, tmp_path
     assert remote.run(make(teardown="true"), said) == 0
 
 
+@pytest.mark.parametrize("kind", ["running", "ended", "dead"])
+def test_no_teardown_while_another_job_there_is_not_home(make, home, pod, said, tmp_path, kind):
+    job = make(teardown=f"touch {tmp_path}/torn")
+    shutil.copytree(home, pod.disk / "pgolf/checkout")  # of the other job
+    other = pod.disk / "pgolf/jobs/large-123"
+    other.mkdir(parents=True)
+    (other.parent / "pushed-456").mkdir()  # and never started
+    (other / "sweeps").write_text("large\n")
+    script = f"{remote_job.LIBRARY}\necho {os.getpid()} $(since {os.getpid()})"
+    claim = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    (other / "try-1").write_text(claim if kind == "running" else "1 another-boot")
+    if kind == "ended":
+        (other / "try-1.status").write_text("0\n")
+    words = "job large-123 is there and not home: `pgolf remote run pod.yaml large.yaml`; the machine stays"
+    large = replace(job, id="large-123")
+    verified = {"number": 1, "verified": "then", "verified_on": remote_job.place(job.pod)}
+    for state in (
+        None, {"number": 1, "started": "then"}, verified | {"number": 2},
+        verified | {"verified_on": remote_job.place(job.pod) | {"port": 1}},
+    ):  # fmt: skip
+        if state:
+            remote_job.write_state(large, **state)
+        assert remote.run(job, said) == 2
+        assert said[-1] == words and not (tmp_path / "torn").exists()
+    remote_job.write_state(large, **verified)
+    if kind != "ended":  # since it was home, somebody else began it anew
+        assert remote.run(job, said) == 2 and not (tmp_path / "torn").exists()
+        (other / "try-1.status").write_text("0\n")
+    remote_job.write_state(replace(large, id="x", pod=job.pod.model_copy(update={"dir": "elsewhere"})), started="then")
+    assert remote.run(job, said) == 2 and not (tmp_path / "torn").exists()
+    shutil.rmtree(transfer.folder("x"))
+    assert remote.run(job, said) == 0
+    assert (tmp_path / "torn").exists() and tries(pod, job) == ["try-1"]
+
+
+def test_no_teardown_of_a_machine_where_nobody_answers(make, pod, said, tmp_path, monkeypatch):
+    job = make(teardown=f"touch {tmp_path}/torn")
+    monkeypatch.setattr(os, "sync", pod.cut)  # right after all is home
+    assert remote.run(job, said) == 2 and remote.run(job, said) == 2
+    assert said.has("nobody knows what else runs there") and not (tmp_path / "torn").exists()
+    pod.mend()
+    assert remote.run(job, said) == 0 and (tmp_path / "torn").exists()
+
+
+def test_what_one_machine_verified_tears_no_other_down(make, pod, said, tmp_path):
+    job = make(teardown="exit 3")
+    assert remote.run(job, said) == 2
+    shutil.rmtree(runs.RUNS / "small/matrix_lr0.03")
+    job = make(teardown="exit 3", dir=str(pod.disk / "other"))
+    said.clear()
+    assert remote.run(job, said) == 2
+    begun = next(i for i, line in enumerate(said) if line.startswith("started on"))
+    assert begun < said.index("teardown: exit 3")
+    assert (pod.disk / "other/trained").read_text().split() == ["matrix_lr0.03"]
+    assert list(runs.load(runs.RUNS / "small", thorough=True).status) == ["complete"] * 3
+
+
+def test_teardowns_that_a_shell_can_read(pod):
+    machine = ssh.load_pod(pod.yaml())
+    for command, right in [
+        ("~/bin/no-such-tool", False), ("no-such-tool 3", False), ("K=v no-such-tool 3", False), ("K=v", True),
+        ("K=v true", True), ("cd x && y", True), ("source x", True), ("sh -c x", True), ("no | such", True),
+    ]:  # fmt: skip
+        assert (remote._teardown_problem(machine.model_copy(update={"teardown": command})) == "") == right, command
+
+
+def test_another_rsync(tmp_path, monkeypatch):
+    assert ssh.local_tools() == ""
+    (tmp_path / "rsync").write_text("#!/bin/sh\necho openrsync: protocol version 29")
+    (tmp_path / "rsync").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert "macOS's own rsync will not do: `brew install rsync`; on Windows, work in WSL" in ssh.local_tools()
+
+
+def test_no_training_where_torch_sees_too_few_gpus(pod):
+    job = remote_job.load_job(pod.yaml(python=sys.executable, gpus=99), [], {})
+    [line] = [line for line in remote_job.steps(job).splitlines() if "device_count" in line]
+    done = subprocess.run(["sh", "-c", f"python={sys.executable}\n{line}"], capture_output=True, text=True)
+    assert done.returncode == remote_job.BEGAN_NOT and "GPUs, 99 are needed: " in done.stderr
+
+
 def test_what_differs_there_is_pulled_again(make, pod, said, monkeypatch):
     """Equal in size and time, so that only checksums tell."""
     job, real = make(), transfer.differing
@@ -603,11 +684,16 @@ def test_checks_name_everything_that_is_wrong(home, pod, make, said):
     job = make(checked=True)
     pod_file = pod.yaml(data="there", gpus=99, free_gb=1e6, python="/no/python", teardown="no-such-tool --id 3")
     job = remote_job.load_job(pod_file, list(job.files), {"cap_bytes": "10000"})
-    with pytest.raises(RemoteError, match="5 of 14 checks failed; nothing was started"):
+    configs = job.sweeps[0].runs
+    one = next(iter(configs))
+    runs_of_100 = configs | {one: configs[one].model_copy(update={"world_size": 100})}
+    job = replace(job, sweeps=(replace(job.sweeps[0], runs=runs_of_100),))
+    with pytest.raises(RemoteError, match="6 of 15 checks failed; nothing was started"):
         remote.check(job, said)
     wrong = [line for line in said if line.startswith("WRONG")]
     for words in (
-        "forecast over the cap, so not started", "no command no-such-tool here", "/no/python is not there",
+        "forecast over the cap, so not started", "no command no-such-tool here",
+        "gpus: 99, and a run has nproc 100; set gpus: 100", "/no/python is not there",
         "0 GPUs by nvidia-smi -L, and gpus: 99", "and 1000000.0 GB needed; take a larger disk",
     ):  # fmt: skip
         assert sum(words in line for line in wrong) == 1, (words, said)
@@ -769,7 +855,12 @@ def test_code_is_what_git_knows_or_would_add(home, monkeypatch):
     (home / ".gitignore").write_text("secret\n__pycache__\n")
     (home / "secret").touch()
     (home / "naïve name.md").touch()
-    assert transfer.code_files() == [".gitignore", "README.md", "naïve name.md", *ours[1:]]
+    subprocess.run(["git", "add", "naïve name.md"], cwd=home, check=True)
+    (home / "my data").mkdir()
+    (home / "my data/huge.bin").touch()
+    (home / "pgolf_core/new.py").touch()
+    assert transfer.code_files() == ["README.md", "naïve name.md", ours[1], "pgolf_core/new.py", ours[2]]
+    assert transfer.not_pushed() == [".gitignore", "my data/huge.bin"]
 
 
 # A real sweep
