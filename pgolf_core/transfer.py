@@ -7,6 +7,7 @@ does not: see `why_kept`. So a kill at any moment leaves whole files, and the lo
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -30,23 +31,27 @@ PROJECT = (  # what is pushed whether git knows it or not
     *("pyproject.toml", "constraints.txt", "environment.yml", "README.md", "LICENSE", "Makefile"),
 )
 
+# Two may push the same at once, each by names of its own (new); what a killed one left goes after a day.
 FOLDERS = """
 mkdir -p "$1/checkout" "$1/runs" "$1/jobs/$2" && cd "$1/runs" || exit 1
-rm -rf ".incoming-$2"; mkdir ".incoming-$2"; shift 2
+find . ../checkout -maxdepth 1 -name '.incoming-*' -mtime +0 -exec rm -rf {} +
+mkdir ".incoming-$3" || exit 1
+shift 3
 for sweep; do mkdir -p "$sweep" && ls -d "$sweep"/* 2>/dev/null; done
 exit 0
 """
 SETTLE = f"""
 cd "$1/checkout" || exit 1
-cat > .new
-if [ -f {PUSHED} ]; then grep -vxFf .new {PUSHED} | while IFS= read -r name; do rm -f -- "$name"; done; fi
-mv .new {PUSHED}
+new=".incoming-$2"
+cat > "$new" && [ "$(wc -l < "$new")" -eq "$3" ] || exit 1
+if [ -f {PUSHED} ]; then grep -vxFf "$new" {PUSHED} | while IFS= read -r name; do rm -f -- "$name"; done; fi
+mv "$new" {PUSHED}
 cd ../runs || exit 1
-for path in ".incoming-$2"/*/*; do
+for path in "$new"/*/*; do
     place=${{path#*/}}
     [ ! -e "$path" ] || [ -e "$place" ] || mv "$path" "$place" || exit 1
 done
-rm -rf ".incoming-$2"
+rm -rf "$new"
 """
 
 CHECKSUMS = """
@@ -111,7 +116,8 @@ def push(pod: Pod, job: str, sweeps: tuple[Sweep, ...], others: list[str], say: 
     others: jobs that run there, whose code must stay what it is.
     """
     code, data = code_files(), data_files(sweeps) if pod.data == "push" else []
-    there = set(run_script(pod, FOLDERS, pod.dir, job, *(sweep.name for sweep in sweeps)).splitlines())
+    new = secrets.token_hex(4)
+    there = set(run_script(pod, FOLDERS, pod.dir, job, new, *(sweep.name for sweep in sweeps)).splitlines())
     checkout = [".", *at(pod, "checkout/")]
     if others:
         dry = rsync(pod, ["-rlptn", "--checksum", "--out-format=%i %n", *checkout], ROOT, code).stdout.decode()
@@ -131,8 +137,8 @@ def push(pod: Pod, job: str, sweeps: tuple[Sweep, ...], others: list[str], say: 
         send(pod, checkout, ROOT, data)
     if results := [name for sweep in sweeps for name in _to_go_on(sweep, there)]:
         say(f"pushing {len(results)} files of runs that are home already")
-        send(pod, [".", *at(pod, f"runs/.incoming-{job}/")], runs.RUNS, results)
-    run_script(pod, SETTLE, pod.dir, job, more="\n".join(code) + "\n")
+        send(pod, [".", *at(pod, f"runs/.incoming-{new}/")], runs.RUNS, results)
+    run_script(pod, SETTLE, pod.dir, new, str(len(code)), more="\n".join(code) + "\n")
 
 
 def send(pod: Pod, words: list[str], cwd: Path, names: list[str]) -> None:

@@ -450,6 +450,7 @@ def test_nothing_starts_twice(make, home, pod, said):
         starter.join()
     assert remote_job.look(job) == remote_job.Look("running", 1)
     assert (pod.disk / "pgolf/trained").read_text().split() == ["matrix_lr0.01"]
+    assert all((pod.disk / "pgolf/checkout" / name).exists() for name in transfer.code_files())
     another = replace(job, id="another")
     with pytest.raises(RemoteError, match="sweep small runs there already, as job small-"):
         remote_job.start(another, 1, said)
