@@ -53,11 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return remote.run(job, _say)
     except KeyboardInterrupt:
-        if not remote.read_state(job.id).get("started"):
+        state = remote.read_state(job.id)
+        if "state" not in state:  # nothing was started
             raise
-        print(
-            f"\npgolf: stopped here. The job goes on on {job.pod.address}; the same command finds it", file=sys.stderr
-        )
+        what = {
+            "running": f"The job goes on on {job.pod.address}; the same command finds it",
+            "verified": "All is home and verified; the same command goes on with the teardown",
+        }.get(state["state"], f"The job was last seen {state['state']} on {job.pod.address}; the same command goes on")
+        print(f"\npgolf: stopped here. {what}", file=sys.stderr)
         return 130
 
 
@@ -87,4 +90,6 @@ def status(_: argparse.Namespace) -> int:
             *([f"{len(state['failed'])} failed"] if state.get("failed") else []),
         ]
         print(f"{job:32} {', '.join(words)}")
+        if not state.get("verified") and "command" in state:
+            print(f"{'':32} {state['command']}")
     return 0

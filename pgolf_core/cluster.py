@@ -65,7 +65,8 @@ class Pool:
     canary: str
     notebooks: list[str]
     data: dict[str, dict]  # fingerprint -> knobs of a run on this data
-    ranks: int  # GPUs that the largest run trains on
+    ranks: int  # GPUs that the largest run trains on, where it finds any; 0: all are to train on the CPU
+    on_gpus: bool | None = None  # what this sweep trains on; None = nobody is there yet
     workers: dict[str, Worker] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)  # addresses that take tasks, as the scheduler says
     asked: dict[str, tuple[Future, threading.Event]] = field(default_factory=dict)  # and whether it is gone
@@ -202,7 +203,23 @@ def look(pool: Pool) -> list[str]:
             except Exception as error:  # whatever an environment that we do not know makes of our questions
                 pool.refused.add(address)
                 problems.append(f"worker {address} {error}")
-    return problems
+    return problems + ([] if pool.asked and pool.on_gpus is None else _of_another_kind(pool))
+
+
+def _of_another_kind(pool: Pool) -> list[str]:
+    """Take out those whose runs would not compare: a sweep trains on GPUs or on CPUs, as its first workers do."""
+    if not pool.ranks:
+        return []
+    if pool.on_gpus is None and pool.workers:
+        pool.on_gpus = any(one.gpus for one in pool.workers.values())
+    others = [one for one in pool.workers.values() if bool(one.gpus) != pool.on_gpus]
+    for one in others:
+        del pool.workers[one.address]
+        pool.refused.add(one.address)
+    why = "sees no GPU, and this sweep trains on GPUs: stop it, or look at nvidia-smi and CUDA_VISIBLE_DEVICES there"
+    if not pool.on_gpus:
+        why = "has GPUs, and this sweep trains on CPUs: to go on with GPUs alone, stop the sweep and start it again"
+    return [f"{one.name} {why}" for one in others]
 
 
 def _inspect(pool: Pool, address: str, gone: threading.Event) -> Worker:
@@ -274,7 +291,7 @@ def run_jobs(pool: Pool, jobs: list[Job], bar: tqdm) -> list[Failure]:
             _notice(pool)
             busy = {one.worker.address for one in active}
             free = [one for one in pool.workers.values() if one.address in pool.idle - busy]
-            while waiting and free:
+            while waiting and free and (pool.on_gpus is not None or not pool.ranks):
                 active.append(_begin(pool, waiting.pop(0), free.pop(0)))
             if not pool.workers and not pool.asked and not pool.waits:
                 say(f"no workers at {pool.address}: waiting for some (`pgolf worker {pool.address}` on a machine)")

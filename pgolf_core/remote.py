@@ -24,7 +24,7 @@ from pgolf_core import forecast, integrity, runs, transfer
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.files import DataError
 from pgolf_core.model import GPT
-from pgolf_core.remote_job import Job, Look, look, not_home, now, place, read_state, start, write_state
+from pgolf_core.remote_job import Job, Look, again, look, not_home, note, now, place, read_state, start, write_state
 from pgolf_core.ssh import Pod, RemoteError, UnreachableError, local_tools, probe, run_script
 from pgolf_core.sweep import missing
 from pgolf_core.sweepfile import SweepError
@@ -45,11 +45,12 @@ Say = Callable[[str], None]
 
 def check(job: Job, say: Say) -> None:
     """Every check in a line of its own; RemoteError when one fails. Nothing stays but empty folders there."""
-    pod, results = job.pod, []
+    pod, wrong, count = job.pod, [], itertools.count()
 
-    def told(what: str, problem: str) -> bool:
-        say(f"{'WRONG ' if problem else 'ok    '}{problem or what}")
-        results.append(not problem)
+    def told(what: str, problem: Exception | str | None) -> bool:
+        say(f"WRONG {problem}" if problem else f"ok    {what}")
+        next(count)
+        wrong.extend([problem] if problem else [])
         return not problem
 
     tools = told("ssh and rsync are here", local_tools())
@@ -63,7 +64,7 @@ def check(job: Job, say: Say) -> None:
         nproc = max((c.world_size for sweep in job.sweeps for c in sweep.runs.values()), default=0)
         what = f"gpus: {pod.gpus}, and runs of at most nproc {nproc}"
         told(what, "" if nproc <= pod.gpus else f"gpus: {pod.gpus}, and a run has nproc {nproc}; set gpus: {nproc}")
-    problem = _problem(transfer.data_files, job.sweeps) if pod.data == "push" else ""
+    problem = _problem(transfer.data_files, job.sweeps) if pod.data == "push" else None
     data = 0 if problem or pod.data == "there" else _size(transfer.data_files(job.sweeps))
     told(f"data: {pod.data}, {data:,} bytes" if data else f"data: {pod.data}", problem)
     told(f"teardown: {pod.teardown or 'none; the machine is yours to stop'}", _teardown_problem(pod))
@@ -76,16 +77,17 @@ def check(job: Job, say: Say) -> None:
         found = [told(*one) for one in probe(pod, data + _size(transfer.code_files()) + kept + installed)]
         if len(found) > 1 and all(found[:4]):
             told("a file written there came home whole", _problem(canary, pod))
-    if not all(results):
-        raise RemoteError(f"{results.count(False)} of {len(results)} checks failed; nothing was started")
+    if wrong:
+        kind = UnreachableError if all(isinstance(one, UnreachableError) for one in wrong) else RemoteError
+        raise kind(f"{len(wrong)} of {next(count)} checks failed; nothing was started")
 
 
-def _problem(attempt: Callable, *arguments: object) -> str:
+def _problem(attempt: Callable, *arguments: object) -> Exception | None:
     try:
         attempt(*arguments)
     except (SweepError, RemoteError, DataError, forecast.ForecastError, runs.RunError, OSError) as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def _size(names: list[str]) -> int:
@@ -199,7 +201,7 @@ def _bring(job: Job, found: Look) -> transfer.Pulled:
     pulled = transfer.pull(job.pod, job.id, job.names)
     if not found.died:  # whatever was thought when it could not be reached
         transfer.forget_errors(job.sweeps, interruptions=True)
-    write_state(job, state=found.kind, number=found.number, last_pull=now())
+    note(job, found, last_pull=now())
     return pulled
 
 
@@ -217,22 +219,27 @@ def _follow(job: Job, say: Say, number: int = 0) -> int:
     number: of the try to start first; 0 = there is one.
     """
     held: dict[Path, filelock.BaseFileLock] = {}
-    restarts, complete = 0, _complete(job)
+    restarts, complete, push, found = 0, _complete(job), True, None
     lost_since, wait, trouble, said = None, job.pod.pull_seconds, "", _log_sizes(job)
     lost, last = 0.0, 0.0  # seconds without a connection, and when they were counted last
+    stuck_since = None  # since when what is left there does not come home, though the job ended
     try:
         while True:
             try:
                 if number:  # which may have begun where the connection broke: then it is found
-                    start(job, number, say)
+                    start(job, number, say, push)
                     say(f"started on {job.pod.address}; it goes on there whatever becomes of us")
                     number = 0
-                found = _look_and_bring(job, said, say)
-                if lost_since or trouble:
+                found = _may_pass(look, job)
+                _may_pass(_bring_all, job, found, said, say)
+                ended = found.kind == "ended" and not found.died
+                if lost_since or (trouble and not ended):
                     say(f"pulling again; {_counts(job)}")
-                lost_since, wait, trouble = None, job.pod.pull_seconds, ""
-                if found.kind == "ended" and not found.died:
-                    return _teardown(job, say) if _verified(job, found, say) else 2
+                lost_since, wait, trouble = None, job.pod.pull_seconds, trouble if ended else ""
+                if ended:
+                    verified = _may_pass(_verified, job, found, say)
+                    break
+                stuck_since = None
                 if found.died:
                     restarts, complete = (restarts, complete) if _complete(job) == complete else (0, _complete(job))
                     _died(job, found, say)
@@ -241,9 +248,10 @@ def _follow(job: Job, say: Say, number: int = 0) -> int:
                             f"{job.pod.address}: the job died {RESTARTS + 1} times, and no run became complete; "
                             f"see {_log(job, found.number)}. The same command tries again"
                         )
+                    push = found.kind == "none"  # else with the code that it began with
+                    if push:
+                        _check_anew(job, say)
                     restarts += 1
-                    if found.kind == "none":
-                        check(job, say)
                     say("starting it again")
                     number = max(found.number, read_state(job.id).get("number", 0)) + 1
                     continue
@@ -260,28 +268,50 @@ def _follow(job: Job, say: Say, number: int = 0) -> int:
             except OSError as error:  # of this disk, mostly: full
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 words = f"{runs.RUNS}: the disk is full; make room" if full else str(error)
+                ended = found is not None and found.kind == "ended" and not found.died
+                stuck_since = (stuck_since or time.monotonic()) if ended else None
+                if ended and time.monotonic() - stuck_since > 60 * job.pod.give_up_minutes:
+                    write_state(job, state="unverified")
+                    say(f"NOT VERIFIED, so the machine must not go: {words}. The same command tries again")
+                    return 2
                 trouble = _once(f"{words}; trying on", trouble, say)
                 wait = max(job.pod.pull_seconds, min(2 * wait, LONGEST_WAIT))
             time.sleep(wait)
+        return _teardown(job, say) if verified else 2
     finally:
         for lock in held.values():
             lock.release()
 
 
-def _look_and_bring(job: Job, said: dict[Path, int], say: Say) -> Look:
-    """In what state the job is, with what it wrote up to then home. UnreachableError; OSError for what may pass."""
+def _may_pass(attempt: Callable, *arguments: object):
+    """What it returns, or OSError for what may be right by the next time; UnreachableError as it is."""
     try:
-        found = look(job)
-        if found.kind != "none":
-            pulled = _bring(job, found)
-            _tell_log(job, found.number, said, say)
-            if not pulled.whole:
-                raise OSError(f"{job.pod.address}: not every file can be read there")
+        return attempt(*arguments)
     except UnreachableError:
         raise
     except RemoteError as error:
         raise OSError(str(error)) from error
-    return found
+
+
+def _bring_all(job: Job, found: Look, said: dict[Path, int], say: Say) -> None:
+    if found.kind != "none":
+        pulled = _bring(job, found)
+        _tell_log(job, found.number, said, say)
+        if not pulled.whole:
+            raise OSError(f"{job.pod.address}: not every file can be read there")
+
+
+def _check_anew(job: Job, say: Say) -> None:
+    """As check, of which nothing is said where nobody answers: that passes, or is said as such."""
+    lines: list[str] = []
+    try:
+        check(job, lines.append)
+    except UnreachableError:
+        lines.clear()
+        raise
+    finally:
+        for line in lines:
+            say(line)
 
 
 def _once(words: str, before: str, say: Say) -> str:
@@ -362,8 +392,10 @@ def _verified(job: Job, found: Look, say: Say) -> bool:
         say(f"see {_log(job, found.number)}; the machine stays, and the same command tries again")
         return False
     kept = transfer.pull(job.pod, job.id, job.names).kept
-    problems = [f"{name}: not home as it is there" for name in transfer.differing(job.pod, job.id, job.names, kept)]
-    failed = []
+    torn = {name: ", where it is torn: if nothing needs it, delete it there"
+            for name, why in kept.items() if why == transfer.TORN}  # fmt: skip
+    differ = transfer.differing(job.pod, job.id, job.names, kept)
+    problems, failed = [f"{name}: not home as it is there{torn.get(name, '')}" for name in differ], []
     for sweep in job.sweeps:
         short, without = transfer.shortfalls(sweep, log, found.status == 0)
         problems, failed = problems + short, failed + without
@@ -377,7 +409,8 @@ def _verified(job: Job, found: Look, say: Say) -> bool:
         return False
     if hasattr(os, "sync"):
         os.sync()  # on the disk, not in memory: a power cut here may be the machine's end there
-    write_state(job, state="verified", verified=now(), verified_on=place(job.pod), failed=failed)
+    where = {"verified_on": place(job.pod), "verified_number": found.number}
+    write_state(job, state="verified", verified=now(), **where, failed=failed)
     say(f"{_counts(job)}, {len(failed)} failed; all is home and verified: the machine may go")
     return True
 
@@ -398,8 +431,7 @@ def _teardown(job: Job, say: Say) -> int:
         say(f"{error}; so nobody knows what else runs there, and the machine stays. The same command tries again")
     else:
         for other, names in others.items():
-            files = " ".join(f"{name}.yaml" for name in names.split())
-            say(f"job {other} is there and not home: `pgolf remote run pod.yaml {files}`; the machine stays")
+            say(f"job {other} ({names}) is there and not home, so the machine stays; {again(other)}")
         if not others:
             return _tear_down(job, command, status, say)
     write_state(job, teardown={"command": command, "begun": now(), "waits": True})

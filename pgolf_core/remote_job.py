@@ -5,6 +5,7 @@ log and an exit status of each try. Here is runs/.remote/<job>/: a copy of that 
 """
 
 import json
+import os
 import secrets
 import shlex
 import shutil
@@ -21,6 +22,9 @@ from pgolf_core.files import write_whole
 from pgolf_core.ssh import FIND_PYTHON, Pod, RemoteError, UnreachableError, at, load_pod, run_script
 from pgolf_core.sweepfile import Sweep, load_sweep
 
+OF_A_TRY = dict.fromkeys(  # what is known of the last try alone
+    ("starting", "ended", "status", "verified", "verified_on", "verified_number", "failed", "teardown")
+)
 BEGAN_NOT = 3  # exit status of a job whose python, setup or GPUs failed
 SEES_GPUS = (
     "import torch, sys; n = torch.cuda.device_count(); "
@@ -34,14 +38,25 @@ class Job:
     """Sweeps to run on a pod. id names what they are, whatever the machine."""
 
     pod: Pod
+    pod_file: Path
     sweeps: tuple[Sweep, ...]
     files: tuple[Path, ...]
+    texts: tuple[str, ...]  # of the files, as they were read: a job is what it began with
     words: tuple[str, ...]  # of `pgolf sweep`, after the files
     id: str
 
     @property
     def names(self) -> list[str]:
         return [sweep.name for sweep in self.sweeps]
+
+    @property
+    def command(self) -> str:
+        """What goes on with the job, whatever becomes of its sweep files: from copies of them."""
+        knobs = {name.upper(): value for name, value in environment_knobs().items()}
+        knobs |= {"PGOLF_RUNS": os.environ["PGOLF_RUNS"]} if os.environ.get("PGOLF_RUNS") else {}
+        before = ["env", *(f"{name}={value}" for name, value in sorted(knobs.items()))] if knobs else []
+        files = [str(transfer.folder(self.id) / name) for name in _sweep_files(self)]
+        return shlex.join([*before, "pgolf", "remote", "run", str(self.pod_file), *files, *self.words])
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ def load_job(
     """Read and check all that says what is to run where. RemoteError, SweepError."""
     pod = load_pod(pod_file)
     sweeps = tuple(load_sweep(file, knobs, scale, seeds) for file in files)
+    texts = tuple(Path(file).read_text(encoding="utf-8") for file in files)
     if len({sweep.name for sweep in sweeps}) < len(sweeps):
         raise RemoteError(f"two of {', '.join(map(str, files))} are the same sweep; name each once")
     words = [word for name, value in knobs.items() for word in ("-k", f"{name}={value}")]
@@ -75,7 +91,8 @@ def load_job(
         ]
         for sweep in sweeps
     }
-    return Job(pod, sweeps, tuple(files), tuple(words), f"{sweeps[0].name if sweeps else 'none'}-{digest(content)}")
+    job_id = f"{sweeps[0].name if sweeps else 'none'}-{digest(content)}"
+    return Job(pod, Path(pod_file).absolute(), sweeps, tuple(files), texts, tuple(words), job_id)
 
 
 # What is known here
@@ -89,10 +106,18 @@ def read_state(job_id: str) -> dict:
 def write_state(job: Job, **news: object) -> dict:
     """The job's state with the news in it, now on disk."""
     pod = job.pod
-    where = {"host": pod.host, "user": pod.user, "port": pod.port, "dir": pod.dir, "sweeps": job.names}
+    where = {**place(pod), "sweeps": job.names, "command": job.command}
     state = read_state(job.id) | where | news
     write_whole(transfer.folder(job.id) / "state.json", json.dumps(state, indent=1))
     return state
+
+
+def note(job: Job, found: Look, **news: object) -> None:
+    """Write down in what state the job was seen. What was known of another try, or machine, is not so of this one."""
+    state = read_state(job.id)
+    known = state.get("started") and found.number == state.get("number") and place(job.pod).items() <= state.items()
+    anew = {} if known else OF_A_TRY | {"started": now()}
+    write_state(job, **{"state": found.kind, "number": found.number} | anew | news)
 
 
 def place(pod: Pod) -> dict:
@@ -104,6 +129,12 @@ def states() -> dict[str, dict]:
     """Job -> state, of all that were started from here."""
     found = sorted((runs.RUNS / transfer.REMOTE).glob("*/state.json"))
     return {path.parent.name: read_state(path.parent.name) for path in found}
+
+
+def again(job_id: str) -> str:
+    """What a user is to do about a job that is there and not home."""
+    command = read_state(job_id).get("command")
+    return f"go on with it first: {command}" if command else "go on with it first, from where it was started"
 
 
 def now() -> str:
@@ -157,9 +188,19 @@ n=%(number)d
 set -C
 echo "$$ $(since $$)" 2>/dev/null > "try-$n" || exit 0
 set +C
+for other in $(ls | sed -n 's/^try-\([0-9]*\)$/\1/p'); do  # one that somebody started by another number
+    [ "$other" = "$n" ] && continue
+    pid= began=
+    read -r pid began < "try-$other"
+    if [ ! -s "try-$other.status" ] && [ -n "$began" ] && [ "$(since "$pid")" = "$began" ]; then
+        rm -f "try-$n"
+        exit 0
+    fi
+done
 exec > "try-$n.log" 2>&1
 head -c 65536 /dev/zero > ".try-$n.room"
 (
+%(settle)s
 %(steps)s
 )
 status=$?
@@ -167,6 +208,18 @@ rm -f ".try-$n.room"
 until echo $status > ".try-$n.new" && [ -s ".try-$n.new" ] && mv ".try-$n.new" "try-$n.status"; do sleep 5; done
 """
 )
+# Only the try that has the claim touches runs: what was pushed because home has more of it takes the place of what lies
+# there. A try that was killed here leaves the rest to the next.
+SETTLE = f"""
+incoming=../../runs/.incoming-%s
+for path in "$incoming"/*/*; do
+    [ -e "$path" ] || continue
+    place=../../runs/${{path#"$incoming"/}}
+    [ ! -d "$path" ] || rm -rf "$place"
+    [ -e "$place" ] || mv "$path" "$place" || {{ echo "$place cannot be put in place"; exit {BEGAN_NOT}; }}
+done
+rm -rf "$incoming"
+"""
 START = (
     LIBRARY
     + r"""
@@ -190,12 +243,18 @@ look
 )
 
 
-def steps(job: Job) -> str:
-    """What a try does, in sh, in the job's folder."""
+def _code() -> dict[str, str]:
+    """What the environment there says of the code, which has no .git."""
+    known = runs.environment(torch.device("cpu"))
+    if known["git_commit"] is None:
+        return {}
+    return {"PGOLF_GIT_COMMIT": known["git_commit"], "PGOLF_GIT_DIRTY": "1" if known["git_dirty"] else ""}
+
+
+def steps(job: Job, code: dict[str, str]) -> str:
+    """What a try does, in sh, in the job's folder. code: as of _code, when it was pushed."""
     pod = job.pod
-    ours = {name.upper(): value for name, value in environment_knobs().items()}
-    ours |= {f"PGOLF_{name.upper()}": str(v) for name, v in runs.environment(torch.device("cpu")).items()
-             if name in ("git_commit", "git_dirty") and v is not None}  # fmt: skip
+    ours = {name.upper(): value for name, value in environment_knobs().items()} | code
     lines = [
         "cd ../.. && top=$(pwd) && cd checkout || exit 1",
         f"unset {' '.join(name.upper() for name in RunConfig.model_fields)}",  # a knob is what it is at home
@@ -208,16 +267,17 @@ def steps(job: Job) -> str:
         lines += [FIND_PYTHON, f'find_python && "$python" tools/install.py || exit {BEGAN_NOT}']
         lines.append("python=.venv/bin/python")
     if pod.setup.strip():
-        lines.append(f"(\n{pod.setup}\n) || {{ echo setup failed; exit {BEGAN_NOT}; }}")
+        lines.append(f"sh -c {shlex.quote(pod.setup)} || {{ echo setup failed; exit {BEGAN_NOT}; }}")
     if pod.gpus:  # else a paid machine trains on its CPU
         lines.append(f'"$python" -c {shlex.quote(SEES_GPUS % {"gpus": pod.gpus})} || exit {BEGAN_NOT}')
-    files = " ".join(f'"$top"/jobs/{job.id}/{shlex.quote(place)}' for place in _sweep_files(job))
+    files = " ".join(f'"$top"/jobs/{job.id}/{shlex.quote(name)}' for name in _sweep_files(job))
     return "\n".join([*lines, f'"$python" -m pgolf_core.cli sweep {files} {shlex.join(job.words)}'])
 
 
-def _sweep_files(job: Job) -> dict[str, Path]:
-    """Place in the job's folder there -> file here; a sweep may be named after its file."""
-    return {f"{i}-{name}/{file.name}": file for i, (name, file) in enumerate(zip(job.names, job.files, strict=True))}
+def _sweep_files(job: Job) -> dict[str, str]:
+    """Name in the job's folder, here and there -> text; a sweep may be named after its file."""
+    both = zip(job.names, job.files, job.texts, strict=True)
+    return {f"{i}-{name}/{file.name}": text for i, (name, file, text) in enumerate(both)}
 
 
 def look(job: Job) -> Look:
@@ -237,16 +297,19 @@ def _look(said: str) -> Look:
 
 
 def not_home(job: Job, begun: bool) -> dict[str, str]:
-    """Other job there that runs, ended or died, and is not verified here -> its sweeps. Of other folders there only
-    those that were started from here are known.
+    """Job there that runs, ended or died, and is not verified here -> its sweeps. Of other folders there only those
+    that were started from here are known.
 
     begun: the machine may be gone already, so that what home knows is enough where nobody answers. RemoteError.
     """
     known = states()
     mine = {"host": job.pod.host, "port": job.pod.port}
-    known.pop(job.id, None)
-    open_there = {other: s for other, s in known.items()
-                  if s.get("started") and not s.get("verified") and mine.items() <= s.items()}  # fmt: skip
+
+    def is_open(state: dict) -> bool:
+        begun = state.get("started") or state.get("starting")
+        return bool(begun) and not state.get("verified") and mine.items() <= state.items()
+
+    open_there = {other: state for other, state in known.items() if is_open(state)}
     try:
         *lines, end = run_script(job.pod, ALL, job.pod.dir).splitlines() or [""]
     except UnreachableError:
@@ -259,7 +322,7 @@ def not_home(job: Job, begun: bool) -> dict[str, str]:
     for line in lines:
         said, _, names = line.partition(" / ")
         other, kind, *numbers = said.rstrip(" /").split()
-        if other != job.id and kind != "none" and not _is_home(known.get(other, {}), job.pod, kind, numbers):
+        if kind != "none" and not _is_home(known.get(other, {}), job.pod, kind, numbers):
             found[other] = names or other.rpartition("-")[0]
     return found
 
@@ -268,31 +331,46 @@ def _is_home(state: dict, pod: Pod, kind: str, numbers: list[str]) -> bool:
     """Whether just this try of a job, on just this machine, was verified."""
     where = state.get("verified_on") or {}
     same = all(where.get(key) == value for key, value in place(pod).items() if key != "user")
-    return bool(state.get("verified")) and same and kind == "ended" and numbers[:1] == [str(state.get("number"))]
+    number = state.get("verified_number")
+    return bool(state.get("verified")) and same and kind == "ended" and numbers[:1] == [str(number)]
 
 
-def start(job: Job, number: int, say: Callable[[str], None]) -> Look:
-    """Push everything and start a try of the job; the one that runs already where there is one."""
+def start(job: Job, number: int, say: Callable[[str], None], push: bool = True) -> Look:
+    """Push what is needed and start a try of the job; the one that runs already where there is one.
+
+    push: without, a job that was started there before goes on with the code and data that it began with.
+    """
     pod = job.pod
+    if (found := look(job)).kind == "running":  # begun where the connection broke, or by another home
+        note(job, found)
+        return found
     others = dict(line.partition(" ")[::2] for line in run_script(pod, OTHERS, pod.dir).splitlines())
     others.pop(job.id, None)
     for other, names in others.items():
         if same := sorted(set(names.split()) & set(job.names)):
-            raise RemoteError(f"{pod.address}: sweep {', '.join(same)} runs there already, as job {other}; wait for it")
-    transfer.push(pod, job.id, job.sweeps, sorted(others), say)
-    new = f".new-{secrets.token_hex(4)}"
-    folder = transfer.folder(job.id) / new
-    texts = {f"try-{number}.sh": TRY % {"number": number, "steps": steps(job)}, "sweeps": " ".join(job.names) + "\n"}
-    for place, file in _sweep_files(job).items():
-        texts[place] = file.read_text(encoding="utf-8")
-    for place, text in texts.items():
-        write_whole(folder / place, text)
-    transfer.send(pod, [".", *at(pod, f"jobs/{job.id}/{new}/")], folder, sorted(texts))
+            what = f"sweep {', '.join(same)} runs there already, as job {other}"
+            raise RemoteError(f"{pod.address}: {what}; {again(other)}")
+    new = secrets.token_hex(4)
+    pushed = read_state(job.id).get("pushed") or {}
+    if push or pushed.get("name") != transfer.pushed_name(pod):
+        transfer.push_code(pod, job.sweeps, sorted(others), new, say)
+        pushed = {"name": new, "code": _code()}
+    transfer.push_runs(pod, job.sweeps, new, say)
+    does = {"number": number, "settle": SETTLE % new, "steps": steps(job, pushed["code"])}
+    texts = {f"try-{number}.sh": TRY % does, "sweeps": " ".join(job.names) + "\n"}
+    for name, text in _sweep_files(job).items():
+        texts[name] = text
+        write_whole(transfer.folder(job.id) / name, text)  # whatever becomes of the sweep file
+    folder = transfer.folder(job.id) / f".new-{new}"
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    run_script(pod, 'mkdir -p "$1/jobs/$2"', pod.dir, job.id)
+    transfer.send(pod, [".", *at(pod, f"jobs/{job.id}/{folder.name}/")], folder, sorted(texts))
     shutil.rmtree(folder)
-    found = _look(run_script(pod, START, pod.dir, job.id, str(number), new, *_run_folders(job)))
+    write_state(job, pushed=pushed, **OF_A_TRY | {"state": "starting", "starting": number})
+    found = _look(run_script(pod, START, pod.dir, job.id, str(number), folder.name, *_run_folders(job)))
     transfer.forget_errors(job.sweeps)  # here too: all of these are tried again
-    of_the_last = {"verified": None, "failed": None, "teardown": None, "ended": None, "status": None}
-    write_state(job, state=found.kind, number=found.number, started=now(), **of_the_last)
+    note(job, found, **OF_A_TRY | {"started": now()})
     return found
 
 

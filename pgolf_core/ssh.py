@@ -151,7 +151,10 @@ def run_script(pod: Pod, script: str, *words: str, more: str = "", timeout: floa
     if done.returncode == 255:
         raise UnreachableError(why_unreachable(pod, said))
     if done.returncode:
-        raise RemoteError(f"{pod.address}: {_last_line(said) or f'exit status {done.returncode}'}")
+        why = _last_line(said) or _last_line(done.stdout.decode(errors="replace")) or f"exit status {done.returncode}"
+        if "PTY" in why:  # what a provider's proxy says, on its output
+            why += "; this address takes terminals alone: use the machine's own, of ssh over a TCP port"
+        raise RemoteError(f"{pod.address}: {why}")
     return done.stdout.decode(errors="replace")
 
 
@@ -226,7 +229,8 @@ def why_unreachable(pod: Pod, said: str) -> str:
 def _last_line(text: str) -> str:
     """The last that says something: rsync ends with a line of its own about its source code."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("rsync error:", "Warning: Permanently added"))]
+    lines = [line for line in lines if not line.startswith("Warning: Permanently added")]
+    telling = [line for line in lines if not line.startswith("rsync error:")]
     return (telling or lines or [""])[-1]
 
 
@@ -268,12 +272,12 @@ print(" ".join(name for name in {MODULES!r} if find_spec(name) is None))
 """
 
 
-def probe(pod: Pod, needed_bytes: int) -> list[tuple[str, str]]:
+def probe(pod: Pod, needed_bytes: int) -> list[tuple[str, RemoteError | str]]:
     """(what was looked at, what is wrong with it or ''), in order; only the first where nobody answers."""
     try:
         said = run_script(pod, PROBE, pod.dir, pod.python, LACKING)
     except RemoteError as error:
-        return [(f"{pod.address} answers", str(error))]
+        return [(f"{pod.address} answers", error)]
     first, _, rest = said.partition("\n")
     if first != "pgolf-probe":
         why = f"its shell prints {first!r} before any command, which breaks rsync; keep .bashrc silent there"

@@ -210,7 +210,7 @@ def _workers(address: str, sweep: Sweep, data: dict[str, RunConfig]) -> Iterator
         data = {open_dataset(config).fingerprint: config for config in configs.values()}
     knobs = {fingerprint: config.model_dump() for fingerprint, config in data.items()}
     notebooks = ["train.ipynb", *(f"{stage.notebook}.ipynb" for stage in sweep.stages)]
-    ranks = max((config.world_size for config in sweep.runs.values() if config.device != "cpu"), default=1)
+    ranks = max((c.world_size for c in sweep.runs.values() if c.device != "cpu"), default=0 if sweep.runs else 1)
     with cluster.connected(address, runs.RUNS, notebooks, knobs, ranks) as pool:
         yield partial(cluster.run_jobs, pool)
 

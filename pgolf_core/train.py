@@ -231,7 +231,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
     sample = dataset.validation(config.train_seq_len, 65_536)
     tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
     clock_ran_out = 0 < clock_seconds <= elapsed  # resumed after the last step
-    reading = elapsed  # of the clock, the same on all ranks
+    reading = elapsed  # of the clock when the last step ends, the same on all ranks
+    queued: torch.cuda.Event | None = None  # the end of the last step in the device's queue
     started = saved = time.perf_counter()
     # In a notebook the bar goes where the lines go, so that one does not break up the other.
     stream_of_bar = sys.stdout if "ipykernel" in sys.modules else sys.stderr
@@ -297,7 +298,12 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
                 bpb = nats / math.log(2) * tokens_a_byte
                 bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{bpb:.3f}", tok_s=f"{rate:.0f}")
             if clock_seconds:
-                reading = ranks.clock(elapsed + time.perf_counter() - started)
+                before, queued = queued, _mark(device)
+                if before is not None:  # else the host would read the clock steps ahead of the device
+                    before.synchronize()
+                seconds = elapsed + time.perf_counter() - started
+                # One step is in the queue: counted too, as long as they take.
+                reading = ranks.clock(seconds * step / (step - 1) if before is not None else seconds)
                 clock_ran_out = reading >= clock_seconds
             if (
                 ranks.first
@@ -435,6 +441,15 @@ def _before(row: dict, resume_step: int) -> bool:
 
 def _read_resume(path: Path) -> dict | None:
     return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """The end of what is in the device's queue now; None where there is no queue."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _seconds_since(start: float, device: torch.device) -> float:

@@ -7,7 +7,6 @@ does not: see `why_kept`. So a kill at any moment leaves whole files, and the lo
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,8 +23,10 @@ REMOTE = ".remote"  # below runs/: a folder for each job
 ARRIVING = ".arriving"
 RESUME = "resume.pt"
 LATER = ("notebook.ipynb", "kernel.log", "job.json")  # may be written after the result
+TORN = "torn there"
 TRIES = 3  # to make what is home equal to what is there
-PUSHED = ".pgolf-pushed"  # there, in the checkout: what we put into it
+PUSHED = ".pgolf-pushed"  # there, in the checkout: what we put into it, and
+PUSHED_NAME = ".pgolf-pushed-name"  # the name of that push
 PROJECT = (  # what is pushed whether git knows it or not
     *("pgolf_core", "notebooks", "tools", "benchmarks", "tests", "reports/example"),
     *("pyproject.toml", "constraints.txt", "environment.yml", "README.md", "LICENSE", "Makefile"),
@@ -33,27 +34,31 @@ PROJECT = (  # what is pushed whether git knows it or not
 
 # Two may push the same at once, each by names of its own (new); what a killed one left goes after a day.
 FOLDERS = """
-mkdir -p "$1/checkout" "$1/runs" "$1/jobs/$2" && cd "$1/runs" || exit 1
+mkdir -p "$1/runs" && cd "$1/runs" || exit 1
 find . ../checkout -maxdepth 1 -name '.incoming-*' -mtime +0 -exec rm -rf {} +
-mkdir ".incoming-$3" || exit 1
-shift 3
-for sweep; do mkdir -p "$sweep" && ls -d "$sweep"/* 2>/dev/null; done
-exit 0
+mkdir ".incoming-$2" || exit 1
+shift 2
+for sweep; do
+    mkdir -p "$sweep" || exit 1
+    for path in "$sweep"/*; do
+        [ -e "$path" ] || continue
+        rows=0
+        if [ -s "$path/result.json" ]; then
+            rows=all
+        elif [ -s "$path/resume.pt" ] && [ -f "$path/metrics.jsonl" ]; then
+            rows=$(wc -l < "$path/metrics.jsonl")
+        fi
+        echo ${rows:-0} "$path"
+    done
+done
 """
-SETTLE = f"""
+CODE = f"""
 cd "$1/checkout" || exit 1
 new=".incoming-$2"
 cat > "$new" && [ "$(wc -l < "$new")" -eq "$3" ] || exit 1
 if [ -f {PUSHED} ]; then grep -vxFf "$new" {PUSHED} | while IFS= read -r name; do rm -f -- "$name"; done; fi
-mv "$new" {PUSHED}
-cd ../runs || exit 1
-for path in "$new"/*/*; do
-    place=${{path#*/}}
-    [ ! -e "$path" ] || [ -e "$place" ] || mv "$path" "$place" || exit 1
-done
-rm -rf "$new"
+mv "$new" {PUSHED} && echo "$2" > {PUSHED_NAME}
 """
-
 CHECKSUMS = """
 cd "$1/runs" || exit 1; shift
 if command -v sha256sum >/dev/null; then sum=sha256sum; else sum='shasum -a 256'; fi
@@ -110,35 +115,48 @@ def data_files(sweeps: tuple[Sweep, ...]) -> list[str]:
     return sorted(names)
 
 
-def push(pod: Pod, job: str, sweeps: tuple[Sweep, ...], others: list[str], say: Callable[[str], None]) -> None:
-    """Code, data, and what is home of the sweeps and not there: complete runs, and what others go on from.
+def push_code(pod: Pod, sweeps: tuple[Sweep, ...], others: list[str], new: str, say: Callable[[str], None]) -> None:
+    """Code, and the data of the sweeps. others: jobs that run there, whose code must stay what it is.
 
-    others: jobs that run there, whose code must stay what it is.
+    new: a name that nobody who pushes at the same time has.
     """
     code, data = code_files(), data_files(sweeps) if pod.data == "push" else []
-    new = secrets.token_hex(4)
-    there = set(run_script(pod, FOLDERS, pod.dir, job, new, *(sweep.name for sweep in sweeps)).splitlines())
+    run_script(pod, 'mkdir -p "$1/checkout"', pod.dir)
     checkout = [".", *at(pod, "checkout/")]
     if others:
         dry = rsync(pod, ["-rlptn", "--checksum", "--out-format=%i %n", *checkout], ROOT, code).stdout.decode()
-        if changed := [line.split(" ", 1)[1] for line in dry.splitlines() if line.startswith("<f")]:
+        changed = [line.split(" ", 1)[1] for line in dry.splitlines() if line.startswith("<f")]
+        there = run_script(pod, f'cat "$1/checkout/{PUSHED}" 2>/dev/null; exit 0', pod.dir).splitlines()
+        if changed := changed + sorted({*there} - {*code}):
             raise RemoteError(
                 f"{pod.address}: job {', '.join(others)} runs there with other code ({', '.join(changed[:5])}); wait "
                 "for it, or set another dir:"
             )
     say(f"pushing {len(code)} files of code")
-    if others := not_pushed():
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        say(f"not pushed: {', '.join(others[:5])}{more}, which git does not know")
+    if unknown := not_pushed():
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        say(f"not pushed: {', '.join(unknown[:5])}{more}, which git does not know")
     send(pod, checkout, ROOT, code)
     if data:
         size = sum((ROOT / name).stat().st_size for name in data)
         say(f"pushing {len(data)} files of data, {size:,} bytes")
         send(pod, checkout, ROOT, data)
+    run_script(pod, CODE, pod.dir, new, str(len(code)), more="\n".join(code) + "\n")
+
+
+def pushed_name(pod: Pod) -> str:
+    """The name of the last push of code; '' where there was none."""
+    return run_script(pod, f'cat "$1/checkout/{PUSHED_NAME}" 2>/dev/null; exit 0', pod.dir).strip()
+
+
+def push_runs(pod: Pod, sweeps: tuple[Sweep, ...], new: str, say: Callable[[str], None]) -> None:
+    """What home has more of than the machine, into runs/.incoming-<new> there: complete runs, and what others go on
+    from."""
+    listed = run_script(pod, FOLDERS, pod.dir, new, *(sweep.name for sweep in sweeps)).splitlines()
+    there = {path: rows for rows, _, path in (line.partition(" ") for line in listed)}
     if results := [name for sweep in sweeps for name in _to_go_on(sweep, there)]:
         say(f"pushing {len(results)} files of runs that are home already")
         send(pod, [".", *at(pod, f"runs/.incoming-{new}/")], runs.RUNS, results)
-    run_script(pod, SETTLE, pod.dir, new, str(len(code)), more="\n".join(code) + "\n")
 
 
 def send(pod: Pod, words: list[str], cwd: Path, names: list[str]) -> None:
@@ -147,13 +165,20 @@ def send(pod: Pod, words: list[str], cwd: Path, names: list[str]) -> None:
         raise RemoteError(f"{pod.address}: not every file could be pushed; is {pod.dir} writable there?")
 
 
-def _to_go_on(sweep: Sweep, there: set[str]) -> list[str]:
-    """Files of the sweep, from runs/: of runs that the machine has nothing of, those with a result or a resume file."""
+def _to_go_on(sweep: Sweep, there: dict[str, str]) -> list[str]:
+    """Files of the sweep, from runs/, that the machine lacks: of runs that are complete here alone, or further.
+
+    there: path from runs/ -> 'all' of a complete run, else how many rows of metrics go with its resume file.
+    """
     names = [f"{sweep.name}/sweep.json"] if (sweep.directory / "sweep.json").exists() else []
+    names = [name for name in names if name not in there]
     for run_dir in wanted(sweep):
         place = f"{sweep.name}/{run_dir.name}"
-        complete = (run_dir / "result.json").exists()
-        if place in there or not (complete or (run_dir / RESUME).exists()):
+        if there.get(place) == "all":
+            continue
+        complete = is_complete(run_dir)
+        further = (run_dir / RESUME).exists() and (place not in there or _rows(run_dir) > int(there[place]))
+        if not complete and not further:
             continue
         without = {"error.json", *([RESUME] if complete else [])}
         if complete and not sweep.stages:  # whose weights nobody there needs
@@ -162,7 +187,12 @@ def _to_go_on(sweep: Sweep, there: set[str]) -> list[str]:
             f"{place}/{path.name}" for path in sorted(run_dir.iterdir())
             if path.is_file() and path.name not in without and not path.name.startswith(".")
         ]  # fmt: skip
-    return [name for name in names if name not in there]
+    return names
+
+
+def _rows(run_dir: Path) -> int:
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 # Home
@@ -252,7 +282,7 @@ def why_kept(arrived: Path, there: Path, complete: bool) -> str:
     if complete and arrived.name not in LATER and (there.exists() or arrived.name in ("error.json", RESUME)):
         return "the run is complete here"
     if arrived.suffix in (".json", ".ipynb") and not _is_json(arrived):
-        return "torn there"
+        return TORN
     size = arrived.stat().st_size
     if not there.exists() or size >= there.stat().st_size:
         return ""
@@ -285,7 +315,7 @@ def _result_waits(arrived: Path, run_dir: Path) -> str:
     try:
         result = runs.read_result(arrived)
     except runs.RunError:
-        return "result.json (torn there)"
+        return f"result.json ({TORN})"
     return integrity.damage(run_dir, vars(result), thorough=True)
 
 
@@ -306,7 +336,7 @@ def differing(pod: Pod, job: str, names: list[str], kept: dict[str, str]) -> lis
         there = checksums(pod, names)
         homes = {name: runs.RUNS / name for name in there}
         differ = [n for n, path in homes.items() if not path.is_file() or integrity.checksum(path) != there[n]]
-        differ = [name for name in differ if name not in kept]
+        differ = [n for n in differ if n not in kept or (kept[n] == TORN and n.split("/")[-1] not in LATER)]
         if not differ or i == TRIES:
             return differ
         kept = kept | pull(pod, job, names, checksum=True).kept

@@ -292,7 +292,7 @@ def test_a_run_that_no_worker_survives_is_given_up(home, monkeypatch, capsys):
 
     def look(pool):
         pool.workers.setdefault("tcp://a:1", cluster.Worker("tcp://a:1", 1, "a", True, 0))
-        pool.idle = {"tcp://a:1"}
+        pool.idle, pool.on_gpus = {"tcp://a:1"}, False
         return []
 
     monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
@@ -358,6 +358,43 @@ def test_a_worker_with_other_data_is_refused(embedded, home):
     told.pop()
     assert problem({fingerprint: ours.model_dump()}) == ""
     assert "has other data at data_path=embedded" in problem({"0" * 64: ours.model_dump()})
+
+
+@pytest.mark.parametrize("first", ["cpu", "gpu"])
+def test_a_sweep_trains_on_gpus_or_on_cpus(monkeypatch, first):
+    """A real pool, of which the scheduler's and the workers' answers are given here."""
+    gpus = {"tcp://cpu:1": 0, "tcp://gpu:1": 8, "tcp://gpu:2": 8}
+
+    class Client:
+        status, scheduler = "running", None
+        scheduler_info = staticmethod(lambda n_workers: {"workers": {a: {"status": "running"} for a in there}})
+        run_on_scheduler = staticmethod(lambda *_: None)
+
+    monkeypatch.setattr(cluster, "_inspect", lambda _, a, gone: cluster.Worker(a, 1, a[6:9], True, gpus[a], gone))
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
+
+    def pool(ranks=1):
+        return cluster.Pool(Client, "tcp://s:1", {}, "", [], {}, ranks)
+
+    def looked(pool):
+        problems = cluster.look(pool)
+        while pool.asked:
+            problems += cluster.look(pool)
+        return problems
+
+    there = [f"tcp://{first}:1"]
+    here = pool()
+    assert looked(here) == [] and here.on_gpus == (first == "gpu")
+    there = list(gpus)
+    (problem, *others) = looked(here)
+    assert (
+        "sees no GPU, and this sweep trains on GPUs" if first == "gpu" else "has GPUs, and this sweep trains on"
+    ) in problem
+    assert len(others) == (first == "cpu") and looked(here) == []  # said once
+    assert all(bool(one.gpus) == here.on_gpus for one in here.workers.values()) and here.workers
+    assert looked(all_on_cpus := pool(0)) == [] and len(all_on_cpus.workers) == 3
+    with pytest.raises(SweepError, match=r"worker tcp://cpu:1 \(cpu\) sees no GPU, and this sweep trains on GPUs"):
+        cluster._introduce(pool())
 
 
 # Files

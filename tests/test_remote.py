@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,8 +67,8 @@ def train(run, made):
         step += 1
         append(log, f"step {step}")
         append(metrics, json.dumps({"step": step, "at": time.time()}))
-        if step % 5 == 0:
-            whole(resume, b"%08d" % step + bytes([step]) * 100_000)
+        if step % 5 == 0:  # of another size, since rsync does not tell apart times within a second
+            whole(resume, b"%08d" % step + bytes([step]) * (100_000 + step))
         time.sleep(plan["pace"])
     while run.name == plan["waits"] and not (top / "go").exists():
         time.sleep(0.02)
@@ -141,7 +142,7 @@ def make(home, pod, tmp_path, monkeypatch):
         plan |= {"fails": list(fails), "bare": list(bare), "waits": waits}
         (tmp_path / "plan.json").write_text(json.dumps(plan))
         words = f'cd ../.. && exec {sys.executable} -S {tmp_path}/training.py {tmp_path}/plan.json "$(pwd)"'
-        monkeypatch.setattr(remote_job, "steps", lambda job: words)
+        monkeypatch.setattr(remote_job, "steps", lambda job, code: words)
         if not checked:
             monkeypatch.setattr(remote, "check", lambda job, say: None)
         return job
@@ -439,6 +440,26 @@ def test_stopped_here_it_goes_on_there(make, pod, pulls, said, monkeypatch, caps
     assert_all_home(pod)
 
 
+def test_what_is_said_when_stopped_is_so(make, monkeypatch, capsys):
+    job = make()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(remote, "run", stop)
+    monkeypatch.setattr("pgolf_core.remote_job.load_job", lambda *_: job)
+    words = ["run", str(job.pod_file), str(job.files[0])]
+    with pytest.raises(KeyboardInterrupt):  # nothing was started
+        pgolf(*words)
+    for state, said in (
+        ("running", "goes on on root@"),
+        ("died", "was last seen died on"),
+        ("verified", "All is home"),
+    ):
+        remote_job.write_state(job, started="then", state=state)
+        assert pgolf(*words) == 130 and said.replace("root", job.pod.user) in capsys.readouterr().err
+
+
 def test_nothing_starts_twice(make, home, pod, said):
     job = make(waits="matrix_lr0.01")
     remote_job.start(job, 1, said)
@@ -458,6 +479,154 @@ def test_nothing_starts_twice(make, home, pod, said):
     (home / "README.md").write_text("changed")
     with pytest.raises(RemoteError, match=r"job small-.* runs there with other code \(README.md\)"):
         remote_job.start(another, 1, said)
+
+
+def test_a_changed_sweep_file_orphans_no_job(make, pod, said, capsys):
+    job = make(waits="matrix_lr0.01")
+    remote_job.start(job, 1, said)
+    job.files[0].write_text(yaml.safe_dump(SWEEP | {"base": {**SWEEP["base"], "seed": 2}}))
+    changed = remote_job.load_job(job.pod_file, list(job.files), {})
+    with pytest.raises(RemoteError, match=f"runs there already, as job {job.id}; go on with it first: pgolf") as error:
+        remote.run(changed, said)
+    (pod.disk / "pgolf/go").touch()
+    assert pgolf("status") == 0 and (command := str(error.value).partition("first: ")[2]) in capsys.readouterr().out
+    assert pgolf(*shlex.split(command)[2:]) == 0
+    assert tries(pod, job) == ["try-1"]
+    assert_all_home(pod)
+
+
+def test_a_restart_goes_on_with_the_code_that_it_began_with(make, home, pod, pulls, said, monkeypatch):
+    job = make(waits="matrix_lr0.02", steps=10)
+    codes = []
+    stand_in = remote_job.steps
+    monkeypatch.setattr(remote_job, "steps", lambda job, code: codes.append(code) or stand_in(job, code))
+    monkeypatch.setattr(remote_job, "_code", lambda: {"PGOLF_GIT_COMMIT": (home / "README.md").read_text()})
+
+    def kill(n: int) -> None:
+        if "matrix_lr0.02/resume.pt" in pulls.all[-1] and job.files[0].exists():
+            pod.kill()
+            (home / "README.md").write_text("edited meanwhile")
+            job.files[0].unlink()  # the sweep file is not looked at again
+            (pod.disk / "pgolf/go").touch()
+            pod.start()
+
+    pulls.then = kill
+    assert remote.run(job, said) == 0
+    assert_all_home(pod)
+    assert codes == [{"PGOLF_GIT_COMMIT": "README.md"}] * 2 and tries(pod, job) == ["try-1", "try-2"]
+    assert (pod.disk / "pgolf/checkout/README.md").read_text() == "README.md"
+    another = replace(job, pod=job.pod.model_copy(update={"dir": str(pod.disk / "other")}))
+    remote_job.start(another, 1, said, push=False)  # where it was never pushed to
+    assert codes[-1] == {"PGOLF_GIT_COMMIT": "edited meanwhile"}
+    assert (pod.disk / "other/checkout/README.md").read_text() == "edited meanwhile"
+    (pod.disk / "other/checkout" / transfer.PUSHED_NAME).write_text("another job's")
+    for process in pod.processes():
+        process.kill()
+    (home / "README.md").write_text("edited again")
+    remote_job.start(another, 2, said, push=False)  # where another job pushed its own since
+    assert codes[-1] == {"PGOLF_GIT_COMMIT": "edited again"}
+
+
+def test_a_machine_that_comes_back_with_an_older_disk(make, pod, pulls, said):
+    """What home has more of goes there; what the machine has more of stays."""
+    job = make(waits="matrix_lr0.02", steps=25)
+
+    def older(n: int) -> None:
+        if int(pulls.all[-1].get("matrix_lr0.02/resume.pt", b"0" * 8)[:8]) == 25 and len(tries(pod, job)) == 1:
+            pod.kill()
+            complete, begun = (pod.disk / "pgolf/runs/small" / name for name in ("matrix_lr0.01", "matrix_lr0.02"))
+            for path in complete.iterdir():
+                if path.name != "config.json":
+                    path.unlink()
+            (begun / "resume.pt").write_bytes(b"%08d" % 5 + bytes([5]) * 100_000)
+            rows = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+            (begun / "metrics.jsonl").write_text("".join(rows[:6]))
+            (begun / "log.txt").write_text("".join(f"step {i}\n" for i in range(1, 7)))
+            (pod.disk / "pgolf/go").touch()
+            pod.start()
+
+    pulls.then = older
+    assert remote.run(job, said) == 0
+    assert_all_home(pod, {"checkpoint.safetensors"})
+    assert (pod.disk / "pgolf/trained").read_text().split() == [*job.sweeps[0].runs][:2] + [*job.sweeps[0].runs][1:]
+    assert "resumed at 25" in (runs.RUNS / "small/matrix_lr0.02/log.txt").read_text()
+
+
+def test_what_is_further_there_stays_there(make, home, pod, said):
+    job = make(steps=5)
+    here, there = runs.RUNS / "small/matrix_lr0.01", pod.disk / "pgolf/runs/small/matrix_lr0.01"
+    for folder, step in ((here, 5), (there, 10)):
+        folder.mkdir(parents=True)
+        (folder / "resume.pt").write_bytes(b"%08d" % step)
+        (folder / "metrics.jsonl").write_text("{}\n" * step)
+    for rows, pushed in ((10, False), (4, True)):
+        (there / "metrics.jsonl").write_text("{}\n" * rows)
+        transfer.push_runs(job.pod, job.sweeps, f"{rows}", said)
+        incoming = pod.disk / f"pgolf/runs/.incoming-{rows}/small/matrix_lr0.01"
+        assert (incoming / "resume.pt").exists() == pushed
+    assert (there / "resume.pt").read_bytes() == b"%08d" % 10  # until a try has its claim
+
+
+def test_a_start_that_home_did_not_live_to_see(make, pod, said, tmp_path, monkeypatch):
+    """The job is known from its own first look on, and what an earlier try was verified for is not so of this one."""
+    job = make(waits="matrix_lr0.01")
+    (pod.disk / "pgolf").mkdir()
+    (pod.disk / "pgolf/go").touch()
+    assert remote.run(job, said) == 0 and remote_job.read_state(job.id)["verified_number"] == 1
+    real = remote_job.note
+    for number in (2, 3):
+        (pod.disk / "pgolf/go").unlink()
+        shutil.rmtree(pod.disk / "pgolf/runs/small")
+        shutil.rmtree(runs.RUNS / "small")
+        monkeypatch.setattr(remote_job, "note", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            remote_job.start(job, number, said)
+        monkeypatch.setattr(remote_job, "note", real)
+        state = remote_job.read_state(job.id)
+        assert state["starting"] == number and not state["verified"]
+        large = replace(job, id="large-1", pod=job.pod.model_copy(update={"dir": str(pod.disk / "other")}))
+        assert remote_job.not_home(large, False) == {job.id: "small"}
+        if number == 2:
+            assert remote.pull_once(job, said) == 0
+        else:  # as from elsewhere, where nothing is known of it
+            remote_job.write_state(job, number=1, verified="then", verified_number=1, verified_on={}, starting=None)
+            assert remote.pull_once(job, said) == 0
+        assert remote_job.not_home(large, False) == {job.id: "small"}
+        assert remote_job.not_home(job, False) == {job.id: "small"}  # its own teardown waits too
+        (pod.disk / "pgolf/go").touch()
+        assert remote.run(job, said) == 0
+    assert tries(pod, job) == ["try-1", "try-2", "try-3"]
+    assert_all_home(pod)
+
+
+def test_two_numbers_do_not_run_at_once(make, pod, said):
+    job = make(waits="matrix_lr0.01")
+    remote_job.start(job, 5, said)
+    assert remote_job.start(job, 2, said) == remote_job.Look("running", 5)  # as a home does that knows of no try
+    folder = pod.disk / "pgolf/jobs" / job.id
+    script = remote_job.TRY % {"number": 7, "settle": "", "steps": "touch began"}
+    (folder / "try-7.sh").write_text(script)
+    subprocess.run(["sh", "try-7.sh"], cwd=folder, check=True)  # and one that looked just before
+    assert tries(pod, job) == ["try-5"] and not (folder / "began").exists()
+
+
+def test_its_environment(make, home, pod, monkeypatch):
+    """Of the command that goes on with a job, and of the runs there."""
+    monkeypatch.setenv("NUM_LAYERS", "3")
+    monkeypatch.setenv("PGOLF_RUNS", "/my runs")
+    job = make()
+    words = shlex.split(job.command)
+    assert words[:5] == ["env", "NUM_LAYERS=3", "PGOLF_RUNS=/my runs", "pgolf", "remote"]
+    for dirty in (True, False):
+        told = {"git_commit": "abc", "git_dirty": dirty}
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "environment", lambda _, told=told: told)
+            code = remote_job._code()
+        with monkeypatch.context() as patch:
+            for name, value in (code | {"GIT_DIR": "/nowhere"}).items():
+                patch.setenv(name, value)
+            there = runs.environment(torch.device("cpu"))
+        assert {name: there[name] for name in told} == told
 
 
 def test_a_run_that_failed_is_home_with_its_reason(make, pod, pulls, said, tmp_path):
@@ -534,17 +703,17 @@ def test_no_teardown_while_another_job_there_is_not_home(make, home, pod, said, 
     (other / "try-1").write_text(claim if kind == "running" else "1 another-boot")
     if kind == "ended":
         (other / "try-1.status").write_text("0\n")
-    words = "job large-123 is there and not home: `pgolf remote run pod.yaml large.yaml`; the machine stays"
+    words = "job large-123 (large) is there and not home, so the machine stays; go on with it first"
     large = replace(job, id="large-123")
-    verified = {"number": 1, "verified": "then", "verified_on": remote_job.place(job.pod)}
+    verified = {"verified_number": 1, "verified": "then", "verified_on": remote_job.place(job.pod)}
     for state in (
-        None, {"number": 1, "started": "then"}, verified | {"number": 2},
+        None, {"number": 1, "started": "then"}, verified | {"verified_number": 2}, verified | {"verified_number": None},
         verified | {"verified_on": remote_job.place(job.pod) | {"port": 1}},
     ):  # fmt: skip
         if state:
             remote_job.write_state(large, **state)
         assert remote.run(job, said) == 2
-        assert said[-1] == words and not (tmp_path / "torn").exists()
+        assert said[-1].startswith(words) and not (tmp_path / "torn").exists()
     remote_job.write_state(large, **verified)
     if kind != "ended":  # since it was home, somebody else began it anew
         assert remote.run(job, said) == 2 and not (tmp_path / "torn").exists()
@@ -595,9 +764,17 @@ def test_another_rsync(tmp_path, monkeypatch):
     assert "macOS's own rsync will not do: `brew install rsync`; on Windows, work in WSL" in ssh.local_tools()
 
 
+def test_a_setup_that_no_shell_can_read_fails_once(pod, tmp_path):
+    job = remote_job.load_job(pod.yaml(python=sys.executable, setup="source venv/bin/activate ("), [], {})
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "jobs/none").mkdir(parents=True)
+    done = subprocess.run(["sh", "-c", remote_job.steps(job, {})], cwd=tmp_path / "jobs/none", capture_output=True)
+    assert done.returncode == remote_job.BEGAN_NOT and done.stdout == b"setup failed\n"
+
+
 def test_no_training_where_torch_sees_too_few_gpus(pod):
     job = remote_job.load_job(pod.yaml(python=sys.executable, gpus=99), [], {})
-    [line] = [line for line in remote_job.steps(job).splitlines() if "device_count" in line]
+    [line] = [line for line in remote_job.steps(job, {}).splitlines() if "device_count" in line]
     done = subprocess.run(["sh", "-c", f"python={sys.executable}\n{line}"], capture_output=True, text=True)
     assert done.returncode == remote_job.BEGAN_NOT and "GPUs, 99 are needed: " in done.stderr
 
@@ -617,6 +794,32 @@ def test_what_differs_there_is_pulled_again(make, pod, said, monkeypatch):
     monkeypatch.setattr(transfer, "differing", spoil)
     assert remote.run(job, said) == 0
     assert_all_home(pod)
+
+
+def test_what_cannot_be_verified_is_not_tried_for_ever(make, pod, said, tmp_path, monkeypatch):
+    job = make(teardown=f"touch {tmp_path}/torn", give_up_minutes=0.001)
+
+    def differing(*_):
+        raise RemoteError("a file there cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "differing", differing)
+        assert remote.run(job, said) == 2
+    assert said[-1].startswith("NOT VERIFIED, so the machine must not go: a file there cannot be read")
+    assert remote_job.read_state(job.id)["state"] == "unverified" and not (tmp_path / "torn").exists()
+    assert remote.run(job, said) == 0 and (tmp_path / "torn").exists()
+
+
+def test_torn_there_is_not_home(home, pod, make):
+    job = make()
+    config = "pgolf/runs/small/matrix_lr0.01/config.json"
+    for path, content in ((pod.disk / config, "{"), (runs.RUNS / "small/matrix_lr0.01/config.json", "{}")):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    (pod.disk / "pgolf/jobs" / job.id).mkdir(parents=True)
+    kept = transfer.pull(job.pod, job.id, ["small"]).kept
+    assert kept == {"small/matrix_lr0.01/config.json": transfer.TORN}
+    assert transfer.differing(job.pod, job.id, ["small"], kept) == ["small/matrix_lr0.01/config.json"]
 
 
 # Disks that run full
@@ -716,6 +919,27 @@ def test_not_reachable(home, pod, make, said, keys, words):
         remote.run(job, said)
     with pytest.raises(ssh.UnreachableError, match=words):
         remote_job.look(job)
+
+
+def test_checks_wait_where_nobody_answers(make, pod, said):
+    job = make(checked=True)
+    pod.cut()
+    with pytest.raises(ssh.UnreachableError):
+        remote._check_anew(job, said)
+    assert said == []
+    pod.mend()
+    remote._check_anew(job, said)
+    assert said and all(line.startswith("ok ") for line in said)
+    with pytest.raises(RemoteError) as error:
+        remote._check_anew(make(checked=True, gpus=99), said)
+    assert error.type is RemoteError and "WRONG 0 GPUs by nvidia-smi -L" in "\n".join(said)
+
+
+def test_an_address_that_gives_only_a_terminal(pod):
+    """As a provider's proxy does: on its output."""
+    machine = ssh.load_pod(pod.yaml())
+    with pytest.raises(RemoteError, match="no support of PTY; this address takes terminals alone: use"):
+        ssh.run_script(machine, "echo Error: no support of PTY; exit 1")
 
 
 def test_no_rsync_there(home, tmp_path, said):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -234,6 +235,26 @@ def test_the_clock_counts_calibration(embedded, tmp_path):
     assert "reserve:" in (tmp_path / "run" / "log.txt").read_text()
     with pytest.raises(TrainError, match=r"max_wallclock_seconds=0\.01: calibration alone takes"):
         train(config.with_knobs(max_wallclock_seconds=0.01), tmp_path / "short")
+
+
+def test_the_clock_is_read_a_step_behind_the_queue(finished, tmp_path, monkeypatch):
+    """As on a GPU, whose events and seconds are made up: the step in the queue is on the clock already."""
+    queued, waited, readings, seconds = [], [], [], [0.0]
+
+    class Mark:
+        def __init__(self):
+            queued.append(self)
+
+        def synchronize(self):
+            waited.append(queued.index(self))
+            seconds[0] += 10.0
+
+    monkeypatch.setattr("pgolf_core.train._mark", lambda device: Mark())
+    monkeypatch.setattr("pgolf_core.train.time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    monkeypatch.setattr("pgolf_core.ranks.Ranks.clock", lambda _, reading: readings.append(reading) or reading)
+    result = train(tiny(iterations=9, max_wallclock_seconds=35, val_loss_every=0, train_log_every=0), tmp_path / "run")
+    assert waited == [0, 1, 2] and readings == [0.0, 20.0, 30.0, 40.0]
+    assert result.stopped_by == "wallclock" and result.steps == 4
 
 
 def test_larger_passes_train_the_same(finished, tmp_path):
