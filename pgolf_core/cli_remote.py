@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from pgolf_core.arguments import add_knobs, existing_file, knobs_of
 
@@ -39,10 +40,22 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _told(attempt: Callable, *arguments: object):
+    """What it returns; RemoteError for what the disk here refuses."""
+    from pgolf_core.ssh import RemoteError
+
+    try:
+        return attempt(*arguments)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RemoteError(f"{error.filename or 'here'}: {error.strerror or error}; the same command goes on") from error
+
+
 def check(arguments: argparse.Namespace) -> int:
     from pgolf_core import remote
 
-    remote.check(_job(arguments), _say)
+    _told(remote.check, _job(arguments), _say)
     return 0
 
 
@@ -51,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     job = _job(arguments)
     try:
-        return remote.run(job, _say)
+        return _told(remote.run, job, _say)
     except KeyboardInterrupt:
         state = remote.read_state(job.id)
         if "state" not in state:  # nothing was started
@@ -67,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 def pull(arguments: argparse.Namespace) -> int:
     from pgolf_core import remote
 
-    return remote.pull_once(_job(arguments), _say)
+    return _told(remote.pull_once, _job(arguments), _say)
 
 
 def status(_: argparse.Namespace) -> int:
@@ -77,6 +90,9 @@ def status(_: argparse.Namespace) -> int:
     if not found:
         print(f"no remote jobs in {runs.RUNS}; `pgolf remote run` starts one")
     for job, state in found.items():
+        if "host" not in state:
+            print(f"{job:32} its state.json cannot be read; the command that started it writes it anew")
+            continue
         torn = (state.get("teardown") or {}).get("status")
         words = [
             state.get("state", "checked"),

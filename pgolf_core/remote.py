@@ -24,7 +24,21 @@ from pgolf_core import forecast, integrity, runs, transfer
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.files import DataError
 from pgolf_core.model import GPT
-from pgolf_core.remote_job import Job, Look, again, look, not_home, note, now, place, read_state, start, write_state
+from pgolf_core.remote_job import (
+    OF_A_TRY,
+    Job,
+    Look,
+    again,
+    look,
+    not_home,
+    note,
+    now,
+    place,
+    read_state,
+    start,
+    went_with,
+    write_state,
+)
 from pgolf_core.ssh import Pod, RemoteError, UnreachableError, local_tools, probe, run_script
 from pgolf_core.sweep import missing
 from pgolf_core.sweepfile import SweepError
@@ -150,14 +164,16 @@ def run(job: Job, say: Say) -> int:
         _lock(job, locks)
         state = read_state(job.id)
         if state.get("verified"):
-            teardown = state.get("teardown") or {}
-            due = job.pod.teardown and teardown.get("status") != 0
-            begun = teardown.get("begun") and teardown.get("command") == job.pod.teardown
-            if due and begun and state.get("verified_on") == place(job.pod):  # of no other machine
-                return _teardown(job, say)
-            if not due and not any(any(missing(sweep)) for sweep in job.sweeps):
+            torn = (state.get("teardown") or {}).get("status") == 0
+            if job.pod.teardown and not torn:
+                if state.get("verified_on") == place(job.pod):  # of no other machine
+                    status = _teardown(job, say)
+                    if read_state(job.id).get("verified"):
+                        return status
+            elif not any(any(missing(sweep)) for sweep in job.sweeps) and (torn or not _another_try(job)):
                 say(f"all is home, verified at {state['verified']}; nothing to do")
                 return 0
+            state = read_state(job.id)
         found, fresh = None, not state.get("started") or state.get("verified")
         if fresh:
             check(job, say)
@@ -176,6 +192,16 @@ def run(job: Job, say: Say) -> int:
         if found is not None:
             say(f"found on {job.pod.address}: {found.kind}" + (f", try {found.number}" if found.number else ""))
         return _follow(job, say)
+
+
+def _another_try(job: Job) -> bool:
+    """Whether the machine, if it is there, has a try of the job that was not verified, which is noted then."""
+    with contextlib.suppress(UnreachableError):
+        found, state = look(job), read_state(job.id)
+        if found.kind != "none" and (found.kind, found.number) != ("ended", state.get("verified_number")):
+            write_state(job, state=found.kind, told=0, **OF_A_TRY)
+            return True
+    return False
 
 
 def pull_once(job: Job, say: Say) -> int:
@@ -424,17 +450,27 @@ def _teardown(job: Job, say: Say) -> int:
         say("no teardown: is set; stop the machine yourself")
         return status
     before = state.get("teardown") or {}
+    begun = bool(before.get("begun")) and not before.get("waits")
+    if other := went_with(job):
+        say(f"the machine went with job {other}")
+        write_state(job, teardown={"command": command, "begun": now(), "status": 0})
+        return status
     try:
-        others = not_home(job, begun=bool(before.get("begun")) and not before.get("waits"))
+        others = not_home(job, begun)
     except RemoteError as error:
         others = {}
         say(f"{error}; so nobody knows what else runs there, and the machine stays. The same command tries again")
     else:
+        if others.pop(job.id, None):
+            write_state(job, state="unverified", told=0, **OF_A_TRY)
+            say("a try of this job is there that was not verified; the same command goes on with it")
+            return 2
         for other, names in others.items():
             say(f"job {other} ({names}) is there and not home, so the machine stays; {again(other)}")
         if not others:
             return _tear_down(job, command, status, say)
-    write_state(job, teardown={"command": command, "begun": now(), "waits": True})
+    if not begun:
+        write_state(job, teardown={"command": command, "begun": now(), "waits": True})
     return 2
 
 

@@ -117,6 +117,8 @@ def note(job: Job, found: Look, **news: object) -> None:
     state = read_state(job.id)
     known = state.get("started") and found.number == state.get("number") and place(job.pod).items() <= state.items()
     anew = {} if known else OF_A_TRY | {"started": now()}
+    if anew and found.kind == "running":
+        transfer.forget_errors(job.sweeps)  # of the try before
     write_state(job, **{"state": found.kind, "number": found.number} | anew | news)
 
 
@@ -188,16 +190,18 @@ n=%(number)d
 set -C
 echo "$$ $(since $$)" 2>/dev/null > "try-$n" || exit 0
 set +C
-for other in $(ls | sed -n 's/^try-\([0-9]*\)$/\1/p'); do  # one that somebody started by another number
+exec > "try-$n.log" 2>&1
+# One that somebody started by another number runs on, and of two that begin at once the lower.
+for other in $(ls | sed -n 's/^try-\([0-9]*\)$/\1/p'); do
     [ "$other" = "$n" ] && continue
+    [ "$other" -gt "$n" ] && [ ! -e "try-$other.log" ] && continue
     pid= began=
     read -r pid began < "try-$other"
     if [ ! -s "try-$other.status" ] && [ -n "$began" ] && [ "$(since "$pid")" = "$began" ]; then
-        rm -f "try-$n"
+        rm -f "try-$n" "try-$n.log"
         exit 0
     fi
 done
-exec > "try-$n.log" 2>&1
 head -c 65536 /dev/zero > ".try-$n.room"
 (
 %(settle)s
@@ -318,7 +322,7 @@ def not_home(job: Job, begun: bool) -> dict[str, str]:
         return {other: " ".join(s["sweeps"]) for other, s in open_there.items()}
     if end != "end":
         raise UnreachableError(f"{job.pod.address}: the connection broke while its jobs were listed")
-    found = {other: " ".join(s["sweeps"]) for other, s in open_there.items() if s["dir"] != job.pod.dir}
+    found = {other: " ".join(s["sweeps"]) for other, s in open_there.items() if not _same_folder(s, job.pod)}
     for line in lines:
         said, _, names = line.partition(" / ")
         other, kind, *numbers = said.rstrip(" /").split()
@@ -329,10 +333,25 @@ def not_home(job: Job, begun: bool) -> dict[str, str]:
 
 def _is_home(state: dict, pod: Pod, kind: str, numbers: list[str]) -> bool:
     """Whether just this try of a job, on just this machine, was verified."""
-    where = state.get("verified_on") or {}
-    same = all(where.get(key) == value for key, value in place(pod).items() if key != "user")
-    number = state.get("verified_number")
+    where, number = state.get("verified_on") or {}, state.get("verified_number")
+    same = (where.get("host"), where.get("port")) == (pod.host, pod.port) and _same_folder(where, pod)
     return bool(state.get("verified")) and same and kind == "ended" and numbers[:1] == [str(number)]
+
+
+def _same_folder(where: dict, pod: Pod) -> bool:
+    """Of one machine: a relative one is in its user's home."""
+    return where["dir"] == pod.dir and (pod.dir.startswith("/") or where["user"] == pod.user)
+
+
+def went_with(job: Job) -> str:
+    """The job whose teardown took this one's machine, after this one was verified; '' of none."""
+    own = read_state(job.id)
+    for other, state in states().items():
+        torn = state.get("teardown") or {}
+        same = (state.get("host"), state.get("port")) == (job.pod.host, job.pod.port)
+        if other != job.id and same and torn.get("status") == 0 and torn["begun"] >= own["verified"]:
+            return other
+    return ""
 
 
 def start(job: Job, number: int, say: Callable[[str], None], push: bool = True) -> Look:
@@ -362,11 +381,13 @@ def start(job: Job, number: int, say: Callable[[str], None], push: bool = True) 
         texts[name] = text
         write_whole(transfer.folder(job.id) / name, text)  # whatever becomes of the sweep file
     folder = transfer.folder(job.id) / f".new-{new}"
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    run_script(pod, 'mkdir -p "$1/jobs/$2"', pod.dir, job.id)
-    transfer.send(pod, [".", *at(pod, f"jobs/{job.id}/{folder.name}/")], folder, sorted(texts))
-    shutil.rmtree(folder)
+    try:
+        for name, text in texts.items():
+            write_whole(folder / name, text)
+        run_script(pod, 'mkdir -p "$1/jobs/$2"', pod.dir, job.id)
+        transfer.send(pod, [".", *at(pod, f"jobs/{job.id}/{folder.name}/")], folder, sorted(texts))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     write_state(job, pushed=pushed, **OF_A_TRY | {"state": "starting", "starting": number})
     found = _look(run_script(pod, START, pod.dir, job.id, str(number), folder.name, *_run_folders(job)))
     transfer.forget_errors(job.sweeps)  # here too: all of these are tried again

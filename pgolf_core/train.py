@@ -219,6 +219,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
                     "position": list(batches.position),
                     "step": step,
                     "elapsed": elapsed,
+                    "clock_ran_out": clock_ran_out,
                     "resumed": resumed,
                     "reserve": reserve,
                     "apart": apart,
@@ -230,7 +231,8 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
 
     sample = dataset.validation(config.train_seq_len, 65_536)
     tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
-    clock_ran_out = 0 < clock_seconds <= elapsed  # resumed after the last step
+    # Resumed after the last step: as it was decided then, since a reading is ahead of what was trained.
+    clock_ran_out = bool(resume and resume.get("clock_ran_out")) or 0 < clock_seconds <= elapsed
     reading = elapsed  # of the clock when the last step ends, the same on all ranks
     queued: torch.cuda.Event | None = None  # the end of the last step in the device's queue
     started = saved = time.perf_counter()
@@ -288,6 +290,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
                 seconds = elapsed + _seconds_since(started, device)
                 nats, reg = ranks.add_(loss).item() / ranks.size, penalty.item()
                 _check_finite(nats, "training", step)
+                queued = None  # the device has done all of it
                 rate = step * config.train_batch_tokens / seconds
                 log(
                     f"step:{step}/{config.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "

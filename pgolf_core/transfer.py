@@ -121,7 +121,6 @@ def push_code(pod: Pod, sweeps: tuple[Sweep, ...], others: list[str], new: str, 
     new: a name that nobody who pushes at the same time has.
     """
     code, data = code_files(), data_files(sweeps) if pod.data == "push" else []
-    run_script(pod, 'mkdir -p "$1/checkout"', pod.dir)
     checkout = [".", *at(pod, "checkout/")]
     if others:
         dry = rsync(pod, ["-rlptn", "--checksum", "--out-format=%i %n", *checkout], ROOT, code).stdout.decode()
@@ -132,6 +131,7 @@ def push_code(pod: Pod, sweeps: tuple[Sweep, ...], others: list[str], new: str, 
                 f"{pod.address}: job {', '.join(others)} runs there with other code ({', '.join(changed[:5])}); wait "
                 "for it, or set another dir:"
             )
+    run_script(pod, f'mkdir -p "$1/checkout" && rm -f "$1/checkout/{PUSHED_NAME}"', pod.dir)
     say(f"pushing {len(code)} files of code")
     if unknown := not_pushed():
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""

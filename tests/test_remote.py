@@ -1,5 +1,6 @@
 import argparse
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -599,6 +600,81 @@ def test_a_start_that_home_did_not_live_to_see(make, pod, said, tmp_path, monkey
     assert_all_home(pod)
 
 
+def test_what_an_older_version_verified_ends_too(make, pod, said, tmp_path):
+    """Its state names no try: the same command looks at what is there, verifies it, and tears down."""
+    job = make(teardown="exit 3", fails=["matrix_lr0.03"])
+    assert remote.run(job, said) == 2
+    for teardown in ("exit 3", f"echo x >> {tmp_path}/torn"):  # and another command is no other machine
+        job = make(teardown=teardown, fails=["matrix_lr0.03"])
+        remote_job.write_state(job, verified_number=None)
+        said.clear()
+        assert remote.run(job, said) == (2 if teardown == "exit 3" else 1)
+        assert said.has("a try of this job is there that was not verified") and said.has("all is home and verified")
+    assert (tmp_path / "torn").read_text() == "x\n" and tries(pod, job) == ["try-1"]
+
+
+def test_verified_and_no_teardown_then_another_home_went_on(make, pod, said):
+    job = make()
+    assert remote.run(job, said) == 0 and remote.run(job, said) == 0 and "nothing to do" in said[-1]
+    remote_job.write_state(job, verified_number=7)  # another try than the one there
+    assert remote.run(job, said) == 0 and said.has("found on") and tries(pod, job) == ["try-1"]
+    assert remote.run(job, said) == 0 and "nothing to do" in said[-1]
+
+
+def test_what_another_jobs_teardown_took(make, pod, said, tmp_path):
+    job = make(teardown=f"touch {tmp_path}/torn")
+    other = pod.disk / "pgolf/jobs/large-123"
+    other.mkdir(parents=True)
+    (other / "try-1").write_text("1 another-boot")
+    assert remote.run(job, said) == 2
+    before = remote_job.read_state(job.id)
+    pod.kill()
+    large = replace(job, id="large-123")
+    for begun, status, code in ((before["verified"][:4], 0, 2), ("9999", 1, 2), ("9999", 0, 0)):
+        remote_job.write_state(large, verified="then", teardown={"begun": begun, "status": status})
+        assert remote.run(job, said) == code
+    assert said.has("the machine went with job large-123") and not (tmp_path / "torn").exists()
+    assert remote.run(job, said) == 0 and "nothing to do" in said[-1]
+
+
+def test_folders_of_two_users(make, pod):
+    """The same name, in the home of each."""
+    job = make(dir="pgolf-remote")
+    other = replace(job, id="large-1", pod=job.pod.model_copy(update={"user": "another"}))
+    remote_job.write_state(other, started="then")
+    assert remote_job.not_home(job, False) == {"large-1": "small"}
+    everywhere = {"dir": str(pod.disk / "pgolf")}
+    remote_job.write_state(replace(other, pod=other.pod.model_copy(update=everywhere)))
+    assert remote_job.not_home(replace(job, pod=job.pod.model_copy(update=everywhere)), False) == {}
+
+
+def test_a_teardown_that_began_is_not_forgotten(make, pod, said, monkeypatch):
+    job = make(teardown="exit 3")
+    assert remote.run(job, said) == 2
+    large = replace(job, id="large-1", pod=job.pod.model_copy(update={"dir": "elsewhere"}))
+    remote_job.write_state(large, started="then")
+    for _ in range(2):
+        assert remote.run(job, said) == 2 and said[-1].startswith("job large-1")
+        pod.kill()  # the machine is gone: what home knows is enough
+    remote_job.write_state(large, verified="then")
+    assert remote.run(job, said) == 2 and said.has("TEARDOWN FAILED (exit status 3)")
+
+
+def test_damaged_here(make, said, capsys, monkeypatch):
+    job = make()
+    transfer.folder(job.id).mkdir(parents=True)
+    (transfer.folder(job.id) / "state.json").write_text("{")
+    assert pgolf("status") == 0 and "its state.json cannot be read" in capsys.readouterr().out
+    monkeypatch.setattr("pgolf_core.remote_job.load_job", lambda *_: job)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "state.json")
+
+    monkeypatch.setattr(remote, "run", full)
+    with pytest.raises(RemoteError, match=r"^state.json: No space left on device; the same command goes on$"):
+        pgolf("run", str(job.pod_file), str(job.files[0]))
+
+
 def test_two_numbers_do_not_run_at_once(make, pod, said):
     job = make(waits="matrix_lr0.01")
     remote_job.start(job, 5, said)
@@ -608,6 +684,16 @@ def test_two_numbers_do_not_run_at_once(make, pod, said):
     (folder / "try-7.sh").write_text(script)
     subprocess.run(["sh", "try-7.sh"], cwd=folder, check=True)  # and one that looked just before
     assert tries(pod, job) == ["try-5"] and not (folder / "began").exists()
+    for number in (3, 9):  # of two that claim at the same moment the lower goes on
+        claim = f"{remote_job.LIBRARY}\necho {os.getpid()} $(since {os.getpid()})"
+        for path in folder.glob("try-*"):
+            path.unlink()
+        done = subprocess.run(["sh", "-c", claim], capture_output=True, text=True)
+        (folder / "try-6").write_text(done.stdout)
+        (folder / f"try-{number}.sh").write_text(script.replace("n=7", f"n={number}"))
+        subprocess.run(["sh", f"try-{number}.sh"], cwd=folder, check=True)
+        assert (folder / "began").exists() == (number == 3)
+        (folder / "began").unlink(missing_ok=True)
 
 
 def test_its_environment(make, home, pod, monkeypatch):

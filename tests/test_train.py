@@ -252,9 +252,18 @@ def test_the_clock_is_read_a_step_behind_the_queue(finished, tmp_path, monkeypat
     monkeypatch.setattr("pgolf_core.train._mark", lambda device: Mark())
     monkeypatch.setattr("pgolf_core.train.time", SimpleNamespace(perf_counter=lambda: seconds[0]))
     monkeypatch.setattr("pgolf_core.ranks.Ranks.clock", lambda _, reading: readings.append(reading) or reading)
-    result = train(tiny(iterations=9, max_wallclock_seconds=35, val_loss_every=0, train_log_every=0), tmp_path / "run")
+    knobs = dict(iterations=9, max_wallclock_seconds=35, val_loss_every=0, train_log_every=0, resume_every_seconds=99)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # killed when it is scored
+        patch.setattr("pgolf_core.train.round_trip", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(tiny(**knobs), tmp_path / "run")
+    result = train(tiny(**knobs), tmp_path / "run")  # trains no more, though less than its clock was trained
     assert waited == [0, 1, 2] and readings == [0.0, 20.0, 30.0, 40.0]
     assert result.stopped_by == "wallclock" and result.steps == 4
+    assert result.resumed and result.train_seconds == 30
+    waited.clear()
+    monkeypatch.setattr("pgolf_core.train._seconds_since", lambda start, _: seconds[0] - start + 1.0)
+    train(tiny(iterations=4, max_wallclock_seconds=35, val_loss_every=0, train_log_every=1), tmp_path / "logged")
+    assert waited == []  # a step that was logged is not in the queue
 
 
 def test_larger_passes_train_the_same(finished, tmp_path):
