@@ -73,7 +73,7 @@ class Result:
     tokens: int | None = None
     stopped_by: str | None = None  # iterations, wallclock
     train_seconds: float | None = None
-    budget: dict = field(default_factory=dict)  # what the clock counts and what not; see train.budget
+    budget: dict = field(default_factory=dict)  # what the clock counts and what not; see clock.Clock.budget
     peak_memory_bytes: int | None = None  # of rank 0: of its GPU's memory, else of the machine's
     flops_per_token: float | None = None  # of the model, forward and backward; see flops
     mfu: float | None = None  # share of the GPUs' peak that training made of it; None where that is not known

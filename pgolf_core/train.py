@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pgolf_core import flops, runs
 from pgolf_core.arguments import add_knobs, existing_file, knobs_of
+from pgolf_core.clock import Clock, seconds_since
 from pgolf_core.config import RunConfig, environment_knobs
 from pgolf_core.export import scheme
 from pgolf_core.files import whole_file, write_whole
@@ -162,50 +163,47 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
         gradients.finish()
         return total
 
-    apart = dict.fromkeys(("warmup", "validation", "forecast", "resume files"), 0.0)  # seconds that no clock counts
+    clock = Clock(device, config.max_wallclock_seconds)
     warmup_steps = max(config.warmup_steps, 0 if why_eager else 1)
     if warmup_steps:
         # Builds kernels and allocates before the clock starts; then everything is as if it had not been.
-        began = time.perf_counter()
-        before = {k: v.clone() for k, v in model.state_dict().items()}
-        with kernels():
-            for _ in range(warmup_steps):
-                accumulate_gradients()
-                step_optimizers(optimizers, 1.0, config.muon_momentum)
-        model.load_state_dict(before)
-        optimizers = make_optimizers(model, config, ranks)
-        batches.seek(stream.start)
-        apart["warmup"] = _seconds_since(began, device)
+        with clock.stopped("warmup"):
+            before = {k: v.clone() for k, v in model.state_dict().items()}
+            with kernels():
+                for _ in range(warmup_steps):
+                    accumulate_gradients()
+                    step_optimizers(optimizers, 1.0, config.muon_momentum)
+            model.load_state_dict(before)
+            optimizers = make_optimizers(model, config, ranks)
+            batches.seek(stream.start)
         log(f"warmup_steps:{warmup_steps} done and undone")
     # The clock counts reading training text for the export too: time is kept for it, as long as it takes now.
-    reserve = 0.0
     if config.max_wallclock_seconds and config.final_roundtrip_eval and config.export.needs_calibration:
+        reserve = 0.0
         if ranks.first:
             calibration_of(
                 model.state_dict(), config.with_knobs(calibration_tokens=1), dataset, device
             )  # builds kernels
-            began = time.perf_counter()
-            calibration_of(model.state_dict(), config, dataset, device)
-            reserve = RESERVE * _seconds_since(began, device)
-            apart["warmup"] += reserve / RESERVE
-        reserve = resume["reserve"] if resume else ranks.clock(reserve)
-        if reserve >= config.max_wallclock_seconds:
+            with clock.stopped("warmup"):
+                began = time.perf_counter()
+                calibration_of(model.state_dict(), config, dataset, device)
+                reserve = RESERVE * seconds_since(began, device)
+        clock.reserve = resume["reserve"] if resume else ranks.clock(reserve)
+        if clock.reserve >= clock.of:
             raise TrainError(
-                f"max_wallclock_seconds={config.max_wallclock_seconds:g}: calibration alone takes {reserve:.0f} s; "
+                f"max_wallclock_seconds={clock.of:g}: calibration alone takes {clock.reserve:.0f} s; "
                 "lower calibration_tokens, or give it more time"
             )
-        log(f"reserve:{reserve:.1f}s of {config.max_wallclock_seconds:g}s for calibration")
-    clock_seconds = config.max_wallclock_seconds and config.max_wallclock_seconds - reserve
+        log(f"reserve:{clock.reserve:.1f}s of {clock.of:g}s for calibration")
 
-    step, elapsed, resumed, last_val = 0, 0.0, 0, None
+    step, resumed, last_val = 0, 0, None
     if resume:
         model.load_state_dict(resume["model"])
         for optimizer, state in zip(optimizers, resume["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         batches.seek(resume["position"])
-        step, elapsed, resumed = resume["step"], resume["elapsed"], resume["resumed"] + 1
-        at_tenth = resume["forecast_at_tenth"]
-        apart = {what: seconds + resume["apart"][what] for what, seconds in apart.items()}
+        step, resumed, at_tenth = resume["step"], resume["resumed"] + 1, resume["forecast_at_tenth"]
+        clock.resume(resume)
         log(f"resumed at step:{step} for the {resumed}. time")
 
     def save_resume() -> None:
@@ -218,63 +216,54 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "position": list(batches.position),
                     "step": step,
-                    "elapsed": elapsed,
-                    "clock_ran_out": clock_ran_out,
                     "resumed": resumed,
-                    "reserve": reserve,
-                    "apart": apart,
                     "forecast_at_tenth": at_tenth,
                     "made_by": made_by,
+                    **clock.state(),
                 },
                 path,
             )
 
     sample = dataset.validation(config.train_seq_len, 65_536)
     tokens_a_byte = (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
-    # Resumed after the last step: as it was decided then, since a reading is ahead of what was trained.
-    clock_ran_out = bool(resume and resume.get("clock_ran_out")) or 0 < clock_seconds <= elapsed
-    reading = elapsed  # of the clock when the last step ends, the same on all ranks
-    queued: torch.cuda.Event | None = None  # the end of the last step in the device's queue
-    started = saved = time.perf_counter()
+    saved = time.perf_counter()
     # In a notebook the bar goes where the lines go, so that one does not break up the other.
     stream_of_bar = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     watched = ranks.first and interactive()
+    clock.start()
     with tqdm(total=config.iterations, initial=step, unit="step", file=stream_of_bar, disable=not watched) as bar:
         while True:
-            last = clock_ran_out or step == config.iterations
+            last = clock.ran_out or step == config.iterations
             if last or (config.val_loss_every and step and step % config.val_loss_every == 0):
-                elapsed += _seconds_since(started, device)  # the clock counts training only
-                began = time.perf_counter()
-                last_val = score_model(model, config, dataset, ranks=ranks)
-                _check_finite(last_val.val_loss, "validation", step)
-                log(
-                    f"step:{step}/{config.iterations} val_loss:{last_val.val_loss:.4f} val_bpb:{last_val.val_bpb:.4f} "
-                    f"train_time:{1000 * elapsed:.0f}ms step_avg:{1000 * elapsed / max(step, 1):.2f}ms",
-                    step=step, val_loss=last_val.val_loss, val_bpb=last_val.val_bpb, train_seconds=elapsed,
-                )  # fmt: skip
-                started = time.perf_counter()
-                apart["validation"] += started - began
+                with clock.stopped("validation"):
+                    last_val = score_model(model, config, dataset, ranks=ranks)
+                    _check_finite(last_val.val_loss, "validation", step)
+                    trained = clock.trained
+                    log(
+                        f"step:{step}/{config.iterations} val_loss:{last_val.val_loss:.4f} "
+                        f"val_bpb:{last_val.val_bpb:.4f} train_time:{1000 * trained:.0f}ms "
+                        f"step_avg:{1000 * trained / max(step, 1):.2f}ms",
+                        step=step, val_loss=last_val.val_loss, val_bpb=last_val.val_bpb, train_seconds=trained,
+                    )  # fmt: skip
             if last:
                 break
-            fraction = _fraction(config, step, reading, clock_seconds)
+            fraction = clock.fraction(step, config.iterations)
             if at_tenth is None and fraction >= TENTH and all(p.isfinite().all() for p in model.parameters()):
-                elapsed += _seconds_since(started, device)
-                began = time.perf_counter()
-                seen = ranks.share(forecast_from(model.state_dict(), config, fraction, step) if ranks.first else None)
-                log(f"step:{step}/{config.iterations} forecast:{seen.verdict(config.cap_bytes)}")
-                if seen.low > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
-                    save_resume()
-                    ranks.share(None)  # all wait for the file before any of them ends the run
-                    raise TrainError(
-                        f"stopped at step {step}: forecast {seen}, all of it over cap_bytes={config.cap_bytes}; with "
-                        "allow_over_cap=1 the same run goes on from here; other knobs are another run"
-                    )
-                at_tenth = seen.bytes
-                started = time.perf_counter()
-                apart["forecast"] += started - began
+                with clock.stopped("forecast"):
+                    of_now = forecast_from(model.state_dict(), config, fraction, step) if ranks.first else None
+                    seen = ranks.share(of_now)
+                    log(f"step:{step}/{config.iterations} forecast:{seen.verdict(config.cap_bytes)}")
+                    if seen.low > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
+                        save_resume()
+                        ranks.share(None)  # all wait for the file before any of them ends the run
+                        raise TrainError(
+                            f"stopped at step {step}: forecast {seen}, all of it over cap_bytes={config.cap_bytes}; "
+                            "with allow_over_cap=1 the same run goes on from here; other knobs are another run"
+                        )
+                    at_tenth = seen.bytes
 
             # From here to the log line nothing waits for the device.
-            factor = lr_factor(config, step, 1000 * reading, reserve)
+            factor = lr_factor(config, step, 1000 * clock.reading, clock.reserve)
             with kernels():
                 loss = accumulate_gradients()
                 penalty, sampled = regularizer(step)
@@ -287,10 +276,9 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
             bar.update()
 
             if config.train_log_every and (step <= 10 or step % config.train_log_every == 0):
-                seconds = elapsed + _seconds_since(started, device)
+                seconds = clock.seconds()
                 nats, reg = ranks.add_(loss).item() / ranks.size, penalty.item()
                 _check_finite(nats, "training", step)
-                queued = None  # the device has done all of it
                 rate = step * config.train_batch_tokens / seconds
                 log(
                     f"step:{step}/{config.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "
@@ -300,24 +288,15 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
                 )  # fmt: skip
                 bpb = nats / math.log(2) * tokens_a_byte
                 bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{bpb:.3f}", tok_s=f"{rate:.0f}")
-            if clock_seconds:
-                before, queued = queued, _mark(device)
-                if before is not None:  # else the host would read the clock steps ahead of the device
-                    before.synchronize()
-                seconds = elapsed + time.perf_counter() - started
-                # One step is in the queue: counted too, as long as they take.
-                reading = ranks.clock(seconds * step / (step - 1) if before is not None else seconds)
-                clock_ran_out = reading >= clock_seconds
+            clock.read(step, ranks)
             if (
                 ranks.first
                 and config.resume_every_seconds
                 and time.perf_counter() - saved >= config.resume_every_seconds
             ):
-                elapsed += _seconds_since(started, device)
-                saved = time.perf_counter()
-                save_resume()
-                started = time.perf_counter()
-                apart["resume files"] += started - saved
+                with clock.stopped("resume files"):
+                    saved = time.perf_counter()
+                    save_resume()
 
     if config.resume_every_seconds:
         save_resume()  # scoring can be killed too
@@ -344,12 +323,12 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
         parameters=parameters,
         steps=step,
         tokens=tokens,
-        stopped_by="wallclock" if clock_ran_out else "iterations",
-        train_seconds=elapsed,
-        budget=budget(config, elapsed, 0.0, apart),
+        stopped_by="wallclock" if clock.ran_out else "iterations",
+        train_seconds=clock.trained,
+        budget=clock.budget(),
         peak_memory_bytes=flops.peak_memory(device),
         flops_per_token=flops.flops_a_token(config),
-        mfu=flops.utilisation(config, tokens, elapsed, device),
+        mfu=flops.utilisation(config, tokens, clock.trained, device),
         resumed=resumed,
         data_fingerprint=dataset.fingerprint,
         data=facts,
@@ -362,10 +341,10 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
         if trip.score.tokens != raw.tokens:
             raw = score_model(model, config, dataset, roundtrip=True, ranks=ranks)
         _log_round_trip(trip, config, log)
-        account = budget(config, elapsed, trip.calibration_seconds, apart)
+        account = clock.budget(trip.calibration_seconds)
         fields = roundtrip_fields(trip, raw.val_bpb, raw.block_nats, dataset, config)
         result = replace(result, budget=account, **fields)
-    if config.max_wallclock_seconds:
+    if clock.of:
         account = result.budget
         read = f"{account['train']:.1f}s training + {account['calibration']:.1f}s calibration"
         log(f"clock:{read} of {account['limit']:g}s")
@@ -375,16 +354,6 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
         result = runs.write_result(run_dir, result)
         (run_dir / RESUME).unlink(missing_ok=True)
     return ranks.share(result)
-
-
-def budget(config: RunConfig, train: float, calibration: float, apart: dict[str, float]) -> dict:
-    """Seconds on the challenge's clock: limit (0 = none), train and calibration, which reads training text too, their
-    sum counted, and over, by how much that exceeds the limit (by up to a step, as the reference does); apart: what no
-    clock counts. Export and the final score are apart too, see export_seconds and eval_seconds of a result.
-    """
-    limit, counted = config.max_wallclock_seconds, train + calibration
-    over = max(0.0, counted - limit) if limit else 0.0
-    return dict(limit=limit, train=train, calibration=calibration, counted=counted, over=over, apart=apart)
 
 
 def _log_round_trip(trip: RoundTrip, config: RunConfig, log) -> None:
@@ -431,12 +400,6 @@ def _check_finite(nats: float, what: str, step: int) -> None:
         )
 
 
-def _fraction(config: RunConfig, step: int, seconds: float, clock_seconds: float) -> float:
-    """Of the training done after so many steps and seconds of it; 0 before the first step."""
-    clock = seconds / clock_seconds if clock_seconds else 0.0
-    return min(1.0, max(step / config.iterations, clock)) if step else 0.0
-
-
 def _before(row: dict, resume_step: int) -> bool:
     """A step resumed at is trained, but not yet validated again."""
     return row["step"] < resume_step or (row["step"] == resume_step and "val_bpb" not in row)
@@ -444,22 +407,6 @@ def _before(row: dict, resume_step: int) -> bool:
 
 def _read_resume(path: Path) -> dict | None:
     return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-
-
-def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """The end of what is in the device's queue now; None where there is no queue."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def _seconds_since(start: float, device: torch.device) -> float:
-    """Host seconds since start, the device's queue finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def main(words: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +19,9 @@ import torch
 from golden_vectors import golden_path
 from test_corpus import small_documents
 
-from pgolf_core import corpus, runs
+from pgolf_core import corpus, optim, runs
 from pgolf_core.allocate import AllocationError
+from pgolf_core.clock import Clock
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.data import DataError, Dataset, validation_tokens
 from pgolf_core.export import load
@@ -237,33 +239,50 @@ def test_the_clock_counts_calibration(embedded, tmp_path):
         train(config.with_knobs(max_wallclock_seconds=0.01), tmp_path / "short")
 
 
-def test_the_clock_is_read_a_step_behind_the_queue(finished, tmp_path, monkeypatch):
-    """As on a GPU, whose events and seconds are made up: the step in the queue is on the clock already."""
-    queued, waited, readings, seconds = [], [], [], [0.0]
+@pytest.mark.parametrize("other", [{}, {"train_log_every": 1}, {"train_log_every": 2}, {"val_loss_every": 2}])
+def test_the_clock_is_read_a_step_behind_the_queue(finished, tmp_path, monkeypatch, other):
+    """On a GPU that is made up, of 10 seconds a step: what is in its queue is on the clock already, once."""
+    readings, now, steps = [], [0.0], [0]
 
-    class Mark:
-        def __init__(self):
-            queued.append(self)
+    def wait_for(step):
+        now[0] = max(now[0], 10.0 * step)
 
-        def synchronize(self):
-            waited.append(queued.index(self))
-            seconds[0] += 10.0
+    def seconds_since(start, _):
+        wait_for(steps[0])
+        return now[0] - start
 
-    monkeypatch.setattr("pgolf_core.train._mark", lambda device: Mark())
-    monkeypatch.setattr("pgolf_core.train.time", SimpleNamespace(perf_counter=lambda: seconds[0]))
-    monkeypatch.setattr("pgolf_core.ranks.Ranks.clock", lambda _, reading: readings.append(reading) or reading)
+    def step_optimizers(*arguments):
+        steps[0] += 1
+        real(*arguments)
+
+    real = optim.step_optimizers
+    for name, stand_in in {
+        "clock.mark": lambda device: SimpleNamespace(synchronize=partial(wait_for, steps[0])),
+        "clock.time": SimpleNamespace(perf_counter=lambda: now[0]),
+        "clock.seconds_since": seconds_since,
+        "train.step_optimizers": step_optimizers,
+        "ranks.Ranks.clock": lambda _, reading: readings.append(reading) or reading,
+    }.items():
+        monkeypatch.setattr(f"pgolf_core.{name}", stand_in)
     knobs = dict(iterations=9, max_wallclock_seconds=35, val_loss_every=0, train_log_every=0, resume_every_seconds=99)
+    config = tiny(**knobs | other)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # killed when it is scored
         patch.setattr("pgolf_core.train.round_trip", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        train(tiny(**knobs), tmp_path / "run")
-    result = train(tiny(**knobs), tmp_path / "run")  # trains no more, though less than its clock was trained
-    assert waited == [0, 1, 2] and readings == [0.0, 20.0, 30.0, 40.0]
-    assert result.stopped_by == "wallclock" and result.steps == 4
-    assert result.resumed and result.train_seconds == 30
-    waited.clear()
-    monkeypatch.setattr("pgolf_core.train._seconds_since", lambda start, _: seconds[0] - start + 1.0)
-    train(tiny(iterations=4, max_wallclock_seconds=35, val_loss_every=0, train_log_every=1), tmp_path / "logged")
-    assert waited == []  # a step that was logged is not in the queue
+        train(config, tmp_path / "run")
+    assert readings[1:] == [20.0, 30.0, 40.0] and readings[0] in (0.0, 10.0)
+    result = train(config, tmp_path / "run")  # trains no more
+    assert (result.stopped_by, result.steps, result.train_seconds, result.resumed) == ("wallclock", 4, 40.0, 1)
+
+
+def test_a_run_that_was_to_be_over_trains_no_further_step():
+    """The step in the queue ended sooner than was thought."""
+    clock = Clock(torch.device("cpu"), 35.0)
+    clock.trained, clock.ran_out = 34.0, True
+    again = Clock(torch.device("cpu"), 35.0)
+    again.resume(clock.state())
+    assert again.ran_out and again.trained == 34.0
+    again.resume({"elapsed": 34.0, "apart": clock.apart})  # of a file that does not say
+    assert not again.ran_out
 
 
 def test_larger_passes_train_the_same(finished, tmp_path):
