@@ -6,29 +6,23 @@ nothing starts twice. What dies is started again at once, and goes on from its r
 
 import contextlib
 import errno
-import itertools
 import os
 import re
-import secrets
-import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import filelock
-import torch
 
-from pgolf_core import forecast, integrity, runs, transfer
-from pgolf_core.config import ROOT, RunConfig
-from pgolf_core.files import DataError
-from pgolf_core.model import GPT
+from pgolf_core import runs, transfer
+from pgolf_core.preflight import check
 from pgolf_core.remote_job import (
     OF_A_TRY,
     Job,
     Look,
     again,
+    is_known,
     look,
     not_home,
     note,
@@ -39,116 +33,14 @@ from pgolf_core.remote_job import (
     went_with,
     write_state,
 )
-from pgolf_core.ssh import Pod, RemoteError, UnreachableError, local_tools, probe, run_script
+from pgolf_core.ssh import RemoteError, UnreachableError
 from pgolf_core.sweep import missing
-from pgolf_core.sweepfile import SweepError
 
 RESTARTS = 3  # at once, of a job that died and completed no run since it was started
 LONGEST_WAIT = 30.0  # seconds between tries to reach the machine
 LONGEST_TRY = 60.0  # seconds that one takes
-SHELL = "|&;<>()$`*?[]{}\n"  # what only the shell can read
-BUILTINS = ("cd", "source", ".", "exec", "export", "test", "[", "true", "false", "echo", "exit", ":", "eval", "set")
-INSTALLED_BYTES = {True: 9_000_000_000, False: 2_000_000_000}  # .venv there, with and without GPUs
-RUN_BYTES = 20  # a parameter: checkpoint, artifact and resume file
 
 Say = Callable[[str], None]
-
-
-# Before money is spent
-
-
-def check(job: Job, say: Say) -> None:
-    """Every check in a line of its own; RemoteError when one fails. Nothing stays but empty folders there."""
-    pod, wrong, count = job.pod, [], itertools.count()
-
-    def told(what: str, problem: Exception | str | None) -> bool:
-        say(f"WRONG {problem}" if problem else f"ok    {what}")
-        next(count)
-        wrong.extend([problem] if problem else [])
-        return not problem
-
-    tools = told("ssh and rsync are here", local_tools())
-    to_do = {}
-    for sweep in job.sweeps:
-        configs = {n: c for n, c in sweep.runs.items() if not (sweep.directory / n / "result.json").exists()}
-        to_do |= {f"{sweep.name}/{name}": config for name, config in configs.items()}
-        if told(f"sweep {sweep.name}: {len(configs)} runs to do", _problem(missing, sweep)):
-            told(f"sweep {sweep.name}: forecast under the caps", _problem(forecast.check, configs))
-    if pod.gpus and job.sweeps:
-        nproc = max((c.world_size for sweep in job.sweeps for c in sweep.runs.values()), default=0)
-        what = f"gpus: {pod.gpus}, and runs of at most nproc {nproc}"
-        told(what, "" if nproc <= pod.gpus else f"gpus: {pod.gpus}, and a run has nproc {nproc}; set gpus: {nproc}")
-    problem = _problem(transfer.data_files, job.sweeps) if pod.data == "push" else None
-    data = 0 if problem or pod.data == "there" else _size(transfer.data_files(job.sweeps))
-    told(f"data: {pod.data}, {data:,} bytes" if data else f"data: {pod.data}", problem)
-    told(f"teardown: {pod.teardown or 'none; the machine is yours to stop'}", _teardown_problem(pod))
-    kept = RUN_BYTES * sum(map(_parameters, to_do.values()))
-    free = _free(runs.RUNS)
-    what = f"{free / 1e9:.1f} GB free here, {kept / 1e9:.1f} GB needed"
-    told(what, "" if free > kept else f"{what} in {runs.RUNS}; make room")
-    if tools:
-        installed = 0 if pod.python else INSTALLED_BYTES[pod.gpus > 0]
-        found = [told(*one) for one in probe(pod, data + _size(transfer.code_files()) + kept + installed)]
-        if len(found) > 1 and all(found[:4]):
-            told("a file written there came home whole", _problem(canary, pod))
-    if wrong:
-        kind = UnreachableError if all(isinstance(one, UnreachableError) for one in wrong) else RemoteError
-        raise kind(f"{len(wrong)} of {next(count)} checks failed; nothing was started")
-
-
-def _problem(attempt: Callable, *arguments: object) -> Exception | None:
-    try:
-        attempt(*arguments)
-    except (SweepError, RemoteError, DataError, forecast.ForecastError, runs.RunError, OSError) as error:
-        return error
-    return None
-
-
-def _size(names: list[str]) -> int:
-    return sum((ROOT / name).stat().st_size for name in names)
-
-
-def _free(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _parameters(config: RunConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in GPT(config.model).parameters())
-
-
-def _teardown_problem(pod: Pod) -> str:
-    try:
-        words = shlex.split(pod.teardown, posix=os.name != "nt")
-    except ValueError as error:
-        return f"teardown: {pod.teardown}: {error}"
-    words = list(itertools.dropwhile(re.compile(r"[A-Za-z_]\w*=").match, words))
-    word = words[0].strip('"') if words else ""
-    if not word or word in BUILTINS or set(pod.teardown.strip()) & set(SHELL):
-        return ""
-    there = shutil.which(os.path.expanduser(word))
-    return "" if there else f"teardown: no command {word} here; install it, or give its path"
-
-
-def canary(pod: Pod) -> None:
-    """RemoteError unless a file written into the runs there comes home whole, by the way that results take."""
-    name = f"_canary-{secrets.token_hex(6)}"
-    job = f"{name}-job"
-    make = 'mkdir -p "$1/runs/$2" "$1/jobs/$3" && head -c 100000 /dev/urandom > "$1/runs/$2/canary"'
-    try:
-        run_script(pod, make, pod.dir, name, job)
-        there = transfer.checksums(pod, [name])
-        transfer.pull(pod, job, [name])
-        path = runs.RUNS / name / "canary"
-        if not path.is_file() or integrity.checksum(path) != there.get(f"{name}/canary"):
-            raise RemoteError(f"{pod.address}: a file written there did not come home whole; nothing else would")
-    finally:
-        shutil.rmtree(runs.RUNS / name, ignore_errors=True)
-        shutil.rmtree(transfer.folder(job), ignore_errors=True)
-        with contextlib.suppress(RemoteError):
-            run_script(pod, 'rm -rf "$1/runs/$2" "$1/jobs/$3"', pod.dir, name, job)
 
 
 # From the start to the teardown
@@ -164,9 +56,10 @@ def run(job: Job, say: Say) -> int:
         _lock(job, locks)
         state = read_state(job.id)
         if state.get("verified"):
-            torn = (state.get("teardown") or {}).get("status") == 0
+            here = state.get("verified_on") == place(job.pod)  # and on no other machine
+            torn = here and (state.get("teardown") or {}).get("status") == 0
             if job.pod.teardown and not torn:
-                if state.get("verified_on") == place(job.pod):  # of no other machine
+                if here and _is_still_home(job, say):
                     status = _teardown(job, say)
                     if read_state(job.id).get("verified"):
                         return status
@@ -194,11 +87,24 @@ def run(job: Job, say: Say) -> int:
         return _follow(job, say)
 
 
+def _is_still_home(job: Job, say: Say) -> bool:
+    """Whether nothing of what was verified was lost since; else it is noted that it is not verified."""
+    ran = read_state(job.id).get("status") == 0
+    problems = [problem for sweep in job.sweeps for problem in transfer.shortfalls(sweep, "", ran)[0]]
+    if problems:
+        say("no more home as it was verified:")
+        for problem in problems:
+            say(f"  - {problem}")
+        write_state(job, state="unverified", told=0, **OF_A_TRY)
+    return not problems
+
+
 def _another_try(job: Job) -> bool:
     """Whether the machine, if it is there, has a try of the job that was not verified, which is noted then."""
-    with contextlib.suppress(UnreachableError):
+    with contextlib.suppress(RemoteError):
         found, state = look(job), read_state(job.id)
-        if found.kind != "none" and (found.kind, found.number) != ("ended", state.get("verified_number")):
+        verified = ("ended", state.get("verified_number"), state.get("verified_on"))
+        if found.kind != "none" and (found.kind, found.number, place(job.pod)) != verified:
             write_state(job, state=found.kind, told=0, **OF_A_TRY)
             return True
     return False
@@ -224,6 +130,8 @@ def _lock(job: Job, locks: contextlib.ExitStack) -> None:
 
 
 def _bring(job: Job, found: Look) -> transfer.Pulled:
+    if found.kind == "running" and not is_known(job, found):
+        transfer.forget_errors(job.sweeps)  # of the try before; those of this one come
     pulled = transfer.pull(job.pod, job.id, job.names)
     if not found.died:  # whatever was thought when it could not be reached
         transfer.forget_errors(job.sweeps, interruptions=True)
@@ -451,22 +359,25 @@ def _teardown(job: Job, say: Say) -> int:
         return status
     before = state.get("teardown") or {}
     begun = bool(before.get("begun")) and not before.get("waits")
-    if other := went_with(job):
-        say(f"the machine went with job {other}")
-        write_state(job, teardown={"command": command, "begun": now(), "status": 0})
-        return status
     try:
         others = not_home(job, begun)
     except RemoteError as error:
+        if isinstance(error, UnreachableError) and (other := went_with(job)):
+            say(f"{error}: the machine went with job {other}")
+            write_state(job, teardown={"command": command, "begun": now(), "status": 0})
+            return status
         others = {}
-        say(f"{error}; so nobody knows what else runs there, and the machine stays. The same command tries again")
+        say(
+            f"{error}; so nobody knows what else runs there, and the machine stays. The same command tries again; "
+            "if you ended the machine yourself, take teardown: out of the file"
+        )
     else:
         if others.pop(job.id, None):
             write_state(job, state="unverified", told=0, **OF_A_TRY)
             say("a try of this job is there that was not verified; the same command goes on with it")
             return 2
         for other, names in others.items():
-            say(f"job {other} ({names}) is there and not home, so the machine stays; {again(other)}")
+            say(f"job {other} ({names}) is there and not home, so the machine stays; {again(other, job)}")
         if not others:
             return _tear_down(job, command, status, say)
     if not begun:

@@ -114,12 +114,15 @@ def write_state(job: Job, **news: object) -> dict:
 
 def note(job: Job, found: Look, **news: object) -> None:
     """Write down in what state the job was seen. What was known of another try, or machine, is not so of this one."""
-    state = read_state(job.id)
-    known = state.get("started") and found.number == state.get("number") and place(job.pod).items() <= state.items()
-    anew = {} if known else OF_A_TRY | {"started": now()}
-    if anew and found.kind == "running":
-        transfer.forget_errors(job.sweeps)  # of the try before
+    anew = {} if is_known(job, found) else OF_A_TRY | {"started": now()}
     write_state(job, **{"state": found.kind, "number": found.number} | anew | news)
+
+
+def is_known(job: Job, found: Look) -> bool:
+    """Whether the state is of this try, on this machine."""
+    state = read_state(job.id)
+    here = place(job.pod).items() <= state.items()
+    return bool(state.get("started")) and found.number == state.get("number") and here
 
 
 def place(pod: Pod) -> dict:
@@ -133,10 +136,15 @@ def states() -> dict[str, dict]:
     return {path.parent.name: read_state(path.parent.name) for path in found}
 
 
-def again(job_id: str) -> str:
-    """What a user is to do about a job that is there and not home."""
-    command = read_state(job_id).get("command")
-    return f"go on with it first: {command}" if command else "go on with it first, from where it was started"
+def again(job_id: str, seen: Job) -> str:
+    """What a user is to do about a job that is not home, on the machine of another."""
+    state = read_state(job_id)
+    if "command" not in state:
+        return "go on with it first, from where it was started"
+    words = shlex.split(state["command"])
+    if not _same_machine(state, seen.pod) or _same_folder(state, seen.pod):  # seen there, wherever it went since
+        words[words.index("run") + 1] = str(seen.pod_file)
+    return f"go on with it first: {shlex.join(words)}"
 
 
 def now() -> str:
@@ -192,15 +200,19 @@ echo "$$ $(since $$)" 2>/dev/null > "try-$n" || exit 0
 set +C
 exec > "try-$n.log" 2>&1
 # One that somebody started by another number runs on, and of two that begin at once the lower.
+runs_on() {
+    [ -e "try-$1" ] && [ ! -s "try-$1.status" ] || return 1
+    pid= began=
+    read -r pid began < "try-$1"
+    [ -n "$began" ] && [ "$(since "$pid")" = "$began" ]
+}
 for other in $(ls | sed -n 's/^try-\([0-9]*\)$/\1/p'); do
     [ "$other" = "$n" ] && continue
     [ "$other" -gt "$n" ] && [ ! -e "try-$other.log" ] && continue
-    pid= began=
-    read -r pid began < "try-$other"
-    if [ ! -s "try-$other.status" ] && [ -n "$began" ] && [ "$(since "$pid")" = "$began" ]; then
-        rm -f "try-$n" "try-$n.log"
-        exit 0
-    fi
+    runs_on "$other" || continue
+    [ "$other" -gt "$n" ] && sleep 2 && ! runs_on "$other" && continue  # it gave way, as it saw this one
+    rm -f "try-$n" "try-$n.log"
+    exit 0
 done
 head -c 65536 /dev/zero > ".try-$n.room"
 (
@@ -334,8 +346,12 @@ def not_home(job: Job, begun: bool) -> dict[str, str]:
 def _is_home(state: dict, pod: Pod, kind: str, numbers: list[str]) -> bool:
     """Whether just this try of a job, on just this machine, was verified."""
     where, number = state.get("verified_on") or {}, state.get("verified_number")
-    same = (where.get("host"), where.get("port")) == (pod.host, pod.port) and _same_folder(where, pod)
+    same = _same_machine(where, pod) and _same_folder(where, pod)
     return bool(state.get("verified")) and same and kind == "ended" and numbers[:1] == [str(number)]
+
+
+def _same_machine(where: dict, pod: Pod) -> bool:
+    return (where.get("host"), where.get("port")) == (pod.host, pod.port)
 
 
 def _same_folder(where: dict, pod: Pod) -> bool:
@@ -348,8 +364,8 @@ def went_with(job: Job) -> str:
     own = read_state(job.id)
     for other, state in states().items():
         torn = state.get("teardown") or {}
-        same = (state.get("host"), state.get("port")) == (job.pod.host, job.pod.port)
-        if other != job.id and same and torn.get("status") == 0 and torn["begun"] >= own["verified"]:
+        since = torn.get("status") == 0 and torn["begun"] >= own["verified"]
+        if other != job.id and _same_machine(state, job.pod) and since:
             return other
     return ""
 
@@ -361,6 +377,7 @@ def start(job: Job, number: int, say: Callable[[str], None], push: bool = True) 
     """
     pod = job.pod
     if (found := look(job)).kind == "running":  # begun where the connection broke, or by another home
+        transfer.forget_errors(job.sweeps)
         note(job, found)
         return found
     others = dict(line.partition(" ")[::2] for line in run_script(pod, OTHERS, pod.dir).splitlines())
@@ -368,7 +385,7 @@ def start(job: Job, number: int, say: Callable[[str], None], push: bool = True) 
     for other, names in others.items():
         if same := sorted(set(names.split()) & set(job.names)):
             what = f"sweep {', '.join(same)} runs there already, as job {other}"
-            raise RemoteError(f"{pod.address}: {what}; {again(other)}")
+            raise RemoteError(f"{pod.address}: {what}; {again(other, job)}")
     new = secrets.token_hex(4)
     pushed = read_state(job.id).get("pushed") or {}
     if push or pushed.get("name") != transfer.pushed_name(pod):

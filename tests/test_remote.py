@@ -20,7 +20,7 @@ import torch
 import yaml
 from pod import Pod, need_sshd
 
-from pgolf_core import cli_remote, integrity, monitor, remote, remote_job, runs, ssh, transfer
+from pgolf_core import cli_remote, integrity, monitor, preflight, remote, remote_job, runs, ssh, transfer
 from pgolf_core.ssh import RemoteError
 
 need_sshd()
@@ -116,7 +116,7 @@ def home(tmp_path, monkeypatch):
     for name in ("README.md", "pyproject.toml", "pgolf_core/__init__.py"):
         (root / name).write_text(name)
     monkeypatch.setattr(runs, "RUNS", root / "runs")
-    for module in (remote, transfer):
+    for module in (preflight, transfer):
         monkeypatch.setattr(module, "ROOT", root)
     return root
 
@@ -621,6 +621,63 @@ def test_verified_and_no_teardown_then_another_home_went_on(make, pod, said):
     assert remote.run(job, said) == 0 and "nothing to do" in said[-1]
 
 
+def test_what_was_lost_here_since_is_pulled_again(make, pod, said, tmp_path):
+    job = make()
+    assert remote.run(job, said) == 0
+    shutil.rmtree(runs.RUNS / "small/matrix_lr0.02")
+    (runs.RUNS / "small/matrix_lr0.03/artifact.pgolf").write_bytes(b"damaged")
+    job = make(teardown=f"touch {tmp_path}/torn")
+    assert remote.run(job, said) == 0
+    assert said.has("small/matrix_lr0.02: nothing of it is there") and said.has("small/matrix_lr0.03: damaged")
+    assert_all_home(pod)
+    assert (tmp_path / "torn").exists() and tries(pod, job) == ["try-1"]
+
+
+def test_a_machine_that_was_lost_and_comes_back(make, pod, said, tmp_path):
+    """The job was verified on another since; each refusal names a command that leads out."""
+    lost = make(waits="matrix_lr0.01", dir=str(pod.disk / "lost"))
+    remote_job.start(lost, 1, said)
+    for process in pod.processes():
+        process.kill()
+    (pod.disk / "pgolf").mkdir()
+    (pod.disk / "pgolf/go").touch()
+    assert remote.run(make(teardown=f"echo x >> {tmp_path}/torn"), said) == 0
+    large = replace(lost, id="large-1")  # on the machine that came back
+    assert list(remote_job.not_home(large, False)) == [lost.id]
+    words = shlex.split(remote_job.again(lost.id, large))
+    assert words[words.index("run") + 1] == str(lost.pod_file)
+    for teardown in ("", f"echo x >> {tmp_path}/torn"):
+        again = make(teardown=teardown, dir=str(pod.disk / "lost"))
+        assert remote.run(again, said) == 0
+        assert remote_job.not_home(large, False) == {}
+        assert remote.run(again, said) == 0 and "nothing to do" in said[-1]
+    assert (tmp_path / "torn").read_text() == "x\nx\n"
+
+
+def test_a_machine_that_ended_and_an_address_that_refuses(make, pod, said, monkeypatch):
+    job = make()
+    assert remote.run(job, said) == 0
+
+    def refuse(*_, **__):
+        raise RemoteError("no support of PTY")
+
+    monkeypatch.setattr(remote_job, "run_script", refuse)
+    assert remote.run(job, said) == 0 and "nothing to do" in said[-1]
+
+
+def test_what_failed_in_a_try_that_another_home_began(make, pod, said):
+    job = make(fails=["matrix_lr0.01"], waits="matrix_lr0.02")
+    remote_job.start(job, 1, said)
+    while not (pod.disk / "pgolf/runs/small/matrix_lr0.02/config.json").exists():
+        pass
+    shutil.rmtree(transfer.folder(job.id))
+    old = runs.RUNS / "small/matrix_lr0.03/error.json"
+    old.parent.mkdir(parents=True)
+    old.write_text('{"error": "of a try before"}')
+    assert remote.pull_once(job, said) == 0
+    assert (runs.RUNS / "small/matrix_lr0.01/error.json").exists() and not old.exists()
+
+
 def test_what_another_jobs_teardown_took(make, pod, said, tmp_path):
     job = make(teardown=f"touch {tmp_path}/torn")
     other = pod.disk / "pgolf/jobs/large-123"
@@ -628,8 +685,10 @@ def test_what_another_jobs_teardown_took(make, pod, said, tmp_path):
     (other / "try-1").write_text("1 another-boot")
     assert remote.run(job, said) == 2
     before = remote_job.read_state(job.id)
-    pod.kill()
     large = replace(job, id="large-123")
+    remote_job.write_state(large, verified="then", teardown={"begun": "9999", "status": 0})
+    assert remote.run(job, said) == 2 and not said.has("the machine went with")  # for it answers
+    pod.kill()
     for begun, status, code in ((before["verified"][:4], 0, 2), ("9999", 1, 2), ("9999", 0, 0)):
         remote_job.write_state(large, verified="then", teardown={"begun": begun, "status": status})
         assert remote.run(job, said) == code
@@ -839,7 +898,7 @@ def test_teardowns_that_a_shell_can_read(pod):
         ("~/bin/no-such-tool", False), ("no-such-tool 3", False), ("K=v no-such-tool 3", False), ("K=v", True),
         ("K=v true", True), ("cd x && y", True), ("source x", True), ("sh -c x", True), ("no | such", True),
     ]:  # fmt: skip
-        assert (remote._teardown_problem(machine.model_copy(update={"teardown": command})) == "") == right, command
+        assert (preflight._teardown_problem(machine.model_copy(update={"teardown": command})) == "") == right, command
 
 
 def test_another_rsync(tmp_path, monkeypatch):
