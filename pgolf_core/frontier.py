@@ -13,7 +13,15 @@ import pandas as pd
 
 from pgolf_core import arms, noise, runs
 from pgolf_core.config import ExportConfig
-from pgolf_core.lab import PLAIN
+
+# The seed's format, whatever the source was exported with: what every variant is held against. Which matrices are too
+# small to quantise is the source's own affair: it goes with the size of the model.
+PLAIN = dict(
+    allocation="fixed", quantizer="absmax", weight_quantization_bits=8, embed_quantization_bits=0, codec="zlib",
+    gptq=False, control_dtype="float32", mlp_permutation=False,
+    embed_quantizer="", attn_in_quantizer="", attn_out_quantizer="", mlp_in_quantizer="", mlp_out_quantizer="",
+    head_quantizer="", int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off",
+)  # fmt: skip
 
 Panel = namedtuple("Panel", runs.COMPARABLE)  # what two scores must share to be set against each other
 

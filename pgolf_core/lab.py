@@ -7,6 +7,7 @@ from pathlib import Path
 from pgolf_core import runs
 from pgolf_core.calibrate import Calibration
 from pgolf_core.config import RunConfig
+from pgolf_core.frontier import PLAIN
 from pgolf_core.roundtrip import (
     calibration_of,
     cpu_threads,
@@ -22,14 +23,6 @@ from pgolf_core.roundtrip import (
 
 Variants = dict[str, dict]  # name -> export knobs
 
-# The seed's format, whatever the source was exported with: what every variant is held against. Which matrices are too
-# small to quantise is the source's own affair: it goes with the size of the model.
-PLAIN = dict(
-    allocation="fixed", quantizer="absmax", weight_quantization_bits=8, embed_quantization_bits=0, codec="zlib",
-    gptq=False, control_dtype="float32", mlp_permutation=False,
-    embed_quantizer="", attn_in_quantizer="", attn_out_quantizer="", mlp_in_quantizer="", mlp_out_quantizer="",
-    head_quantizer="", int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off",
-)  # fmt: skip
 # Every matrix quantised, nothing kept larger than it need be.
 LEAN = PLAIN | dict(codec="ans", control_dtype="float16", keep_float_max_numel=0)
 RESIDUAL_MODES = ("off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo")

@@ -10,12 +10,14 @@ import bisect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pgolf_core.evaluate import Score
+if TYPE_CHECKING:
+    from pgolf_core.evaluate import Score
 
 LEVEL = 0.05  # of the words better and worse, both sides together; intervals cover 1 − LEVEL
 POWER = 0.9  # with which seeds_needed finds what it was asked for
@@ -92,7 +94,7 @@ def compare(arm: pd.Series, control: pd.Series, floor: Floor | None = None) -> C
     return _judged(delta, delta - reach, delta + reach, p, f"track's floor of {of}, {floor.df} degrees of freedom")
 
 
-def compare_text(score: Score, control: Score) -> Comparison:
+def compare_text(score: "Score", control: "Score") -> Comparison:
     """Two scores of one text, as of two files of the same weights: paired by its blocks.
 
     The chance here is which text was scored; what another seed would do is not in it.

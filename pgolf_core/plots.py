@@ -20,8 +20,7 @@ from matplotlib.lines import Line2D
 
 from pgolf_core import frontier, runs
 from pgolf_core.files import write_whole
-from pgolf_core.sensitivity import tensor_place
-from pgolf_core.tables import names_of
+from pgolf_core.tables import names_of, tensor_place
 
 # Okabe & Ito's colours, told apart with every common colour blindness: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"

@@ -14,15 +14,18 @@ from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 import pandas as pd
-import torch
 
 from pgolf_core import integrity
 from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig, digest, environment_knobs
 from pgolf_core.files import write_whole
 from pgolf_core.slot import end_with_sweep
+
+if TYPE_CHECKING:  # pages and tables need no torch, which takes as long to load as all else of them
+    import torch
 
 RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
 ARTIFACT, CHECKPOINT = integrity.ARTIFACT, integrity.CHECKPOINT
@@ -109,8 +112,10 @@ def evaluation_protocol(config: RunConfig) -> str:
     return f"window {config.eval_window}, stride {config.eval_stride or config.eval_window}"
 
 
-def environment(device: torch.device) -> dict:
+def environment(device: "torch.device") -> dict:
     """Versions, device, git commit and whether the checkout differs from it."""
+    import torch
+
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
@@ -231,7 +236,7 @@ def _checksum(content: dict) -> str:
     return digest({name: value for name, value in content.items() if name != "checksum"})
 
 
-def write_environment(run_dir: Path, device: torch.device) -> None:
+def write_environment(run_dir: Path, device: "torch.device") -> None:
     """environment.json: what a run is computed with, known from its start: a failed one has no result to tell it."""
     packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
     content = environment(device) | {"knobs": environment_knobs(), "packages": dict(sorted(packages.items()))}

@@ -6,7 +6,6 @@ needs no evaluation: the change times the gradient, and half its square times th
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -38,6 +37,7 @@ from pgolf_core.roundtrip import (
     stored,
     write_stage,
 )
+from pgolf_core.tables import tensor_place
 
 # Steps of 2σ leave about 1.2 bits a weight. Finer changes measure the tokens more than the tensors: estimated on
 # each half of 16,384 tokens by itself, the 37 tensors of a 6×384 checkpoint rank alike by a Spearman correlation
@@ -58,12 +58,6 @@ STALE = {
     "mlp.fc": ("units", "mlp"),
     "mlp.proj": ("mlp",),
 }
-
-
-def tensor_place(name: str) -> tuple[int | None, str]:
-    """'blocks.3.mlp.fc.weight' -> (3, 'mlp.fc'); outside the blocks (None, name)."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
-    return (int(match[1]), match[2]) if match else (None, name.removesuffix(".weight"))
 
 
 def exact_scores(

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 
 import matplotlib
 import numpy as np
@@ -343,6 +345,13 @@ def test_report_of_exports(tmp_path):
     for name in ("export_1_a_control", "export_map_1_a_control", "export_map_1_a_control_estimates"):
         assert plt.imread(tmp_path / "out" / "figures" / f"{name}.png")[..., :3].std() > 0.05
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "export.csv")) == 51
+
+
+def test_pages_load_no_torch():
+    """It takes as long as all else that they load."""
+    code = "import sys; from pgolf_core import difference, ledger, report, sweep_plots; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_reports_of_no_runs_say_so(tmp_path):
