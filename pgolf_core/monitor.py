@@ -18,13 +18,12 @@ from pathlib import Path
 from statistics import median
 
 import filelock
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from pgolf_core import plots, runs
+from pgolf_core import curves, plots, runs
 
 STATES = ("running", "stalled", "dead", "failed", "waiting", "complete")  # as tables order them
 TROUBLE = ("stalled", "dead", "failed")
@@ -395,7 +394,7 @@ def styled(table: pd.DataFrame, most: int = 40, now: float | None = None) -> Sty
 
 
 def plot_live(table: pd.DataFrame, most: int = 14, behind: int = 20) -> Figure | None:
-    """Training loss and validation bpb against steps: a colour for each run at work, complete runs of its sweep grey.
+    """Curves of training, a line for each run at work, complete runs of its sweep grey.
 
     None when no run at work has a line yet.
     """
@@ -405,36 +404,18 @@ def plot_live(table: pd.DataFrame, most: int = 14, behind: int = 20) -> Figure |
         return None
     shown = live[:most]
     done = table[(table.state == "complete") & (table.kind == "train") & table.sweep.isin(shown.sweep)]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    colours = ["#000000", plots.BLUE, plots.RED, plots.GREEN, plots.ORANGE, plots.PINK, plots.SKY]
-    top, validated = 0.0, False
-    for rows, looks in (
-        (done.nlargest(behind, "wrote"), [dict(color="0.8", lw=1, zorder=1.5)]),
-        (shown, [dict(color=colour, lw=1.5, ls=style) for style in ("-", "--") for colour in colours]),
-    ):
-        for run in rows.itertuples():
-            metrics = runs.metrics(run.path).reindex(columns=["step", "train_loss", "val_bpb"])
-            metrics = metrics.apply(pd.to_numeric, errors="coerce").dropna(subset="step")
-            look = looks[run.Index % len(looks)]  # of its place in the table: the same at the next look
-            for ax, name in zip(axes, ("train_loss", "val_bpb"), strict=True):
-                points = metrics[metrics[name].notna()]
-                ax.plot(points.step, points[name], marker="o" if name == "val_bpb" else None, ms=3.5, **look)
-            validated |= metrics.val_bpb.notna().any()
-            # The first steps are far above all that is told apart later.
-            late = metrics.train_loss[metrics.step > metrics.step.max() / 6]
-            top = max(top, late.max()) if late.notna().any() else top
-            if rows is shown:
-                axes[1].plot([], [], label=f"{plots.short(run.run)}  {_steps(run.step, run.of)}", **look)
+    figure, axes = curves.panels()
+    for run in done.nlargest(behind, "wrote").itertuples():
+        curves.draw(axes, run.path, color="0.8", lw=1, zorder=1.5)
+    for run in shown.itertuples():
+        look = curves.line(run.Index)  # of its place in the table: the same at the next look
+        curves.draw(axes, run.path, **look)
+        axes[0].plot([], [], label=f"{plots.short(run.run)}  {_steps(run.step, run.of)}", **look)
     if len(done):
-        axes[1].plot([], [], color="0.8", lw=1, label="complete" + f", the last {behind}" * (len(done) > behind))
+        axes[0].plot([], [], color="0.8", lw=1, label="complete" + f", the last {behind}" * (len(done) > behind))
     if len(live) > most:
-        axes[1].plot([], [], " ", label=f"and {len(live) - most} more")
-    axes[0].set(xlabel="step", ylabel="training loss (nats a token)")
-    if top > 0:
-        axes[0].set_ylim(top=1.03 * top)
-    axes[1].set(xlabel="step", ylabel="validation, raw weights (bits per byte)", xlim=axes[0].get_xlim())
-    if not validated:
-        axes[1].text(0.5, 0.5, "no validation yet", transform=axes[1].transAxes, ha="center", color="0.4")
+        axes[0].plot([], [], " ", label=f"and {len(live) - most} more")
+    curves.finish(axes)
     figure.legend(loc="outside upper left", ncols=3, fontsize=8)
     return figure
 

@@ -1,10 +1,10 @@
-"""The plots: frontier, exports of one checkpoint, maps of tensors, curves, bytes by part; labels that do not collide.
+"""The plots: frontier, exports of one checkpoint, maps of tensors, bytes by part; labels that do not collide.
 
 Colours are told apart with every common colour blindness, and colour is never the only sign.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pgolf_core import frontier, runs
+from pgolf_core import frontier
 from pgolf_core.files import write_whole
 from pgolf_core.tables import names_of, tensor_place
 
 # Okabe & Ito's colours, told apart with every common colour blindness: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+COLOURS = ["#000000", BLUE, RED, GREEN, ORANGE, PINK, SKY]  # of lines, in this order
 MARKERS = {"train": "o", "export": "^"}  # by kind; a square for any other
 PARTS = {
     "weights": BLUE,
@@ -325,29 +326,6 @@ def place_labels(
 def _hits(low: np.ndarray, high: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
     """How many of the boxes (m, 2) each of the boxes (n, 2) meets; a dot is a box without size."""
     return ((low[:, None] < highs) & (high[:, None] > lows)).all(2).sum(1)
-
-
-def plot_curves(run_dirs: Iterable[str | Path]) -> Figure:
-    """Training loss (nats a token) and validation bpb of the raw weights against steps, a colour a run."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    colours = ["#000000", BLUE, RED, GREEN, ORANGE, PINK, SKY]
-    top = 0.0
-    for i, run_dir in enumerate(run_dirs):
-        rows = runs.metrics(run_dir)
-        style = dict(color=colours[i % len(colours)], lw=1.4, ls=("-", "--", ":")[i // len(colours) % 3])
-        for ax, name in zip(axes, ("train_loss", "val_bpb"), strict=True):
-            if name in rows:
-                points = rows[rows[name].notna()]
-                ax.plot(points.step, points[name], marker="o" if name == "val_bpb" else None, ms=3.5, **style)
-        axes[1].plot([], [], label=Path(run_dir).name, **style)
-        if "train_loss" in rows:  # the first steps are far above all that is told apart later
-            top = max(top, rows.train_loss[rows.step > rows.step.max() / 6].max())
-    axes[0].set(xlabel="step", ylabel="training loss (nats a token)")
-    if top > 0:
-        axes[0].set_ylim(top=1.03 * top)
-    axes[1].set(xlabel="step", ylabel="validation, raw weights (bits per byte)")
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    return figure
 
 
 def plot_bytes(table: pd.DataFrame) -> Figure:

@@ -1,7 +1,6 @@
-"""The plots of arms: a sweep against its control, seeds and repeats, leaders, curves, bytes as training goes on."""
+"""The plots of arms: a sweep against its control, seeds and repeats, leaders, bytes as training goes on."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
@@ -13,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from pgolf_core import runs
-from pgolf_core.plots import BLUE, GREEN, ORANGE, PINK, RED, SKY, byte_unit, padded, place_labels, short
+from pgolf_core.plots import BLUE, COLOURS, RED, SKY, byte_unit, padded, place_labels, short
 
 LOOKS = {  # of an arm against its control: colour of the face and of the edge, marker
     "control": ("black", "black", "D"),
@@ -23,7 +22,6 @@ LOOKS = {  # of an arm against its control: colour of the face and of the edge, 
     "equal": ("white", "0.35", "P"),
     "not known": ("white", "0.6", "X"),
 }
-CURVES = ["#000000", BLUE, RED, GREEN, ORANGE, PINK, SKY]
 FINEST = 4e-4  # bpb that an axis spans at least
 ARMS = 24  # of a figure; a table has them all
 
@@ -143,7 +141,7 @@ def plot_leaders(steps: pd.DataFrame, names: Sequence[str], ax: Axes) -> None:
     span = max((now - times.min()).total_seconds() / 86400, 1 / 1440)
     ax.set(ylim=room, xlim=(times.min() - pd.Timedelta(days=0.04 * span), now + pd.Timedelta(days=0.25 * span)))
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(ax.xaxis.get_major_locator()))
-    for (cap, own), colour in zip(steps.groupby("cap_bytes"), [*CURVES, *CURVES], strict=False):
+    for (cap, own), colour in zip(steps.groupby("cap_bytes"), [*COLOURS, *COLOURS], strict=False):
         t = times[own.index]
         ax.step([*t, now], [*own.bpb, own.bpb.iloc[-1]], where="post", color=colour, lw=1.5)
         ax.plot(t, own.bpb, ls="", marker="o", ms=5, color=colour, label=f"cap {cap:,.0f} B")
@@ -155,42 +153,13 @@ def plot_leaders(steps: pd.DataFrame, names: Sequence[str], ax: Axes) -> None:
     place_labels(ax, x, y, [short(name) for name in names], (x, y), np.empty((0, 2)))
 
 
-def plot_training(run_dirs: Iterable[str | Path], names: Sequence[str]) -> Figure:
-    """Validation bpb of the raw weights against steps and against seconds of training, and the training loss."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained")
-    top, handles = {}, []
-    for i, (run_dir, name) in enumerate(zip(run_dirs, names, strict=True)):
-        rows = runs.metrics(run_dir)
-        look = dict(color=CURVES[i % len(CURVES)], lw=1.3, ls=("-", "--", ":")[i // len(CURVES) % 3])
-        handles.append(Line2D([], [], label=short(name), **look))
-        for ax, x, y in (
-            (axes[0], "step", "train_loss"), (axes[1], "step", "val_bpb"), (axes[2], "train_seconds", "val_bpb")
-        ):  # fmt: skip
-            if not {x, y} <= set(rows):
-                continue
-            points = rows[rows[y].notna() & rows[x].notna()]
-            points = points[points.step > 0]
-            ax.plot(points[x], points[y], marker="o" if y == "val_bpb" else None, ms=3, **look)
-            late = points[y][points.step > points.step.max() / 6]
-            if len(late):  # the first steps are far above all that is told apart later
-                top[ax] = max(top.get(ax, 0), late.max())
-    raw = "validation bpb, raw weights"
-    labels = ("step", "training loss (nats a token)"), ("step", raw), ("seconds of training", raw)
-    for ax, (x, y) in zip(axes, labels, strict=True):
-        ax.set(xlabel=x, ylabel=y)
-        if ax in top:
-            ax.set_ylim(top=1.03 * top[ax])
-    figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=8)
-    return figure
-
-
 def plot_growth(rows: pd.DataFrame) -> Figure:
     """Bits that a parameter takes in the file, and what rounding costs, against steps; a line a way to store, named.
 
     rows: how (words), steps, bits, bpb, cost (bpb lost against the raw weights), half (of its interval).
     """
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
-    for (_, own), colour, marker in zip(rows.groupby("how", sort=False), CURVES, "osD^vPX", strict=False):
+    for (_, own), colour, marker in zip(rows.groupby("how", sort=False), COLOURS, "osD^vPX", strict=False):
         own = own.sort_values("steps")
         axes[0].plot(own.steps, own.bits, color=colour, marker=marker, ms=5, lw=1.5)
         axes[1].errorbar(

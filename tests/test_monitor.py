@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import papermill
 import pytest
@@ -182,7 +183,7 @@ def test_damaged_metrics_hide_no_run(tmp_path, damage):
             assert list(table.state) == ["running"]
             monitor.in_words(table)
             monitor.plot_live(table)
-    monitor.plt.close("all")
+    plt.close("all")
 
 
 def test_the_turn_of_a_run_in_a_sweep_that_runs(tmp_path):

@@ -1,5 +1,7 @@
 """Figures of arms: what they show, and that no text lies on another or outside of the figure."""
 
+import json
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from matplotlib.text import Text
 from test_arms import make_arm, panel_of, tell
 from test_frontier import make_run
 
-from pgolf_core import arms, frontier, plots, runs, sweep_plots, tables
+from pgolf_core import arms, curves, frontier, plots, runs, sweep_plots, tables
 
 
 def collisions(figure) -> list[str]:
@@ -123,9 +125,22 @@ def test_leaders_are_named_once_each(tmp_path):
 def test_training_curves(tmp_path):
     for name in ("control", "one-with-a-rather-long-name", "c"):
         make_run(tmp_path, f"s/{name}", knobs={"num_layers": len(name)})
-    figure = sweep_plots.plot_training([tmp_path / "s" / n for n in ("control", "c")], ["control", "c"])
+    figure = curves.plot_training([tmp_path / "s" / n for n in ("control", "c")], ["control", "c"])
     assert [ax.get_xlabel() for ax in figure.axes] == ["step", "step", "seconds of training"]
     assert collisions(figure) == []
+    # make_run writes no seconds, as some imported logs have none: an empty axis says so.
+    assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == [[], [], ["nothing recorded"]]
+
+
+def test_curves_show_what_is_told_apart_late(tmp_path):
+    run_dir = make_run(tmp_path, "s/control")
+    rows = [dict(step=i, train_loss=8 / i + 2, train_seconds=i / 2) for i in range(1, 61)]
+    rows += [dict(step=0, val_bpb=8.0, train_seconds=0.0), dict(step=60, val_bpb=2.5, train_seconds=30.0)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses, by_step, by_seconds = curves.plot_training([run_dir], ["control"]).axes
+    assert losses.get_ylim()[1] == pytest.approx(1.03 * (8 / 11 + 2))
+    assert [list(map(float, ax.lines[0].get_xdata())) for ax in (by_step, by_seconds)] == [[60.0], [30.0]]
+    assert by_step.get_xlim() == losses.get_xlim()
 
 
 def test_growth_is_drawn_from_runs_of_several_lengths(tmp_path):
