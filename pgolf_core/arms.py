@@ -123,8 +123,9 @@ def arms(panel: pd.DataFrame, across: bool = False) -> pd.DataFrame:
             for j in others:
                 arm = table.loc[j]
                 floor = by_track.get((arm.track, arm.clock)) if _alike(arm, control) else None
-                compared[j] = _of_text(panel, arm, control) or noise.compare(arm.samples, control.samples, floor)
-                needed[j] = _needed(arm, control, compared[j], floor)
+                by_text = _of_text(panel, arm, control)
+                compared[j] = by_text or noise.compare(arm.samples, control.samples, floor)
+                needed[j] = None if by_text else _needed(arm, control, compared[j].delta, floor)
             compared[others] = noise.holm(list(compared[others]))
         for j in exported.index:
             compared[j] = _against_its_run(panel, table.loc[j])
@@ -159,16 +160,17 @@ def _blocks(ours: pd.Series, theirs: pd.Series) -> Comparison:
     return noise.compare_blocks(ours.roundtrip_block_nats, theirs.roundtrip_block_nats, ours.roundtrip_bytes)
 
 
-def _needed(arm: pd.Series, control: pd.Series, found: Comparison, floor: Floor | None) -> float | None:
-    if math.isnan(found.delta) or "text" in found.method:
+def _needed(arm: pd.Series, control: pd.Series, delta: float, floor: Floor | None) -> float | None:
+    """Seeds after which a difference of delta bpb is told apart; None where nothing says how far seeds lie apart."""
+    if math.isnan(delta):
         return None
     if arm.samples.index.is_unique and control.samples.index.is_unique:
         common = arm.samples.index.intersection(control.samples.index)
         if len(common) > 1:
-            return noise.seeds_needed(found.delta, (arm.samples[common] - control.samples[common]).std())
+            return noise.seeds_needed(delta, (arm.samples[common] - control.samples[common]).std())
         if arm.n > 1 and control.n > 1:
-            return noise.seeds_needed(found.delta, math.hypot(arm.sd, control.sd) / math.sqrt(2), paired=False)
-    return noise.seeds_needed(found.delta, floor.sd, paired=False) if floor else None
+            return noise.seeds_needed(delta, math.hypot(arm.sd, control.sd) / math.sqrt(2), paired=False)
+    return noise.seeds_needed(delta, floor.sd, paired=False) if floor else None
 
 
 def candidates(panel: pd.DataFrame) -> pd.DataFrame:
