@@ -5,7 +5,9 @@ import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from urllib.parse import quote
 
 import nbformat
@@ -13,7 +15,7 @@ import nbformat
 from pgolf_core import runs
 from pgolf_core.config import ROOT
 from pgolf_core.files import write_whole
-from pgolf_core.slot import run_alone
+from pgolf_core.slot import Slot
 
 REPORTS = ROOT / "reports"
 PAGES = {  # of notebooks/report_<page>.ipynb: its title and what it asks
@@ -69,9 +71,21 @@ tbody tr:nth-child(even) {{ background: #f5f5f5; }}
 
 def write_reports(root: str | Path = runs.RUNS, out: str | Path = REPORTS) -> list[Path]:
     """Every page of PAGES as write_report, and before them index.html. ReportError naming all that failed."""
-    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
-        order = sorted(PAGES, key=lambda page: page not in SLOWEST)
-        pages = {page: pool.submit(write_report, root, out, page) for page in order}
+    count = min(AT_ONCE, os.cpu_count() or 1)
+    order = sorted(PAGES, key=lambda page: page not in SLOWEST)
+    idle = SimpleQueue()
+
+    def draw(page: str) -> Path:
+        slot = idle.get()
+        try:
+            return _write_page(slot, root, out, page)
+        finally:
+            idle.put(slot)
+
+    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            idle.put(stack.enter_context(Slot()))
+        pages = {page: pool.submit(draw, page) for page in order}
     if failed := [str(page.exception()) for page in pages.values() if page.exception()]:
         raise ReportError("\n".join(failed))
     return [_write_index(Path(root), Path(out)), *(pages[page].result() for page in PAGES)]
@@ -100,6 +114,11 @@ def write_report(root: str | Path = runs.RUNS, out: str | Path = REPORTS, page: 
     The page needs no network. Every file takes its place whole; figures of a former report of this name that this
     one does not have are removed. Raises ReportError naming what failed.
     """
+    with Slot() as slot:
+        return _write_page(slot, root, out, page)
+
+
+def _write_page(slot: Slot, root: str | Path, out: str | Path, page: str) -> Path:
     from nbconvert import HTMLExporter  # loads slowly, and only the reports need it
 
     root, out = Path(root).resolve(), Path(out).resolve()
@@ -107,7 +126,7 @@ def write_report(root: str | Path = runs.RUNS, out: str | Path = REPORTS, page: 
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / "report.ipynb"
-        if reason := run_alone(notebook, executed, {"root": str(root), "out": str(out)}):
+        if reason := slot.run(notebook, executed, {"root": str(root), "out": str(out)}):
             raise ReportError(f"{notebook.name}: {reason}")
         cells = nbformat.read(executed, as_version=4)
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)

@@ -88,10 +88,13 @@ def test_reports(root, tmp_path):
     assert "what luck does is not known" in texts["repeatability"]
 
 
+def test_notebooks_are_committed_without_outputs():
+    words = ["nbstripout", "--verify", "--extra-keys", "metadata.papermill cell.metadata.papermill"]
+    subprocess.run([sys.executable, "-m", *words, *map(str, NOTEBOOKS)], check=True)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_committed_without_outputs(path):
-    keys = "metadata.papermill cell.metadata.papermill"
-    subprocess.run([sys.executable, "-m", "nbstripout", "--verify", "--extra-keys", keys, str(path)], check=True)
+def test_a_notebook_begins_with_its_title_and_has_parameters(path):
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
