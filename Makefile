@@ -11,7 +11,7 @@ demo: install
 
 test: install
 	@$(PYTHON) tools/install.py --test-tools
-	.venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest -q -n auto --dist loadfile
 
 lab: install
 	.venv/bin/jupyter lab notebooks

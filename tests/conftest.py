@@ -10,6 +10,12 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch: they
 from pgolf_core import corpus
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`: one more than cores, as some tests wait for processes of their own; each takes some hundred MB."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture(scope="session")
 def embedded():
     """Folder of the embedded corpus with 1024 pieces; built once (some 20 s), then kept in data/."""

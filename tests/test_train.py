@@ -222,7 +222,7 @@ def test_the_clock_counts_calibration(embedded, tmp_path):
     limit = 6.0
     config = tiny(
         iterations=100_000, max_wallclock_seconds=limit, warmdown_iters=20, val_loss_every=0, train_log_every=10,
-        quantizer="step:0.4", gptq=True, calibration_tokens=32_768, resume_every_seconds=0.5,
+        quantizer="step:0.4", gptq=True, calibration_tokens=8_192, resume_every_seconds=0.5,
     )  # fmt: skip
     result = train(config, tmp_path / "run")
     account = result.budget
