@@ -186,6 +186,7 @@ def _serve() -> None:
 
     for line in sys.stdin:
         if kernel and not run_sync(kernel.is_alive)():
+            run_sync(kernel.cleanup_resources)()  # the file of its ports
             kernel = None
         if kernel:
             run_sync(empty)()
