@@ -31,12 +31,11 @@ Say = Callable[[str], None]
 
 def check(job: Job, say: Say) -> None:
     """Every check in a line of its own; RemoteError when one fails. Nothing stays but empty folders there."""
-    pod, wrong, count = job.pod, [], itertools.count()
+    pod, results = job.pod, []
 
     def told(what: str, problem: Exception | str | None) -> bool:
         say(f"WRONG {problem}" if problem else f"ok    {what}")
-        next(count)
-        wrong.extend([problem] if problem else [])
+        results.append(problem)
         return not problem
 
     tools = told("ssh and rsync are here", local_tools())
@@ -50,8 +49,9 @@ def check(job: Job, say: Say) -> None:
         nproc = max((c.world_size for sweep in job.sweeps for c in sweep.runs.values()), default=0)
         what = f"gpus: {pod.gpus}, and runs of at most nproc {nproc}"
         told(what, "" if nproc <= pod.gpus else f"gpus: {pod.gpus}, and a run has nproc {nproc}; set gpus: {nproc}")
-    problem = _problem(transfer.data_files, job.sweeps) if pod.data == "push" else None
-    data = 0 if problem or pod.data == "there" else _size(transfer.data_files(job.sweeps))
+    pushed: list[str] = []
+    problem = _problem(lambda: pushed.extend(transfer.data_files(job.sweeps))) if pod.data == "push" else None
+    data = _size(pushed)
     told(f"data: {pod.data}, {data:,} bytes" if data else f"data: {pod.data}", problem)
     told(f"teardown: {pod.teardown or 'none; the machine is yours to stop'}", _teardown_problem(pod))
     kept = RUN_BYTES * sum(map(_parameters, to_do.values()))
@@ -63,9 +63,9 @@ def check(job: Job, say: Say) -> None:
         found = [told(*one) for one in probe(pod, data + _size(transfer.code_files()) + kept + installed)]
         if len(found) > 1 and all(found[:4]):
             told("a file written there came home whole", _problem(canary, pod))
-    if wrong:
+    if wrong := [one for one in results if one]:
         kind = UnreachableError if all(isinstance(one, UnreachableError) for one in wrong) else RemoteError
-        raise kind(f"{len(wrong)} of {next(count)} checks failed; nothing was started")
+        raise kind(f"{len(wrong)} of {len(results)} checks failed; nothing was started")
 
 
 def _problem(attempt: Callable, *arguments: object) -> Exception | None:

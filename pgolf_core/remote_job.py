@@ -319,11 +319,10 @@ def not_home(job: Job, begun: bool) -> dict[str, str]:
     begun: the machine may be gone already, so that what home knows is enough where nobody answers. RemoteError.
     """
     known = states()
-    mine = {"host": job.pod.host, "port": job.pod.port}
 
     def is_open(state: dict) -> bool:
-        begun = state.get("started") or state.get("starting")
-        return bool(begun) and not state.get("verified") and mine.items() <= state.items()
+        tried = state.get("started") or state.get("starting")
+        return bool(tried) and not state.get("verified") and _same_machine(state, job.pod)
 
     open_there = {other: state for other, state in known.items() if is_open(state)}
     try:
