@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf_core import audit, corpus
-from pgolf_core.data import describe
+from pgolf.data import audit, embedded_corpus
+from pgolf.data.dataset import describe
 from pgolf_core.shards import read_shard, write_shard
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--train-tokens", type=int, default=100_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    embedded = corpus.build_embedded(1024)
+    embedded = embedded_corpus.build_embedded(1024)
     tokens = np.array(read_shard(embedded / "fineweb_val_000000.bin"))
     documents = np.split(tokens, np.flatnonzero(tokens == 1)[1:])
     with tempfile.TemporaryDirectory() as name:

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from pgolf_core import runs
+from pgolf.runs import store
 
 TINY = dict(
     num_layers=1, model_dim=96, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048,
@@ -47,7 +47,9 @@ def strike(folder: Path, root: Path, workers: list, rng: random.Random, whole: b
     """Kill one that is at work; the seconds that its run had taken, None where none is."""
     for nanny in rng.sample(workers, len(workers)):
         for process in psutil.Process(nanny.pid).children():
-            slots = [p for p in process.children() if any("pgolf_core.slot" in word for word in p.cmdline())]
+            slots = [
+                p for p in process.children() if any("pgolf.sweeps.kernel_process" in word for word in p.cmdline())
+            ]
             if slots:
                 lost = time.time() - slots[0].create_time()
                 if whole:
@@ -76,7 +78,7 @@ def measure(folder: Path, file: Path, arguments: argparse.Namespace, kills: int)
     try:
         start = time.perf_counter()
         sweep = subprocess.Popen(
-            [sys.executable, "-m", "pgolf_core.cli", "sweep", str(file), "--cluster", str(folder / "scheduler.json")],
+            [sys.executable, "-m", "pgolf.cli.main", "sweep", str(file), "--cluster", str(folder / "scheduler.json")],
             env=os.environ | {"PGOLF_RUNS": str(root)},
         )
         while sweep.poll() is None:
@@ -100,7 +102,7 @@ def measure(folder: Path, file: Path, arguments: argparse.Namespace, kills: int)
 
 
 def outcome(root: Path) -> dict[str, tuple]:
-    table = runs.load(root, thorough=True)
+    table = store.load(root, thorough=True)
     assert (table.status == "complete").all(), table[["run", "status", "problem"]]
     return {row.run: (row.bpb, row.artifact_sha256, row.steps) for row in table.itertuples()}
 

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from pgolf_core.codec import CODECS, coded_bytes, decode, encode
+from pgolf_core.artifact.codec import CODECS, coded_bytes, decode, encode
 from pgolf_core.config import RunConfig
 from pgolf_core.export import export, load, quantize_state
 from pgolf_core.model import GPT

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pgolf_core import runs
+from pgolf.runs import store
+from pgolf.studies.export_lab import allocate_residuals, export_lab
+from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 from pgolf_core.files import write_whole
-from pgolf_core.lab import allocate_residuals, export_lab
-from pgolf_core.train import train
 
 CHECKPOINT = dict(
     track="nano", num_layers=6, model_dim=384, num_heads=6, num_kv_heads=3, train_seq_len=512, train_batch_tokens=8192,
@@ -31,7 +31,7 @@ BUDGETS = (65_536,)  # the seed's
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=runs.RUNS, metavar="DIR")
+    parser.add_argument("--runs", type=Path, default=store.RUNS, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("-k", dest="knobs", action="append", default=[], metavar="NAME=VALUE", help="of the exports")
     arguments = parser.parse_args()

@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from pgolf.training.forecast import forecast
+from pgolf.training.run import train
 from pgolf_core.config import RunConfig
-from pgolf_core.forecast import forecast
-from pgolf_core.train import train
 
 ALWAYS = dict(
     cpu_threads=1, allow_over_cap=True, cap_bytes=16_000_000, val_loss_every=0,

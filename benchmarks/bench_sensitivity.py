@@ -14,18 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgolf_core import runs
+from pgolf.runs import store
+from pgolf.studies.sensitivity import COARSE, estimated_rises, exact_scores
+from pgolf.training.round_trip import finished, load_checkpoint, model_of, open_dataset, pick_device, pick_dtype
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import quantize_state
-from pgolf_core.roundtrip import (
-    finished,
-    load_checkpoint,
-    model_of,
-    open_dataset,
-    pick_device,
-    pick_dtype,
-)
-from pgolf_core.sensitivity import COARSE, estimated_rises, exact_scores
 
 
 def timed(work: Callable[[], dict]) -> tuple[dict, float, float]:
@@ -49,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = finished(arguments.run)[1].with_knobs(quantizer=arguments.change)
-    dataset, state = open_dataset(config), load_checkpoint(arguments.run / runs.CHECKPOINT)
+    dataset, state = open_dataset(config), load_checkpoint(arguments.run / store.CHECKPOINT)
     device, dtype = pick_device(config), pick_dtype(config, pick_device(config))
     tokens = dataset.validation(config.train_seq_len, arguments.tokens)
     quantized = quantize_state(state, config.export)

@@ -32,10 +32,10 @@ print(time.perf_counter() - start)
 """
 OURS = """
 import sys, time
-from pgolf_core import documents, tokenization
+from pgolf.data import documents, prepare
 path, tokenizer, workers, out = sys.argv[1:]
 start = time.perf_counter()
-tokenization.build(
+prepare.build(
     documents.open_source(path), out, tokenizer_path=tokenizer, val_documents=200, keep_overlap=True,
     workers=int(workers),
 )
@@ -44,20 +44,20 @@ print(time.perf_counter() - start)
 TRAIN = """
 import sys, time
 from pathlib import Path
-from pgolf_core import documents, vocabulary
+from pgolf.data import documents, train_tokenizer
 path, kind, vocab_size, out = sys.argv[1:]
 Path(out).mkdir()
 start = time.perf_counter()
-vocabulary.make(documents.first_texts(documents.open_source(path)), Path(out), kind, int(vocab_size))
+train_tokenizer.make(documents.first_texts(documents.open_source(path)), Path(out), kind, int(vocab_size))
 print(time.perf_counter() - start)
 """
 
 
 def write_documents(path: Path, size: int) -> int:
     """A .jsonl of the embedded corpus's documents, again and again, no two alike; UTF-8 bytes of their text."""
-    from pgolf_core import corpus
+    from pgolf.data import embedded_corpus
 
-    texts, written, copy = [document.text for document in corpus.embedded_documents()], 0, 0
+    texts, written, copy = [document.text for document in embedded_corpus.embedded_documents()], 0, 0
     with open(path, "w", encoding="utf-8", newline="\n") as f:
         while written < size:
             for text in texts:

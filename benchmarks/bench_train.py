@@ -6,7 +6,7 @@
     python benchmarks/bench_train.py --tokens 8192 --shapes 9x512 compile=0   # on a CPU
     python benchmarks/bench_train.py --shapes nano              # the track of the demo
 
-Knobs go as NAME=VALUE. The text is made up: only shapes count. The phases are those of pgolf_core.train, timed with the
+Knobs go as NAME=VALUE. The text is made up: only shapes count. The phases are those of training, timed with the
 device's queue finished in between, so their sum is more than the whole step, which is timed without. --json FILE writes
 everything.
 """
@@ -27,14 +27,9 @@ import numpy as np
 import torch
 import yaml
 
-from pgolf_core import flops
-from pgolf_core.config import RunConfig
-from pgolf_core.loader import Batches, training_stream
-from pgolf_core.model import GPT
-from pgolf_core.optim import make_optimizers, step_optimizers
-from pgolf_core.ranks import GradientSum, Ranks, joined
-from pgolf_core.regularizers import CompressionRegularizer
-from pgolf_core.roundtrip import (
+from pgolf.training import flops
+from pgolf.training.launch import joined
+from pgolf.training.round_trip import (
     cpu_threads,
     deterministic_kernels,
     not_compiled,
@@ -42,6 +37,12 @@ from pgolf_core.roundtrip import (
     pick_dtype,
     to_precision,
 )
+from pgolf_core.batches import Batches, training_stream
+from pgolf_core.config import RunConfig
+from pgolf_core.distributed import GradientSum, Ranks
+from pgolf_core.model import GPT
+from pgolf_core.optim import make_optimizers, step_optimizers
+from pgolf_core.regularizers import CompressionRegularizer
 from pgolf_core.shards import write_shard
 
 # As the notes ran them; all with the pressure on weights at interval 4.
@@ -186,7 +187,7 @@ def work(knobs: str, out: str, steps: int) -> None:
 
 def bars(knobs: dict, steps: int) -> dict:
     """Two fixed-step runs of a few steps on the embedded corpus: the same bits? And what deterministic kernels cost."""
-    from pgolf_core.train import train
+    from pgolf.training.run import train
 
     short = dict(deterministic=True, iterations=24, val_max_tokens=65_536, roundtrip_val_max_tokens=65_536)
     config = RunConfig(**SHAPES["12x384"] | short | {"allow_over_cap": True} | knobs)

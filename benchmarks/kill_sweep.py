@@ -24,9 +24,9 @@ import safetensors.torch
 import torch
 import yaml
 
-from pgolf_core import runs
+from pgolf.runs import store
+from pgolf.sweeps.sweep_file import NOTEBOOKS
 from pgolf_core.export import load
-from pgolf_core.sweepfile import NOTEBOOKS
 
 DEMO = NOTEBOOKS / "sweeps" / "demo.yaml"
 SHRUNK = dict(
@@ -45,7 +45,7 @@ END_SECONDS = 5  # a slot and its kernel may outlive their sweep by that
 def start(file: Path, root: Path) -> subprocess.Popen:
     with open(root.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pgolf_core.cli", "sweep", str(file)],
+            [sys.executable, "-m", "pgolf.cli.main", "sweep", str(file)],
             env=os.environ | {"PGOLF_RUNS": str(root)}, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -74,9 +74,9 @@ def check_files(root: Path) -> None:
     """Every file that is there under its own name is whole."""
     for path in root.rglob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
-    for path in root.rglob(runs.CHECKPOINT):
+    for path in root.rglob(store.CHECKPOINT):
         safetensors.torch.load_file(path)
-    for path in root.rglob(runs.ARTIFACT):
+    for path in root.rglob(store.ARTIFACT):
         load(path)
     for path in root.rglob("resume.pt"):
         torch.load(path, weights_only=True)
@@ -86,7 +86,7 @@ def outcome(root: Path) -> dict[str, dict]:
     """Figures of every run, without seconds and what is about this machine."""
     rows = {}
     for name in sorted(results(root)):
-        rows[name] = {k: v for k, v in asdict(runs.read_result(root / name)).items() if k not in DIFFER}
+        rows[name] = {k: v for k, v in asdict(store.read_result(root / name)).items() if k not in DIFFER}
     return rows
 
 

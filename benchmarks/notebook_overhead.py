@@ -14,9 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from pgolf_core import runs, sweep
-from pgolf_core.roundtrip import open_dataset
-from pgolf_core.sweepfile import load_sweep
+from pgolf.runs import store
+from pgolf.sweeps import runner
+from pgolf.sweeps.sweep_file import load_sweep
+from pgolf.training.round_trip import open_dataset
 
 BAR_SECONDS = 6.0
 FILE = """
@@ -26,7 +27,7 @@ runs: {notebook: {iterations: 10, val_loss_every: 5, val_max_tokens: 8192, round
 DIRECT = """
 import json, sys
 from pgolf_core.config import RunConfig
-from pgolf_core.train import train
+from pgolf.training.run import train
 train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])
 """
 
@@ -41,11 +42,11 @@ def main() -> int:
         file.write_text(FILE, encoding="utf-8")
         print(f"{'repeat':>6}  {'notebook':>10}  {'train()':>10}  {'extra':>7}")
         for i in range(repeats):
-            runs.RUNS = Path(folder) / f"runs{i}"
-            (job,) = sweep.plan(load_sweep(file))
+            store.RUNS = Path(folder) / f"runs{i}"
+            (job,) = runner.plan(load_sweep(file))
             open_dataset(job.config)
             start = time.perf_counter()
-            status = sweep.start(job, {}).wait()
+            status = runner.start(job, {}).wait()
             notebook = time.perf_counter() - start
             assert status == 0, job.log.read_text(encoding="utf-8")
             direct_dir = Path(folder) / f"direct{i}"
@@ -53,7 +54,7 @@ def main() -> int:
             command = [sys.executable, "-c", DIRECT, json.dumps(job.config.model_dump()), str(direct_dir)]
             subprocess.run(command, check=True, capture_output=True)
             direct = time.perf_counter() - start
-            same = [runs.read_result(d).artifact_sha256 for d in (job.run_dir, direct_dir)]
+            same = [store.read_result(d).artifact_sha256 for d in (job.run_dir, direct_dir)]
             assert same[0] == same[1], same
             extra.append(notebook - direct)
             print(f"{i + 1:>6}  {notebook:>8.2f} s  {direct:>8.2f} s  {extra[-1]:>5.2f} s", flush=True)

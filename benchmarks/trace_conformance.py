@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgolf_core import runs
+from pgolf.runs import store
+from pgolf.training.run import train
 from pgolf_core.config import RunConfig
-from pgolf_core.train import train
 
 
 def losses(folder: Path, recorded: dict, run_dir: Path, perturbation: float, where: int) -> tuple:
@@ -35,7 +35,7 @@ def losses(folder: Path, recorded: dict, run_dir: Path, perturbation: float, whe
     )
     with contextlib.redirect_stdout(io.StringIO()):
         result = train(config, run_dir, initial)
-    table = runs.metrics(run_dir).dropna(subset="train_loss")
+    table = store.metrics(run_dir).dropna(subset="train_loss")
     penalties = table.comp_reg.to_numpy()
     return table.train_loss.to_numpy(), penalties[penalties > 0], result
 

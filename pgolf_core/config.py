@@ -19,7 +19,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pgolf_core import recipe
+from pgolf_core.quantization import schemes
 
 # The checkout (editable install). Relative paths of knobs and the runs/ and reports/ folders start here,
 # so that a notebook, papermill and the command line mean the same file whatever their working directory.
@@ -50,7 +50,7 @@ def _residual_bits(bits: int) -> int:
 
 def _quantizer(text: str) -> str:
     if text:
-        recipe.parse(text)
+        schemes.parse(text)
     return text
 
 
@@ -143,6 +143,12 @@ class TrainConfig(Group):
     scalar_lr: Rate = 0.04
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     muon_backend_steps: Annotated[int, Field(gt=0, description="Newton–Schulz iterations")] = 5
+    muon_dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        Field(
+            description="Newton–Schulz products; auto = bfloat16, but float32 on a CPU without bfloat16 instructions"
+        ),
+    ] = "auto"
     muon_momentum_warmup_start: Annotated[float, Field(ge=0, lt=1)] = 0.85
     muon_momentum_warmup_steps: Count = 500
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.config import EvalConfig
-from pgolf_core.tokenizer import ByteTable
+from pgolf_core.tokens import ByteTable
 
 BLOCKS = 64  # parts of the text whose losses a score keeps, so that two scores can be told from luck
 

@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgolf_core import codebook, grids, recipe
-from pgolf_core.allocate import fit_residual, solve
-from pgolf_core.artifact import ACCOUNT, Quantized, pack, to_arrays
-from pgolf_core.artifact import load as load  # the other half, where users look for it
-from pgolf_core.calibrate import Calibration
+from pgolf_core.artifact.format import ACCOUNT, Quantized, pack, to_arrays
+from pgolf_core.artifact.format import load as load  # the other half, where users look for it
 from pgolf_core.config import ExportConfig
 from pgolf_core.files import write_whole
-from pgolf_core.gptq import gptq, prepare
-from pgolf_core.lowrank import LowRank, error
 from pgolf_core.model import is_control, tensor_kind
-from pgolf_core.quantize import QuantizedTensor, RankOne, quantize, rank_one
-from pgolf_core.recipe import Recipe
+from pgolf_core.quantization import codebook, grids, schemes
+from pgolf_core.quantization.allocation import fit_residual, solve
+from pgolf_core.quantization.calibration import Calibration
+from pgolf_core.quantization.gptq import gptq, prepare
+from pgolf_core.quantization.lowrank import LowRank, error
+from pgolf_core.quantization.primitives import QuantizedTensor, RankOne, quantize, rank_one
+from pgolf_core.quantization.schemes import Recipe
 
 EARLY_BLOCKS = 4  # 'early' in the names of residual modes
 
@@ -35,16 +35,18 @@ EARLY_BLOCKS = 4  # 'early' in the names of residual modes
 # Python imports. Where a file has low-rank residuals or a codebook, their modules too.
 CODE_MODULES = (
     "__init__",
-    "artifact",
-    "codec",
+    "artifact/__init__",
+    "artifact/codec",
+    "artifact/container",
+    "artifact/format",
     "config",
-    "container",
     "evaluate",
     "files",
     "model",
-    "quantize",
-    "recipe",
-    "tokenizer",
+    "quantization/__init__",
+    "quantization/primitives",
+    "quantization/schemes",
+    "tokens",
 )
 
 
@@ -127,7 +129,7 @@ def recipe_of(name: str, t: Tensor, config: ExportConfig) -> Recipe:
     if t.ndim != 2:
         return Recipe("absmax")
     kind = tensor_kind(name)
-    chosen = recipe.parse((kind and getattr(config, f"{kind}_quantizer")) or config.quantizer)
+    chosen = schemes.parse((kind and getattr(config, f"{kind}_quantizer")) or config.quantizer)
     if chosen.kind == "absmax" and not chosen.bits and name == "tok_emb.weight" and config.embed_bits == 16:
         return Recipe("float16")
     return chosen
@@ -297,8 +299,10 @@ def code_archive(quantized: Quantized | None = None) -> bytes:
     """The modules that a reader of this model needs, as an lzma-compressed archive; the same bytes on every machine."""
     modules = CODE_MODULES
     if quantized is not None:
-        modules += ("codebook",) if quantized.indices else ()
-        modules += ("lowrank",) if any(isinstance(r, LowRank) for r in quantized.residuals.values()) else ()
+        modules += ("quantization/codebook",) if quantized.indices else ()
+        modules += (
+            ("quantization/lowrank",) if any(isinstance(r, LowRank) for r in quantized.residuals.values()) else ()
+        )
     return _archive(modules)
 
 
@@ -307,7 +311,7 @@ def _archive(modules: tuple[str, ...]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for module in modules:
-            source = Path(__file__).with_name(f"{module}.py").read_bytes().replace(b"\r\n", b"\n")
+            source = (Path(__file__).parent / f"{module}.py").read_bytes().replace(b"\r\n", b"\n")
             entry = tarfile.TarInfo(f"pgolf_core/{module}.py")
             entry.size = len(source)
             archive.addfile(entry, io.BytesIO(source))

@@ -6,17 +6,32 @@ import torch
 from torch import Tensor, nn
 
 from pgolf_core.config import RunConfig
+from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.model import is_control
-from pgolf_core.ranks import ALONE, Ranks
 
 
-def newton_schulz(g: Tensor, steps: int) -> Tensor:
-    """Orthogonalise matrices g (..., rows, cols) roughly: singular values to about 1, in bfloat16.
+def newton_schulz_dtype(muon_dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype that the knob asks for; auto = bfloat16 where the device has instructions for it, else float32.
+
+    A CPU without them emulates bfloat16 products, several times slower than float32.
+    """
+    if muon_dtype != "auto":
+        return getattr(torch, muon_dtype)
+    return torch.float32 if device.type == "cpu" and not cpu_has_bfloat16() else torch.bfloat16
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 matrices by instructions of its own (AVX-512 BF16, AMX, Arm)."""
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def newton_schulz(g: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Orthogonalise matrices g (..., rows, cols) roughly: singular values to about 1; computed and returned in dtype.
 
     The quintic's coefficients are steep at 0 rather than convergent at 1 (Keller Jordan's Muon). The order of
     operations is the reference's: fused forms move the update by 3 %.
     """
-    x = g.bfloat16()
+    x = g.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.size(-2) > x.size(-1)
     if tall:
@@ -34,9 +49,17 @@ class Muon(torch.optim.Optimizer):
     momentum (m ← μm + (1−μ)g), which is another update while μ rises, and fuses Newton–Schulz's products.
     """
 
-    def __init__(self, params: list[Tensor], lr: float, momentum: float, steps: int, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        params: list[Tensor],
+        lr: float,
+        momentum: float,
+        steps: int,
+        ranks: Ranks = ALONE,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
         super().__init__(params, dict(lr=lr, momentum=momentum, steps=steps))
-        self.ranks = ranks
+        self.ranks, self.dtype = ranks, dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -61,11 +84,12 @@ class Muon(torch.optim.Optimizer):
             by_shape.setdefault(matrices[i].shape, []).append(i)
         done: dict[int, Tensor] = {}
         for (rows, cols), members in by_shape.items():
-            update = newton_schulz(torch.stack([matrices[i] for i in members]), steps) * max(1, rows / cols) ** 0.5
+            stacked = torch.stack([matrices[i] for i in members])
+            update = newton_schulz(stacked, steps, self.dtype) * max(1, rows / cols) ** 0.5
             done |= zip(members, update, strict=True)
         if self.ranks.size > 1:
             # Zeros where another rank computes: their sum is every update, to the bit.
-            flat = torch.zeros(sum(m.numel() for m in matrices), dtype=torch.bfloat16, device=matrices[0].device)
+            flat = torch.zeros(sum(m.numel() for m in matrices), dtype=self.dtype, device=matrices[0].device)
             places = flat.split([m.numel() for m in matrices])
             for i, update in done.items():
                 places[i].copy_(update.flatten())
@@ -107,7 +131,8 @@ def make_optimizers(model: nn.Module, config: RunConfig, ranks: Ranks = ALONE) -
         for params, lr in groups
         if params
     ]
-    optimizers.append(Muon(matrices, config.matrix_lr, config.muon_momentum, config.muon_backend_steps, ranks))
+    dtype = newton_schulz_dtype(config.muon_dtype, next(model.parameters()).device)
+    optimizers.append(Muon(matrices, config.matrix_lr, config.muon_momentum, config.muon_backend_steps, ranks, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]

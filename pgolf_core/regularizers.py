@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf_core.config import RunConfig
-from pgolf_core.quantize import SCALE_DTYPE, AxisMode, leading_pair, quantize_rows
+from pgolf_core.quantization.primitives import SCALE_DTYPE, AxisMode, leading_pair, quantize_rows
 
 FLOOR = 1e-6  # below any weight that matters; keeps logarithms and quotients finite
 

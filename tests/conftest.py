@@ -7,7 +7,7 @@ import pytest
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch: they share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
-from pgolf_core import corpus
+from pgolf.data import embedded_corpus
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -19,4 +19,4 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(scope="session")
 def embedded():
     """Folder of the embedded corpus with 1024 pieces; built once (some 20 s), then kept in data/."""
-    return corpus.build_embedded(1024)
+    return embedded_corpus.build_embedded(1024)

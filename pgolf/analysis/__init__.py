@@ -1,0 +1,1 @@
+"""Runs compared: statistics, the frontier, config diffs, the logs of others."""

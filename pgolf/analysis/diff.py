@@ -1,0 +1,142 @@
+"""What really differs between two runs: every knob as it was resolved, then data, code, machine and versions.
+
+A gain is laid to a change. It is none when nothing differs, and not that change's when something else does too.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from pgolf.analysis import statistics
+from pgolf.analysis.statistics import Comparison
+from pgolf.runs import store
+from pgolf_core.config import PERMISSIONS, RunConfig
+
+# What names a run, or where it wrote, and changes nothing that it computes.
+IDENTITY = re.compile(
+    r"run_id|run_name|logfile|log_path|artifact_dir|model_path|quantized_model_path|.*_(log|out)_?(dir|path|file)"
+)
+CHANCE = re.compile(r"seed")
+OUTSIDE = (
+    "scored_text",
+    "data_fingerprint",
+    "git_commit",
+    "git_dirty",
+    "device_name",
+    "platform",
+    "python",
+    "torch",
+    "numpy",
+)
+CUTTING = ("data_path", "tokenizer", "tokenizer_path", "vocab_size")  # knobs that change data_fingerprint themselves
+MACHINE = ("device_name", "platform", "python", "numpy")  # outside, and hardly ever why
+
+
+def settings(run_dir: str | Path) -> dict:
+    """Every knob of a run, an imported log's as it was logged, and OUTSIDE. RunError where there is no config."""
+    run_dir = Path(run_dir)
+    config = store.read_json(run_dir / "config.json")
+    if config is None:
+        raise store.RunError(f"{run_dir / 'config.json'}: not there or damaged, so nothing can be said about this run")
+    result = store.read_json(run_dir / "result.json") or {}
+    if result.get("kind") != "import" and not (run_dir / "import.json").exists():
+        config = {name: field.default for name, field in RunConfig.model_fields.items()} | config  # knobs came later
+    environment = result.get("environment") or {}
+    outside = {name: environment.get(name, result.get(name)) for name in OUTSIDE}
+    return {k: v for k, v in config.items() if k not in PERMISSIONS} | {
+        k: v for k, v in outside.items() if v is not None
+    }
+
+
+def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
+    """A row a setting that differs: setting, ours, theirs (None where one side has no such knob), kind.
+
+    kind: knob; chance (the seed); identity (names and paths); outside (data, code, machine, versions); follows (the
+    shards differ because their tokenizer does, and both runs were scored on one text).
+    """
+    a, b = settings(ours), settings(theirs)
+    one_text = a.get("scored_text") is not None and a.get("scored_text") == b.get("scored_text")
+    recut = one_text and any(a.get(name) != b.get(name) for name in CUTTING)
+    rows = [
+        {"setting": name, "ours": a.get(name), "theirs": b.get(name), "kind": kind_of(name, a.get(name), b.get(name))}
+        for name in [*a, *(name for name in b if name not in a)]
+        if a.get(name) != b.get(name) and not (name in OUTSIDE and None in (a.get(name), b.get(name)))
+    ]
+    table = pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
+    return table.assign(kind=table.kind.mask((table.setting == "data_fingerprint") & recut, "follows"))
+
+
+def kind_of(setting: str, ours: object, theirs: object) -> str:
+    """As between says. A path that ends alike is the same thing in another place."""
+    if CHANCE.fullmatch(setting):
+        return "chance"
+    moved = all(isinstance(value, str) and "/" in value for value in (ours, theirs))
+    if IDENTITY.fullmatch(setting) or (moved and PurePosixPath(ours).name == PurePosixPath(theirs).name):
+        return "identity"
+    return "outside" if setting in OUTSIDE else "knob"
+
+
+def judge(rows: pd.DataFrame, claimed: Iterable[str]) -> str:
+    """'' where just the claimed knobs differ; else in words what the comparison really was. rows: of between."""
+    claimed = set(claimed)
+    knobs = set(rows.setting[rows.kind == "knob"])
+    outside = [name for name in rows.setting[rows.kind == "outside"] if name not in MACHINE]
+    problems = []
+    if not knobs and claimed:
+        others = ", ".join(rows.setting[rows.kind.isin(["chance", "identity"])])
+        problems.append("no knob differs" + (f", only {others}" if others else ""))
+    elif missing := claimed - knobs:
+        problems.append(f"claimed and not changed: {', '.join(sorted(missing))}")
+    if more := knobs - claimed:
+        problems.append(f"changed and not claimed: {', '.join(sorted(more))}")
+    if outside:
+        problems.append(f"outside of the knobs: {', '.join(outside)}")
+    return "; ".join(problems)
+
+
+def _compared(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison | None:
+    """All complete logs of a record against all of another; None where one has none or they were scored otherwise."""
+    ours, theirs = ours[ours.status == "complete"], theirs[theirs.status == "complete"]
+    both = pd.concat([ours, theirs])
+    if ours.empty or theirs.empty or both.groupby(list(store.COMPARABLE), dropna=False).ngroups > 1:
+        return None
+    sides = (statistics.samples(side.seed, side.bpb.astype(float)) for side in (ours, theirs))
+    return statistics.compare(*sides)
+
+
+def nearest(logs: pd.DataFrame) -> pd.DataFrame:
+    """Each imported record's first log against the log of another record whose configuration is nearest to its own.
+
+    logs: rows of runs.load. A row a pair of records, each once: ours, theirs (sweep/run), differs (the rows of
+    between), and found (noise.Comparison of all their logs, or None where they were not scored alike). Among equally
+    near logs the one of the same seed, then the first by name.
+    """
+    if logs.sweep.nunique() < 2:
+        return pd.DataFrame(columns=["ours", "theirs", "differs", "found"])
+    known = {run.path: (run, settings(run.path)) for run in logs.sort_values(["sweep", "run"]).itertuples()}
+    pairs, seen = [], set()
+    for sweep in sorted(set(logs.sweep)):
+        found = []
+        for ours, a in known.values():
+            for theirs, b in known.values():
+                if ours.sweep == sweep != theirs.sweep:
+                    differ = [name for name in {*a, *b} if a.get(name) != b.get(name)]
+                    count = sum(kind_of(name, a.get(name), b.get(name)) == "knob" for name in differ)
+                    found.append(
+                        (count, a.get("seed") != b.get("seed"), ours.run, theirs.sweep, theirs.run, ours, theirs)
+                    )
+        *_, ours, theirs = min(found, key=lambda pair: pair[:5])
+        if (key := frozenset((sweep, theirs.sweep))) not in seen:
+            seen.add(key)
+            first, last = sorted((ours, theirs), key=lambda run: run.sweep, reverse=True)
+            pairs.append(
+                {
+                    "ours": f"{first.sweep}/{first.run}",
+                    "theirs": f"{last.sweep}/{last.run}",
+                    "differs": between(first.path, last.path),
+                    "found": _compared(logs[logs.sweep == first.sweep], logs[logs.sweep == last.sweep]),
+                }
+            )
+    return pd.DataFrame(pairs)

@@ -1,0 +1,1 @@
+"""Documents to shards, published data, the embedded corpus, and the audit of all of them."""

@@ -1,0 +1,1 @@
+"""Sweeps on other machines: a cluster, a rented one."""

@@ -1,0 +1,137 @@
+"""The pages: notebooks/report_*.ipynb executed over a folder of runs, and an index that links them."""
+
+import html
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+from urllib.parse import quote
+
+import nbformat
+
+from pgolf.runs import store
+from pgolf.sweeps.kernel_process import Slot
+from pgolf_core.config import ROOT
+from pgolf_core.files import write_whole
+
+REPORTS = ROOT / "reports"
+PAGES = {  # of notebooks/report_<page>.ipynb: its title and what it asks
+    "frontier": ("The frontier", "What is the lowest bits-per-byte that fits in N bytes?"),
+    "leader": ("Leaders", "Which legal run is the best of its kind, and how sure is that?"),
+    "sweep": ("Sweeps", "What did each factor do to bits per byte and to bytes, and was it luck?"),
+    "repeatability": ("Repeatability", "How far apart do equal runs end, and how many seeds does a claim need?"),
+    "curves": ("Training curves", "How did loss fall with steps and with seconds?"),
+    "growth": ("Bytes and training", "Why did 15.2 MB become 30.9 MB?"),
+    "export": ("Exports of each checkpoint", "One checkpoint, every way to store it: which file scores best?"),
+    "imports": ("Imported logs", "What do other people's logs say, and does it agree with what was claimed?"),
+}
+SLOWEST = ("frontier", "sweep", "curves")  # begun first
+AT_ONCE = 2  # pages; each is a kernel of some hundred MB
+
+
+class ReportError(RuntimeError):
+    """A report that could not be drawn; the message says why."""
+
+
+def href(path: str | Path, out: str | Path) -> str:
+    """Link to a file from a page in out; relative, unless they lie on two drives."""
+    path, out = Path(path).resolve(), Path(out).resolve()
+    return quote(Path(os.path.relpath(path, out)).as_posix()) if path.drive == out.drive else path.as_uri()
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.5em; }}
+h1 {{ font-size: 1.7em; }} h2 {{ font-size: 1.25em; margin-top: 2.2em; }} h3 {{ font-size: 1em; margin-top: 1.8em; }}
+nav {{ font-size: 13px; color: #666; }}
+img {{ max-width: 100%; height: auto; }} a.anchor-link {{ display: none; }} a {{ color: #0072B2; }}
+.output_subarea {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; margin: 1em 0; }}
+th, td {{ padding: 3px 9px; text-align: right; border: 0; white-space: nowrap; }}
+thead th {{ border-bottom: 1px solid #888; white-space: normal; vertical-align: bottom; }}
+tbody tr:nth-child(even) {{ background: #f5f5f5; }}
+.text {{ text-align: left; }}
+</style>
+</head>
+<body>
+<nav>{nav}</nav>
+{body}
+</body>
+</html>
+"""
+
+
+def write_reports(root: str | Path = store.RUNS, out: str | Path = REPORTS) -> list[Path]:
+    """Every page of PAGES as write_report, and before them index.html. ReportError naming all that failed."""
+    count = min(AT_ONCE, os.cpu_count() or 1)
+    order = sorted(PAGES, key=lambda page: page not in SLOWEST)
+    idle = SimpleQueue()
+
+    def draw(page: str) -> Path:
+        slot = idle.get()
+        try:
+            return _write_page(slot, root, out, page)
+        finally:
+            idle.put(slot)
+
+    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            idle.put(stack.enter_context(Slot()))
+        pages = {page: pool.submit(draw, page) for page in order}
+    if failed := [str(page.exception()) for page in pages.values() if page.exception()]:
+        raise ReportError("\n".join(failed))
+    return [_write_index(Path(root), Path(out)), *(pages[page].result() for page in PAGES)]
+
+
+def _write_index(root: Path, out: Path) -> Path:
+    table = store.load(root)
+    counts = ", ".join(f"{count:,} {status}" for status, count in table.status.value_counts().items()) or "none yet"
+    body = [f"<h1>pgolf</h1><p>{len(table):,} runs: {counts}.</p>"]
+    for page, (title, question) in PAGES.items():
+        body.append(f'<h2><a href="{page}.html">{title}</a></h2><p>{question}</p>')
+        for figure in sorted((out / "figures").glob(f"{page}_*.png"))[:1]:
+            name = html.escape(quote(figure.name))
+            body.append(f'<a href="{page}.html"><img src="figures/{name}" alt="{title}" width="560"></a>')
+    return write_whole(out / "index.html", PAGE.format(title="pgolf", nav=_links("index"), body="\n".join(body)))
+
+
+def _links(page: str) -> str:
+    titles = {"index": "All reports"} | {name: title for name, (title, _) in PAGES.items()}
+    return " · ".join(title if name == page else f'<a href="{name}.html">{title}</a>' for name, title in titles.items())
+
+
+def write_report(root: str | Path = store.RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:
+    """Execute notebooks/report_<page>.ipynb over the runs below root; out/<page>.html, figures/, tables/.
+
+    The page needs no network. Every file takes its place whole; figures of a former report of this name that this
+    one does not have are removed. Raises ReportError naming what failed.
+    """
+    with Slot() as slot:
+        return _write_page(slot, root, out, page)
+
+
+def _write_page(slot: Slot, root: str | Path, out: str | Path, page: str) -> Path:
+    from nbconvert import HTMLExporter  # loads slowly, and only the reports need it
+
+    root, out = Path(root).resolve(), Path(out).resolve()
+    notebook = ROOT / "notebooks" / f"report_{page}.ipynb"
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / "report.ipynb"
+        if reason := slot.run(notebook, executed, {"root": str(root), "out": str(out)}):
+            raise ReportError(f"{notebook.name}: {reason}")
+        cells = nbformat.read(executed, as_version=4)
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    body, _ = exporter.from_notebook_node(cells)
+    for figure in (out / "figures").glob(f"{page}_*.png"):
+        if figure.stat().st_mtime < start - 2:  # file systems round times
+            figure.unlink()
+    return write_whole(out / f"{page}.html", PAGE.format(title=PAGES[page][0], nav=_links(page), body=body))

@@ -1,0 +1,160 @@
+"""Many files of one checkpoint, each really written, read back and scored: the stages behind the lab's notebooks."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pgolf.analysis.frontier import PLAIN
+from pgolf.runs import store
+from pgolf.training.round_trip import (
+    calibration_of,
+    cpu_threads,
+    export_checkpoint,
+    finished,
+    load_checkpoint,
+    open_dataset,
+    pick_device,
+    scoring_config,
+    stored,
+    write_stage,
+)
+from pgolf_core.config import RunConfig
+from pgolf_core.quantization.calibration import Calibration
+
+Variants = dict[str, dict]  # name -> export knobs
+
+# Every matrix quantised, nothing kept larger than it need be.
+LEAN = PLAIN | dict(codec="ans", control_dtype="float16", keep_float_max_numel=0)
+RESIDUAL_MODES = ("off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo")
+LQER = dict(int8_residual_rank=4, int8_residual_bits=4, int8_residual_group=64)
+EMBED_STEP = 0.25  # of the step of the other matrices: the embedding is the most sensitive per byte
+CODEBOOKS = ("codebook:32:1:0.06", "codebook:256:2:0.06")  # a price on bits, or a uniform step is better
+
+
+def residual_variants(budgets: Iterable[int]) -> Variants:
+    """The seed's: no residual, then every mode at each budget in bytes; then low-rank residuals in 4 bits."""
+    variants: Variants = {"plain": {}}
+    for budget in budgets:
+        for mode in RESIDUAL_MODES:
+            name = "global" if mode == "off" else mode
+            variants[f"{name}-{budget}"] = dict(
+                int8_residual_rank=1, int8_residual_budget_bytes=budget, int8_targeted_residual_mode=mode
+            )
+    permuted = {  # as the seed crossed them
+        f"{name}-permuted": knobs | dict(mlp_permutation=True)
+        for name, knobs in variants.items()
+        if name.split("-")[0] in ("plain", "early_proj_combo")
+    }
+    low_rank = {f"LQER-{budget}": LQER | dict(int8_residual_budget_bytes=budget) for budget in budgets}
+    return {name: PLAIN | knobs for name, knobs in (variants | permuted | low_rank).items()}
+
+
+def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
+    """Codecs on the seed's integers; then at each step σ-tied, with GPTQ, by Fisher, and a residual; then others."""
+    variants = {f"int8 {codec}": PLAIN | dict(codec=codec) for codec in codecs}
+    variants |= {f"int{bits} ans": PLAIN | dict(codec="ans", weight_quantization_bits=bits) for bits in (4, 6)}
+    for c in steps:
+        tied = LEAN | dict(quantizer=f"step:{c}", embed_quantizer=f"step:{EMBED_STEP * c:.3g}")
+        fisher = LEAN | dict(quantizer=f"step:{c}:fisher", embed_quantizer=f"step:{EMBED_STEP * c:.3g}:fisher")
+        variants[f"step {c}"] = tied
+        variants[f"step {c} gptq"] = tied | dict(gptq=True)
+        variants[f"step {c} gptq fisher"] = fisher | dict(gptq=True)
+        variants[f"step {c} LQER"] = tied | LQER | dict(int8_residual_budget_bytes=32_768)
+    embed = f"step:{EMBED_STEP * 0.4:.3g}"
+    for bits in (4, 5, 6):
+        variants[f"sdclip {bits} bits"] = LEAN | dict(
+            quantizer=f"sdclip:{bits}:{2 ** (bits - 2)}", embed_quantizer=embed
+        )
+    variants["ternary"] = LEAN | dict(quantizer="ternary", embed_quantizer=embed)
+    variants["ternary gptq"] = LEAN | dict(quantizer="ternary", embed_quantizer=embed, gptq=True)
+    for book in CODEBOOKS:
+        variants[book] = LEAN | dict(quantizer=book, embed_quantizer=embed)
+    return variants
+
+
+def solver_variants(caps: Iterable[int]) -> Variants:
+    """The solver's file for each cap in bytes, code included."""
+    return {f"solve {cap}": LEAN | dict(allocation="solve", cap_bytes=cap) for cap in caps}
+
+
+def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> store.Result:
+    """A run with a sub-run for each of residual_variants, and the solver's file of as many bytes as the plain one."""
+    return _stage("residual_allocation", source_dir, run_dir, residual_variants(budgets), (1.0,), (), knobs)
+
+
+def export_lab(
+    source_dir: str | Path,
+    run_dir: str | Path,
+    steps: Iterable[float],
+    codecs: Iterable[str] = ("zlib", "lzma", "brotli", "ans"),
+    shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4),
+    caps: Iterable[int] = (),
+    **knobs,
+) -> store.Result:
+    """A run with a sub-run for each of lab_variants, and the solver's files: each a real file, really scored.
+
+    shares: caps as shares of the seed's format (int8 under zlib) on this checkpoint; caps: bytes besides.
+    """
+    variants = {"plain": PLAIN} | lab_variants(steps, codecs)
+    return _stage("export_lab", source_dir, run_dir, variants, tuple(shares), tuple(caps), knobs)
+
+
+def _stage(
+    kind: str,
+    source_dir: str | Path,
+    run_dir: str | Path,
+    variants: Variants,
+    shares: tuple[float, ...],
+    caps: tuple[int, ...],
+    knobs: dict,
+) -> store.Result:
+    """A result whose table compares all variants with the first, named plain; knobs are for all of them.
+
+    Sub-runs that are complete are not done again. Raises RunError when the source is incomplete, ConfigError on
+    knobs of training.
+    """
+    source_dir, run_dir = Path(source_dir), Path(run_dir)
+    source, config = finished(source_dir)
+    config = scoring_config(config, knobs)
+    with store.claim(run_dir, config), cpu_threads(config):
+        result = stored(run_dir, source_dir, source)
+        if result is not None and _answers(result.table, variants, shares, caps):
+            return result
+        rows: list[dict] = []
+        calibration = None
+        todo = list(variants.items())
+        while todo:
+            name, own = todo.pop(0)
+            place = run_dir / re.sub(r"[^\w.]+", "-", name)
+            if calibration is None and store.read_result(place) is None:
+                calibration = _calibration(source_dir, scoring_config(config, own))
+            variant = export_checkpoint(source_dir, place, calibration, **knobs | own)
+            bpb, size = variant.roundtrip_val_bpb, variant.total_bytes
+            plain = rows[0] if rows else {"bpb": bpb, "total_bytes": size}
+            row = {"variant": name, "bpb": bpb, "delta_bpb": bpb - plain["bpb"], "total_bytes": size}
+            row |= {"delta_bytes": size - plain["total_bytes"], "share": size / plain["total_bytes"]}
+            row |= {"raw_bpb": variant.prequant_val_bpb, "bytes": variant.bytes, "knobs": own}
+            row |= {"block_nats": variant.roundtrip_block_nats, "raw_block_nats": variant.prequant_block_nats}
+            rows.append(row | {"text_bytes": variant.roundtrip_bytes})
+            if len(rows) == 1:
+                todo += _solver_variants(rows[0], shares, caps).items()
+            print(f"{name:36} {bpb:.5f} bpb {row['delta_bpb']:+.5f}  {size:>11,} B  {row['share']:.3f}")
+        return write_stage(run_dir, kind, source_dir, source, config, variant.data_fingerprint, rows)
+
+
+def _calibration(source_dir: Path, config: RunConfig) -> Calibration | None:
+    """For a variant that needs it; the next ones share it, since they differ in no knob of calibration."""
+    if not config.export.needs_calibration:
+        return None
+    state = load_checkpoint(source_dir / store.CHECKPOINT)
+    return calibration_of(state, config, open_dataset(config), pick_device(config))
+
+
+def _solver_variants(plain: dict, shares: tuple[float, ...], caps: tuple[int, ...]) -> Variants:
+    return solver_variants(sorted({*caps, *(int(share * plain["total_bytes"]) for share in shares)}, reverse=True))
+
+
+def _answers(table: list[dict], variants: Variants, shares: tuple[float, ...], caps: tuple[int, ...]) -> bool:
+    """Whether a stored table has just the variants that are asked for."""
+    asked = variants | _solver_variants(table[0], shares, caps)
+    return {row["variant"]: row["knobs"] for row in table} == asked

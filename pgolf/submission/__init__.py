@@ -1,0 +1,1 @@
+"""A run, checked and packed for others."""

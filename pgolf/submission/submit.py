@@ -1,0 +1,130 @@
+"""A submission: a folder with a run's artifact and what it claims, written only when every claim held.
+
+The file is read from disk and scored again, as the run did and on the whole validation split, and the data behind it
+is audited in full.
+"""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from pgolf.data import audit
+from pgolf.disk import explained
+from pgolf.runs import integrity, store
+from pgolf.training.round_trip import cpu_threads, finished, model_of, open_dataset, pick_device, score_model
+from pgolf_core.artifact.format import from_arrays, read
+from pgolf_core.config import ROOT
+from pgolf_core.evaluate import Score
+from pgolf_core.export import code_archive, load
+from pgolf_core.files import write_whole
+
+SUBMISSIONS = ROOT / "reports" / "submissions"
+SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # bpb and nats that a second score of one file may lie apart
+
+
+class SubmissionError(ValueError):
+    """A run whose claims do not hold; the message says all that is wrong with it."""
+
+
+def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Folder of artifact, code, submission.json, audit.txt, config and log; it appears when it is complete.
+
+    Its val_bpb is of the whole validation split, whatever part of it the run scored, and of the scoring done here.
+    Default folder: reports/submissions/<sweep>_<run>. Raises SubmissionError, RunError, DataError.
+    """
+    run_dir = Path(run_dir).resolve()
+    result, config = finished(run_dir)
+    out = Path(out or SUBMISSIONS / f"{run_dir.parent.name}_{run_dir.name}").absolute()
+    if out.exists():
+        raise SubmissionError(f"{out}: is there already; delete it or name another folder with --out")
+    if result.artifact_sha256 is None or result.kind not in ("train", "export"):
+        raise SubmissionError(f"{run_dir}: has no artifact with a score; train it with final_roundtrip_eval=1")
+    if damage := integrity.damage(run_dir, vars(result), thorough=True):
+        raise SubmissionError(f"{run_dir}: damaged ({damage}): not what the run wrote")
+    dataset, device = open_dataset(config), pick_device(config)
+    code = _code(run_dir / store.ARTIFACT)
+    found = audit.audit(dataset, seq_len=config.train_seq_len)
+    audit.store(dataset, found)
+    problems = [finding.message for finding in found.findings if finding.level == "error"]
+    if not result.fits:
+        problems.append(f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}")
+    if len(code) != result.bytes["code"]:
+        problems.append(
+            f"the code of this checkout has {len(code):,} bytes, that of the run had {result.bytes['code']:,}: check "
+            f"out its commit {result.environment['git_commit']}, or run it again"
+        )
+    if dataset.fingerprint != result.data_fingerprint:
+        problems.append(f"{dataset.directory} is not the data that was scored: its fingerprint is another")
+    _raise(run_dir, problems)
+
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    with explained(out), cpu_threads(config):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        model = model_of(load(run_dir / store.ARTIFACT), config, device)
+        again = score_model(model, config, dataset, roundtrip=True)
+        problems = _differences(result, again, store.environment(device))
+        if problems:
+            unfinished.rmdir()
+        _raise(run_dir, problems)
+        whole = config.with_knobs(roundtrip_val_max_tokens=0, roundtrip_val_max_documents=0)
+        score = score_model(model, whole, dataset, roundtrip=True) if whole != config else again
+        claims = {
+            "name": f"{run_dir.parent.name}/{run_dir.name}",
+            "val_loss": score.val_loss,
+            "val_bpb": score.val_bpb,
+            "val_tokens": score.tokens,
+            "val_bytes": score.bytes,
+            "run": {"val_bpb": result.roundtrip_val_bpb, "val_tokens": result.roundtrip_tokens},
+            "bytes_total": result.total_bytes,
+            "bytes_model": result.total_bytes - result.bytes["code"],
+            "bytes_code": result.bytes["code"],
+            "cap_bytes": result.cap_bytes,
+            "scored_on": store.environment(device)["device_name"],
+            "audit": {"findings": [asdict(finding) for finding in found.findings], "figures": found.figures},
+        }
+        same_as_run = ("seed", "track", "steps", "train_seconds", "stopped_by", "data_fingerprint", "protocol")
+        claims |= {name: getattr(result, name) for name in same_as_run}
+        claims |= {"artifact_sha256": result.artifact_sha256, "environment": result.environment}
+        for name in (store.ARTIFACT, "config.json", "log.txt"):
+            if (run_dir / name).exists():
+                shutil.copyfile(run_dir / name, unfinished / name)
+        write_whole(unfinished / "code.tar.xz", code)
+        write_whole(unfinished / "audit.txt", audit.words(found) + "\n")
+        write_whole(unfinished / "submission.json", json.dumps(claims, indent=1))
+        os.replace(unfinished, out)
+    return out
+
+
+def _raise(run_dir: Path, problems: list[str]) -> None:
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise SubmissionError(f"{run_dir}: nothing to submit{listed}")
+
+
+def _code(path: Path) -> bytes:
+    unpacked = read(path)
+    return code_archive(from_arrays(unpacked.arrays, unpacked.about))
+
+
+def _differences(result: store.Result, again: Score, here: dict) -> list[str]:
+    """What a second score of the same stretch tells against the run."""
+    machine = ("device", "device_name", "platform", "torch", "numpy")
+    same = all(result.environment.get(name) == here[name] for name in machine)
+    tolerance = SAME_MACHINE if same else OTHER_MACHINE
+    problems = []
+    for name, theirs, ours in (
+        ("bpb", result.roundtrip_val_bpb, again.val_bpb),
+        ("nats a token", result.roundtrip_val_loss, again.val_loss),
+    ):
+        if not math.isclose(theirs, ours, rel_tol=0, abs_tol=tolerance):
+            problems.append(f"scored again the file has {ours:.8f} {name}, the run says {theirs:.8f}")
+    if (result.roundtrip_tokens, result.roundtrip_bytes) != (again.tokens, again.bytes):
+        problems.append(
+            f"scored again these are {again.tokens:,} tokens of {again.bytes:,} bytes, the run says "
+            f"{result.roundtrip_tokens:,} of {result.roundtrip_bytes:,}"
+        )
+    return problems

@@ -1,0 +1,1 @@
+"""Sweep files, and the notebooks that execute them."""

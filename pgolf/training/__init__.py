@@ -1,0 +1,1 @@
+"""A run from its knobs to result.json."""

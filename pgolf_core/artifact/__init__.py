@@ -1,0 +1,1 @@
+"""The artifact file: coded arrays in checked sections."""

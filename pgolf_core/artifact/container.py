@@ -1,0 +1,217 @@
+"""The artifact file: named arrays in sections, one a part of the account, each under its codec.
+
+    preamble   magic, version, bytes of the header as stored and as text, bytes of the file, crc32 of the header
+    header     JSON under lzma: names, dtypes, shapes; sections; versions of the libraries; what else the writer says
+    sections   one after the other
+    checksum   the first 16 bytes of the sha256 of all before it
+
+Equal arrays give equal bytes, whatever the order of the dicts. Nothing in a file is executed, and no length in it
+is believed before it is held against the file's own.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pgolf_core.artifact.codec import CODECS, LIBRARIES, ArtifactError, Spec, decode, encode, library, smallest, split
+
+VERSION = 1
+MAGIC = b"\x89PGF\r\n\x1a\n"  # as PNG's: not text, and damaged by whatever changes line ends
+PREAMBLE = struct.Struct("<8sHIIQI")
+CHECKSUM = 16
+DTYPES = ("int8", "uint8", "int16", "float16", "float32")
+HEADER_LIMIT = 1 << 22  # bytes of JSON
+
+ALIENS = {
+    b"\x80": "a pickle",
+    b"PK\x03\x04": "a zip archive, as torch.save writes",
+    b"\x78": "a zlib stream, as the scheme int8_zlib writes",
+    MAGIC[:4]: "an artifact whose line ends were changed by a transfer as text",
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """bytes is the file; parts, with "metadata", sum to its length; codecs tells the one of each part but that."""
+
+    bytes: bytes
+    parts: dict[str, int]
+    codecs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What a file holds. array_bytes: stored bytes of each array, None where one stream holds several."""
+
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+    parts: dict[str, int]
+    codecs: dict[str, str]
+    array_bytes: dict[str, int | None]
+    version: int
+    libraries: dict[str, str]  # package -> version that wrote the file
+
+
+@dataclass(frozen=True)
+class _Section:
+    part: str
+    codec: str
+    count: int  # of arrays
+    length: int
+    stored_crc: int
+    decoded_crc: int
+
+
+def decoded_limit(stored: int) -> int:
+    """Bytes that a file of `stored` bytes may unfold to: weights never reach 64:1, a bomb does."""
+    return 2**25 + 64 * stored
+
+
+def pack(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dict[str, Any], codec: str) -> Packed:
+    """The file of these arrays. parts: array -> part of the account; codec: one of CODECS, or "auto" for the smallest.
+
+    Raises ValueError on other dtypes than DTYPES, on an `about` that is not JSON, and on arrays that compress
+    beyond what a reader believes.
+    """
+    if codec not in (*CODECS, "auto"):
+        raise ValueError(f"codec {codec}; there are {', '.join(CODECS)} and auto")
+    if "metadata" in parts.values():
+        raise ValueError("metadata is the name of the file's own part")
+    if alien := [f"{name} {a.dtype}" for name, a in arrays.items() if a.dtype.name not in DTYPES]:
+        raise ValueError(f"cannot store {', '.join(alien)}; dtypes are {', '.join(DTYPES)}")
+    names = sorted(arrays, key=lambda name: (parts[name], name))
+    sections, blobs = [], []
+    for part in sorted({parts[name] for name in names}):
+        members = [arrays[name] for name in names if parts[name] == part]
+        chosen, blob = smallest(members) if codec == "auto" else (codec, encode(members, codec))
+        sections.append(_Section(part, chosen, len(members), len(blob), zlib.crc32(blob), _crc(members)))
+        blobs.append(blob)
+    packages = sorted({LIBRARIES[s.codec][0] for s in sections if s.codec in LIBRARIES})
+    header = {
+        "about": about,
+        "arrays": [names, [arrays[n].dtype.name for n in names], [arrays[n].shape for n in names]],
+        "libraries": {package: importlib.metadata.version(package) for package in packages},
+        "sections": [list(vars(s).values()) for s in sections],
+    }
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    stored = encode([np.frombuffer(text, np.uint8)], "lzma")
+    size = PREAMBLE.size + len(stored) + sum(map(len, blobs)) + CHECKSUM
+    decoded = _decoded_bytes([(a.dtype, a.shape) for a in arrays.values()])
+    if len(text) > HEADER_LIMIT or decoded > decoded_limit(size):
+        raise ValueError(f"{size:,} bytes cannot say that they hold {decoded:,} of arrays, {len(text):,} of header")
+    preamble = PREAMBLE.pack(MAGIC, VERSION, len(stored), len(text), size, zlib.crc32(stored))
+    file = b"".join([preamble, stored, *blobs])
+    account = {s.part: s.length for s in sections} | {"metadata": size - sum(map(len, blobs))}
+    return Packed(file + _checksum(file), account, {s.part: s.codec for s in sections})
+
+
+def unpack(blob: bytes) -> Unpacked:
+    """What `pack` was given. Raises ArtifactError on anything that is not a whole file of ours."""
+    header_size, text_size = _check(blob)
+    start = PREAMBLE.size + header_size
+    text = decode(blob[PREAMBLE.size : start], [(np.dtype(np.uint8), (text_size,))], "lzma")[0].tobytes()
+    try:
+        names, specs, sections, about, libraries = _parse(text)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ArtifactError(f"its header is none of ours ({error})") from error
+    if start + sum(s.length for s in sections) + CHECKSUM != len(blob):
+        raise ArtifactError("its sections do not add up to its length")
+    if _decoded_bytes(specs) > decoded_limit(len(blob)):
+        raise ArtifactError(f"it claims to hold {_decoded_bytes(specs):,} bytes of arrays in {len(blob):,}")
+    ends = start + np.cumsum([s.length for s in sections], dtype=np.int64)
+    blobs = [blob[end - s.length : end] for s, end in zip(sections, ends.tolist(), strict=True)]
+    if damaged := [s.part for s, stored in zip(sections, blobs, strict=True) if zlib.crc32(stored) != s.stored_crc]:
+        raise ArtifactError(f"damaged in its {' and '.join(damaged)}")
+    if _checksum(blob[:-CHECKSUM]) != blob[-CHECKSUM:]:
+        raise ArtifactError("damaged: its checksum is not that of its bytes")
+    arrays, sizes = {}, {}
+    for s, stored in zip(sections, blobs, strict=True):
+        members = names[len(arrays) :][: s.count]
+        sizes |= zip(members, map(len, split(stored, s.count)) if s.codec == "ans" else [None] * s.count, strict=True)
+        arrays |= zip(members, _decode(stored, specs[len(arrays) :][: s.count], s, libraries), strict=True)
+    account = {s.part: s.length for s in sections}
+    account["metadata"] = len(blob) - sum(account.values())
+    return Unpacked(arrays, about, account, {s.part: s.codec for s in sections}, sizes, VERSION, libraries)
+
+
+def _decoded_bytes(specs: Sequence[Spec]) -> int:
+    """Bytes of arrays; of an empty one as if its zeros were ones, so that the other lengths are bounded too."""
+    return sum(dtype.itemsize * math.prod(max(n, 1) for n in shape) for dtype, shape in specs)
+
+
+def _checksum(file: bytes) -> bytes:
+    return hashlib.sha256(file).digest()[:CHECKSUM]
+
+
+def _crc(arrays: Sequence[np.ndarray]) -> int:
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(), crc)
+    return crc
+
+
+def _check(blob: bytes) -> tuple[int, int]:
+    """Bytes of the header as stored and as text, once the file is of our kind and length. Raises ArtifactError."""
+    if not blob.startswith(MAGIC):
+        like = next((kind for start, kind in ALIENS.items() if blob.startswith(start)), "")
+        raise ArtifactError("not a pgolf artifact" + (f"; begins like {like}" if like else ""))
+    if len(blob) < PREAMBLE.size:
+        raise ArtifactError(f"cut short: {len(blob)} bytes, the beginning alone has {PREAMBLE.size}")
+    _, version, header_size, text_size, size, crc = PREAMBLE.unpack_from(blob)
+    if version != VERSION:
+        raise ArtifactError(f"version {version}; this reads {VERSION}")
+    if len(blob) < size:
+        raise ArtifactError(f"cut short: {len(blob):,} of {size:,} bytes")
+    if len(blob) > size or PREAMBLE.size + header_size + CHECKSUM > size or text_size > HEADER_LIMIT:
+        raise ArtifactError(f"damaged: its lengths do not fit its {len(blob):,} bytes")
+    if zlib.crc32(blob[PREAMBLE.size : PREAMBLE.size + header_size]) != crc:
+        raise ArtifactError("damaged: its header is not what was written")
+    return header_size, text_size
+
+
+def _parse(text: bytes) -> tuple[list[str], list[Spec], list[_Section], dict, dict[str, str]]:
+    """The header's contents, every type looked at. Raises ValueError, TypeError, KeyError or RecursionError."""
+    header = json.loads(text)
+    names, dtypes, shapes = header["arrays"]
+    about, libraries = {**header["about"]}, {**header["libraries"]}
+    sections = [_Section(*fields) for fields in header["sections"]]
+    specs = [(np.dtype(DTYPES[DTYPES.index(d)]), tuple(shape)) for d, shape in zip(dtypes, shapes, strict=True)]
+    numbers = [n for s in sections for n in (s.count, s.length, s.stored_crc, s.decoded_crc)]
+    numbers += [n for _, shape in specs for n in (*shape, 64 - len(shape))]  # numpy knows 64 dimensions
+    words = [*names, *libraries.values(), *(s.part for s in sections)]
+    if any(type(n) is not int or n < 0 for n in numbers) or any(type(w) is not str for w in words):
+        raise ValueError("a number or a name is none")
+    if any(s.codec not in CODECS for s in sections):
+        raise ValueError("an unknown codec")
+    if not all(re.fullmatch(r"[\w.+]{1,40}", v) for v in libraries.values()):  # we tell users to install it
+        raise ValueError("a library's version is none")
+    if len(set(names)) != len(names) or not len(names) == len(specs) == sum(s.count for s in sections):
+        raise ValueError("its arrays do not add up")
+    if len({s.part for s in sections} - {"metadata"}) != len(sections):
+        raise ValueError("a part comes twice")
+    return names, specs, sections, about, libraries
+
+
+def _decode(stored: bytes, specs: list[Spec], section: _Section, libraries: dict[str, str]) -> list[np.ndarray]:
+    """The arrays of a section, with both checksums. Raises ArtifactError that names the part."""
+    package = LIBRARIES.get(section.codec, ("", ""))[0]
+    written = f"; it was written with {package} {libraries.get(package)}" if package else ""
+    if package:
+        library(section.codec, libraries.get(package))
+        written += f", here is {importlib.metadata.version(package)}"
+    try:
+        arrays = decode(stored, specs, section.codec)
+    except ArtifactError as error:
+        raise ArtifactError(f"its {section.part} cannot be decoded: {error}{written}") from error
+    if _crc(arrays) != section.decoded_crc:
+        raise ArtifactError(f"its {section.part} decode to other bytes than were stored{written}")
+    return arrays

@@ -1,0 +1,148 @@
+"""The solver: steps for every row and column of every tensor, so that the file just fits and loses least.
+
+Calibration prices a squared error of each weight in nats (`calibrate`, `gptq.Order.column_weight`). Under a uniform
+step the error is step²/12 and a bit halves the step, whatever the weight. So the cheapest file of a given size has
+the same step² · price everywhere, in all tensors alike (reverse water-filling: Cover & Thomas, Elements of
+Information Theory, 10.3.3), and one number is left to find: that water level.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pgolf_core.artifact.format import Quantized, pack
+from pgolf_core.config import ExportConfig
+from pgolf_core.quantization.calibration import Calibration, Statistics
+from pgolf_core.quantization.gptq import Order, gptq, prepare
+from pgolf_core.quantization.grids import Grid, geometric_mean, weighted_grid
+from pgolf_core.quantization.lowrank import LowRank, low_rank
+
+FULL = 0.9985  # of the cap: as near as the search goes
+TRIES = 24
+COARSEST = 64.0  # geometric mean of the steps, in σ of a tensor; only its most felt rows keep anything
+LEVELS = 8_000  # at most, on each side of zero: int16 holds four times that, which leaves room for mending
+
+
+class AllocationError(ValueError):
+    """A cap that no allocation meets; the message says how far it is."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """level: the square root of step² · price, in nats^½ a token. bytes: of file and code. predicted: nats a token."""
+
+    quantized: Quantized
+    level: float
+    bytes: int
+    predicted: float
+
+
+def solve(
+    weights: dict[str, Tensor],
+    floats: dict[str, Tensor],
+    calibration: Calibration,
+    config: ExportConfig,
+    code_bytes: Callable[[Quantized], int],
+) -> Quantized:
+    """The quantised model whose file and code take 99.85 to 100 % of config.cap_bytes.
+
+    weights: every matrix, with its statistics in calibration; floats: what is stored as it is; code_bytes: of what
+    reads such a file. int8_residual_rank > 0 also gives a tensor a low-rank residual where that wins more for its
+    bytes than finer steps would. Less than the whole cap is used only where the finest steps there are fit it.
+    Raises AllocationError when nothing fits.
+    """
+    orders = {n: prepare(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
+
+    def at(level: float, residuals: tuple[str, ...] = ()) -> Solution:
+        integers, low_ranks, predicted = {}, {}, 0.0
+        for name, w in weights.items():
+            grid = grid_at(level, w, calibration[name], orders[name])
+            t = grid.with_levels(gptq(w, grid.steps(), orders[name], grid.qmax, config.gptq_block))
+            error = t.dequantize() - w
+            if name in residuals:
+                low_ranks[name], _ = fit_residual(-error, calibration[name], config)
+                error = error + low_ranks[name].dense()
+            integers[name] = t
+            predicted += calibration[name].cost(error)
+        quantized = Quantized(integers, low_ranks, floats)
+        size = len(pack(quantized, config.codec).bytes) + code_bytes(quantized)
+        return Solution(quantized, level, size, predicted)
+
+    parameters = sum(w.numel() for w in weights.values())
+    best = search(at, config.cap_bytes, parameters)
+    if not config.int8_residual_rank:
+        return best.quantized
+    coarser = at(1.1 * best.level)
+    price = (coarser.predicted - best.predicted) / max(best.bytes - coarser.bytes, 1)  # nats a byte of finer steps
+    if worth := worth_a_residual(best, price, weights, calibration, config):
+        with_residuals = search(lambda level: at(level, worth), config.cap_bytes, parameters, best.level)
+        best = min((best, with_residuals), key=lambda solution: solution.predicted)
+    return best.quantized
+
+
+def grid_at(level: float, w: Tensor, statistics: Statistics, order: Order) -> Grid:
+    """Steps of level / √price; price (row, col) = row_weight · column_weight in nats a token for a squared error."""
+    row_weight, col_weight = statistics.row_weight / statistics.tokens, order.column_weight
+    price = geometric_mean(row_weight) * geometric_mean(col_weight)
+    spread = w.float().square().mean().sqrt().item()
+    c = min(level / math.sqrt(max(price, 1e-38)) / max(spread, 1e-38), COARSEST)
+    levels = (w.abs() / weighted_grid(w, 1.0, row_weight, col_weight).steps()).max().item()
+    return weighted_grid(w, max(c, levels / LEVELS), row_weight, col_weight)
+
+
+def search(at: Callable[[float], Solution], cap: int, parameters: int, level: float = 1e-4) -> Solution:
+    """The finest solution that fits the cap, FULL of it or more where there is one."""
+    coarse = fine = None  # brackets: one that fits, one that does not
+    for _ in range(TRIES):
+        solution = at(level)
+        if solution.bytes <= cap:
+            if coarse is not None and solution.bytes == coarse.bytes and 8 * solution.bytes > 2 * parameters:
+                return solution  # the finest there is; at the coarsest, where sizes are equal too, go on
+            coarse = solution if coarse is None or solution.bytes > coarse.bytes else coarse
+            if solution.bytes >= FULL * cap:
+                return solution
+        else:
+            fine = solution if fine is None or solution.bytes < fine.bytes else fine
+        level = _next_level(solution, coarse, fine, cap, parameters)
+    if coarse is None:
+        raise AllocationError(
+            f"cap_bytes={cap}: with the coarsest steps file and code take {fine.bytes:,} bytes; raise cap_bytes or "
+            "train a smaller model"
+        )
+    return coarse
+
+
+def _next_level(last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int) -> float:
+    """Between the brackets on the line through them; where one is missing, as if an octave were a bit a weight."""
+    target = (1 + FULL) / 2 * cap
+    if coarse is None or fine is None:
+        octaves = (last.bytes - target) / (parameters / 8)
+        return last.level * 2 ** max(-3.0, min(3.0, octaves + math.copysign(0.02, octaves)))
+    share = (fine.bytes - target) / max(fine.bytes - coarse.bytes, 1)
+    share = min(max(share, 0.02), 0.98)
+    return math.exp((1 - share) * math.log(fine.level) + share * math.log(coarse.level))
+
+
+def worth_a_residual(
+    solution: Solution, price: float, weights: dict[str, Tensor], calibration: Calibration, config: ExportConfig
+) -> tuple[str, ...]:
+    """Tensors whose low-rank residual wins more nats a byte than the price."""
+    chosen = []
+    for name, t in solution.quantized.integers.items():
+        error = t.dequantize() - weights[name]
+        residual, size = fit_residual(-error, calibration[name], config)
+        won = calibration[name].cost(error) - calibration[name].cost(error + residual.dense())
+        if won > price * size:
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def fit_residual(residual: Tensor, statistics: Statistics | None, config: ExportConfig) -> tuple[LowRank, int]:
+    """The low-rank form of (rows, cols) that the knobs ask for, and its bytes before compression."""
+    hessian, row_weight = (statistics.hessian, statistics.row_weight) if statistics else (None, None)
+    bits, rank = config.int8_residual_bits, min(config.int8_residual_rank, *residual.shape)
+    fit = low_rank(residual, rank, bits, config.int8_residual_group, hessian, row_weight)
+    scales = sum(2 * t.numel() for t in (fit.left_scale, fit.right_scale) if t is not None)
+    return fit, math.ceil(bits * (fit.left.numel() + fit.right.numel()) / 8) + scales

@@ -1,0 +1,102 @@
+"""What differs between two runs, and whether that is what was claimed."""
+
+import json
+
+import pytest
+from test_frontier import make_run
+
+from pgolf.analysis import diff, frontier, seed_groups
+from pgolf.reports import tables
+from pgolf.runs import store
+
+MADE = {"git_commit": "a" * 40, "torch": "2.13.0", "device_name": "x"}
+
+
+def make_import(root, place: str, bpb: float, **config) -> None:
+    run_dir = root / place
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps(config))
+    (run_dir / "import.json").write_text('{"flags": []}')
+    result = store.Result(kind="import", config_hash="x", seed=config["seed"], track="", roundtrip_val_bpb=bpb)
+    store.write_result(run_dir, result)
+
+
+def test_a_clean_comparison_changes_what_it_claims(tmp_path):
+    a = make_run(tmp_path, "s/control", environment=MADE)
+    b = make_run(tmp_path, "s/wide", environment=MADE, knobs={"model_dim": 256, "seed": 7})
+    rows = diff.between(b, a)
+    assert sorted(rows.values.tolist()) == [["model_dim", 256, 192, "knob"], ["seed", 7, 1337, "chance"]]
+    assert diff.judge(rows, ["model_dim"]) == ""
+    assert diff.judge(rows, ["matrix_lr"]) == ("claimed and not changed: matrix_lr; changed and not claimed: model_dim")
+    assert diff.judge(rows, []) == "changed and not claimed: model_dim"
+
+
+def test_nothing_changed_is_said(tmp_path):
+    a = make_run(tmp_path, "s/control", environment=MADE)
+    b = make_run(tmp_path, "s/better", environment=MADE, knobs={"seed": 2})
+    assert diff.judge(diff.between(b, a), ["model_dim"]) == "no knob differs, only seed"
+
+
+def test_another_commit_or_text_is_outside_of_the_knobs(tmp_path):
+    a = make_run(tmp_path, "s/control", environment=MADE)
+    b = make_run(
+        tmp_path, "s/wide", knobs={"model_dim": 256}, data_fingerprint="f" * 64,
+        environment=MADE | {"git_commit": "b" * 40, "device_name": "y"},
+    )  # fmt: skip
+    problem = diff.judge(diff.between(b, a), ["model_dim"])
+    assert problem.startswith("outside of the knobs: ") and {"git_commit", "data_fingerprint"} <= set(
+        problem.removeprefix("outside of the knobs: ").split(", ")
+    )
+
+
+def test_older_configs_have_the_defaults_of_later_knobs(tmp_path):
+    a, b = make_run(tmp_path, "s/control"), make_run(tmp_path, "s/old", knobs={"num_layers": 3})
+    config = store.read_json(b / "config.json")
+    del config["mlp_permutation"]
+    (b / "config.json").write_text(json.dumps(config))
+    assert set(diff.between(b, a).setting) == {"num_layers"}
+
+
+def test_records_are_held_against_the_nearest_configuration(tmp_path):
+    common = {"num_layers": 11, "clip": 12.0, "data_dir": "/d/sp8192"}
+    make_import(tmp_path, "first/seed1", 1.0660, seed=1, run_id="a", logfile="logs/a.txt", **common)
+    make_import(tmp_path, "second/seed5", 1.0650, seed=5, run_id="b", logfile="logs/b.txt", **common)
+    make_import(
+        tmp_path,
+        "third/seed1",
+        1.0500,
+        seed=1,
+        run_id="c",
+        logfile="logs/c.txt",
+        **common | {"clip": 9.0, "data_dir": "../sp8192"},
+    )
+    pairs = diff.nearest(store.load(tmp_path))
+    texts = [tables.pair_in_words(pair) for pair in pairs.itertuples()]
+    assert "**second/seed5** against first/seed1: −0.00100 ± ? bpb over all logs of both, one seed each" in texts[0]
+    assert "differ in nothing but seed, run_id, logfile" in texts[0]
+    assert "1 setting differs: `clip` `12.0` → `9.0`" in texts[1]
+
+
+def test_a_run_without_config_cannot_be_compared(tmp_path):
+    a = make_run(tmp_path, "s/control")
+    (tmp_path / "s" / "empty").mkdir()
+    with pytest.raises(store.RunError, match=r"config\.json: not there or damaged"):
+        diff.between(tmp_path / "s" / "empty", a)
+
+
+def test_every_seed_of_an_arm_is_checked_and_a_change_that_did_not_happen_is_said(tmp_path):
+    """As layers do at nano scale, where 14 and 15 are both 4."""
+    for seed in (1, 2):
+        make_run(tmp_path, f"s/control-s{seed}", environment=MADE, knobs={"seed": seed})
+        commit = MADE | ({"git_commit": "b" * 40} if seed == 2 else {})
+        make_run(tmp_path, f"s/wide-s{seed}", environment=commit, knobs={"seed": seed, "model_dim": 256})
+        make_run(tmp_path, f"s/deep-s{seed}", environment=MADE, knobs={"seed": seed, "matrix_lr": 0.05})
+    names = {f"{arm}-s{seed}": arm for arm in ("control", "wide", "deep") for seed in (1, 2)}
+    changes = {"control": [], "wide": ["model_dim"], "deep": ["matrix_lr", "num_layers"]}
+    store.write_whole(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
+    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    lines = sorted(tables.claims_in_words(seed_groups.arms(panel), panel, changes))
+    assert lines == [
+        "**deep-s1, deep-s2: not a clean comparison**: claimed and not changed: num_layers.",
+        "**wide-s2: not a clean comparison**: outside of the knobs: git_commit.",
+    ]

@@ -1,0 +1,254 @@
+"""Logs become runs: where they go, what is beside them, and what submission.json claims of them."""
+
+import hashlib
+import json
+
+import pytest
+from training_logs import LEGAL_TTT, OURS, REFERENCE, SLIDING, TUNED, UNSCORED
+
+from pgolf.analysis import records
+from pgolf.analysis.training_logs import LogError
+from pgolf.cli import main
+from pgolf.runs import store
+from pgolf.training.run import train
+from pgolf_core.config import ROOT, RunConfig
+
+LOGS = ROOT.parent / "shared" / "logs"
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Write files of a record: text by path; returns its folder."""
+
+    def write(files: dict[str, object], name: str = "2026-01-01_Some Record"):
+        folder = tmp_path / name
+        for path, content in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / path).write_text(text, encoding="utf-8", newline="")
+        return folder
+
+    return write
+
+
+def pgolf(capfd, *words):
+    """(exit status, stdout, stderr) of `pgolf import-log`."""
+    status = main.main(["import-log", *map(str, words)])
+    return status, *capfd.readouterr()
+
+
+def remarks(log: str, submission: dict, record, root) -> list[str]:
+    [imported], _ = records.import_logs([record({"train.log": log, "submission.json": submission})], None, root)
+    return imported.remarks
+
+
+def test_a_record_becomes_runs(capfd, record, root):
+    claims = {"val_bpb": 1.2345678, "bytes_total": 15750000, "bytes_code": 50000, "step_stop": 6821}
+    folder = record({"train.log": REFERENCE.replace("\n", "\r\n"), "submission.json": claims, "README.txt": "words"})
+    status, out, err = pgolf(capfd, folder)
+    assert (status, err) == (0, "")
+    assert out.split() == ["2026-01-01_Some-Record/train", "complete", "1.23456780", "bpb", "15,750,000", "bytes"]
+    run_dir = root / "2026-01-01_Some-Record" / "train"
+    assert (run_dir / "log.txt").read_bytes() == (folder / "train.log").read_bytes()
+    assert (run_dir / "submission.json").read_bytes() == (folder / "submission.json").read_bytes()
+    facts = json.loads((run_dir / "import.json").read_text())
+    assert facts["sha256"] == hashlib.sha256((folder / "train.log").read_bytes()).hexdigest()
+    assert facts["source"] == str(folder / "train.log") and facts["final"] == "final_int8_zlib_roundtrip_exact"
+    assert facts["metrics"][1]["val_bpb"] == 1.2345678 and facts["metrics"][1]["line"] == 28
+    assert facts["sizes"][-1] == {"label": "Total submission size int8+zlib", "bytes": 15750000, "line": 26}
+    assert facts["flags"] == facts["disagreements"] == []
+    result = store.read_result(run_dir)
+    assert (result.kind, result.seed, result.track) == ("import", 1337, "")
+    assert (result.val_bpb, result.prequant_val_bpb, result.roundtrip_val_loss) == (1.22, 1.22, 2.06123456)
+    assert result.bytes == {"weights": 15_700_000, "code": 50_000, "total": 15_750_000} and result.fits
+    assert (result.cap_bytes, result.steps, result.tokens) == (16_000_000, 6821, 6821 * 524288)
+    assert (result.train_seconds, result.eval_seconds, result.stopped_by) == (600.012, 1.401, "wallclock")
+    assert result.protocol == "final_int8_zlib_roundtrip_exact" and result.parameters == 1234567
+    [row] = store.load(root).to_dict("records")
+    assert (row["status"], row["kind"], row["bpb"], row["flags"]) == ("complete", "import", 1.2345678, [])
+    assert row["num_heads"] == 8 and store.metrics(run_dir).val_bpb.iloc[-1] == 1.22
+
+
+def test_an_unscored_log_is_an_incomplete_run(capfd, record, root):
+    folder = record({"train.log": UNSCORED, "submission.json": {"val_loss": 2.0011, "val_bpb": 1.1811}})
+    status, out, _ = pgolf(capfd, folder / "train.log")
+    assert status == 0 and "incomplete  no final score" in out
+    assert "\n    val_bpb 1.1811 in submission.json is the score before quantisation\n" in out
+    [row] = store.load(root).to_dict("records")
+    assert (row["status"], row["kind"]) == ("incomplete", "import") and not (row["path"] / "result.json").exists()
+    assert "the log has no score after quantisation" in row["flags"]
+    assert "16,580,000 bytes are over the cap of 16,000,000" in row["flags"]
+
+
+def test_other_runs_have_no_flags(root):
+    (root / "s" / "a").mkdir(parents=True)
+    (root / "s" / "a" / "config.json").write_text(json.dumps(RunConfig().model_dump()))
+    assert store.load(root)["flags"].tolist() == [[]]
+
+
+def test_the_same_again_is_left_and_other_content_refused(capfd, record, root):
+    folder = record({"train.log": REFERENCE, "submission.json": {"val_bpb": 1.2346}})
+    pgolf(capfd, folder)
+    run_dir = root / "2026-01-01_Some-Record" / "train"
+    before = {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()}
+    status, out, _ = pgolf(capfd, folder)
+    assert status == 0 and out.rstrip().endswith("was imported before")
+    assert {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()} == before
+    (run_dir / "result.json").unlink()  # as if killed while it was written
+    assert "before" not in pgolf(capfd, folder)[1] and store.read_result(run_dir).roundtrip_val_bpb == 1.2345678
+    (folder / "submission.json").write_text("{}")
+    status, _, err = pgolf(capfd, folder)
+    assert status == 2 and "another submission.json" in err
+    record({"train.log": TUNED.format(seed=1)})
+    status, _, err = pgolf(capfd, folder)
+    assert status == 2 and f"{run_dir}: another log is there" in err
+    assert pgolf(capfd, folder, "--sweep", "elsewhere")[0] == 0
+
+
+def test_a_run_of_ours_is_never_written_to(capfd, record, root):
+    folder = record({"train.log": REFERENCE})
+    run_dir = root / "s" / "train"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text("{}")
+    status, _, err = pgolf(capfd, folder, "--sweep", "s")
+    assert status == 2 and f"{run_dir}: is no import" in err
+    assert [path.name for path in run_dir.iterdir()] == ["config.json"]
+
+
+def test_what_cannot_be_imported_is_one_message(capfd, record, root):
+    folder = record({"notes.txt": "words", "good.log": REFERENCE})
+    (folder / "binary.log").write_bytes(b"\0\1\2" + REFERENCE.encode())
+    (folder / "empty").mkdir()
+    for words, said in (
+        ([folder / "notes.txt"], "notes.txt: not a training log: no step"),
+        ([folder / "good.log", folder / "binary.log"], "binary.log: not a training log: binary"),
+        ([folder / "empty"], "no training log in this folder"),
+        ([folder / "none.log"], "none.log: cannot be read"),
+        ([folder / "good.log", "--sweep", "a b"], "--sweep 'a b': cannot be a folder"),
+        ([folder / "good.log", "--sweep", "con"], "--sweep 'con': cannot be a folder"),
+    ):
+        status, out, err = pgolf(capfd, *words)
+        assert (status, out) == (2, "") and said in err and len(err.splitlines()) == 1
+    assert not root.exists()
+    status, out, _ = pgolf(capfd, folder)  # what is no log is passed over
+    assert status == 0 and len(out.splitlines()) == 1
+
+
+def test_names_of_runs(record, root, tmp_path):
+    logs = {"a/train.log": SLIDING, "b/train.log": SLIDING + LEGAL_TTT, "b/seed 7.txt": REFERENCE}
+    folder = record({**logs, "train.txt": UNSCORED, "submission.json": {}}, "r")
+    imported, _ = records.import_logs([folder], None, root)
+    assert sorted(run.run_dir.relative_to(root).as_posix() for run in imported) == [
+        "r/a-train", "r/b-train", "r/seed-7", "r/train",
+    ]  # fmt: skip
+    alone, _ = records.import_logs([folder / "b" / "train.log"], None, root)  # one of them has the same name
+    assert [(run.run_dir.name, run.again) for run in alone] == [("b-train", True)]
+    others = [record({"train.log": log}, f"{name}/x") for name, log in (("p", REFERENCE), ("q", UNSCORED))]
+    with pytest.raises(LogError, match="another log would be"):
+        records.import_logs(others, None, root)
+    plain = [record({"train.log": log}, name) for name, log in (("p1", REFERENCE), ("q1", UNSCORED))]
+    imported, _ = records.import_logs(plain, "both", root)
+    assert [run.run_dir.relative_to(root).as_posix() for run in imported] == ["both/p1-train", "both/q1-train"]
+    for name in ("..", "con", "a b/c", "x" * 120, "é.", "-x"):
+        assert records._folder_name(records._folder_name(name)) == records._folder_name(name)
+
+
+def test_a_log_two_folders_below_its_record(record, root):
+    folder = record({"logs/seed0/train0.txt": TUNED.format(seed=0), "submission.json": {}}, "r")
+    [run], _ = records.import_logs([folder / "logs" / "seed0" / "train0.txt"], None, root)
+    assert run.run_dir == root / "r" / "train0"
+
+
+def test_claims_of_one_seed(record, root):
+    claims = {"val_loss": 2.0612, "val_bpb": 1.23457, "bytes_total": 15750000, "bytes_code": 50000, "step_stop": 6821}
+    assert remarks(REFERENCE, claims, record, root) == []
+    claims |= {"val_bpb": 1.2200, "bytes_total": 15700000, "bytes_code": 49999, "step_stop": 6820}
+    assert remarks(REFERENCE, claims, record, root / "2") == [
+        "val_bpb 1.22 in submission.json, 1.2345678 in the log: it is the score before quantisation",
+        "bytes_total 15700000 in submission.json, 15750000 in the log: it is the file without its code",
+        "step_stop 6820 in submission.json, 6821 in the log",
+        "bytes_code 49999 in submission.json, 50000 in the log",
+    ]
+    assert remarks(REFERENCE, {"val_bpb": 1.23456781}, record, root / "3") == [
+        "val_bpb 1.23456781 in submission.json, 1.2345678 in the log"
+    ]
+
+
+def test_means_over_seeds_are_not_the_logs(record, root):
+    wrong = {"val_bpb": 1.0, "bytes_total": 1, "step_stop": 1}
+    for n, extra in enumerate(({"val_bpb_std": 0.1}, {"blurb": "a 3-seed mean"}, {"seeds": [1337, 2]})):
+        assert remarks(REFERENCE, wrong | extra, record, root / str(n)) == []
+    folder = record({"a.log": REFERENCE, "b.log": SLIDING, "submission.json": wrong})  # of which of them?
+    imported, _ = records.import_logs([folder / "a.log"], None, root / "several")
+    assert imported[0].remarks == []
+    assert len(remarks(REFERENCE, wrong, lambda files: record(files, "one"), root / "one")) == 3
+
+
+def test_claims_of_this_logs_seed(record, root):
+    own = {"val_bpb": 1.23457, "val_loss": 2.06124, "artifact_bytes": 15700000, "steps": 6821}
+    other = {"val_bpb": 1.5, "artifact_bytes": 1}
+    claims = {"val_bpb": 1.3, "seeds": [1337, 7, 8], "seed_results": {"1337": own, "7": other}}
+    folder = record({"train.log": REFERENCE, "seed7.log": REFERENCE.replace("1337", "9"), "submission.json": claims})
+    imported, said = records.import_logs([folder], None, root)
+    assert [run.remarks for run in imported] == [
+        ["seed 9 is not among those of submission.json: 1337, 7, 8"],
+        [
+            "seed_results 1337 val_loss 2.06124 in submission.json, 2.06123456 in the log",
+            "seed_results 1337 artifact_bytes 15700000 in submission.json, 15750000 in the log: "
+            "it is the file without its code",
+        ],
+    ]
+    assert said == ["2026-01-01_Some Record: no log of seed 7, 8, which submission.json lists"]
+    _, said = records.import_logs([folder / "train.log"], None, root)  # seed7.log is in the folder all the same
+    assert said == ["2026-01-01_Some Record: no log of seed 7, 8, which submission.json lists"]
+
+
+@pytest.mark.parametrize("text", ["not json", "[1, 2]", '{"seed_results": 3, "seeds": 2, "val_bpb": null}'])
+def test_a_submission_of_another_shape(text, record, root):
+    found = remarks(REFERENCE, text, record, root)
+    assert found == ([] if text.startswith("{") else ["submission.json is not readable"])
+
+
+def test_logs_of_a_windows_console(record, root):
+    folder = record({})
+    folder.mkdir()
+    (folder / "train.log").write_bytes(REFERENCE.replace("\n", "\r\n").encode("utf-16"))
+    [run], _ = records.import_logs([folder], None, root)
+    assert run.bpb == 1.2345678
+
+
+def test_our_own_runs(record, root, embedded):
+    config = RunConfig(
+        track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, iterations=2,
+        train_batch_tokens=2048, val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
+    )  # fmt: skip
+    trained = train(config, root / "s" / "a")
+    [run], _ = records.import_logs([root / "s" / "a" / "log.txt"], None, root)
+    read = store.read_result(root / "a" / "log")
+    assert run.status == "complete" and read.roundtrip_val_bpb == pytest.approx(trained.roundtrip_val_bpb, abs=1e-8)
+    assert (read.total_bytes, read.cap_bytes, read.steps) == (trained.total_bytes, trained.cap_bytes, 2)
+    assert read.bytes["code"] == trained.bytes["code"] and read.parameters == trained.parameters
+    assert read.data_fingerprint.endswith(trained.data_fingerprint[:12]) and read.stopped_by == trained.stopped_by
+    assert run.remarks == []
+    folder = record({"log.txt": OURS})
+    assert records.import_logs([folder], None, root)[0][0].bpb == 3.10123456
+
+
+@pytest.mark.skipif(not LOGS.is_dir(), reason="no ../shared/logs: logs of public records are not in the repository")
+def test_public_records(root):
+    imported, said = records.import_logs([LOGS], None, root)
+    of = {f"{run.run_dir.parent.name[11:]}/{run.run_dir.name}": run for run in imported}
+    unscored = [name for name, run in of.items() if run.status == "incomplete"]
+    assert len(unscored) == 1 and unscored[0].startswith("DGAttention")
+    assert any("is the score before quantisation" in remark for remark in of[unscored[0]].remarks)
+    [hessian] = [run for name, run in of.items() if "Hessian" in name]
+    assert "over the cap" in hessian.remarks[0] and "the file without its code" in hessian.remarks[1]
+    table = store.load(root)
+    assert len(table) == len(imported) and set(table.kind) == {"import"}
+    assert all(records.import_logs([LOGS], None, root)[0][i].again for i in range(len(imported))) and said

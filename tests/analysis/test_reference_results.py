@@ -1,0 +1,173 @@
+"""The seed's sweeps are all here, with its knobs and its figures, and can be tried in small."""
+
+import itertools
+import re
+
+import pytest
+import torch
+
+from pgolf.analysis import reference_results
+from pgolf.studies.export_lab import residual_variants
+from pgolf.sweeps.sweep_file import NOTEBOOKS, load_sweep
+from pgolf.training import forecast
+from pgolf_core.config import PERMISSIONS, ROOT
+from pgolf_core.model import GPT
+
+NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
+OURS = {"demo", "tokenizers"}  # sweeps that the seed did not have; those named growth… neither
+FILES = sorted(
+    path
+    for path in (NOTEBOOKS / "sweeps").glob("*.yaml")
+    if path.stem not in OURS and not path.stem.startswith("growth")
+)
+LEDGER = reference_results.load()
+
+HEADS = {"num_heads", "num_kv_heads"}  # a shrunk run has 2 and 1 of them, whatever its shape
+SAME_QUARTER = {  # depths that lie too near to each other to differ when they are shrunk
+    "isobyte_fixedstep": {"num_layers"},
+    "recurtsweep": {"num_unique_blocks"},
+    "sp4096frontier_fixedstep": {"num_layers"},
+    "sp4096isobyte_fixedstep": {"num_layers"},
+}
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def file(request):
+    return request.param
+
+
+def differences(a, b):
+    return a.differences(b).keys() - PERMISSIONS
+
+
+def control_run(sweep):
+    """The run of the control that others are compared with: of equal ones the first."""
+    return next(run for run, arm in sweep.arms.items() if arm == sweep.control)
+
+
+# Sweep files
+
+
+def test_the_ledger_and_the_files_name_the_same_sweeps():
+    assert set(LEDGER.sweep) == {path.stem for path in FILES}
+
+
+def test_a_file_has_the_runs_of_the_ledger(file):
+    sweep = load_sweep(file)
+    assert sweep.name == file.stem and sweep.question.endswith("?") and sweep.control
+    rows = LEDGER[LEDGER.sweep == file.stem]
+    assert set(rows.track) == {config.track for config in sweep.runs.values()}
+    trained = set(rows.run[rows.stage == ""])
+    assert trained <= sweep.runs.keys()
+    without_figures = sweep.runs.keys() - trained  # controls, or trained for a stage: they are in another sweep's rows
+    assert {sweep.arms[run] for run in without_figures} <= {sweep.control}
+
+
+def test_what_the_ledger_says_is_changed_is_what_differs(file):
+    sweep = load_sweep(file)
+    control = sweep.runs[control_run(sweep)]
+    for row in LEDGER[(LEDGER.sweep == file.stem) & (LEDGER.stage == "")].itertuples():
+        changed = reference_results.knobs(row.changed)
+        assert changed.keys() == differences(sweep.runs[row.run], control), row.run
+        assert not differences(control.with_knobs(**changed), sweep.runs[row.run]), row.run
+
+
+def test_rows_of_stages_are_variants_of_the_stage(file):
+    sweep = load_sweep(file)
+    stages = {stage.notebook: stage.parameters for stage in sweep.stages}
+    rows = LEDGER[(LEDGER.sweep == file.stem) & (LEDGER.stage != "")]
+    assert set(rows.stage) == stages.keys()
+    config = sweep.runs[control_run(sweep)]
+    for row in rows.itertuples():
+        if row.stage == "sensitivity":
+            change, _, tensor = row.run.partition(":")
+            with torch.device("meta"):
+                assert tensor in GPT(config.model).state_dict()
+            assert change == stages[row.stage]["change"]
+        else:
+            variants = residual_variants(stages[row.stage]["budgets"])
+            plain = config.with_knobs(**variants["plain"])
+            changed = reference_results.knobs(row.changed)
+            assert changed.keys() == differences(config.with_knobs(**variants[row.run]), plain), row.run
+            assert not differences(plain.with_knobs(**changed), config.with_knobs(**variants[row.run])), row.run
+
+
+@pytest.mark.parametrize("scale", ["", "nano"])
+def test_no_run_is_refused_for_its_size(file, scale):
+    sweep = load_sweep(file, scale=scale)
+    forecast.check(sweep.runs)
+    if not scale and any(config.allow_over_cap for config in sweep.runs.values()):
+        over = [forecast.forecast(config).bytes > config.cap_bytes for config in sweep.runs.values()]
+        assert any(over), "allow_over_cap, and no run needs it"
+
+
+def test_shrunk_runs_differ_as_the_whole_ones_do(file):
+    whole, small = load_sweep(file), load_sweep(file, scale="nano")
+    assert list(small.runs) == list(whole.runs)
+    assert [stage.notebook for stage in small.stages] == [stage.notebook for stage in whole.stages]
+    assert {config.track for config in small.runs.values()} == {"nano"}
+    lost = set()
+    for a, b in itertools.combinations(whole.runs, 2):
+        lost |= differences(whole.runs[a], whole.runs[b]) - differences(small.runs[a], small.runs[b])
+    assert lost - HEADS == SAME_QUARTER.get(file.stem, set())
+
+
+# The ledger
+
+
+def test_every_figure_of_the_notes_stands_in_the_ledger():
+    if not NOTES.exists():
+        pytest.skip(f"no {NOTES}: the seed's notes lie beside the checkout where this was written")
+    notes = NOTES.read_text(encoding="utf-8")
+    scores = set(re.findall(r"(?<![\d.])[1-9]\.\d{6,}", notes)) | set(re.findall(r"val_\w+[= ](\d\.\d+)", notes))
+    assert {float(s) for s in scores} == {*LEDGER.bpb.dropna(), *LEDGER.val_loss.dropna()}
+    assert scores >= set(LEDGER.bpb_text) - {""}, "digits as given"
+    sizes = set(re.findall(r"\d+(?:,\d{3}){2,}(?!\d|` total tokens)", notes)) - {"16,000,000"}
+    assert {int(size.replace(",", "")) for size in sizes} == set(LEDGER.bytes.dropna())
+    names = set(re.findall(r"`(\w+_2026\d{4}_\d+[\w.]*)`", notes))
+    missing = {name for name in names if not LEDGER.seed_run.str.contains(name, regex=False).any()}
+    assert {re.sub(r"_2026\d{4}_\d+$", "", name) for name in missing} <= set(LEDGER.sweep), "more than sweeps' names"
+
+
+def test_columns_are_numbers_where_they_are_figures():
+    assert list(LEDGER.columns) == [*reference_results.COLUMNS[:8], "bpb_text", *reference_results.COLUMNS[8:]]
+    row = LEDGER[LEDGER.seed_run == "compressrt3090_20260318_175828"].squeeze()
+    assert (row.bpb, row.val_loss, row.bytes, row.bpb_text) == (2.06085837, 3.48014999, 6_839_798, "2.06085837")
+    assert LEDGER[LEDGER.status == "incomplete"].bpb.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "says"),
+    [
+        (1, "verdict", "opinion", "line 1: expected the columns sweep, run"),
+        (2, ",quick,", ",quikc,", "line 2: track 'quikc' is none of nano, quick"),
+        (3, "eval_cache_size=16", "eval_cash_size=16", "line 3: changed: 'eval_cash_size=16' is no knob=value"),
+        (3, "eval_cache_size=16", "eval_cache_size", "line 3: changed: 'eval_cache_size' is no knob=value"),
+        (4, "2.0943", "2,0943", "line 4: 13 fields, not 12"),
+        (5, "2.0928", "2.09x8", "line 5: bpb '2.09x8' is no such figure"),
+        (6, "6705058", "17705058", "line 6: complete with bytes 17705058 of 16,000,000"),
+        (7, ",complete,", ",incomplete,", "line 7: incomplete, yet it has a score"),
+        (8, ",complete,", ",done,", "line 8: status 'done' is none of complete"),
+        (5, "compress3090_half,,", "compress3090,,", "line 5: quick3090/compress3090 stands in line 4 already"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, line, old, new, says):
+    lines = reference_results.LEDGER.read_text(encoding="utf-8").splitlines()
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    path = tmp_path / "ledger.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(reference_results.LedgerError, match=re.escape(says)) as error:
+        reference_results.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "line 1"), (b"\xff\xfe\x00", "not UTF-8"), (b'sweep,"run\n', "line 1: unexpected end of data")],
+)
+def test_a_file_that_is_no_ledger_is_refused(tmp_path, content, says):
+    path = tmp_path / "ledger.csv"
+    path.write_bytes(content)
+    with pytest.raises(reference_results.LedgerError, match=says):
+        reference_results.load(path)

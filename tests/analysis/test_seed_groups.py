@@ -1,0 +1,211 @@
+"""Arms of synthetic runs: what is one, what is tested against what, who leads, and when."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_frontier import make_run
+
+from pgolf.analysis import frontier, seed_groups, statistics
+from pgolf.reports import tables
+from pgolf.runs import store
+from pgolf_core.config import RunConfig, digest
+
+SEEDS = (1, 2, 3, 4, 5)
+
+
+def panel_of(root) -> pd.DataFrame:
+    ((_, panel),) = frontier.comparable(store.load(root))
+    return panel
+
+
+def make_arm(root, name: str, scores, knobs=None, seeds=SEEDS, **changes) -> None:
+    for seed, bpb in zip(seeds, scores, strict=True):
+        fields = dict(bpb=bpb, knobs=(knobs or {}) | {"seed": seed}, roundtrip_val_loss=1.6 * bpb)
+        make_run(root, f"s/{name}-s{seed}", **fields | changes)
+
+
+def tell(root, names: list[str], control: str = "control", seeds=SEEDS, changes=None) -> None:
+    about = {"control": control, "arms": {f"{n}-s{seed}": n for n in names for seed in seeds}, "changes": changes or {}}
+    store.write_whole(root / "s" / "sweep.json", str(about).replace("'", '"'))
+
+
+def test_arms_against_their_control(tmp_path):
+    rng = np.random.default_rng(0)
+    luck = rng.normal(0, 0.01, 5)
+    base = 2.5 + luck
+    make_arm(tmp_path, "control", base)
+    make_arm(tmp_path, "wide", base - 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 256})
+    make_arm(tmp_path, "same", base + rng.normal(0, 0.001, 5), {"matrix_lr": 0.05})
+    make_arm(tmp_path, "narrow", base + 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 128})
+    tell(tmp_path, ["control", "wide", "same", "narrow"])
+    panel = panel_of(tmp_path)
+    rows = seed_groups.arms(panel).set_index("arm")
+    assert list(rows.index) == ["control", "wide", "same", "narrow"]
+    assert rows.verdict.to_dict() == {"control": "", "wide": "better", "same": "not told apart", "narrow": "worse"}
+    assert rows.seeds["wide"] == [1, 2, 3, 4, 5] and rows.method["wide"] == "paired, 5 seeds"
+    assert rows.delta["wide"] == pytest.approx(-0.02, abs=0.002) and rows.n["wide"] == 5
+    alone = [statistics.compare(rows.samples[name], rows.samples["control"]) for name in ("wide", "same", "narrow")]
+    assert rows.p[["wide", "same", "narrow"]].tolist() == [found.p for found in statistics.holm(alone)]
+    assert rows.p["wide"] >= 2 * alone[0].p  # the second of three at most
+    table = frontier.frontier_table(panel)
+    assert set(table.verdict[table.run.str.startswith("wide")]) == {"better"}
+    text = tables.summary(store.load(tmp_path))
+    assert "better (paired, 5 seeds)" in text and "not told apart" in text
+
+
+def test_the_floor_of_the_track_judges_single_seeds(tmp_path):
+    make_arm(tmp_path, "control", [2.50, 2.52, 2.51, 2.49, 2.505])
+    make_run(tmp_path, "s/near-s1", bpb=2.49, knobs={"seed": 1, "num_layers": 3})
+    make_run(tmp_path, "s/far-s1", bpb=2.30, knobs={"seed": 1, "num_layers": 4})
+    tell(tmp_path, ["control", "near", "far"])
+    panel = panel_of(tmp_path)
+    (floor,) = [floor for floor in seed_groups.floors(panel).values() if floor]
+    assert floor.df == 4 and floor.sd == pytest.approx(np.std([2.50, 2.52, 2.51, 2.49, 2.505], ddof=1))
+    rows = seed_groups.arms(panel).set_index("arm")
+    assert rows.verdict[["near", "far"]].tolist() == ["not told apart", "better"]
+    assert rows.method["far"] == "track's floor of seeds, 4 degrees of freedom"
+    assert rows.needed["near"] > rows.needed["far"]
+
+
+def test_one_seed_alone_is_no_evidence(tmp_path):
+    make_run(tmp_path, "s/control", bpb=2.5)
+    make_run(tmp_path, "s/wide", bpb=2.1, knobs={"model_dim": 256})
+    rows = seed_groups.arms(panel_of(tmp_path)).set_index("arm")
+    assert (rows.verdict["wide"], rows.method["wide"]) == ("not known", "one seed each")
+    assert "± ?" in tables.in_words(frontier.frontier_table(panel_of(tmp_path)))["Δ control"].iloc[1]
+
+
+def test_equal_knobs_and_seed_are_repeats_whatever_their_sweep(tmp_path):
+    made = {"device_name": "x", "torch": "2.13", "python": "3.11"}
+    for place in ("s/control", "t/base_a", "t/base_b"):
+        make_run(tmp_path, place, bpb=2.5, environment=made)
+    make_run(tmp_path, "t/elsewhere", bpb=2.6, environment=made | {"device_name": "y"})
+    make_run(tmp_path, "t/other", bpb=2.7, environment=made, knobs={"seed": 2})
+    for name, bpb in (("a", 2.5), ("b", 2.53)):
+        make_run(tmp_path, f"t/clock_{name}", bpb=bpb, environment=made, knobs={"max_wallclock_seconds": 20})
+    rows = seed_groups.repeats(panel_of(tmp_path))
+    assert rows.n.tolist() == [3, 2] and rows.spread.tolist() == [0, pytest.approx(0.03)]
+    assert rows.places[0] == ["s/control", "t/base_a", "t/base_b"]
+    lines = tables.repeats_in_words(rows)
+    assert any("fixed steps" in line and "zero spread" in line for line in lines)
+    assert any("under a clock" in line and "differ by up to 0.0300" in line for line in lines)
+
+
+def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
+    make_arm(tmp_path, "control", [2.50, 2.51, 2.49], seeds=(1, 2, 3))
+    make_arm(tmp_path, "lucky", [2.40, 2.70, 2.69], {"num_layers": 3}, (1, 2, 3))  # the best single run
+    make_arm(tmp_path, "good", [2.4500, 2.4622, 2.4391], {"num_layers": 4}, (1, 2, 3))
+    make_arm(tmp_path, "large", [2.20, 2.213, 2.191], {"num_layers": 5}, (1, 2, 3), total=1_000_001)
+    tell(tmp_path, ["control", "lucky", "good", "large"], seeds=(1, 2, 3))
+    panel = panel_of(tmp_path)
+    rows = seed_groups.candidates(panel)
+    (leader,) = seed_groups.leaders(panel, rows).itertuples()
+    assert rows.arm[leader.arm] == "good" and rows.arm[leader.second] == "control" and leader.candidates == 3
+    assert leader.delta == pytest.approx(0.0496, abs=1e-4) and leader.verdict == "worse" and leader.record
+    lines = tables.leader_in_words(leader, rows, panel)
+    assert "good-s2 (seed 2) 2.4622" in lines[0] and "The lead is real" in lines[1]
+
+
+def test_leaders_change_as_runs_finish(tmp_path):
+    for minute, (name, bpb, total, layers) in enumerate(
+        [("a", 2.6, 500_000, 1), ("b", 2.5, 500_000, 2), ("c", 2.1, 2_000_000, 3), ("d", 2.55, 1000_00, 4)]
+    ):
+        run_dir = make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": layers})
+        result = store.read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
+        store.write_whole(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
+    panel = panel_of(tmp_path)
+    rows = seed_groups.candidates(panel)
+    steps = seed_groups.history(panel, rows)
+    assert [rows.arm[arm] for arm in steps.arm] == ["a", "b"]
+    assert steps.finished.tolist() == ["2026-01-01T00:00:00", "2026-01-01T00:01:00"]
+
+
+def test_equal_knobs_of_two_sweeps_are_one_candidate(tmp_path):
+    """The luckier copy of one configuration neither leads alone nor is tested against the other."""
+    clock = {"max_wallclock_seconds": 20}
+    for sweep, scores in (("a", [2.400, 2.405, 2.410]), ("b", [2.500, 2.505, 2.510])):
+        for i, bpb in enumerate(scores):
+            make_run(tmp_path, f"{sweep}/x_{i}", bpb=bpb, knobs=clock, roundtrip_val_loss=bpb)
+    make_run(tmp_path, "b/other", bpb=2.46, knobs=clock | {"num_layers": 3}, roundtrip_val_loss=2.46)
+    panel = panel_of(tmp_path)
+    rows = seed_groups.candidates(panel)
+    (leader,) = seed_groups.leaders(panel, rows).itertuples()
+    assert leader.candidates == 2 and len(rows.runs[leader.arm]) == 6 and rows.bpb[leader.arm] == pytest.approx(2.455)
+    assert leader.verdict == "not told apart" and not leader.record
+    assert "asks for several seeds" in tables.leader_in_words(leader, rows, panel)[1]
+
+
+def test_an_export_of_the_luckiest_seed_does_not_lead(tmp_path):
+    make_arm(tmp_path, "good", [2.40, 2.50, 2.60], seeds=(1, 2, 3))
+    make_arm(tmp_path, "better", [2.47, 2.48, 2.49], {"num_layers": 3}, (1, 2, 3))
+    (tmp_path / "s" / "good-s1").rename(tmp_path / "away")
+    rng = np.random.default_rng(0)
+    nats = list(rng.normal(2500, 200, 64))
+    same = dict(checkpoint_sha256="a" * 64, roundtrip_block_nats=nats)
+    make_run(tmp_path, "s/good-s1", bpb=2.40, knobs={"seed": 1}, roundtrip_val_loss=3.84, **same)
+    knobs = {"seed": 1, "weight_quantization_bits": 6}
+    fields = same | {"roundtrip_block_nats": [value + 1 for value in nats]}
+    make_run(tmp_path, "s/lab/int6", bpb=2.41, knobs=knobs, kind="export", source="s/good-s1", **fields)
+    shutil.rmtree(tmp_path / "away")
+    panel = panel_of(tmp_path)
+    rows = seed_groups.candidates(panel)
+    (leader,) = seed_groups.leaders(panel, rows).itertuples()
+    assert rows.arm[leader.arm] == "better-s1" and set(rows.kind) == {"train"}
+    table = seed_groups.arms(panel)
+    export = table[table.kind == "export"].iloc[0]
+    assert export.delta > 0 and export.method.startswith(("paired, 64 blocks", "the same difference"))
+
+
+def test_a_floor_is_of_one_clock(tmp_path):
+    for seconds, scores in ((600, [2.3, 2.3003, 2.2997]), (20, [2.5])):
+        for i, bpb in enumerate(scores):
+            make_run(tmp_path, f"s/at{seconds}_{i}", bpb=bpb, knobs={"max_wallclock_seconds": seconds})
+    make_run(tmp_path, "s/control", bpb=2.51, knobs={"max_wallclock_seconds": 20, "num_layers": 3})
+    rows = seed_groups.arms(panel_of(tmp_path)).set_index("arm")
+    assert set(rows.verdict[rows.clock == 20]) <= {"", "not known"}
+
+
+def test_a_panel_of_nothing_has_no_arms(tmp_path):
+    make_run(tmp_path, "s/control")
+    panel = panel_of(tmp_path)
+    assert seed_groups.arms(panel[:0]).empty and list(seed_groups.arms(panel[:0]).columns) == list(
+        seed_groups.arms(panel).columns
+    )
+    assert frontier.frontier_table(panel).shape[0] == 1
+
+
+def test_runs_older_than_a_knob_stay_in_their_arm(tmp_path):
+    make_arm(tmp_path, "control", [2.5, 2.51, 2.52], seeds=(1, 2, 3))
+    path = tmp_path / "s" / "control-s1" / "config.json"
+    config = store.read_json(path)
+    del config["mlp_permutation"]
+    store.write_whole(path, json.dumps(config))
+    result = store.read_result(path.parent)
+    del config["allow_over_cap"]  # a permission, which names no run
+    store.write_result(path.parent, replace(result, config_hash=digest(config)))
+    assert seed_groups.arms(panel_of(tmp_path)).n.tolist() == [3]
+
+
+def test_files_of_one_checkpoint_are_told_apart_by_their_text(tmp_path):
+    rng = np.random.default_rng(1)
+    nats = rng.normal(2500, 200, 64)
+    same = dict(checkpoint_sha256="a" * 64, prequant_block_nats=list(nats))
+    make_run(tmp_path, "s/control", bpb=2.5, roundtrip_block_nats=list(nats), **same)
+    worse = list(nats + rng.normal(3, 1, 64))
+    make_run(tmp_path, "s/int4", bpb=2.51, knobs={"weight_quantization_bits": 4}, roundtrip_block_nats=worse, **same)
+    row = seed_groups.arms(panel_of(tmp_path)).set_index("arm").loc["int4"]
+    assert (row.verdict, row.method) == ("worse", "paired, 64 blocks of text")
+    expected = 64 * 3 / math.log(2) / 160_112
+    assert row.low < expected < row.high
+
+
+def test_knobs_but_the_seed_make_an_arm():
+    table = pd.DataFrame([RunConfig(track="nano", seed=s, num_layers=n).model_dump() for s in (1, 2) for n in (2, 3)])
+    table["data_fingerprint"] = "ab" * 32
+    assert seed_groups.same_knobs(table).nunique() == 2 and seed_groups.same_knobs(table, ()).nunique() == 4
+    assert seed_groups.same_knobs(table, ("seed", "num_layers")).nunique() == 1

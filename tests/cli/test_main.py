@@ -1,0 +1,226 @@
+"""The command line: help, refusals of one clear message, and a table that hides no run."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from pgolf.cli import main
+from pgolf.runs import store
+from pgolf_core.config import RunConfig
+from pgolf_core.export import export
+
+TINY = dict(
+    num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=2,
+    val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def pgolf(capfd, *words):
+    """(exit status, stdout, stderr) of a pgolf command."""
+    try:
+        status = main.main([str(word) for word in words])
+    except SystemExit as exit:  # argparse
+        status = exit.code
+    return status, *capfd.readouterr()
+
+
+def test_alone_it_prints_help(capfd):
+    status, out, err = pgolf(capfd)
+    assert status == 0 and err == ""
+    for command in ("demo", "sweep", "train", "runs", "report", "artifact", "data"):
+        assert f"    {command} " in out
+
+
+def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
+    config = tmp_path / "knobs.yaml"
+    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "track=nano", "-k", "seed=5")
+    (run_dir,) = store.directories(root)
+    assert status == 0 and out.splitlines()[-1] == str(run_dir)
+    expected = RunConfig(track="nano", **TINY, seed=5)
+    assert run_dir == root / "explore" / store.run_name(expected)
+    assert store.read_result(run_dir).config_hash == expected.hash
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "-k", "num_layrs=3", "-k", "seed=x"], ["num_layrs: no such knob; did you mean num_", "seed='x'"]),
+        (["train", "-k", "seed"], ["-k seed: expected NAME=VALUE"]),
+        (["train", "-k", "data_path=nowhere", "-k", "track=nano"], ["data_path=nowhere: no folder"]),
+        (["train", "--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["sweep", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["runs", "nothing"], ["has no sweep nothing"]),
+        (["artifact", __file__], ["test_main.py: not a pgolf artifact"]),
+        (["data", "published"], ["published"]),
+        (["swep"], ["swep"]),
+    ],
+)  # fmt: skip
+def test_a_bad_request_ends_with_one_message(capfd, words, says):
+    status, _, err = pgolf(capfd, *words)
+    assert status == 2
+    assert all(text in err for text in says) and "Traceback" not in err
+
+
+def test_a_bad_sweep_file_ends_with_one_message(capfd, tmp_path, root):
+    path = tmp_path / "s.yaml"
+    path.write_text("runs: {a: {num_heads: 5}}", encoding="utf-8")
+    status, out, err = pgolf(capfd, "sweep", path)
+    assert (status, out) == (2, "") and "run a" in err.replace("every run", "run a") and "num_heads=5" in err
+    assert not root.exists()
+
+
+def test_an_artifact_is_accounted_for(capfd, tmp_path):
+    config = RunConfig(quantizer="step:0.5", codec="ans", keep_float_max_numel=0).export
+    account = export(
+        {"blocks.0.mlp.fc.weight": torch.randn(64, 32), "q_gains": torch.ones(2, 2)}, config, tmp_path / "a"
+    )
+    status, out, _ = pgolf(capfd, "artifact", tmp_path / "a")
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert status == 0
+    assert {part: int(rows[part][-2].replace(",", "")) for part in ("weights", "scales", "metadata")} == {
+        part: account.parts[part] for part in ("weights", "scales", "metadata")
+    }
+    assert rows["total"][-1] == f"{account.artifact:,}" and rows["weights"][1] == "ans"
+    assert rows["blocks.0.mlp.fc.weight"][1:4] == ["64", "×", "32"]
+    assert float(rows["blocks.0.mlp.fc.weight"][-1]) == pytest.approx(3.05, abs=0.3)  # bits of a Gaussian at half σ
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
+    status, _, err = pgolf(capfd, "artifact", tmp_path / "a")
+    assert status == 2 and err.startswith("pgolf: ") and "cut short" in err
+
+
+def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
+    path = tmp_path / "s.yaml"
+    path.write_text("question: why?\ntrack: nano\nruns: {a: {}, b: {seed: 2}}\nstages: [sensitivity]", encoding="utf-8")
+    (root / "s" / "a").mkdir(parents=True)
+    config = RunConfig(track="nano")
+    (root / "s" / "a" / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
+    result = store.Result(kind="train", config_hash=config.hash, seed=1337, track="nano")
+    store.write_result(root / "s" / "a", result)
+    status, out, _ = pgolf(capfd, "sweep", path, "--dry-run")
+    words = [line.split() for line in out.splitlines()]
+    assert status == 0 and words[0] == ["s:", "why?"]
+    assert words[1:4] == [["a", "complete"], ["b", "new", "to", "run"], ["sensitivity", "new", "to", "run"]]
+    assert words[4][:3] == ["2", "to", "run,"] and not (root / "s" / "b").exists()
+
+
+def test_the_table_shows_every_run(capfd, root):
+    status, out, _ = pgolf(capfd, "runs")
+    assert status == 0 and "no runs" in out
+    for name in ("fits", "over", "failed", "killed"):
+        (root / "s" / name).mkdir(parents=True)
+        config = RunConfig(track="nano", cap_bytes=1000)
+        (root / "s" / name / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
+    for name, size in (("fits", 900), ("over", 1100)):
+        result = store.Result(
+            kind="train", config_hash=config.hash, seed=1, track="nano", roundtrip_val_bpb=2.5, total_bytes=size,
+            cap_bytes=1000, train_seconds=61.4,
+        )  # fmt: skip
+        store.write_result(root / "s" / name, result)
+    store.write_failure(root / "s" / "failed", RuntimeError("out of\nmemory"))
+    status, out, _ = pgolf(capfd, "runs", "s")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["sweep", "run", "status", "bpb", "bytes", "cap", "seconds"]
+    assert ["s", "fits", "complete", "2.5000", "900", "1,000", "61"] in rows
+    assert ["s", "over", "complete", "2.5000", "1,100", "1,000", "61", "over", "its", "cap"] in rows
+    assert ["s", "killed", "incomplete", "1,000"] in rows
+    assert ["s", "failed", "failed", "1,000", "RuntimeError:", "out", "of", "memory"] in rows
+
+
+def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
+    for name, knobs in (("a", {}), ("b", {"num_layers": 3, "seed": 2})):
+        config = RunConfig(track="nano", **knobs)
+        store.write_whole(root / "s" / name / "config.json", json.dumps(config.model_dump()))
+    status, out, _ = pgolf(capfd, "diff", "s/b", root / "s" / "a", "--claim", "num_layers")
+    lines = out.splitlines()
+    assert status == 0 and lines[-1] == "just what is claimed" and "1 knob differs" in lines
+    assert "num_layers" in out and "seed" in out
+    status, out, _ = pgolf(capfd, "diff", "s/b", "s/a", "--claim", "matrix_lr")
+    assert status == 1 and "claimed and not changed: matrix_lr; changed and not claimed: num_layers" in out
+    status, _, err = pgolf(capfd, "diff", "s/b", "s/none")
+    assert status == 2 and "not there or damaged" in err and "Traceback" not in err
+
+
+# Data
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Three hundred documents of one's own."""
+    words = ["loss", "step", "weight", "byte", "scale", "token", "model", "prune", "round", "trip", "shard"]
+    texts = [" ".join(words[(i * j + i) % 11] for j in range(30)) + f" number {i}." for i in range(300)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def test_own_documents_become_a_run(capfd, own, tmp_path, root):
+    words = ("data", "docs", own, "--vocab-size", 320, "--val-share", 0.2, "--out", tmp_path / "shards")
+    status, out, _ = pgolf(capfd, *words)
+    assert status == 0 and "training tokens of" in out
+    before = {path.name: path.read_bytes() for path in (tmp_path / "shards").glob("*.bin")}
+    assert pgolf(capfd, *words)[0] == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "shards").glob("*.bin")} == before
+
+    status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
+    assert status == 0 and "nothing to find fault with" in out
+    knobs = {name: value for name, value in TINY.items() if "max_tokens" not in name} | {"vocab_size": 320}
+    knobs |= {"data_path": tmp_path / "shards", "track": "nano", "val_max_tokens": 0, "roundtrip_val_max_tokens": 0}
+    pairs = [word for name, value in knobs.items() for word in ("-k", f"{name}={value}")]
+    assert pgolf(capfd, "train", *pairs)[0] == 0
+    (run_dir,) = store.directories(root)
+    told = store.read_result(run_dir).data
+    assert (told["folder"], told["audit"], told["findings"], told["published"]) == ("shards", "thorough", [], "")
+    assert told["scored_fraction"] > 0.95
+
+    (shard,) = (tmp_path / "shards").glob("fineweb_val_*.bin")
+    shard.write_bytes(shard.read_bytes()[:-3])
+    status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
+    assert status == 1 and "fineweb_val_000000.bin: the header promises" in " ".join(out.split())
+
+
+def test_published_data(capfd, tmp_path, monkeypatch):
+    """The command reaches the hub it is told of; tests/test_hub.py has the rest."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    words = ("--endpoint", "http://127.0.0.1:1", "--out", tmp_path / "data")
+    status, _, err = pgolf(capfd, "data", "fineweb", "--train-shards", 2, *words)
+    assert status == 2 and err.startswith("pgolf: http://127.0.0.1:1/") and "cannot be fetched" in err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["docs", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+        (["docs", "OWN", "--field", "body"], "no field 'body', only 'text'"),
+        (["docs", "OWN", "--tokenizer", "wordpiece"], "tokenizer=wordpiece: choose one of bpe, unigram, bytes"),
+        (["docs", "OWN", "--tokenizer", "bytes", "--vocab-size", "300"], "set vocab_size=260"),
+        (["docs", "OWN", "--val-documents", "300"], "no document is left to train on"),
+        (["docs", "OWN", "--val-documents", "many"], "many: expected a whole number"),
+        (["docs", "OWN", "--val-share", "0.1", "--val-documents", "10"], "set either val_documents"),
+        (["fineweb", "--variant", "../x"], "no name of a variant"),
+        (["fineweb", "--train-shards", "0"], "needs one shard at least"),
+        (["fineweb", "--endpoint", "nowhere"], "no address of a server"),
+        (["embedded", "--vocab-size", "300", "--tokenizer", "bytes"], "set vocab_size=260"),
+        (["audit", "nowhere", "--max-tokens", "-3"], "-3: expected a whole number"),
+    ],
+)
+def test_refusals_of_data(capfd, own, tmp_path, words, says):
+    words = [str(own) if word == "OWN" else word for word in words]
+    out = ["--out", tmp_path / "out"] if words[0] in ("docs", "fineweb") else []
+    status, _, err = pgolf(capfd, "data", *words, *out)
+    assert status == 2 and says in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_alone_prints_help(capfd):
+    status, out, _ = pgolf(capfd, "data")
+    assert status == 0 and all(f"    {name} " in out for name in ("embedded", "fineweb", "docs", "audit"))

@@ -1,0 +1,128 @@
+"""The solver lands under its cap, gives bytes to what the loss feels, and says when nothing fits."""
+
+import pytest
+import torch
+
+from pgolf_core.artifact.format import Quantized, pack
+from pgolf_core.config import RunConfig
+from pgolf_core.quantization import allocation
+from pgolf_core.quantization.allocation import AllocationError, Solution, grid_at, search, solve, worth_a_residual
+from pgolf_core.quantization.calibration import Statistics
+from pgolf_core.quantization.gptq import prepare
+from pgolf_core.quantization.grids import step_grid, to_nearest
+
+
+def solved(model, cap: int, code: int = 0, **knobs):
+    """The solver's model, and the bytes of its file and code."""
+    config = RunConfig(allocation="solve", codec="ans", cap_bytes=cap, **knobs).export
+    quantized = solve(*model, config, lambda quantized: code)
+    return quantized, len(pack(quantized, "ans").bytes) + code
+
+
+def statistics(rows: int, cols: int, price: float = 1.0, seed: int = 0) -> Statistics:
+    g = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(4 * cols, cols, generator=g) @ torch.randn(cols, cols, generator=g)
+    hessian = inputs.T @ inputs
+    return Statistics(price * (0.1 + torch.rand(rows, generator=g)) * hessian.trace(), None, hessian, 4 * cols)
+
+
+@pytest.fixture(scope="module")
+def model():
+    g = torch.Generator().manual_seed(1)
+    weights = {f"blocks.{i}.mlp.fc.weight": torch.randn(160, 96, generator=g) for i in range(4)}
+    calibration = {name: statistics(160, 96, price=16.0**-i, seed=i) for i, name in enumerate(weights)}
+    return weights, {"attn_scales": torch.ones(4, 96)}, calibration
+
+
+@pytest.mark.parametrize("budget", [8_000, 15_000, 25_000, 45_000, 60_000])
+def test_lands_at_the_cap_and_never_over(model, budget):
+    for code in (0, 5_000):
+        _, size = solved(model, budget + code, code)
+        assert 0.998 * (budget + code) <= size <= budget + code
+
+
+def test_every_weight_pays_the_same(model):
+    """Step² times price is one water level, but for the quarter octaves that exponents are kept to."""
+    calibration = model[2]
+    levels = []
+    for name, t in solved(model, 30_000)[0].integers.items():
+        s = calibration[name]
+        price = (s.row_weight / s.tokens)[:, None] * prepare(s.hessian).column_weight
+        levels.append((t.steps().square() * price).log2())
+    levels = torch.cat([level.flatten() for level in levels])
+    assert (levels - levels.mean()).abs().max() < 2 * 2 * 0.125 + 0.05
+
+
+def test_finer_where_the_loss_feels_more(model):
+    sizes = [t.q.abs().float().mean() for t in solved(model, 30_000)[0].integers.values()]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 8 * sizes[-1]
+
+
+def test_beats_equal_steps_of_the_same_bytes(model):
+    weights, floats, calibration = model
+
+    def cost(quantized):
+        return sum(calibration[n].cost(t.dequantize() - weights[n]) for n, t in quantized.integers.items())
+
+    equal = Quantized({n: to_nearest(w, step_grid(w, 0.5)) for n, w in weights.items()}, {}, floats)
+    quantized, _ = solved(model, len(pack(equal, "ans").bytes))
+    assert cost(quantized) < 0.3 * cost(equal)
+
+
+def test_a_cap_that_nothing_meets(model):
+    with pytest.raises(AllocationError, match="cap_bytes=1500: with the coarsest steps"):
+        solved(model, 1_500)
+
+
+def test_a_cap_beyond_need_gets_the_finest_steps(model):
+    weights, floats, calibration = model
+    weights = {name: w * (1 + 9 * (w == w.max())) for name, w in weights.items()}  # an outlier each
+    quantized, size = solved((weights, floats, calibration), 10**6)
+    assert 61_440 < size < 4 * 61_440  # more than eight bits a weight
+    for name, t in quantized.integers.items():
+        assert t.q.abs().max() < 32_767  # nothing is clipped, so finer is never worse
+        assert (t.dequantize() - weights[name]).abs().max() < 4 * t.steps().max()  # mended ones move further
+
+
+def test_residuals_only_where_they_pay(model, monkeypatch):
+    """For nothing every tensor takes one, at any price none; and the code that reads them counts under the cap."""
+    weights, _, calibration = model
+    knobs = dict(int8_residual_rank=2, int8_residual_bits=4)
+    config = RunConfig(allocation="solve", codec="ans", **knobs).export
+    solution = Solution(solved(model, 12_000)[0], 1e-4, 12_000, 1.0)
+    assert worth_a_residual(solution, 0.0, weights, calibration, config) == tuple(weights)
+    assert worth_a_residual(solution, 1e9, weights, calibration, config) == ()
+    monkeypatch.setattr(allocation, "worth_a_residual", lambda *_: tuple(weights))
+    keep = lambda *values, key=None: values[0][1] if key else min(*values)  # noqa: E731, although they lose
+    monkeypatch.setattr(allocation, "min", keep, raising=False)
+    quantized = solve(*model, config.model_copy(update={"cap_bytes": 20_000}), lambda q: 3_000 if q.residuals else 0)
+    assert quantized.residuals.keys() == weights.keys()
+    assert 0.998 * 17_000 < len(pack(quantized, "ans").bytes) <= 17_000
+
+
+def test_search_keeps_the_best_that_fits():
+    """Sizes that jump past the whole window: the nearest below is taken."""
+
+    class At:
+        def __init__(self, level):
+            self.level, self.bytes = level, 900 if level > 1e-5 else 1100
+
+    assert search(At, 1000, 1000).bytes == 900
+
+
+def test_search_ends_at_the_finest():
+    tried = []
+
+    class At:
+        def __init__(self, level):
+            self.level, self.bytes = level, min(900, round(1e-2 / level))
+            tried.append(level)
+
+    assert search(At, 1000, 1000).bytes == 900 and len(tried) < 6
+
+
+def test_a_tensor_without_information_takes_the_coarsest_steps():
+    w = torch.randn(8, 16)
+    silent = Statistics(torch.zeros(8), None, torch.zeros(16, 16), 64)
+    grid = grid_at(1e-4, w, silent, prepare(silent.hessian))
+    assert torch.isfinite(grid.steps()).all() and grid.steps().min() > 3 * w.std()

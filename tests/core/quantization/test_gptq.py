@@ -1,0 +1,71 @@
+"""GPTQ against its definition: rounding in order with the least-squares mending of what is left."""
+
+import pytest
+import torch
+
+from pgolf_core.quantization.gptq import gptq, prepare
+from pgolf_core.quantization.grids import UNCLIPPED
+
+
+def problem(rows=24, cols=40, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(400, cols, generator=g) @ torch.randn(cols, cols, generator=g)
+    return torch.randn(rows, cols, generator=g), inputs.T @ inputs / 400
+
+
+def cost(error, hessian):
+    return (error @ hessian * error).sum().item()
+
+
+def by_definition(w, step, hessian, order):
+    """Round one column, then set the ones left to what minimises the cost for the errors made: plain least squares."""
+    left, q = w.double()[:, order].clone(), torch.empty_like(w.double())
+    h = hessian.double()[order][:, order]
+    for j in range(w.size(1)):
+        q[:, j] = torch.round(left[:, j] / step)
+        error = left[:, j] - q[:, j] * step
+        if j + 1 < w.size(1):
+            left[:, j + 1 :] += torch.outer(error, torch.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, j]))
+    result = torch.empty_like(q)
+    result[:, order] = q
+    return result.float()
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("block", [1, 7, 128])
+def test_is_sequential_least_squares(act_order, block):
+    w, hessian = problem()
+    order = prepare(hessian, damp=1e-6, act_order=act_order)
+    q = gptq(w, torch.tensor(0.5), order, UNCLIPPED, block)
+    expected = by_definition(w, 0.5, hessian, order.order)
+    assert (q != expected).float().mean() < 0.01  # ties of rounding apart
+
+
+def test_costs_less_than_rounding_to_nearest():
+    w, hessian = problem()
+    step = torch.tensor(0.7)
+    nearest = torch.round(w / step) * step
+    mended = gptq(w, step, prepare(hessian), UNCLIPPED) * step
+    assert cost(mended - w, hessian) < 0.5 * cost(nearest - w, hessian)
+    assert (mended - w).square().sum() > (nearest - w).square().sum()  # bought with plain error
+
+
+def test_without_correlation_it_is_rounding_to_nearest():
+    w, _ = problem()
+    assert torch.equal(gptq(w, torch.tensor(0.3), prepare(torch.eye(40)), UNCLIPPED), torch.round(w / 0.3))
+
+
+def test_column_weight_is_what_an_error_costs():
+    """At fine steps the cost is the sum over columns of step²/12 · column_weight."""
+    w, hessian = problem(rows=4000)
+    order = prepare(hessian, damp=1e-9)
+    steps = torch.linspace(0.02, 0.08, 40)
+    error = gptq(w, steps, order, UNCLIPPED) * steps - w
+    expected = len(w) * (steps.square() / 12 * order.column_weight).sum().item()
+    assert cost(error, hessian) == pytest.approx(expected, rel=0.03)
+
+
+def test_clips_and_survives_a_silent_layer():
+    w, _ = problem()
+    q = gptq(100 * w, torch.tensor(0.1), prepare(torch.zeros(40, 40)), 7)
+    assert q.abs().max() == 7 and torch.isfinite(q).all()

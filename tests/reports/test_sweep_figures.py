@@ -1,0 +1,166 @@
+"""Figures of arms: what they show, and that no text lies on another or outside of the figure."""
+
+import json
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
+from test_frontier import make_run
+from test_seed_groups import make_arm, panel_of, tell
+
+from pgolf.analysis import frontier, seed_groups
+from pgolf.reports import curves, figures, sweep_figures, tables
+from pgolf.runs import store
+
+
+def collisions(figure) -> list[str]:
+    """Texts of a figure that cover one another, or reach out of it."""
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    every, drawn = (
+        {label for ticks in groups for tick in ticks for label in (tick.label1, tick.label2)}
+        for groups in ([axis.get_major_ticks() for axis in axes], [axis._update_ticks() for axis in axes])
+    )
+    texts = [text for text in texts if text not in every or text in drawn]  # a tick beyond the limits is not drawn
+    boxes = [text.get_window_extent().shrunk(0.96, 0.8) for text in texts]
+    found = []
+    for i, (text, box) in enumerate(zip(texts, boxes, strict=True)):
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1:
+            found.append(f"{text.get_text()!r} reaches out of the figure")
+        for other, other_box in zip(texts[:i], boxes[:i], strict=True):
+            if box.overlaps(other_box) and text.get_text() != other.get_text():
+                found.append(f"{text.get_text()!r} lies on {other.get_text()!r}")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with plt.rc_context(figures.STYLE):
+        yield
+    plt.close("all")
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of seven arms with five seeds each: better, worse and neither, one over the cap."""
+    rng = np.random.default_rng(0)
+    base = 2.5 + rng.normal(0, 0.01, 5)
+    make_arm(tmp_path, "control", base)
+    for i, (shift, total) in enumerate([(-0.03, 700_000), (0.03, 400_000), (0.0, 510_000), (-0.05, 1_100_000)]):
+        scores = base + shift + rng.normal(0, 0.002, 5)
+        make_arm(tmp_path, f"arm-with-a-long-name-{i}", scores, {"model_dim": 152 + 16 * i}, total=total)
+    tell(tmp_path, ["control", *(f"arm-with-a-long-name-{i}" for i in range(4))])
+    return tmp_path
+
+
+def seed_of(rows: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({"arm": rows.arm, "bpb": np.linspace(2.043, 2.0431, len(rows)), "bytes": 6_663_470})
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+def test_one_numeric_factor_is_a_curve(sweep, ledger):
+    panel = panel_of(sweep)
+    rows = seed_groups.arms(panel)
+    assert sweep_figures.factor(rows, panel) == "model_dim"
+    figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows) if ledger else seed_of(rows)[:0])
+    assert len(figure.axes) == 2 + ledger
+    figure.draw_without_rendering()
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["152", "168", "184", "192", "200"]
+    assert figure.axes[0].get_xlabel() == "model_dim" and "bits per byte" in figure.axes[0].get_ylabel()
+    assert any("cap 1,000,000 B" in text.get_text() for text in figure.axes[1].texts)
+    assert collisions(figure) == []
+
+
+def test_several_factors_are_names(sweep):
+    make_run(sweep, "s/both", bpb=2.45, knobs={"model_dim": 256, "num_layers": 3, "seed": 1})
+    panel = panel_of(sweep)
+    rows = seed_groups.arms(panel)
+    assert sweep_figures.factor(rows, panel) == ""
+    figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(rows.arm)
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert shown == {"control", "better", "worse", "not told apart"}
+    assert collisions(figure) == []
+
+
+def test_many_arms_are_cut(tmp_path):
+    for i in range(40):
+        make_run(tmp_path, f"s/arm-{i}", bpb=2.5 + 0.001 * i, knobs={"num_layers": 1 + i % 8, "model_dim": 64 + 8 * i})
+    panel = panel_of(tmp_path)
+    figure = sweep_figures.plot_sweep(seed_groups.arms(panel), panel, pd.DataFrame(columns=["arm", "bpb", "bytes"]))
+    assert len(figure.axes[0].get_yticklabels()) == sweep_figures.ARMS
+    assert collisions(figure) == []
+
+
+def test_seeds(sweep):
+    rows = seed_groups.arms(panel_of(sweep))
+    figure = sweep_figures.plot_seeds(rows)
+    away = np.concatenate([line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"])
+    assert len(away) == 25 and abs(away).max() < 40  # milli-bpb
+    assert collisions(figure) == []
+
+
+def test_leaders_are_named_once_each(tmp_path):
+    for minute in range(12):
+        run_dir = make_run(tmp_path, f"s/leader-{minute}", bpb=2.6 - 0.01 * minute, knobs={"num_layers": minute + 1})
+        content = store.read_json(run_dir / "result.json") | {
+            "finished": f"2026-01-01T00:{minute:02}:00",
+            "checksum": "",
+        }
+        (run_dir / "result.json").write_text(str(content).replace("'", '"').replace("None", "null"))
+    panel = panel_of(tmp_path)
+    rows = seed_groups.arms(panel)
+    steps = seed_groups.history(panel, rows)
+    assert len(steps) == 12
+    figure, ax = plt.subplots(figsize=(10, 3.6), layout="constrained")
+    sweep_figures.plot_leaders(steps, [f"s/{rows.arm[arm]}" for arm in steps.arm], ax)
+    assert collisions(figure) == []
+
+
+def test_training_curves(tmp_path):
+    for name in ("control", "one-with-a-rather-long-name", "c"):
+        make_run(tmp_path, f"s/{name}", knobs={"num_layers": len(name)})
+    figure = curves.plot_training([tmp_path / "s" / n for n in ("control", "c")], ["control", "c"])
+    assert [ax.get_xlabel() for ax in figure.axes] == ["step", "step", "seconds of training"]
+    assert collisions(figure) == []
+    # make_run writes no seconds, as some imported logs have none: an empty axis says so.
+    assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == [[], [], ["nothing recorded"]]
+
+
+def test_curves_show_what_is_told_apart_late(tmp_path):
+    run_dir = make_run(tmp_path, "s/control")
+    rows = [dict(step=i, train_loss=8 / i + 2, train_seconds=i / 2) for i in range(1, 61)]
+    rows += [dict(step=0, val_bpb=8.0, train_seconds=0.0), dict(step=60, val_bpb=2.5, train_seconds=30.0)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses, by_step, by_seconds = curves.plot_training([run_dir], ["control"]).axes
+    assert losses.get_ylim()[1] == pytest.approx(1.03 * (8 / 11 + 2))
+    assert [list(map(float, ax.lines[0].get_xdata())) for ax in (by_step, by_seconds)] == [[60.0], [30.0]]
+    assert by_step.get_xlim() == losses.get_xlim()
+
+
+def test_growth_is_drawn_from_runs_of_several_lengths(tmp_path):
+    rng = np.random.default_rng(2)
+    for steps, total in ((30, 200_000), (60, 250_000), (120, 300_000), (240, 380_000)):
+        for quantizer, size in (("absmax", total), ("step:0.2", 210_000)):
+            nats = list(rng.normal(2500, 100, 64))
+            make_run(
+                tmp_path, f"growth/{quantizer[:4]}_{steps}", bpb=2.5, total=size, parameters=300_000, steps=steps,
+                knobs={"iterations": steps, "quantizer": quantizer}, prequant_val_bpb=2.49,
+                roundtrip_block_nats=nats, prequant_block_nats=list(np.array(nats) - rng.normal(8, 2, 64)),
+            )  # fmt: skip
+    ((name, rows),) = frontier.growth(panel_of(tmp_path))
+    assert name == "2 × 192, sweep growth" and list(rows.steps) == [30, 60, 120, 240] * 2
+    int8 = rows[rows.how.str.startswith("absmax")]
+    assert int8.bits.iloc[-1] == pytest.approx(8 * 360_000 / 300_000) and int8.bits.is_monotonic_increasing
+    assert "absmax" in tables.growth_in_words(rows) and "(2.00 times)" in tables.growth_in_words(rows)
+    figure = sweep_figures.plot_growth(rows)
+    assert "bits a parameter" in figure.axes[0].get_ylabel()
+    assert collisions(figure) == []
+    assert frontier.growth(panel_of(tmp_path).query("steps < 100")) == []

@@ -1,0 +1,159 @@
+"""A finished run damaged in each of its files in turn is named and counted nowhere; whole ones stay."""
+
+import json
+import os
+import shutil
+
+import pytest
+from test_notebooks import TINY
+
+from pgolf.analysis import frontier
+from pgolf.reports import pages, tables
+from pgolf.runs import integrity, store
+from pgolf.training.round_trip import export_checkpoint
+from pgolf.training.run import train
+from pgolf_core.config import RunConfig
+
+FILES = [
+    "config.json",
+    "result.json",
+    "metrics.jsonl",
+    "log.txt",
+    "artifact.pgolf",
+    "checkpoint.safetensors",
+    "notebook.ipynb",
+    "job.json",
+    "environment.json",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(embedded, tmp_path_factory):
+    """A real run."""
+    run_dir = tmp_path_factory.mktemp("whole") / "demo" / "control"
+    train(RunConfig(**TINY), run_dir)
+    # As a sweep leaves them beside the run.
+    (run_dir / "notebook.ipynb").write_text(
+        json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    (run_dir / "job.json").write_text(json.dumps({"notebook": "train.ipynb", "parameters": {}}))
+    return run_dir
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "flip": flip,
+}
+
+
+def harm(run_dir, name: str, damage) -> None:
+    path = run_dir / name
+    content = path.read_bytes()
+    assert damage(content) != content
+    path.write_bytes(damage(content))
+    later = (run_dir / "result.json").stat().st_mtime + 60
+    os.utime(path, (later, later))
+
+
+def test_a_whole_run_is_complete(whole, tmp_path):
+    assert sorted(path.name for path in whole.iterdir() if path.name != ".lock") == sorted(FILES)
+    shutil.copytree(whole, tmp_path / "s" / "copied")  # with new times: every checksum is looked at
+    for path in (tmp_path / "s" / "copied").iterdir():
+        os.utime(path)
+    (row,) = store.load(tmp_path).itertuples()
+    assert row.status == "complete" and row.bpb > 0
+    assert store.load(whole.parents[1], thorough=True).status.tolist() == ["complete"]
+
+
+# A letter of a notebook's pictures, or of the parameters it was given, is not missed: nothing is read from them.
+CASES = [
+    (name, how) for name in FILES for how in DAMAGES if how != "flip" or name not in ("notebook.ipynb", "job.json")
+]
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_each_file_damaged(whole, tmp_path, name, how):
+    shutil.copytree(whole, tmp_path / "demo" / "control")
+    shutil.copytree(whole, tmp_path / "demo" / "harmed")
+    harm(tmp_path / "demo" / "harmed", name, DAMAGES[how])
+    table = store.load(tmp_path).set_index("run")
+    assert table.status.to_dict() == {"control": "complete", "harmed": "damaged"}
+    assert name in table.problem["harmed"]
+    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    assert list(panel.run) == ["control"]
+    assert f"harmed  damaged: {table.problem['harmed']}" in tables.summary(store.load(tmp_path))
+
+
+def test_files_that_are_missing(whole, tmp_path):
+    for name in FILES[2:]:
+        shutil.copytree(whole, tmp_path / "s" / name)
+        (tmp_path / "s" / name / name).unlink()
+    problems = store.load(tmp_path).set_index("run").problem.to_dict()
+    assert problems == {
+        "metrics.jsonl": "metrics.jsonl (missing)",
+        "log.txt": "",  # for people
+        "artifact.pgolf": "artifact.pgolf (missing)",
+        "checkpoint.safetensors": "",  # large, and may be deleted: no score needs it any more
+        "notebook.ipynb": "",
+        "job.json": "",
+        "environment.json": "environment.json (missing)",
+    }
+
+
+def test_a_score_changed_by_hand_is_not_one(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s" / "better")
+    path = tmp_path / "s" / "better" / "result.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"roundtrip_val_bpb": content["roundtrip_val_bpb"] - 0.1}))
+    (row,) = store.load(tmp_path).itertuples()
+    assert (row.status, row.problem) == ("damaged", "result.json")
+    with pytest.raises(store.RunError, match="changed since the run wrote it"):
+        store.read_result(path.parent)
+
+
+def test_old_damage_is_found_by_a_thorough_look(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s" / "rotten")
+    path = tmp_path / "s" / "rotten" / "checkpoint.safetensors"
+    path.write_bytes(flip(path.read_bytes()))
+    os.utime(path, (0, 0))
+    assert store.load(tmp_path).status.tolist() == ["complete"]
+    assert store.load(tmp_path, thorough=True).problem.tolist() == ["checkpoint.safetensors"]
+
+
+def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(whole, root / "demo" / "control")
+    export_checkpoint(root / "demo" / "control", root / "demo" / "int6", weight_quantization_bits=6)
+    for i, name in enumerate(FILES):
+        shutil.copytree(whole, root / "demo" / f"harmed-{i}")
+        harm(root / "demo" / f"harmed-{i}", name, DAMAGES["zeros"])
+    page = pages.write_report(root, tmp_path / "out", "frontier").read_text(encoding="utf-8")
+    assert f"2 complete, {len(FILES)} damaged" in page
+    assert all(f"harmed-{i}" in page for i in range(len(FILES)))
+    csv = (tmp_path / "out" / "tables" / "frontier.csv").read_text()
+    assert "harmed" not in csv and "control" in csv and "int6" in csv
+    sweep = pages.write_report(root, tmp_path / "out", "sweep").read_text(encoding="utf-8")
+    assert "Counted nowhere" in sweep and "harmed-0: damaged: config.json" in sweep
+
+
+def test_what_must_be_home_before_a_machine_goes(whole, tmp_path):
+    """The least that a run must leave, whatever became of it."""
+    run_dir = shutil.copytree(whole, tmp_path / "run")
+    assert integrity.lacking(run_dir) == []
+    for name in ("config.json", "environment.json", "log.txt", "artifact.pgolf"):
+        shutil.move(run_dir / name, tmp_path / name)
+        assert integrity.lacking(run_dir) == [name]
+        shutil.move(tmp_path / name, run_dir / name)
+    (run_dir / "result.json").unlink()
+    assert integrity.lacking(run_dir) == ["error.json"]
+    store.write_interruption(run_dir, "the machine is gone")
+    assert integrity.lacking(run_dir) == []
+    row = store.load(tmp_path).iloc[0]
+    assert (row.status, row.problem) == ("interrupted", "the machine is gone")

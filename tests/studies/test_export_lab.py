@@ -1,0 +1,92 @@
+"""The lab's stages on a small trained checkpoint: every figure against a file of its own."""
+
+import pandas as pd
+import pytest
+
+from pgolf.runs import store
+from pgolf.studies.export_lab import allocate_residuals, export_lab, residual_variants
+from pgolf.training.round_trip import model_of, open_dataset, pick_device, score_model
+from pgolf.training.run import train
+from pgolf_core.artifact.format import load
+from pgolf_core.config import ConfigError, RunConfig
+
+KNOBS = dict(
+    track="nano", num_layers=1, model_dim=96, mlp_mult=8, num_heads=2, num_kv_heads=1, train_seq_len=64,
+    train_batch_tokens=1024, iterations=12, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(embedded, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "sweep" / "run"
+    train(RunConfig(**KNOBS), run_dir)
+    return run_dir
+
+
+def test_allocation_scores_real_files(source, tmp_path):
+    result = allocate_residuals(source, tmp_path / "alloc", budgets=[1800, 4000])
+    rows = {row["variant"]: row for row in result.table}
+    solved = f"solve {rows['plain']['total_bytes']}"
+    assert set(rows) == set(residual_variants([1800, 4000])) | {solved}
+    assert 0.998 < rows[solved]["share"] <= 1
+    plain = store.read_result(source)
+    assert rows["plain"]["bpb"] == plain.roundtrip_val_bpb and rows["plain"]["total_bytes"] == plain.total_bytes
+    assert rows["all_attn_proj-4000"]["delta_bytes"] == 0  # no attention matrix of this model is quantised
+    assert 0 < rows["early_mlp_proj-4000"]["delta_bytes"] < rows["global-4000"]["delta_bytes"] <= 4000 + 200
+    stored = store.load(tmp_path)
+    variants = stored[stored.kind == "export"]
+    assert len(variants) == len(rows) and (variants.path / store.ARTIFACT).map(lambda path: path.is_file()).all()
+    assert set(variants.bpb) == {row["bpb"] for row in rows.values()}
+    assert (variants.source == "sweep/run").all()
+
+
+def test_interrupted_allocation_does_only_what_is_missing(source, tmp_path):
+    first = allocate_residuals(source, tmp_path / "alloc", budgets=[1800])
+    (tmp_path / "alloc" / "result.json").unlink()
+    (tmp_path / "alloc" / "plain" / "result.json").unlink()
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+    assert allocate_residuals(source, tmp_path / "alloc", budgets=[1800]).table == first.table
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+
+def test_best_run_is_legal(source):
+    table = store.load(source.parents[1])
+    assert store.best(table).run == "run"
+    with pytest.raises(store.RunError, match="over its cap"):
+        store.best(table.assign(over_cap=True))
+    two = pd.concat([table, table.assign(run="other", protocol="window 32, stride 32")], ignore_index=True)
+    with pytest.raises(store.RunError, match="in different windows"):
+        store.best(two)
+    with pytest.raises(store.RunError, match="no complete training run 'nowhere' here; there are run"):
+        store.named(table, "nowhere")
+    with pytest.raises(store.RunError, match="no complete training run"):
+        store.best(table.assign(status="incomplete"))
+
+
+def test_source_must_be_finished(tmp_path):
+    with pytest.raises(store.RunError, match="only a finished run"):
+        export_lab(tmp_path / "nothing", tmp_path / "lab", steps=[0.4])
+
+
+def test_lab_scores_a_file_of_every_kind(source, tmp_path):
+    lab = dict(steps=[0.4], codecs=["zlib", "ans"], shares=[1.0, 0.4], calibration_tokens=2048)
+    result = export_lab(source, tmp_path / "lab", **lab)
+    rows = {row["variant"]: row for row in result.table}
+    assert rows["int8 zlib"]["total_bytes"] == rows["plain"]["total_bytes"] > rows["int8 ans"]["total_bytes"]
+    assert rows["int8 ans"]["bpb"] == rows["plain"]["bpb"]  # the same integers
+    assert rows["step 0.4"]["total_bytes"] < rows["plain"]["total_bytes"]
+    assert len({row["bpb"] for row in rows.values()}) >= len(rows) - 2  # every other quantiser gives other weights
+    for share in (1.0, 0.4):
+        row = rows[f"solve {int(share * rows['plain']['total_bytes'])}"]
+        assert 0.998 * share < row["share"] <= share and sum(row["bytes"].values()) == 2 * row["total_bytes"]
+    config = RunConfig.from_file(tmp_path / "lab" / "step-0.4-gptq-fisher" / "config.json")
+    loaded = load(tmp_path / "lab" / "step-0.4-gptq-fisher" / store.ARTIFACT)
+    score = score_model(model_of(loaded, config, pick_device(config)), config, open_dataset(config), roundtrip=True)
+    assert score.val_bpb == rows["step 0.4 gptq fisher"]["bpb"]
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+    assert export_lab(source, tmp_path / "lab", **lab) == result
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+    more = export_lab(source, tmp_path / "lab", **lab | dict(shares=[1.0, 0.4, 0.6]))  # another question
+    assert len(more.table) == len(rows) + 1
+    with pytest.raises(ConfigError, match="was trained with num_layers=1"):
+        export_lab(source, tmp_path / "other", **lab, num_layers=2)

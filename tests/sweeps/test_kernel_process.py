@@ -1,0 +1,43 @@
+"""Notebooks that share a kernel: none sees the one before it, and none suffers by what that died of."""
+
+import nbformat
+import psutil
+import pytest
+
+from pgolf.sweeps.kernel_process import Slot
+
+KILLED = "import os, signal; os.kill({}, signal.SIGTERM if os.name == 'nt' else signal.SIGKILL)"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(source: str):
+        cells = [nbformat.v4.new_code_cell("greeting = ''", metadata={"tags": ["parameters"]})]
+        notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(source)])
+        notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
+        nbformat.write(notebook, tmp_path / "notebook.ipynb")
+        return tmp_path / "notebook.ipynb", tmp_path / "executed.ipynb", {"greeting": "hello"}
+
+    return write
+
+
+def said(path) -> str:
+    return "".join(out.text for cell in nbformat.read(path, 4).cells for out in cell.outputs if "text" in out)
+
+
+def test_one_after_another(write, tmp_path):
+    executed = tmp_path / "executed.ipynb"
+    with Slot() as slot:
+        assert slot.run(*write("left = 1; import os; print(greeting, os.getpid())")) is None
+        greeting, kernel = said(executed).split()
+        assert greeting == "hello"
+        assert slot.run(*write("print('left' in globals()); import os; print(os.getpid())")) is None
+        assert said(executed).split() == ["False", kernel]
+        assert slot.run(*write("1 / 0")) == "ZeroDivisionError: division by zero"
+        assert "the kernel died" in slot.run(*write(KILLED.format("os.getpid()")))
+        assert slot.run(*write("print(greeting)")) is None
+        assert said(executed) == "hello\n"
+        assert slot.run(*write(KILLED.format("os.getppid()"))) is not None  # the slot itself
+        assert slot.run(*write("import os; print(os.getpid())")) is None
+        kernel = psutil.Process(int(said(executed)))
+    assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE

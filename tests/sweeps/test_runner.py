@@ -1,0 +1,341 @@
+"""Sweep files are checked whole before anything runs; sweeps do what is missing, survive kills, and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from pgolf.processes import end_with_sweep
+from pgolf.runs import store
+from pgolf.sweeps.runner import is_complete, missing, plan, progress, run_sweep, slot_environments, stage_job
+from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names
+from pgolf.training.run import train
+from pgolf_core.config import RunConfig
+from pgolf_core.export import load
+
+TINY = dict(
+    num_layers=1, model_dim=96, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=4,
+    warmdown_iters=0, val_loss_every=0, val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
+)  # fmt: skip
+
+
+@pytest.fixture
+def sweeps(tmp_path, monkeypatch):
+    """Write a sweep file (a mapping or YAML text) beside a runs root that holds nothing yet; its path."""
+    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+
+    def write(content, name="s"):
+        path = tmp_path / f"{name}.yaml"
+        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def figures(run_dir):
+    """What must be the same in two runs of the same knobs."""
+    result = store.read_result(run_dir)
+    assert load(run_dir / store.ARTIFACT)
+    return (
+        result.val_loss, result.val_bpb, result.roundtrip_val_loss, result.roundtrip_val_bpb, result.bytes,
+        result.artifact_sha256, result.steps,
+    )  # fmt: skip
+
+
+# The file
+
+
+def test_the_demo_is_a_sound_sweep():
+    sweep = load_sweep(NOTEBOOKS / "sweeps" / "demo.yaml")
+    assert sweep.name == "demo" and sweep.control in sweep.runs
+    assert [stage.notebook for stage in sweep.stages] == ["sensitivity", "residual_allocation", "export_lab"]
+
+
+def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):
+    monkeypatch.setenv("NUM_LAYERS", "6")
+    path = sweeps({"track": "nano", "base": {"model_dim": 160}, "runs": {"a": None, "b": {"num_layers": 3}}})
+    a, b = plan(load_sweep(path, {"seed": "7"}))
+    assert (a.config.num_layers, b.config.num_layers) == (6, 3)
+    assert a.parameters | {"knobs": None} == {"sweep": "s", "run": "a", "track": "nano", "knobs": None}
+    monkeypatch.setenv("NUM_LAYERS", "5")  # what a kernel may find
+    assert RunConfig(track="nano", **a.parameters["knobs"]) == a.config
+    assert (a.config.num_layers, a.config.model_dim, a.config.seed) == (6, 160, 7)
+    assert a.run_dir == store.RUNS / "s" / "a"
+
+
+def test_grid_and_seeds_name_their_runs(sweeps):
+    content = {"track": "nano", "grid": {"num_layers": [2, 3], "model_dim": [160, 192]}, "runs": {"control": {}}}
+    content |= {"control": "control", "base": {"num_layers": 1}}
+    names = ["control"] + [f"num_layers{n}-model_dim{d}" for n in (2, 3) for d in (160, 192)]
+    sweep = load_sweep(sweeps(content))
+    assert list(sweep.runs) == names
+    assert sweep.runs["num_layers3-model_dim160"].model_dim == 160
+    assert set(sweep.arms) == set(sweep.arms.values()) == set(names)
+    assert sweep.changes["num_layers3-model_dim160"] == ["model_dim", "num_layers"]
+    sweep = load_sweep(sweeps(content | {"seeds": [1337, 6]}))
+    # What was run with the usual seed keeps its name, so seeds can be added later.
+    assert list(sweep.runs) == [name + suffix for name in names for suffix in ("", "-s6")]
+    assert (sweep.runs["control"].seed, sweep.runs["control-s6"].seed) == (1337, 6)
+    assert sweep.arms["control-s6"] == "control"
+    assert list(load_sweep(sweeps(content), seeds=[6]).runs) == [name + "-s6" for name in names]
+
+
+def test_repeats_have_equal_knobs(sweeps):
+    sweep = load_sweep(
+        sweeps({"track": "nano", "control": "base", "repeats": 2, "seeds": [1337, 2], "runs": {"base": {}}})
+    )
+    assert list(sweep.runs) == ["base_a", "base_b", "base-s2_a", "base-s2_b"]
+    assert sweep.runs["base_a"] == sweep.runs["base_b"] and set(sweep.arms.values()) == {"base"}
+
+
+def test_at_nano_scale_factors_stay_and_shapes_shrink(sweeps):
+    content = {
+        "track": "fixed_step", "base": {"num_heads": 8, "num_kv_heads": 4},
+        "runs": {"deep": {"num_layers": 14, "model_dim": 576}, "wide": {"model_dim": 608, "window_size": 512}},
+        "stages": [{"residual_allocation": {"budgets": [65536, 98304]}}],
+    }  # fmt: skip
+    sweep = load_sweep(sweeps(content), {"iterations": 7}, "nano")
+    assert sweep.name == "s-nano" and sweep.stages[0].parameters == {"budgets": [4096, 6144]}
+    deep, wide = sweep.runs["deep"], sweep.runs["wide"]
+    assert (deep.num_layers, deep.model_dim, wide.num_layers, wide.model_dim) == (4, 144, 3, 152)
+    assert (wide.window_size, deep.window_size) == (128, 0)
+    assert (deep.track, deep.cap_bytes, deep.keep_float_max_numel, deep.iterations) == ("nano", 1_000_000, 4096, 7)
+    assert deep.max_wallclock_seconds == 0
+    clocked = load_sweep(sweeps(content | {"track": "roundtrip"}), None, "nano").runs["deep"]
+    assert clocked.max_wallclock_seconds == 20 and clocked.iterations == 20_000
+    small = sweeps({"track": "nano", "runs": {"a": {}}})
+    assert load_sweep(small, None, "nano") == load_sweep(small)
+    with pytest.raises(SweepError, match="have the same knobs at scale nano"):
+        load_sweep(sweeps({"track": "fixed_step", "grid": {"iterations": [100, 200]}}), None, "nano")
+    with pytest.raises(SweepError, match="-k seed: the sweep has seeds"):
+        load_sweep(small, {"seed": 5}, seeds=[1, 2])
+    with pytest.raises(SweepError, match="scale nona: no such; did you mean nano"):
+        load_sweep(small, None, "nona")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"rums": {"a": {}}}, ["key rums", "did you mean runs"]),
+        ({"track": "nano"}, ["no runs"]),
+        ({"runs": ["a"]}, ["runs: expected a mapping"]),
+        ({"runs": {"a": 3}}, ["a: expected a mapping of knobs"]),
+        ({"grid": {"num_layers": 3}}, ["num_layers: expected a list"]),
+        ({"runs": {"a": {}}, "seeds": [1, 1.5]}, ["1.5 is no whole number"]),
+        ({"runs": {"a": {}}, "repeats": 0}, ["repeats: 0: expected a whole number from 1 to 26"]),
+        ({"runs": {"a": {"seed": 3}}, "seeds": [1, 2]}, ["a: sets seed"]),
+        ({"runs": {"a": {}}, "control": "b"}, ["control: run b"]),
+        ({"runs": {"a/b": {}, "..": {}, "nul": {}, "Com1.x": {}, "x.": {}, "": {}}},
+         ["'a/b'", "'..'", "'nul'", "'Com1.x'", "'x.'", "''"]),
+        ({"runs": {"a": {}}, "name": "../x"}, ["'../x'"]),
+        ({"runs": {"a": {"seed": 1}, "A": {"seed": 2}}}, ["name A: used twice (as a)"]),
+        ({"runs": {"sensitivity": {}}, "stages": ["sensitivity"]}, ["name sensitivity: used twice"]),
+        ("runs:\n  a: {seed: 1}\n  a: {seed: 2}\n", ["line 3: a is there twice"]),
+        ("runs: [", ["s.yaml"]),
+        ("just words", ["a sweep is a mapping"]),
+        ({"runs": {"a": {}, "b": {}, "c": {"seed": 1338}}}, ["runs a and b have the same knobs"]),
+        ({"runs": {"a": {"num_layrs": 3}, "b": {"num_heads": 5}, "c": {"num_heads": 5, "seed": 2}, "d": {}}},
+         ["run a: num_layrs: no such knob; did you mean num_layers?", "run b, c: num_heads=5 does not divide"]),
+        ({"base": {"seed": -1}, "runs": {"a": {}}, "track": "nanoo"}, ["every run: seed=-1", "every run: track='na"]),
+        ({"runs": {"a": {}}, "stages": ["sensitivty"]}, ["notebook sensitivty", "did you mean sensitivity"]),
+        ({"runs": {"a": {}}, "stages": [{"sensitivity": {"token": 5, "source": "a"}}]},
+         ["parameter token", "did you mean tokens", "source is given by the sweep"]),
+        ({"runs": {"a": {}}, "stages": ["sensitivity", "train"]}, ["train is the first"]),
+        ({"runs": {"a": {}}, "stages": [["train"]]}, ["expected a notebook's name"]),
+        ({"runs": {"a": {"final_roundtrip_eval": False}, "b": {"save_raw_checkpoint": False}},
+          "stages": ["sensitivity"]},
+         ["run a: final_roundtrip_eval=0, and the stages", "run b: save_raw_checkpoint=0, and the stages"]),
+    ],
+)  # fmt: skip
+def test_bad_files_are_refused_with_all_that_is_wrong(sweeps, content, says):
+    path = sweeps(content)
+    with pytest.raises(SweepError) as refusal:
+        run_sweep(path)
+    for words in says:
+        assert words in str(refusal.value)
+    assert str(path) in str(refusal.value)
+    assert not store.RUNS.exists()
+
+
+def test_parameter_names_are_those_assigned(tmp_path):
+    source = 'a = 1\nb: float | None = None  # papermill drops this one\nc = d = ""  # x = 3\nprint(a)'
+    cells = [
+        {"cell_type": "code", "metadata": {}, "source": "no = 1"},
+        {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source.splitlines(keepends=True)},
+    ]
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    assert parameter_names(tmp_path / "n.ipynb") == ["a", "b", "c", "d"]
+
+
+def test_slots_fit_the_cores():
+    cores = os.cpu_count()
+    config = RunConfig(device="cpu", cpu_threads=1)
+    assert len(slot_environments([config])) == cores
+    assert len(slot_environments([config.with_knobs(cpu_threads=0)])) == 1
+    assert len(slot_environments([config], 3)) == 3
+    with pytest.raises(SweepError, match="slots=0"):
+        slot_environments([config], 0)
+
+
+def test_each_slot_sees_one_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments([RunConfig()])]
+    assert gpus == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments([RunConfig()], 3)]
+    assert gpus == ["3", "5", "3"]
+
+
+def test_each_slot_of_several_processes_sees_a_group(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    configs = [RunConfig(world_size=2), RunConfig()]
+    groups = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments(configs)]
+    assert groups == ["0,1", "2,3"]  # and one that is left over
+    with pytest.raises(SweepError, match="world_size=8: a GPU each, and there are 5"):
+        slot_environments([RunConfig(world_size=8)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert len(slot_environments([RunConfig(device="cpu", cpu_threads=1, world_size=4)])) == 2
+
+
+def test_nproc_is_the_knob_world_size_of_all_runs(sweeps):
+    sweep = load_sweep(sweeps({"track": "nano", "nproc": 4, "runs": {"a": {}, "b": {"seed": 2}}}))
+    assert [config.world_size for config in sweep.runs.values()] == [4, 4]
+    with pytest.raises(SweepError, match="world_size=3 does not divide 8"):
+        load_sweep(sweeps({"track": "nano", "nproc": 3, "runs": {"a": {}}}))
+    with pytest.raises(SweepError, match="nproc and world_size are the same"):
+        load_sweep(sweeps({"track": "nano", "nproc": 2, "runs": {"a": {"world_size": 4}}}))
+    with pytest.raises(SweepError, match="nproc is a key of the sweep"):
+        load_sweep(sweeps({"track": "nano", "runs": {"a": {}}, "stages": [{"train": {"nproc": 2}}]}))
+
+
+def test_progress_reads_what_a_kill_left(sweeps):
+    (job,) = plan(load_sweep(sweeps({"track": "nano", "runs": {"a": {}}})))
+    assert progress(job) == (0.0, "a")
+    job.run_dir.mkdir(parents=True)
+    rows = [{"step": 40, "val_bpb": 2.714}, {"step": 60, "train_loss": 4.1, "train_seconds": 9.0}]
+    text = "\n".join(map(json.dumps, rows)) + '\n{"step": 70, "tr'
+    (job.run_dir / "metrics.jsonl").write_text(text, encoding="utf-8")
+    assert progress(job) == (0.95 / 2, "a 60/120 2.71 bpb")
+
+
+# Running
+
+
+def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeypatch, tmp_path, capfd):
+    # A kernelspec of the user's that names no Python of ours must not matter.
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    argv = [sys.executable, "-c", "raise SystemExit(3)"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+    content = {"track": "nano", "base": TINY, "stages": [{"sensitivity": {"tokens": 1024}}]}
+    bad = {"matrix_lr": 1e30, "tied_embed_lr": 1e30}
+    path = sweeps(content | {"runs": {"bad": bad, "a": {}}})
+    failures = run_sweep(path)
+    assert [f.run for f in failures] == ["bad"]
+    assert "TrainError: training loss is nan at step" in failures[0].reason
+    assert failures[0].log.is_file()
+    home = store.RUNS / "s"
+    assert store.load(store.RUNS).set_index("run").status.to_dict() == {"bad": "failed", "a": "complete"}
+    said = capfd.readouterr().out
+    assert "bad" in said and "FAILED" in said and "stages wait" in said
+    before = (home / "a" / "result.json").stat().st_mtime_ns
+
+    assert json.loads((home / "a" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"][-1]["outputs"]
+    train(load_sweep(path).runs["a"], tmp_path / "direct")
+    assert figures(home / "a") == figures(tmp_path / "direct")
+
+    path = sweeps(content | {"runs": {"a": {}}})
+    jobs, stages = missing(load_sweep(path))
+    assert jobs == [] and [stage.notebook for stage in stages] == ["sensitivity"]
+    assert run_sweep(path) == []
+    assert missing(load_sweep(path)) == ([], [])
+    assert (home / "a" / "result.json").stat().st_mtime_ns == before
+
+    sweep = load_sweep(path)
+    job = stage_job(sweep, sweep.stages[0], "a")
+    assert is_complete(job)
+    assert store.read_result(job.run_dir).source == "s/a"
+    with pytest.raises(store.RunError, match=r"made from s/a, and the best run is now s/b; delete that folder"):
+        is_complete(replace(job, parameters=job.parameters | {"source": "b"}))
+    with pytest.raises(SweepError, match=r"sensitivity: made with parameters .*1024.*, not .*2048"):
+        run_sweep(sweeps(content | {"runs": {"a": {}}, "stages": [{"sensitivity": {"tokens": 2048}}]}))
+
+    # A directory of other knobs, a damaged one: refused, both named, before anything runs.
+    (home / "torn").mkdir()
+    (home / "torn" / "config.json").write_text('{"seed', encoding="utf-8")
+    with pytest.raises(SweepError) as refusal:
+        run_sweep(sweeps(content | {"runs": {"a": {"iterations": 5}, "torn": {"seed": 3}, "new": {"seed": 4}}}))
+    assert "iterations 4 there, 5 now" in str(refusal.value) and "torn" in str(refusal.value)
+    assert not (home / "new").exists()
+
+
+def start_and_wait_for_training(path, run_dir, root):
+    """A sweep in a process of its own, once its run has written a resume file; with all its processes."""
+    # Where the tests run as a background job, SIGINT is ignored, and every process inherits that.
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    listen += "from pgolf.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", listen, "sweep", str(path)],
+        env=os.environ | {"PGOLF_RUNS": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (run_dir / "resume.pt").exists():
+        assert parent.poll() is None and time.monotonic() < deadline, parent.communicate()
+        time.sleep(0.05)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) >= 2  # slot and kernel
+    return parent, family
+
+
+LONG = TINY | dict(iterations=40, resume_every_seconds=0.1)
+
+
+def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path):
+    path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})
+    run_dir = store.RUNS / "s" / "a"
+    parent, family = start_and_wait_for_training(path, run_dir, store.RUNS)
+    with pytest.raises(store.RunError, match="running already"):
+        run_sweep(path)
+    parent.kill()
+    parent.communicate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert store.read_result(run_dir) is None
+
+    assert run_sweep(path) == []
+    assert store.read_result(run_dir).resumed == 1
+    train(load_sweep(path).runs["a"], tmp_path / "direct")
+    assert figures(run_dir) == figures(tmp_path / "direct")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send Ctrl-C to one other alone")
+def test_ctrl_c_ends_every_process_at_once(embedded, sweeps):
+    path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})
+    parent, family = start_and_wait_for_training(path, store.RUNS / "s" / "a", store.RUNS)
+    parent.send_signal(2)
+    _, err = parent.communicate(timeout=10)
+    assert parent.returncode == 130 and "goes on where this one was" in err and "Traceback" not in err
+    assert psutil.wait_procs(family, timeout=1)[1] == []
+
+
+def test_without_a_sweep_nothing_is_watched(monkeypatch):
+    monkeypatch.delenv("PGOLF_SWEEP_PID", raising=False)
+    end_with_sweep()

@@ -1,0 +1,62 @@
+"""Operations of a step, held to torch's own count of the matrix products, and to the mask's pairs."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pgolf.training import flops
+from pgolf_core.config import RunConfig
+from pgolf_core.model import GPT, window_mask
+
+SHAPE = dict(track="nano", train_seq_len=64, train_batch_tokens=512, model_dim=96, num_heads=4, num_kv_heads=2)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, dict(num_layers=4, num_unique_blocks=2), dict(embed_dim=32), dict(tie_embeddings=False), dict(mlp_mult=3)],
+    ids=str,
+)
+def test_products_are_counted_as_torch_does(knobs):
+    config = RunConfig(**SHAPE | knobs)
+    model = GPT(config.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # zeros would do too: the counter looks at shapes
+    ids = torch.zeros(2, 64, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model.loss(ids, ids).backward()
+    products = sum(
+        count for op, count in counter.get_flop_counts()["Global"].items() if "mm" in str(op) or "linear" in str(op)
+    )
+    attention = 12 * config.num_layers * (64 + 1) / 2 * config.model_dim
+    # The gradient of the embedding's output is no product; the first layer's input needs one all the same.
+    assert flops.flops_a_token(config) - attention == pytest.approx(products / ids.numel(), rel=1e-12)
+
+
+@pytest.mark.parametrize("window", [0, 1, 16, 63, 64, 100])
+def test_pairs_are_those_of_the_mask(window):
+    config = RunConfig(**SHAPE, window_size=window)
+    pairs = window_mask(64, window or 64, torch.device("cpu")).sum().item() / 64
+    none = RunConfig(**SHAPE, window_size=1)
+    difference = flops.flops_a_token(config) - flops.flops_a_token(none)
+    assert difference == pytest.approx(12 * config.num_layers * config.model_dim * (pairs - 1))
+
+
+def test_utilisation_is_of_all_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    config, device = RunConfig(track="h100", world_size=8), torch.device("cuda")
+    assert flops.peak_flops(device) == 989e12
+    whole = 8 * 989e12 / flops.flops_a_token(config)  # tokens a second at the peak
+    assert flops.utilisation(config, int(whole), 2.0, device) == pytest.approx(0.5)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert flops.peak_flops(device) == 756e12
+    for name, peak in {
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
+        "NVIDIA RTX A1000": None,
+        "NVIDIA L40": 181e12,
+    }.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert flops.peak_flops(device) == peak
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card of next year")
+    assert flops.utilisation(config, 1000, 1.0, device) is None
+    assert flops.utilisation(config, 1000, 1.0, torch.device("cpu")) is None
+    assert flops.peak_memory(torch.device("cpu")) > 50 * 2**20
