@@ -1,7 +1,8 @@
-# A convenience for Linux and macOS; README.md has the plain commands, which work on Windows too.
+# A convenience for Linux and macOS; docs/install.md has the plain commands, which work on Windows too.
 PYTHON ?= python3
+PYTEST = .venv/bin/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: install demo test lab lint
+.PHONY: install demo test test-long lab lint
 
 install:
 	@$(PYTHON) tools/install.py
@@ -10,8 +11,11 @@ demo: install
 	.venv/bin/pgolf demo
 
 test: install
+	$(PYTEST) -m "not slow"
+
+test-long: install
 	@$(PYTHON) tools/install.py --test-tools
-	.venv/bin/python -m pytest -q -n auto --dist loadfile
+	$(PYTEST) -m slow
 
 lab: install
 	.venv/bin/jupyter lab notebooks
@@ -19,3 +23,5 @@ lab: install
 lint: install
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/lint-imports --no-logo
+	.venv/bin/python tools/check_style.py
