@@ -17,7 +17,7 @@ from pgolf.runs import store
 from pgolf.studies.export_lab import allocate_residuals, export_lab
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 CHECKPOINT = dict(
     track="nano", num_layers=6, model_dim=384, num_heads=6, num_kv_heads=3, train_seq_len=512, train_batch_tokens=8192,
@@ -59,7 +59,7 @@ def main() -> None:
     print(f"lands at {min(landing):.4%} to {max(landing):.4%} of its caps")
     if arguments.out:
         rows = {"checkpoint": CHECKPOINT, "solver": _rows(solver), "fixed": _rows(fixed)}
-        print(write_whole(arguments.out, json.dumps(rows, indent=1) + "\n"))
+        print(atomic_write(arguments.out, json.dumps(rows, indent=1) + "\n"))
 
 
 def _rows(table: pd.DataFrame) -> list[dict]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from pgolf_core.artifact.format import ACCOUNT, Quantized, pack, to_arrays
 from pgolf_core.artifact.format import load as load  # the other half, where users look for it
 from pgolf_core.config import ExportConfig
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 from pgolf_core.model import is_control, tensor_kind
 from pgolf_core.quantization import codebook, grids, schemes
 from pgolf_core.quantization.allocation import fit_residual, solve
@@ -283,7 +283,7 @@ def export(
     quantized = quantize_state(state, config, calibration)
     packed = pack(quantized, config.codec)
     code = len(code_archive(quantized))
-    write_whole(path, packed.bytes)
+    atomic_write(path, packed.bytes)
     return ByteAccount(
         parts={part: packed.parts.get(part, 0) for part in ACCOUNT},
         artifact=len(packed.bytes),

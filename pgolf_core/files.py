@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then moved there."""
+"""Atomic writes: a temporary file in the same folder, then a rename, so that no reader sees a part of a file."""
 
 import os
 import threading
@@ -12,22 +12,22 @@ class DataError(ValueError):
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; it takes path's place when the block ends well."""
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; it replaces path when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as f:  # on disk before its name says so: a power cut leaves no torn file
+        with open(temporary, "rb+") as f:  # data before the name: a power cut leaves no torn file
             os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: str | Path, content: bytes | str) -> Path:
-    """Write content (text as UTF-8, newlines as given) in one move."""
-    with whole_file(path) as temporary:
+def atomic_write(path: str | Path, content: bytes | str) -> Path:
+    """Write content (text as UTF-8, newlines unchanged) atomically; returns the path."""
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)

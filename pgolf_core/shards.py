@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf_core.files import DataError, whole_file
+from pgolf_core.files import DataError, atomic_path
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -29,7 +29,7 @@ def write_shard(path: str | Path, tokens: np.ndarray | list[int]) -> Path:
         raise DataError(f"{path}: a shard is a row of integers, not {tokens.shape} of {tokens.dtype}")
     if tokens.min() < 0 or tokens.max() > 65535:
         raise DataError(f"{path}: tokens {tokens.min()}..{tokens.max()} do not fit uint16 (0..65535)")
-    with whole_file(path) as temporary, open(temporary, "wb") as f:
+    with atomic_path(path) as temporary, open(temporary, "wb") as f:
         f.write(header(len(tokens)))
         f.write(tokens.astype("<u2").data)
     return Path(path)

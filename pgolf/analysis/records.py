@@ -17,7 +17,7 @@ from pgolf.analysis import training_logs
 from pgolf.analysis.training_logs import Log, LogError
 from pgolf.runs import store
 from pgolf_core.config import digest
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 SUBMISSION = "submission.json"
 LARGEST = 64 * 2**20  # bytes of a log; a text file beyond that is something else
@@ -278,12 +278,12 @@ def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str]
         "flags": flags,
         "disagreements": disagreements,
     }
-    write_whole(run_dir / "import.json", json.dumps(facts, indent=1))
-    write_whole(run_dir / "log.txt", content)
+    atomic_write(run_dir / "import.json", json.dumps(facts, indent=1))
+    atomic_write(run_dir / "log.txt", content)
     if claims is not None:
-        write_whole(run_dir / SUBMISSION, claims)
-    write_whole(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in log.rows))
-    write_whole(run_dir / "config.json", json.dumps(log.config, indent=1))
+        atomic_write(run_dir / SUBMISSION, claims)
+    atomic_write(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in log.rows))
+    atomic_write(run_dir / "config.json", json.dumps(log.config, indent=1))
     if score:
         store.write_result(run_dir, result(log))
 

@@ -24,7 +24,7 @@ from pgolf.disk import checksum
 from pgolf_core import tokens as tokenizers
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import ROOT
-from pgolf_core.files import DataError, write_whole
+from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.tokens import ByteTable, SentencePiece, Tokenizer
 
@@ -457,7 +457,7 @@ def store(dataset: Dataset, audit: Audit) -> Path | None:
     assert audit.thorough, "a fast audit costs less than it is worth keeping"
     content = _key(dataset) | {"byte_table": audit.figures["byte_table"]} | dataclasses.asdict(audit)
     with contextlib.suppress(OSError):
-        return write_whole(dataset.directory / STORED, json.dumps(content, indent=1))
+        return atomic_write(dataset.directory / STORED, json.dumps(content, indent=1))
 
 
 def stored(dataset: Dataset) -> Audit | None:

@@ -17,7 +17,7 @@ from pgolf.disk import checksum
 from pgolf_core import tokens as tokenizer
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import ROOT
-from pgolf_core.files import DataError, write_whole
+from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.tokens import ByteTable, Tokenizer
 
@@ -166,7 +166,7 @@ class Dataset:
         if key not in cache:
             cache[key] = self.text_sha256(self.validation(seq_len, max_tokens, max_documents))
             with contextlib.suppress(OSError):
-                write_whole(path, json.dumps(cache, indent=1))
+                atomic_write(path, json.dumps(cache, indent=1))
         return cache[key]
 
 
@@ -184,7 +184,7 @@ def describe(directory: str | Path, **about: object) -> Dataset:
         about[split] = about.get(split, {}) | {"tokens": dataset.description[f"{split}_tokens"], "shards": shards}
     about |= {"vocab_size": dataset.tokenizer.vocab_size, "tokenizer_sha256": dataset.description["tokenizer_sha256"]}
     about |= {"fingerprint": dataset.fingerprint}
-    write_whole(directory / DESCRIPTION, json.dumps(about, indent=1))
+    atomic_write(directory / DESCRIPTION, json.dumps(about, indent=1))
     return Dataset.open(directory)
 
 
@@ -217,7 +217,7 @@ def _shard_facts(directory: Path, paths: list[Path]) -> dict[str, dict]:
         facts[path.name] = key | {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
     if facts != cache:
         with contextlib.suppress(OSError):  # a folder that we may not write to works too, only slower
-            write_whole(cache_path, json.dumps(facts, indent=1))
+            atomic_write(cache_path, json.dumps(facts, indent=1))
     return facts
 
 

@@ -35,7 +35,7 @@ from pgolf.data.download import (
 from pgolf.disk import alone, check_space, explained
 from pgolf_core import tokens as tokenizer
 from pgolf_core.config import ROOT
-from pgolf_core.files import DataError, write_whole
+from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import HEADER_BYTES, read_shard
 
 MANIFEST = "datasets/manifest.json"
@@ -244,7 +244,7 @@ def documents(
         if not about or not _unchanged(path, about_path, about):
             revision = about.get("revision", revision)
             about = _fetch_documents(path, count, about.get("commit", revision), download.checked_endpoint(endpoint))
-            write_whole(about_path, json.dumps({"repo": download.REPO, "revision": revision} | about, indent=1))
+            atomic_write(about_path, json.dumps({"repo": download.REPO, "revision": revision} | about, indent=1))
     print(f"{path}: {about['documents']:,} documents, {about['bytes']:,} bytes")
     return path
 

@@ -28,7 +28,7 @@ from pgolf.data.documents import START, Block, Source, first_texts
 from pgolf.disk import alone, check_space, checksum, explained
 from pgolf.processes import interactive
 from pgolf_core import tokens as tokenizer
-from pgolf_core.files import DataError, write_whole
+from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import HEADER_BYTES, SHARD_TOKENS, header
 
 PROGRESS = "progress.json"
@@ -185,7 +185,7 @@ def _record_to_go_on_from(staging: Path, request: dict, source: Source) -> dict:
 
 
 def _write_record(staging: Path, record: dict) -> None:
-    write_whole(staging / PROGRESS, json.dumps(record))
+    atomic_write(staging / PROGRESS, json.dumps(record))
 
 
 # Splits and tokenizer
@@ -224,7 +224,7 @@ def _tokenizer(
         return tokenizer.load(there)
     if path:
         name = tokenizer.NAMES[Path(path).suffix == ".json"]
-        return tokenizer.load(write_whole(staging / name, Path(path).read_bytes()))
+        return tokenizer.load(atomic_write(staging / name, Path(path).read_bytes()))
     kind, vocab_size = made_of["kind"], made_of["vocab_size"]
     if kind == "bytes":
         return tokenizer.load(train_tokenizer.make([], staging, kind, vocab_size))
@@ -246,7 +246,7 @@ def _tokenizer(
     try:
         with tempfile.TemporaryDirectory() as folder:  # whoever was interrupted may write there, not beside the shards
             made = _interruptible(lambda: train_tokenizer.make(texts(), Path(folder), kind, vocab_size))
-            write_whole(staging / made.name, made.read_bytes())
+            atomic_write(staging / made.name, made.read_bytes())
     except DataError:
         if failure:
             raise failure from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from pgolf_core.files import DataError, write_whole
+from pgolf_core.files import DataError, atomic_write
 from pgolf_core.tokens import NORMALIZATION, SPECIAL, Bytes
 
 KINDS = ("bpe", "unigram", "bytes")
@@ -32,7 +32,7 @@ def make(texts: Iterable[str], directory: Path, kind: str, vocab_size: int) -> P
     """
     check(kind, vocab_size)
     if kind == "bytes":
-        return write_whole(directory / "tokenizer.json", Bytes(NORMALIZATION).to_json())
+        return atomic_write(directory / "tokenizer.json", Bytes(NORMALIZATION).to_json())
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -61,4 +61,4 @@ def make(texts: Iterable[str], directory: Path, kind: str, vocab_size: int) -> P
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
     if pieces != vocab_size:
         raise DataError(f"vocab_size={vocab_size}: this text gives no more than {pieces} pieces")
-    return write_whole(directory / "tokenizer.model", model.getvalue())
+    return atomic_write(directory / "tokenizer.model", model.getvalue())

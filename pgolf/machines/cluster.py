@@ -27,7 +27,7 @@ from pgolf.machines import worker
 from pgolf.runs import store
 from pgolf.sweeps.runner import Failure, Job, failed, finish, progress, say
 from pgolf.sweeps.sweep_file import SweepError
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 CONNECT_SECONDS = 10
 POLL_SECONDS = 0.5
@@ -369,7 +369,7 @@ def _on_its_own_store(pool: Pool, one: _Try) -> dict:
             worker.push(call, job.run_dir.parent / source)
         (job.run_dir / "error.json").unlink(missing_ok=True)  # of an earlier try
         content = {"notebook": str(job.notebook), "output": str(job.output), "parameters": job.parameters}
-        write_whole(job.run_dir / worker.JOB, json.dumps(content, indent=1))
+        atomic_write(job.run_dir / worker.JOB, json.dumps(content, indent=1))
         worker.push(call, job.run_dir)
         copy = worker.Copy(call, job.run_dir)
         outcome = _task(pool, one, copy.refresh)

@@ -21,7 +21,7 @@ from pgolf.machines.ssh import FIND_PYTHON, Pod, RemoteError, UnreachableError, 
 from pgolf.runs import store
 from pgolf.sweeps.sweep_file import Sweep, load_sweep
 from pgolf_core.config import RunConfig, digest, environment_knobs
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 OF_A_TRY = dict.fromkeys(  # what is known of the last try alone
     ("starting", "ended", "status", "verified", "verified_on", "verified_number", "failed", "teardown")
@@ -109,7 +109,7 @@ def write_state(job: Job, **news: object) -> dict:
     pod = job.pod
     where = {**place(pod), "sweeps": job.names, "command": job.command}
     state = read_state(job.id) | where | news
-    write_whole(transfer.folder(job.id) / "state.json", json.dumps(state, indent=1))
+    atomic_write(transfer.folder(job.id) / "state.json", json.dumps(state, indent=1))
     return state
 
 
@@ -396,11 +396,11 @@ def start(job: Job, number: int, say: Callable[[str], None], push: bool = True) 
     texts = {f"try-{number}.sh": TRY % does, "sweeps": " ".join(job.names) + "\n"}
     for name, text in _sweep_files(job).items():
         texts[name] = text
-        write_whole(transfer.folder(job.id) / name, text)  # whatever becomes of the sweep file
+        atomic_write(transfer.folder(job.id) / name, text)  # whatever becomes of the sweep file
     folder = transfer.folder(job.id) / f".new-{new}"
     try:
         for name, text in texts.items():
-            write_whole(folder / name, text)
+            atomic_write(folder / name, text)
         run_script(pod, 'mkdir -p "$1/jobs/$2"', pod.dir, job.id)
         transfer.send(pod, [".", *at(pod, f"jobs/{job.id}/{folder.name}/")], folder, sorted(texts))
     finally:

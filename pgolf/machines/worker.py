@@ -29,7 +29,7 @@ from pgolf.disk import checksum
 from pgolf.processes import SWEEP_PID, kill_family
 from pgolf.runs import integrity
 from pgolf_core.config import ROOT
-from pgolf_core.files import whole_file, write_whole
+from pgolf_core.files import atomic_path, atomic_write
 
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 60.0  # a kernel that another machine lost sight of lets go within these
@@ -153,7 +153,7 @@ def start_slot(
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "error.json").unlink(missing_ok=True)  # of an earlier try
     content = {"notebook": str(notebook), "output": str(run_dir / "notebook.ipynb"), "parameters": parameters}
-    job_file = write_whole(run_dir / "job.json", json.dumps(content, indent=1))
+    job_file = atomic_write(run_dir / "job.json", json.dumps(content, indent=1))
     # The kernel's working directory is another one, so relative folders would not be the same for it.
     ours = {SWEEP_PID: str(os.getpid()), "PGOLF_RUNS": str(runs_root.resolve()), "PGOLF_ROOT": str(ROOT.resolve())}
     with open(run_dir / "kernel.log", "wb") as log:
@@ -256,7 +256,7 @@ def prepare(name: str, ticket: str) -> str:
         return f"{run_dir} on {platform.node()} holds somebody else's run; delete it there, or name yours otherwise"
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    write_whole(path, ticket)
+    atomic_write(path, ticket)
     return ""
 
 
@@ -351,7 +351,7 @@ def _ticket(run_dir: Path) -> str:
     """Names this directory among all that there ever were under its name: whose, and which."""
     path = run_dir / TICKET
     if not path.exists():
-        write_whole(path, f"{_machine()} {run_dir.resolve().parents[1]}\n{uuid.uuid4().hex}")
+        atomic_write(path, f"{_machine()} {run_dir.resolve().parents[1]}\n{uuid.uuid4().hex}")
     return path.read_text(encoding="utf-8")
 
 
@@ -426,7 +426,7 @@ class Copy:
         with ExitStack() as stack:  # which ends its contexts in reverse
             for file in sorted(files, key=_rank):
                 path = self.run_dir / file
-                temporary = stack.enter_context(whole_file(path))
+                temporary = stack.enter_context(atomic_path(path))
                 self._fetch(file, temporary)
                 if sha256 is not None and checksum(temporary) != sha256[file]:
                     raise _Changed(file)

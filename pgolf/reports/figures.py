@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from pgolf.analysis import frontier
 from pgolf.reports.tables import names_of, tensor_place
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 # Okabe & Ito's colours, told apart with every common colour blindness: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
@@ -363,7 +363,7 @@ def save(figure: Figure, out: str | Path, name: str):
     FigureCanvasAgg(figure).print_png(png)  # savefig would draw it twice
     plt.close(figure)
     if out:
-        write_whole(Path(out) / "figures" / f"{name}.png", png.getvalue())
+        atomic_write(Path(out) / "figures" / f"{name}.png", png.getvalue())
     return Image(png.getvalue(), width=round(96 * figure.get_figwidth()), alt=name.replace("_", " "))
 
 

@@ -15,7 +15,7 @@ import nbformat
 from pgolf.runs import store
 from pgolf.sweeps.kernel_process import Slot
 from pgolf_core.config import ROOT
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 REPORTS = ROOT / "reports"
 PAGES = {  # of notebooks/report_<page>.ipynb: its title and what it asks
@@ -100,7 +100,7 @@ def _write_index(root: Path, out: Path) -> Path:
         for figure in sorted((out / "figures").glob(f"{page}_*.png"))[:1]:
             name = html.escape(quote(figure.name))
             body.append(f'<a href="{page}.html"><img src="figures/{name}" alt="{title}" width="560"></a>')
-    return write_whole(out / "index.html", PAGE.format(title="pgolf", nav=_links("index"), body="\n".join(body)))
+    return atomic_write(out / "index.html", PAGE.format(title="pgolf", nav=_links("index"), body="\n".join(body)))
 
 
 def _links(page: str) -> str:
@@ -134,4 +134,4 @@ def _write_page(slot: Slot, root: str | Path, out: str | Path, page: str) -> Pat
     for figure in (out / "figures").glob(f"{page}_*.png"):
         if figure.stat().st_mtime < start - 2:  # file systems round times
             figure.unlink()
-    return write_whole(out / f"{page}.html", PAGE.format(title=PAGES[page][0], nav=_links(page), body=body))
+    return atomic_write(out / f"{page}.html", PAGE.format(title=PAGES[page][0], nav=_links(page), body=body))

@@ -23,7 +23,7 @@ from pgolf.disk import checksum
 from pgolf.processes import end_with_sweep
 from pgolf.runs import integrity
 from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig, digest, environment_knobs
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 if TYPE_CHECKING:  # pages and tables need no torch, which takes as long to load as all else of them
     import torch
@@ -176,7 +176,7 @@ def claim(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
         end_with_sweep()
         check_config(run_dir, config)
         if not (run_dir / "config.json").exists():
-            write_whole(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
+            atomic_write(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
         (run_dir / "error.json").unlink(missing_ok=True)
         for unfinished in run_dir.glob(".*.tmp"):  # of a writer that was killed
             unfinished.unlink()
@@ -214,7 +214,7 @@ def write_result(run_dir: Path, result: Result) -> Result:
     files = {name: checksum(run_dir / name) for name in integrity.TOLD if (run_dir / name).exists()}
     result = replace(result, finished=time.strftime(TIME, time.gmtime()), files=files)
     result = replace(result, checksum=_checksum(asdict(result)))
-    write_whole(run_dir / "result.json", json.dumps(asdict(result), indent=1))
+    atomic_write(run_dir / "result.json", json.dumps(asdict(result), indent=1))
     return result
 
 
@@ -241,7 +241,7 @@ def write_environment(run_dir: Path, device: "torch.device") -> None:
     """environment.json: what a run is computed with, known from its start: a failed one has no result to tell it."""
     packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
     content = environment(device) | {"knobs": environment_knobs(), "packages": dict(sorted(packages.items()))}
-    write_whole(run_dir / "environment.json", json.dumps(content, indent=1))
+    atomic_write(run_dir / "environment.json", json.dumps(content, indent=1))
 
 
 def write_failure(run_dir: Path, error: BaseException) -> None:
@@ -255,7 +255,7 @@ def write_interruption(run_dir: Path, why: str) -> None:
 
 
 def _write_error(run_dir: Path, error: str, message: str) -> None:
-    write_whole(Path(run_dir) / "error.json", json.dumps({"error": error, "message": message}, indent=1))
+    atomic_write(Path(run_dir) / "error.json", json.dumps({"error": error, "message": message}, indent=1))
 
 
 def directories(root: str | Path = RUNS) -> list[Path]:

@@ -19,7 +19,7 @@ from pgolf_core.artifact.format import from_arrays, read
 from pgolf_core.config import ROOT
 from pgolf_core.evaluate import Score
 from pgolf_core.export import code_archive, load
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 SUBMISSIONS = ROOT / "reports" / "submissions"
 SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # bpb and nats that a second score of one file may lie apart
@@ -92,9 +92,9 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
         for name in (store.ARTIFACT, "config.json", "log.txt"):
             if (run_dir / name).exists():
                 shutil.copyfile(run_dir / name, unfinished / name)
-        write_whole(unfinished / "code.tar.xz", code)
-        write_whole(unfinished / "audit.txt", audit.words(found) + "\n")
-        write_whole(unfinished / "submission.json", json.dumps(claims, indent=1))
+        atomic_write(unfinished / "code.tar.xz", code)
+        atomic_write(unfinished / "audit.txt", audit.words(found) + "\n")
+        atomic_write(unfinished / "submission.json", json.dumps(claims, indent=1))
         os.replace(unfinished, out)
     return out
 

@@ -24,7 +24,7 @@ from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, 
 from pgolf.training.forecast import check
 from pgolf.training.round_trip import open_dataset, stored
 from pgolf_core.config import ConfigError, RunConfig
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 POLL_SECONDS = 0.5
 
@@ -177,7 +177,7 @@ def run_sweep(
         arms, changes = (before.get(key) or {} for key in ("arms", "changes"))
         about |= {"arms": arms | sweep.arms, "changes": changes | sweep.changes, "file": Path(path).stem}
         about |= {"stages": [stage.notebook for stage in sweep.stages]}
-        write_whole(sweep.directory / "sweep.json", json.dumps(about, indent=1))
+        atomic_write(sweep.directory / "sweep.json", json.dumps(about, indent=1))
         data = {(j.config.data_path, j.config.tokenizer_path, j.config.vocab_size): j.config for j in jobs}
         # Built once, and what is wrong with the data said, before anything runs.
         data = {open_dataset(config).fingerprint: config for config in data.values()}

@@ -23,7 +23,7 @@ from pgolf.processes import SWEEP_PID, end_with, end_with_sweep, kill_family
 from pgolf.runs import store
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
-from pgolf_core.files import write_whole
+from pgolf_core.files import atomic_write
 
 PATIENCE = timedelta(hours=1)  # of ranks that wait while rank 0 exports; a dead rank is noticed without it
 GOES_ON = "run again, it goes on from its last resume file"
@@ -143,7 +143,7 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
     if error is not None and error == before and not killed:  # of an earlier try: this one never had the directory
         error = None
     if error is not None or killed:
-        write_whole(run_dir / LOG, words)
+        atomic_write(run_dir / LOG, words)
     if killed and run_dir.is_dir():  # what the others said is only that it was gone
         store.write_failure(run_dir, RankError(killed))
     told = f"{error['error']}: {error['message']}" if error else ""

@@ -44,7 +44,7 @@ from pgolf_core.batches import Batches, training_stream
 from pgolf_core.config import RunConfig, environment_knobs
 from pgolf_core.distributed import GradientSum, Ranks
 from pgolf_core.export import scheme
-from pgolf_core.files import whole_file, write_whole
+from pgolf_core.files import atomic_path, atomic_write
 from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor, make_optimizers, muon_momentum, newton_schulz_dtype, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
@@ -212,7 +212,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
     def save_resume() -> None:
         if not ranks.first:
             return
-        with whole_file(run_dir / RESUME) as path:
+        with atomic_path(run_dir / RESUME) as path:
             torch.save(
                 {
                     "model": model.state_dict(),
@@ -307,7 +307,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
     checkpoint_sha256 = None
     if config.save_raw_checkpoint and ranks.first:
         checkpoint = safetensors.torch.save(state)
-        write_whole(run_dir / store.CHECKPOINT, checkpoint)
+        atomic_write(run_dir / store.CHECKPOINT, checkpoint)
         checkpoint_sha256 = hashlib.sha256(checkpoint).hexdigest()
     tokens = step * config.train_batch_tokens
     result = store.Result(
@@ -383,7 +383,7 @@ class _Log:
             self.text.unlink(missing_ok=True)
         # What the killed training wrote after its last resume file will be written again.
         kept = [row for row in store.metric_rows(run_dir) if _before(row, resume_step)]
-        write_whole(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
+        atomic_write(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
 
     def __call__(self, line: str, **row: float) -> None:
         if self.silent:

@@ -93,7 +93,7 @@ def test_every_seed_of_an_arm_is_checked_and_a_change_that_did_not_happen_is_sai
         make_run(tmp_path, f"s/deep-s{seed}", environment=MADE, knobs={"seed": seed, "matrix_lr": 0.05})
     names = {f"{arm}-s{seed}": arm for arm in ("control", "wide", "deep") for seed in (1, 2)}
     changes = {"control": [], "wide": ["model_dim"], "deep": ["matrix_lr", "num_layers"]}
-    store.write_whole(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
+    store.atomic_write(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
     ((_, panel),) = frontier.comparable(store.load(tmp_path))
     lines = sorted(tables.claims_in_words(seed_groups.arms(panel), panel, changes))
     assert lines == [

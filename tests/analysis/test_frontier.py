@@ -311,7 +311,7 @@ def test_report_of_synthetic_runs(tmp_path):
     bench_report.make_runs(tmp_path / "runs", 40, sweeps=3)
     make_run(tmp_path / "runs", "sweep00/torn").joinpath("result.json").write_text("{")
     stale = tmp_path / "out" / "figures" / "frontier_9.png"
-    store.write_whole(stale, b"")
+    store.atomic_write(stale, b"")
     os.utime(stale, (0, 0))
     page = report.write_report(tmp_path / "runs", tmp_path / "out")
     text = page.read_text(encoding="utf-8")
@@ -337,7 +337,7 @@ def test_report_of_exports(tmp_path):
     make_run(tmp_path / "runs", "a/lab", kind="export_lab", table=[{"variant": "plain"}], **stage)
     stale, other = (tmp_path / "out" / "figures" / f"{page}_9.png" for page in ("export", "frontier"))
     for figure in (stale, other):
-        store.write_whole(figure, b"")
+        store.atomic_write(figure, b"")
         os.utime(figure, (0, 0))
     text = report.write_report(tmp_path / "runs", tmp_path / "out", "export").read_text(encoding="utf-8")
     words = ("51 files of 1 checkpoint", "a/control", "file-00", "as trained", "here the fronts", "best of the others")

@@ -31,7 +31,7 @@ def make_arm(root, name: str, scores, knobs=None, seeds=SEEDS, **changes) -> Non
 
 def tell(root, names: list[str], control: str = "control", seeds=SEEDS, changes=None) -> None:
     about = {"control": control, "arms": {f"{n}-s{seed}": n for n in names for seed in seeds}, "changes": changes or {}}
-    store.write_whole(root / "s" / "sweep.json", str(about).replace("'", '"'))
+    store.atomic_write(root / "s" / "sweep.json", str(about).replace("'", '"'))
 
 
 def test_arms_against_their_control(tmp_path):
@@ -117,7 +117,7 @@ def test_leaders_change_as_runs_finish(tmp_path):
     ):
         run_dir = make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": layers})
         result = store.read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
-        store.write_whole(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
+        store.atomic_write(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
     panel = panel_of(tmp_path)
     rows = seed_groups.candidates(panel)
     steps = seed_groups.history(panel, rows)
@@ -184,7 +184,7 @@ def test_runs_older_than_a_knob_stay_in_their_arm(tmp_path):
     path = tmp_path / "s" / "control-s1" / "config.json"
     config = store.read_json(path)
     del config["mlp_permutation"]
-    store.write_whole(path, json.dumps(config))
+    store.atomic_write(path, json.dumps(config))
     result = store.read_result(path.parent)
     del config["allow_over_cap"]  # a permission, which names no run
     store.write_result(path.parent, replace(result, config_hash=digest(config)))

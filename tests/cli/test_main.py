@@ -138,7 +138,7 @@ def test_the_table_shows_every_run(capfd, root):
 def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
     for name, knobs in (("a", {}), ("b", {"num_layers": 3, "seed": 2})):
         config = RunConfig(track="nano", **knobs)
-        store.write_whole(root / "s" / name / "config.json", json.dumps(config.model_dump()))
+        store.atomic_write(root / "s" / name / "config.json", json.dumps(config.model_dump()))
     status, out, _ = pgolf(capfd, "diff", "s/b", root / "s" / "a", "--claim", "num_layers")
     lines = out.splitlines()
     assert status == 0 and lines[-1] == "just what is claimed" and "1 knob differs" in lines

@@ -581,7 +581,7 @@ def test_documents_killed_at_the_very_end(server, tmp_path, monkeypatch):
 
     for count in (0, 20):
         with monkeypatch.context() as patched, pytest.raises(Killed):
-            patched.setattr(hub, "write_whole", killed)
+            patched.setattr(hub, "atomic_write", killed)
             documents(count, endpoint=server.endpoint, directory=tmp_path)
         server.log.clear()
         path = documents(count, endpoint=server.endpoint, directory=tmp_path)
