@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from pgolf.runs import store
+from pgolf.runs.table import load_runs
 
 TINY = dict(
     num_layers=1, model_dim=96, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048,
@@ -102,7 +102,7 @@ def measure(folder: Path, file: Path, arguments: argparse.Namespace, kills: int)
 
 
 def outcome(root: Path) -> dict[str, tuple]:
-    table = store.load(root, thorough=True)
+    table = load_runs(root, thorough=True)
     assert (table.status == "complete").all(), table[["run", "status", "problem"]]
     return {row.run: (row.bpb, row.artifact_sha256, row.steps) for row in table.itertuples()}
 

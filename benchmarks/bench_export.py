@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pgolf.runs import store
+from pgolf.runs import directory
 from pgolf.studies.export_lab import allocate_residuals, export_lab
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
@@ -31,7 +31,7 @@ BUDGETS = (65_536,)  # the seed's
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=store.RUNS, metavar="DIR")
+    parser.add_argument("--runs", type=Path, default=directory.RUNS, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("-k", dest="knobs", action="append", default=[], metavar="NAME=VALUE", help="of the exports")
     arguments = parser.parse_args()

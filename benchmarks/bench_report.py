@@ -17,7 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pgolf.reports import pages as report
-from pgolf.runs import store
+from pgolf.runs.directory import write_failure
+from pgolf.runs.result import ARTIFACT, Result, evaluation_protocol
+from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig
 
 SEEDS = (1337, 1338, 1339, 1340, 1341)
@@ -58,13 +60,13 @@ def make_runs(root: Path, count: int, sweeps: int = 30, seed: int = 0) -> None:
         if fate < 0.05:
             continue
         if fate < 0.08:
-            store.write_failure(run_dir, RuntimeError("training loss is nan at step 40; lower matrix_lr"))
+            write_failure(run_dir, RuntimeError("training loss is nan at step 40; lower matrix_lr"))
             continue
         if fate < 0.10:
             (run_dir / "result.json").write_text('{"kind": "train", "conf')
             continue
         result = _result(config, kind, f"sweep{sweep:02}/control" if kind == "export" else None, rng)
-        with open(run_dir / store.ARTIFACT, "wb") as artifact:
+        with open(run_dir / ARTIFACT, "wb") as artifact:
             artifact.truncate(result.total_bytes - result.bytes["code"])  # a hole: no disk is used
         # As write_result, without its fsync: making the runs is not what is measured.
         (run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
@@ -73,13 +75,13 @@ def make_runs(root: Path, count: int, sweeps: int = 30, seed: int = 0) -> None:
         (root / f"sweep{sweep:02}" / "sweep.json").write_text(json.dumps(about))
 
 
-def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random) -> store.Result:
+def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random) -> Result:
     total = int(rng.lognormvariate(13.4, 0.35))
     bpb = 2.0 + 250_000 / total + abs(rng.gauss(0, 0.05)) + (5 if rng.random() < 0.01 else 0)
     nats = [rng.gauss(1600, 100) for _ in range(64)]
     share = {"weights": 0.6, "scales": 0.02, "residuals": 0.01, "float tensors": 0.3, "metadata": 0.01}
     parts = {name: int(part * total) for name, part in share.items()}
-    return store.Result(
+    return Result(
         kind=kind, config_hash=config.hash, seed=config.seed, track=config.track, source=source,
         val_loss=bpb * 1.6, val_bpb=bpb - 0.001, val_tokens=65_536, val_bytes=160_112,
         roundtrip_val_loss=bpb * 1.6, roundtrip_val_bpb=bpb,
@@ -89,7 +91,7 @@ def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random
         bytes={**parts, "code": total - sum(parts.values()), "total": total},
         total_bytes=total, cap_bytes=config.cap_bytes, artifact_sha256="0" * 64, parameters=total * 2, steps=120,
         tokens=120 * 4096, stopped_by="iterations", train_seconds=rng.uniform(30, 90), eval_seconds=2.0,
-        export_seconds=0.2, data_fingerprint="5138ca61" * 8, protocol=store.evaluation_protocol(config),
+        export_seconds=0.2, data_fingerprint="5138ca61" * 8, protocol=evaluation_protocol(config),
         environment={"git_commit": "0" * 40, "git_dirty": False, "torch": "2.13.0", "python": "3.12.0"},
     )  # fmt: skip
 
@@ -104,7 +106,7 @@ def main() -> None:
         folder = arguments.keep or Path(folder)
         make_runs(folder / "runs", arguments.runs, arguments.sweeps)
         start = time.perf_counter()
-        table = store.load(folder / "runs")
+        table = load_runs(folder / "runs")
         loaded = time.perf_counter()
         pages = report.write_reports(folder / "runs", folder / "reports")
         seconds = time.perf_counter() - loaded

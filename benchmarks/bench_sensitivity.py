@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgolf.runs import store
+from pgolf.runs.result import CHECKPOINT
 from pgolf.studies.sensitivity import COARSE, estimated_rises, exact_scores
 from pgolf.training.round_trip import finished, load_checkpoint, model_of, open_dataset, pick_device, pick_dtype
 from pgolf_core.evaluate import Score, evaluate
@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = finished(arguments.run)[1].with_knobs(quantizer=arguments.change)
-    dataset, state = open_dataset(config), load_checkpoint(arguments.run / store.CHECKPOINT)
+    dataset, state = open_dataset(config), load_checkpoint(arguments.run / CHECKPOINT)
     device, dtype = pick_device(config), pick_dtype(config, pick_device(config))
     tokens = dataset.validation(config.train_seq_len, arguments.tokens)
     quantized = quantize_state(state, config.export)

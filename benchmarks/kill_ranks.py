@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from pgolf.runs import store
+from pgolf.runs.directory import metric_rows
+from pgolf.runs.table import load_runs
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 
@@ -55,12 +56,12 @@ def main() -> None:
         run_dir, slowest, done = Path(folder) / "disturbed", 0.0, 0
         script = f"from pgolf.training.run import *; train(RunConfig(**{config.model_dump()}), {str(run_dir)!r})"
         while done < arguments.kills:
-            before = len(store.metric_rows(run_dir))
+            before = len(metric_rows(run_dir))
             process = subprocess.Popen(
                 [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             lines = before + luck.randrange(2, arguments.iterations // arguments.kills)
-            while len(store.metric_rows(run_dir)) < lines and process.poll() is None:
+            while len(metric_rows(run_dir)) < lines and process.poll() is None:
                 time.sleep(0.02)
             if process.poll() is not None:
                 sys.exit(f"the run ended by itself after {done} kills")
@@ -76,7 +77,7 @@ def main() -> None:
                 time.sleep(0.05)
             seconds, left = time.monotonic() - start, family(run_dir)
             slowest, done = max(slowest, seconds), done + 1
-            row = store.load(folder).set_index("run").loc["disturbed"]
+            row = load_runs(folder).set_index("run").loc["disturbed"]
             print(
                 f"{done:3}  killed {words:12} at line {lines:4}: all over after {seconds:5.2f} s  {row.status}",
                 flush=True,

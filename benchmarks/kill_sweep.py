@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from pgolf.runs import store
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, read_result
 from pgolf.sweeps.sweep_file import NOTEBOOKS
 from pgolf_core.export import load
 
@@ -74,9 +74,9 @@ def check_files(root: Path) -> None:
     """Every file that is there under its own name is whole."""
     for path in root.rglob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
-    for path in root.rglob(store.CHECKPOINT):
+    for path in root.rglob(CHECKPOINT):
         safetensors.torch.load_file(path)
-    for path in root.rglob(store.ARTIFACT):
+    for path in root.rglob(ARTIFACT):
         load(path)
     for path in root.rglob("resume.pt"):
         torch.load(path, weights_only=True)
@@ -86,7 +86,7 @@ def outcome(root: Path) -> dict[str, dict]:
     """Figures of every run, without seconds and what is about this machine."""
     rows = {}
     for name in sorted(results(root)):
-        rows[name] = {k: v for k, v in asdict(store.read_result(root / name)).items() if k not in DIFFER}
+        rows[name] = {k: v for k, v in asdict(read_result(root / name)).items() if k not in DIFFER}
     return rows
 
 

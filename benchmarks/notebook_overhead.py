@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import read_result
 from pgolf.sweeps import runner
 from pgolf.sweeps.sweep_file import load_sweep
 from pgolf.training.round_trip import open_dataset
@@ -42,7 +43,7 @@ def main() -> int:
         file.write_text(FILE, encoding="utf-8")
         print(f"{'repeat':>6}  {'notebook':>10}  {'train()':>10}  {'extra':>7}")
         for i in range(repeats):
-            store.RUNS = Path(folder) / f"runs{i}"
+            directory.RUNS = Path(folder) / f"runs{i}"
             (job,) = runner.plan(load_sweep(file))
             open_dataset(job.config)
             start = time.perf_counter()
@@ -54,7 +55,7 @@ def main() -> int:
             command = [sys.executable, "-c", DIRECT, json.dumps(job.config.model_dump()), str(direct_dir)]
             subprocess.run(command, check=True, capture_output=True)
             direct = time.perf_counter() - start
-            same = [store.read_result(d).artifact_sha256 for d in (job.run_dir, direct_dir)]
+            same = [read_result(d).artifact_sha256 for d in (job.run_dir, direct_dir)]
             assert same[0] == same[1], same
             extra.append(notebook - direct)
             print(f"{i + 1:>6}  {notebook:>8.2f} s  {direct:>8.2f} s  {extra[-1]:>5.2f} s", flush=True)

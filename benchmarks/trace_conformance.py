@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgolf.runs import store
+from pgolf.runs.table import load_metrics
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 
@@ -35,7 +35,7 @@ def losses(folder: Path, recorded: dict, run_dir: Path, perturbation: float, whe
     )
     with contextlib.redirect_stdout(io.StringIO()):
         result = train(config, run_dir, initial)
-    table = store.metrics(run_dir).dropna(subset="train_loss")
+    table = load_metrics(run_dir).dropna(subset="train_loss")
     penalties = table.comp_reg.to_numpy()
     return table.train_loss.to_numpy(), penalties[penalties > 0], result
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # loaded on first use: tables and pages need no torch
-    from pgolf.runs.store import load as load_runs
+    from pgolf.runs.table import load_runs
     from pgolf.training.run import train
 
 __all__ = ["load_runs", "train"]
@@ -15,7 +15,7 @@ def __getattr__(name: str):
 
         return train
     if name == "load_runs":
-        from pgolf.runs.store import load
+        from pgolf.runs.table import load_runs
 
-        return load
+        return load_runs
     raise AttributeError(f"module 'pgolf' has no attribute {name!r}")

@@ -11,7 +11,8 @@ import pandas as pd
 
 from pgolf.analysis import statistics
 from pgolf.analysis.statistics import Comparison
-from pgolf.runs import store
+from pgolf.runs.result import RunError, read_json
+from pgolf.runs.table import COMPARABLE
 from pgolf_core.config import PERMISSIONS, RunConfig
 
 # What names a run, or where it wrote, and changes nothing that it computes.
@@ -37,10 +38,10 @@ MACHINE = ("device_name", "platform", "python", "numpy")  # outside, and hardly 
 def settings(run_dir: str | Path) -> dict:
     """Every knob of a run, an imported log's as it was logged, and OUTSIDE. RunError where there is no config."""
     run_dir = Path(run_dir)
-    config = store.read_json(run_dir / "config.json")
+    config = read_json(run_dir / "config.json")
     if config is None:
-        raise store.RunError(f"{run_dir / 'config.json'}: not there or damaged, so nothing can be said about this run")
-    result = store.read_json(run_dir / "result.json") or {}
+        raise RunError(f"{run_dir / 'config.json'}: not there or damaged, so nothing can be said about this run")
+    result = read_json(run_dir / "result.json") or {}
     if result.get("kind") != "import" and not (run_dir / "import.json").exists():
         config = {name: field.default for name, field in RunConfig.model_fields.items()} | config  # knobs came later
     environment = result.get("environment") or {}
@@ -100,7 +101,7 @@ def _compared(ours: pd.DataFrame, theirs: pd.DataFrame) -> Comparison | None:
     """All complete logs of a record against all of another; None where one has none or they were scored otherwise."""
     ours, theirs = ours[ours.status == "complete"], theirs[theirs.status == "complete"]
     both = pd.concat([ours, theirs])
-    if ours.empty or theirs.empty or both.groupby(list(store.COMPARABLE), dropna=False).ngroups > 1:
+    if ours.empty or theirs.empty or both.groupby(list(COMPARABLE), dropna=False).ngroups > 1:
         return None
     sides = (statistics.samples(side.seed, side.bpb.astype(float)) for side in (ours, theirs))
     return statistics.compare(*sides)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pgolf.analysis import seed_groups, statistics
-from pgolf.runs import store
+from pgolf.runs.table import COMPARABLE, load_metrics
 from pgolf_core.config import ExportConfig
 
 # The seed's format, whatever the source was exported with: what every variant is held against. Which matrices are too
@@ -24,7 +24,7 @@ PLAIN = dict(
     head_quantizer="", int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off",
 )  # fmt: skip
 
-Panel = namedtuple("Panel", store.COMPARABLE)  # what two scores must share to be set against each other
+Panel = namedtuple("Panel", COMPARABLE)  # what two scores must share to be set against each other
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
@@ -112,7 +112,7 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
     for run in table[~table.index.isin(scored(table).index)].itertuples():
         match run.status:
             case "incomplete" | "interrupted":
-                steps = store.metrics(run.path).get("step", pd.Series(dtype=float)).max()
+                steps = load_metrics(run.path).get("step", pd.Series(dtype=float)).max()
                 of = pd.to_numeric(run.iterations, errors="coerce")
                 where = "no step logged" if pd.isna(steps) else f"last step {steps:.0f}"
                 where += "" if pd.isna(steps) or pd.isna(of) else f" of {of:.0f}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pgolf.analysis import training_logs
 from pgolf.analysis.training_logs import Log, LogError
-from pgolf.runs import store
+from pgolf.runs.result import Result, read_json, write_result
 from pgolf_core.config import digest
 from pgolf_core.files import atomic_write
 
@@ -230,7 +230,7 @@ def _is_there(run_dir: Path, source: Source, claims: bytes | None) -> bool:
     """Whether this very log was imported there. LogError when anything else is there."""
     if not run_dir.exists() or (run_dir.is_dir() and all(f.suffix == ".tmp" for f in run_dir.iterdir())):
         return False
-    facts = store.read_json(run_dir / "import.json")
+    facts = read_json(run_dir / "import.json")
     elsewhere = "import it with another --sweep"
     if facts is None:
         raise LogError(f"{run_dir}: is no import, so {source.given} cannot go there; {elsewhere}")
@@ -285,14 +285,14 @@ def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str]
     atomic_write(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in log.rows))
     atomic_write(run_dir / "config.json", json.dumps(log.config, indent=1))
     if score:
-        store.write_result(run_dir, result(log))
+        write_result(run_dir, result(log))
 
 
-def result(log: Log) -> store.Result:
+def result(log: Log) -> Result:
     """Of a log with a final score. Its bytes are as the log states them: nothing was measured here."""
     score, before, file = training_logs.final(log), training_logs.before_quantization(log), training_logs.artifact(log)
     batch = log.config.get("train_batch_tokens")
-    return store.Result(
+    return Result(
         kind="import",
         config_hash=digest(log.config),
         seed=log.config.get("seed"),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pgolf.analysis import statistics
 from pgolf.analysis.statistics import Comparison, Floor
-from pgolf.runs.store import KNOBS
+from pgolf.runs.table import KNOBS
 
 COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half"]
 ARM = [

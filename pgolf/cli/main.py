@@ -107,15 +107,16 @@ def _parser() -> argparse.ArgumentParser:
 def demo(arguments: argparse.Namespace) -> int:
     from pgolf.reports import pages as report
     from pgolf.reports import tables
-    from pgolf.runs import store
+    from pgolf.runs import directory
+    from pgolf.runs.table import load_runs
     from pgolf.sweeps.runner import load_sweep, run_sweep
 
     failures = run_sweep(DEMO, arguments.slots)
-    pages = report.write_reports(root=store.RUNS, out=ROOT / "reports")
-    table = store.load(store.RUNS)
-    directory = load_sweep(DEMO).directory
-    print(tables.summary(table[table.sweep == directory.name]))
-    print(f"\nThe reports: {', '.join(map(str, pages))}\nEvery run, with its executed notebook: {directory}")
+    pages = report.write_reports(root=directory.RUNS, out=ROOT / "reports")
+    table = load_runs(directory.RUNS)
+    folder = load_sweep(DEMO).directory
+    print(tables.summary(table[table.sweep == folder.name]))
+    print(f"\nThe reports: {', '.join(map(str, pages))}\nEvery run, with its executed notebook: {folder}")
     return 1 if failures else 0
 
 
@@ -137,13 +138,13 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(checked) -> None:
-    from pgolf.runs import store
+    from pgolf.runs.table import load_runs
     from pgolf.sweeps.runner import missing, plan, slot_environments
     from pgolf.training.forecast import check
 
     jobs, stages = missing(checked)
     to_run = {job.name for job in jobs} | {stage.notebook for stage in stages}
-    status = dict(store.load(checked.directory)[["run", "status"]].itertuples(index=False))
+    status = dict(load_runs(checked.directory)[["run", "status"]].itertuples(index=False))
     print(f"{checked.name}: {checked.question}" if checked.question else checked.name)
     for name in [job.name for job in plan(checked)] + [stage.notebook for stage in checked.stages]:
         print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
@@ -153,28 +154,31 @@ def _dry_run(checked) -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from pgolf.runs import store
+    from pgolf.runs import directory
+    from pgolf.runs.directory import run_name
     from pgolf.training.run import train
 
     knobs = knobs_of(arguments.knobs)
     config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
-    run_dir = arguments.run_dir or store.RUNS / "explore" / store.run_name(config)
+    run_dir = arguments.run_dir or directory.RUNS / "explore" / run_name(config)
     train(config, run_dir)
     print(run_dir)
     return 0
 
 
 def list_runs(arguments: argparse.Namespace) -> int:
-    from pgolf.runs import store
+    from pgolf.runs import directory
+    from pgolf.runs.result import RunError
+    from pgolf.runs.table import load_runs
 
-    table = store.load(store.RUNS, arguments.verify)
+    table = load_runs(directory.RUNS, arguments.verify)
     if arguments.sweep:
         sweeps = sorted(set(table.sweep))
         if arguments.sweep not in sweeps:
-            raise store.RunError(f"{store.RUNS} has no sweep {arguments.sweep}; it has {', '.join(sweeps) or 'none'}")
+            raise RunError(f"{directory.RUNS} has no sweep {arguments.sweep}; it has {', '.join(sweeps) or 'none'}")
         table = table[table.sweep == arguments.sweep]
     if table.empty:
-        print(f"no runs in {store.RUNS} yet; `pgolf demo` makes some")
+        print(f"no runs in {directory.RUNS} yet; `pgolf demo` makes some")
         return 0
     print(_table(table))
     return 0
@@ -209,9 +213,9 @@ def _table(table) -> str:
 
 def import_log(arguments: argparse.Namespace) -> int:
     from pgolf.analysis import records
-    from pgolf.runs import store
+    from pgolf.runs import directory
 
-    imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or store.RUNS)
+    imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or directory.RUNS)
     names = [f"{run.run_dir.parent.name}/{run.run_dir.name}" for run in imported]
     for run, name in zip(imported, names, strict=True):
         bpb = "no final score" if run.bpb is None else f"{run.bpb:.8f} bpb"
@@ -247,16 +251,16 @@ def diff(arguments: argparse.Namespace) -> int:
 
 def _run_dir(name: str) -> Path:
     """The folder of that name, else the run below runs/."""
-    from pgolf.runs import store
+    from pgolf.runs import directory
 
-    return Path(name) if Path(name).is_dir() else store.RUNS / name
+    return Path(name) if Path(name).is_dir() else directory.RUNS / name
 
 
 def report(arguments: argparse.Namespace) -> int:
     from pgolf.reports import pages as report
-    from pgolf.runs import store
+    from pgolf.runs import directory
 
-    for page in report.write_reports(root=store.RUNS, out=arguments.out):
+    for page in report.write_reports(root=directory.RUNS, out=arguments.out):
         print(page)
     return 0
 

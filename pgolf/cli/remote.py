@@ -87,11 +87,11 @@ def pull(arguments: argparse.Namespace) -> int:
 
 def status(_: argparse.Namespace) -> int:
     from pgolf.machines import remote_job
-    from pgolf.runs import store
+    from pgolf.runs import directory
 
     found = remote_job.states()
     if not found:
-        print(f"no remote jobs in {store.RUNS}; `pgolf remote run` starts one")
+        print(f"no remote jobs in {directory.RUNS}; `pgolf remote run` starts one")
     for job, state in found.items():
         if "host" not in state:
             print(f"{job:32} its state.json cannot be read; the command that started it writes it anew")

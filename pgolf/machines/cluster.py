@@ -24,7 +24,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pgolf.machines import worker
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.directory import hold_lock
+from pgolf.runs.result import RunError
 from pgolf.sweeps.runner import Failure, Job, failed, finish, progress, say
 from pgolf.sweeps.sweep_file import SweepError
 from pgolf_core.files import atomic_write
@@ -312,7 +314,7 @@ def run_jobs(pool: Pool, jobs: list[Job], bar: tqdm) -> list[Failure]:
                         continue
                     reason = f"given up after {DEATHS + 1} workers; the last: {why}"
                     failures.append(failed(one.job.name, reason, one.job.log))
-                elif isinstance(one.error, store.RunError | worker.CopyError | OSError):  # of this disk: full, say
+                elif isinstance(one.error, RunError | worker.CopyError | OSError):  # of this disk: full, say
                     failures.append(failed(one.job.name, " ".join(str(one.error).split()), one.job.log))
                 elif one.error is not None:
                     raise one.error
@@ -364,7 +366,7 @@ def _on_its_own_store(pool: Pool, one: _Try) -> dict:
     call = partial(pool.call, on.address, on.gone)
     job.run_dir.mkdir(parents=True, exist_ok=True)
     busy = f"{job.run_dir}: another process is writing this run; wait for it or name another run"
-    with store.locked(job.run_dir / ".lock", store.LOCK_PATIENCE_SECONDS, busy):  # so the monitor knows that it runs
+    with hold_lock(job.run_dir / ".lock", directory.LOCK_PATIENCE_SECONDS, busy):  # so the monitor knows that it runs
         if source := job.parameters.get("source"):
             worker.push(call, job.run_dir.parent / source)
         (job.run_dir / "error.json").unlink(missing_ok=True)  # of an earlier try

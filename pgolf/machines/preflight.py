@@ -16,7 +16,8 @@ from pgolf.disk import checksum
 from pgolf.machines import transfer
 from pgolf.machines.remote_job import Job
 from pgolf.machines.ssh import Pod, RemoteError, UnreachableError, local_tools, probe, run_script
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import RunError
 from pgolf.sweeps.runner import missing
 from pgolf.sweeps.sweep_file import SweepError
 from pgolf.training import forecast
@@ -58,9 +59,9 @@ def check(job: Job, say: Say) -> None:
     told(f"data: {pod.data}, {data:,} bytes" if data else f"data: {pod.data}", problem)
     told(f"teardown: {pod.teardown or 'none; the machine is yours to stop'}", _teardown_problem(pod))
     kept = RUN_BYTES * sum(map(_parameters, to_do.values()))
-    free = _free(store.RUNS)
+    free = _free(directory.RUNS)
     what = f"{free / 1e9:.1f} GB free here, {kept / 1e9:.1f} GB needed"
-    told(what, "" if free > kept else f"{what} in {store.RUNS}; make room")
+    told(what, "" if free > kept else f"{what} in {directory.RUNS}; make room")
     if tools:
         installed = 0 if pod.python else INSTALLED_BYTES[pod.gpus > 0]
         found = [told(*one) for one in probe(pod, data + _size(transfer.code_files()) + kept + installed)]
@@ -74,7 +75,7 @@ def check(job: Job, say: Say) -> None:
 def _problem(attempt: Callable, *arguments: object) -> Exception | None:
     try:
         attempt(*arguments)
-    except (SweepError, RemoteError, DataError, forecast.ForecastError, store.RunError, OSError) as error:
+    except (SweepError, RemoteError, DataError, forecast.ForecastError, RunError, OSError) as error:
         return error
     return None
 
@@ -116,11 +117,11 @@ def canary(pod: Pod) -> None:
         run_script(pod, make, pod.dir, name, job)
         there = transfer.checksums(pod, [name])
         transfer.pull(pod, job, [name])
-        path = store.RUNS / name / "canary"
+        path = directory.RUNS / name / "canary"
         if not path.is_file() or checksum(path) != there.get(f"{name}/canary"):
             raise RemoteError(f"{pod.address}: a file written there did not come home whole; nothing else would")
     finally:
-        shutil.rmtree(store.RUNS / name, ignore_errors=True)
+        shutil.rmtree(directory.RUNS / name, ignore_errors=True)
         shutil.rmtree(transfer.folder(job), ignore_errors=True)
         with contextlib.suppress(RemoteError):
             run_script(pod, 'rm -rf "$1/runs/$2" "$1/jobs/$3"', pod.dir, name, job)

@@ -34,7 +34,9 @@ from pgolf.machines.remote_job import (
     write_state,
 )
 from pgolf.machines.ssh import RemoteError, UnreachableError
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.directory import hold_lock
+from pgolf.runs.result import TIME
 from pgolf.sweeps.runner import missing
 
 RESTARTS = 3  # at once, of a job that died and completed no run since it was started
@@ -127,7 +129,7 @@ def _lock(job: Job, locks: contextlib.ExitStack) -> None:
     for sweep in job.sweeps:
         sweep.directory.mkdir(parents=True, exist_ok=True)
         busy = f"{sweep.directory}: this sweep runs here already, or another process pulls it"
-        locks.enter_context(store.locked(sweep.directory / ".lock", 0, busy))
+        locks.enter_context(hold_lock(sweep.directory / ".lock", 0, busy))
 
 
 def _bring(job: Job, found: Look) -> transfer.Pulled:
@@ -202,7 +204,7 @@ def _follow(job: Job, say: Say, number: int = 0) -> int:
                 wait = max(job.pod.pull_seconds, min(2 * wait, LONGEST_WAIT))
             except OSError as error:  # of this disk, mostly: full
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                words = f"{store.RUNS}: the disk is full; make room" if full else str(error)
+                words = f"{directory.RUNS}: the disk is full; make room" if full else str(error)
                 ended = found is not None and found.kind == "ended" and not found.died
                 stuck_since = (stuck_since or time.monotonic()) if ended else None
                 if ended and time.monotonic() - stuck_since > 60 * job.pod.give_up_minutes:
@@ -303,7 +305,7 @@ def _died(job: Job, found: Look, say: Say) -> None:
 
 def _lost(job: Job, since: float, say: Say) -> int:
     last = read_state(job.id).get("last_pull") or "none"
-    when = time.strftime(store.TIME, time.gmtime(since))
+    when = time.strftime(TIME, time.gmtime(since))
     why = f"the machine {job.pod.host} has not been reachable since {when}; last pull {last}"
     marked = [name for sweep in job.sweeps for name in transfer.interrupt(sweep, why)]
     write_state(job, state="lost")

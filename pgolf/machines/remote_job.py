@@ -18,7 +18,8 @@ import torch
 
 from pgolf.machines import transfer
 from pgolf.machines.ssh import FIND_PYTHON, Pod, RemoteError, UnreachableError, at, load_pod, run_script
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import TIME, read_json
 from pgolf.sweeps.sweep_file import Sweep, load_sweep
 from pgolf_core.config import RunConfig, digest, environment_knobs
 from pgolf_core.files import atomic_write
@@ -101,7 +102,7 @@ def load_job(
 
 def read_state(job_id: str) -> dict:
     """{} of a job that was never started from here."""
-    return store.read_json(transfer.folder(job_id) / "state.json") or {}
+    return read_json(transfer.folder(job_id) / "state.json") or {}
 
 
 def write_state(job: Job, **news: object) -> dict:
@@ -133,7 +134,7 @@ def place(pod: Pod) -> dict:
 
 def states() -> dict[str, dict]:
     """Job -> state, of all that were started from here."""
-    found = sorted((store.RUNS / transfer.REMOTE).glob("*/state.json"))
+    found = sorted((directory.RUNS / transfer.REMOTE).glob("*/state.json"))
     return {path.parent.name: read_state(path.parent.name) for path in found}
 
 
@@ -149,7 +150,7 @@ def again(job_id: str, seen: Job) -> str:
 
 
 def now() -> str:
-    return time.strftime(store.TIME, time.gmtime())
+    return time.strftime(TIME, time.gmtime())
 
 
 # The job there
@@ -262,7 +263,7 @@ look
 
 def _code() -> dict[str, str]:
     """What the environment there says of the code, which has no .git."""
-    known = store.environment(torch.device("cpu"))
+    known = directory.describe_environment(torch.device("cpu"))
     if known["git_commit"] is None:
         return {}
     return {"PGOLF_GIT_COMMIT": known["git_commit"], "PGOLF_GIT_DIRTY": "1" if known["git_dirty"] else ""}

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from pgolf.disk import checksum
 from pgolf.machines.ssh import PARTIAL, Pod, RemoteError, UnreachableError, at, rsync, run_script
-from pgolf.runs import integrity, store
+from pgolf.runs import directory, integrity
+from pgolf.runs.directory import INTERRUPTED, write_failure, write_interruption
+from pgolf.runs.result import CHECKPOINT, RunError, read_json, read_result
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf.training.round_trip import open_dataset
 from pgolf_core.config import ROOT
@@ -157,7 +159,7 @@ def push_runs(pod: Pod, sweeps: tuple[Sweep, ...], new: str, say: Callable[[str]
     there = {path: rows for rows, _, path in (line.partition(" ") for line in listed)}
     if results := [name for sweep in sweeps for name in _to_go_on(sweep, there)]:
         say(f"pushing {len(results)} files of runs that are home already")
-        send(pod, [".", *at(pod, f"runs/.incoming-{new}/")], store.RUNS, results)
+        send(pod, [".", *at(pod, f"runs/.incoming-{new}/")], directory.RUNS, results)
 
 
 def send(pod: Pod, words: list[str], cwd: Path, names: list[str]) -> None:
@@ -183,7 +185,7 @@ def _to_go_on(sweep: Sweep, there: dict[str, str]) -> list[str]:
             continue
         without = {"error.json", *([RESUME] if complete else [])}
         if complete and not sweep.stages:  # whose weights nobody there needs
-            without.add(integrity.CHECKPOINT)
+            without.add(CHECKPOINT)
         names += [
             f"{place}/{path.name}" for path in sorted(run_dir.iterdir())
             if path.is_file() and path.name not in without and not path.name.startswith(".")
@@ -211,7 +213,7 @@ class Pulled:
 
 def folder(job: str) -> Path:
     """Of what home knows about a job: state.json, and the job's own folder there, with its logs."""
-    return store.RUNS / REMOTE / job
+    return directory.RUNS / REMOTE / job
 
 
 def pull(pod: Pod, job: str, names: list[str], checksum: bool = False) -> Pulled:
@@ -252,8 +254,8 @@ def _take_in(job: str, names: list[str], resume: bool) -> tuple[list[str], dict[
         if place.parts[0] not in (*names, job) or (path.name == RESUME and not resume):
             continue
         ours = place.parts[0] == job
-        there = (store.RUNS / REMOTE if ours else store.RUNS) / place
-        run_dir = store.RUNS.joinpath(*place.parts[:2])
+        there = (directory.RUNS / REMOTE if ours else directory.RUNS) / place
+        run_dir = directory.RUNS.joinpath(*place.parts[:2])
         if not ours and len(place.parts) > 2 and run_dir not in complete:
             complete[run_dir] = is_complete(run_dir)
         if path.name == "result.json" and not complete.get(run_dir) and (why := _result_waits(path.parent, run_dir)):
@@ -305,8 +307,8 @@ def _begins(part: Path, whole: Path, size: int, piece: int = 1 << 20) -> bool:
 def is_complete(run_dir: Path) -> bool:
     """Whether the run has a result and every file is what it wrote."""
     try:
-        result = store.read_result(run_dir)
-    except store.RunError:
+        result = read_result(run_dir)
+    except RunError:
         return False
     return result is not None and not integrity.damage(run_dir, vars(result), thorough=True)
 
@@ -314,8 +316,8 @@ def is_complete(run_dir: Path) -> bool:
 def _result_waits(arrived: Path, run_dir: Path) -> str:
     """What a result that arrived in a folder speaks of and is not home yet; '' where it all is."""
     try:
-        result = store.read_result(arrived)
-    except store.RunError:
+        result = read_result(arrived)
+    except RunError:
         return f"result.json ({TORN})"
     return integrity.damage(run_dir, vars(result), thorough=True)
 
@@ -335,7 +337,7 @@ def differing(pod: Pod, job: str, names: list[str], kept: dict[str, str]) -> lis
     """Files there that are not home with their checksums, nor known to be better here, after TRIES more pulls."""
     for i in range(TRIES + 1):
         there = checksums(pod, names)
-        homes = {name: store.RUNS / name for name in there}
+        homes = {name: directory.RUNS / name for name in there}
         differ = [n for n, path in homes.items() if not path.is_file() or checksum(path) != there[n]]
         differ = [n for n in differ if n not in kept or (kept[n] == TORN and n.split("/")[-1] not in LATER)]
         if not differ or i == TRIES:
@@ -366,20 +368,18 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
                 failed.append(f"{name}: was not run, since runs before it failed")
             continue
         try:
-            result = store.read_result(run_dir)
-        except store.RunError as error:
+            result = read_result(run_dir)
+        except RunError as error:
             problems.append(str(error))
             continue
         if result is not None:
             if damage := integrity.damage(run_dir, vars(result), thorough=True):
                 problems.append(f"{name}: damaged: {damage}")
         else:
-            if store.read_json(run_dir / "error.json") is None:
+            if read_json(run_dir / "error.json") is None:
                 said = re.search(rf"^{re.escape(run_dir.name)} +FAILED: (.*)$", log, re.MULTILINE)
-                store.write_failure(
-                    run_dir, RemoteError(said[1] if said else "ended without a result, and without a word")
-                )
-            error = store.read_json(run_dir / "error.json") or {}
+                write_failure(run_dir, RemoteError(said[1] if said else "ended without a result, and without a word"))
+            error = read_json(run_dir / "error.json") or {}
             failed.append(f"{name}: " + " ".join(f"{error.get('error')}: {error.get('message')}".split()))
         lacking = integrity.lacking(run_dir, training=run_dir.name not in stages)
         problems += [f"{name}: has no {', '.join(lacking)}"] if lacking else []
@@ -391,9 +391,9 @@ def interrupt(sweep: Sweep, why: str) -> list[str]:
     marked = []
     for run_dir in wanted(sweep):
         if (run_dir / "config.json").exists() and not (run_dir / "result.json").exists():
-            error = store.read_json(run_dir / "error.json")
-            if error is None or error.get("error") == store.INTERRUPTED:
-                store.write_interruption(run_dir, why)
+            error = read_json(run_dir / "error.json")
+            if error is None or error.get("error") == INTERRUPTED:
+                write_interruption(run_dir, why)
                 marked.append(f"{sweep.name}/{run_dir.name}")
     return marked
 
@@ -401,7 +401,7 @@ def interrupt(sweep: Sweep, why: str) -> list[str]:
 def forget_errors(sweeps: tuple[Sweep, ...], interruptions: bool = False) -> None:
     """Why runs ended without a result, because they are tried again; or that they were interrupted, as they go on."""
     for run_dir in (run_dir for sweep in sweeps for run_dir in wanted(sweep)):
-        error = store.read_json(run_dir / "error.json") or {}
-        marked = error.get("error") == store.INTERRUPTED
+        error = read_json(run_dir / "error.json") or {}
+        marked = error.get("error") == INTERRUPTED
         if (marked or not interruptions) and not (run_dir / "result.json").exists():
             (run_dir / "error.json").unlink(missing_ok=True)

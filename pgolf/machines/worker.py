@@ -28,6 +28,7 @@ import pgolf_core
 from pgolf.disk import checksum
 from pgolf.processes import SWEEP_PID, kill_family
 from pgolf.runs import integrity
+from pgolf.runs.result import CHECKSUMMED_FILES
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_path, atomic_write
 
@@ -338,7 +339,7 @@ def push(call, run_dir: Path) -> None:
         return  # it ended there, and home was stopped before that came
     if RESULT not in ours and RESUME not in ours:
         # Nothing to go on from; lines without a resume file could only be older than one that is there.
-        for file in integrity.TOLD:
+        for file in CHECKSUMMED_FILES:
             ours.pop(file, None)
     there = call(checksums, name) if ours.keys() - {JOB} else {}
     # The lines of a training must be there before the resume file that stands for them, and all else before a result.
@@ -394,7 +395,7 @@ class Copy:
         small = [file for file in changed if there[file][0] <= PIECE]
         large = [file for file in changed if there[file][0] > PIECE]
         # First what is quick. A resume file comes with the lines up to it, which are read after it.
-        for batch in (small, [*large, *(file for file in integrity.TOLD if file in there)] if large else []):
+        for batch in (small, [*large, *(file for file in CHECKSUMMED_FILES if file in there)] if large else []):
             try:
                 self._bring(batch)
                 self.seen |= {file: there[file] for file in batch}
@@ -442,7 +443,7 @@ class Copy:
                     raise _Changed(file)
                 piece, stamp = answer
                 first = first or stamp
-                if stamp != first and file not in integrity.TOLD:  # those only grow: what was read holds
+                if stamp != first and file not in CHECKSUMMED_FILES:  # those only grow: what was read holds
                     raise _Changed(file)
                 f.write(piece)
                 offset += len(piece)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pgolf.reports.figures import COLOURS, short
-from pgolf.runs import store
+from pgolf.runs.table import load_metrics
 
 PANELS = ("step", "train_loss"), ("step", "val_bpb"), ("train_seconds", "val_bpb")
 LABELS = {
@@ -50,7 +50,7 @@ def line(place: int) -> dict:
 
 def draw(axes: Iterable[Axes], run_dir: str | Path, **look) -> None:
     """One run's line in each panel, as far as metrics.jsonl has it."""
-    rows = store.metrics(run_dir).reindex(columns=list(LABELS)).apply(pd.to_numeric, errors="coerce")
+    rows = load_metrics(run_dir).reindex(columns=list(LABELS)).apply(pd.to_numeric, errors="coerce")
     for ax, (x, y) in zip(axes, PANELS, strict=True):
         points = rows[(rows.step > 0) & (rows[x] > 0) & np.isfinite(rows[[x, y]]).all(axis=1)]
         ax.plot(points[x], points[y], marker="o" if y == "val_bpb" else None, ms=3, **look)

@@ -25,7 +25,9 @@ from pandas.io.formats.style import Styler
 
 from pgolf.reports import curves
 from pgolf.reports import figures as plots
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.directory import INTERRUPTED
+from pgolf.runs.result import RunError, read_json, read_result
 
 STATES = ("running", "stalled", "dead", "failed", "waiting", "complete")  # as tables order them
 TROUBLE = ("stalled", "dead", "failed")
@@ -47,7 +49,7 @@ _FILES = (
 
 
 def state(
-    root: str | Path = store.RUNS, sweep: str = "", hours: float = 12.0, now: float | None = None
+    root: str | Path = directory.RUNS, sweep: str = "", hours: float = 12.0, now: float | None = None
 ) -> pd.DataFrame:
     """A row for each run of a sweep; '' = all sweeps that are incomplete or wrote something in the last hours.
 
@@ -62,7 +64,7 @@ def state(
     root, now = Path(root), time.time() if now is None else now
     if sweep and not (root / sweep).is_dir():
         there = ", ".join(_folders(root)) or "none"
-        raise store.RunError(f"no sweep {sweep!r} in {root}; there are {there}")
+        raise RunError(f"no sweep {sweep!r} in {root}; there are {there}")
     tables = [_sweep(root, name, now) for name in ([sweep] if sweep else [*_folders(root), "."])]
     recent = [
         table for table in tables
@@ -84,7 +86,7 @@ def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
     folder = root / sweep
     try:
         began = (folder / "sweep.json").stat().st_mtime
-        about = store.read_json(folder / "sweep.json") or {}
+        about = read_json(folder / "sweep.json") or {}
         named = [str(name) for part in ("runs", "stages") for name in about.get(part) or []]
     except OSError:
         began, named = 0.0, []
@@ -127,7 +129,7 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
     row["wrote"] = max((changed for name, changed in files.items() if name != ".lock"), default=None)
     if "result.json" in files:
         return row | _finished(run_dir, files["result.json"], files.get("job.json"))
-    job = store.read_json(run_dir / "job.json") if "job.json" in files else None
+    job = read_json(run_dir / "job.json") if "job.json" in files else None
     row["kind"] = Path((job or {}).get("notebook", "train.ipynb")).stem  # a stage's is the name of its notebook
     row["started"] = files.get("job.json", files.get("config.json"))
     config = _config(run_dir, files["config.json"]) if "config.json" in files else {}
@@ -140,7 +142,7 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
         return _row(run_dir, _files(run_dir), began, now)
     at = f"at step {row['step']}" if rows else "before its first line"
     again = "goes on from its last resume file" if "resume.pt" in files else "starts anew"
-    error = store.read_json(run_dir / "error.json")
+    error = read_json(run_dir / "error.json")
     words = _one_line(f"{error.get('error')}: {error.get('message')}" if error else _last_words(run_dir, files))
     ours = began is not None and files.get("job.json", 0.0) >= began  # the sweep that runs now has had its try
     if began is not None and not ours:
@@ -150,7 +152,7 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
     job_time = files.get("job.json", 0.0)
     if ours and not words and now - job_time < BOOT_SECONDS and touched < job_time:
         return row | {"state": "running", "note": "its notebook starts"}
-    if words and not words.startswith(("the kernel died", f"{store.INTERRUPTED}:")):
+    if words and not words.startswith(("the kernel died", f"{INTERRUPTED}:")):
         return row | {"state": "failed", "note": words}
     if "config.json" not in files and "job.json" not in files:
         return row | {"state": "waiting", "note": "nobody is running its sweep"}
@@ -162,7 +164,7 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
 def _finished(run_dir: Path, changed: float, job: float | None) -> dict:
     try:
         row = _result(run_dir, changed)
-    except store.RunError as error:
+    except RunError as error:
         return {"state": "failed", "note": _one_line(str(error).removeprefix(f"{run_dir}{os.sep}"))}
     own = row["seconds"]
     return row | {"wrote": changed, "seconds": max(own, changed - job) if job and job < changed else own}
@@ -170,7 +172,7 @@ def _finished(run_dir: Path, changed: float, job: float | None) -> dict:
 
 @lru_cache(maxsize=50_000)  # a complete run is read once
 def _result(run_dir: Path, changed: float) -> dict:
-    result = store.read_result(run_dir)
+    result = read_result(run_dir)
     row = {"state": "complete", "note": "", "kind": result.kind, "step": result.steps, "of": result.steps}
     row |= {"bpb": result.val_bpb if result.roundtrip_val_bpb is None else result.roundtrip_val_bpb}
     row |= {"train_seconds": result.train_seconds}
@@ -186,7 +188,7 @@ def _result(run_dir: Path, changed: float) -> dict:
 
 @lru_cache(maxsize=50_000)
 def _config(run_dir: Path, changed: float) -> dict:
-    return store.read_json(run_dir / "config.json") or {}
+    return read_json(run_dir / "config.json") or {}
 
 
 def _last_rows(path: Path) -> list[dict]:

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import nbformat
 
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.table import load_runs
 from pgolf.sweeps.kernel_process import Slot
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
@@ -69,7 +70,7 @@ tbody tr:nth-child(even) {{ background: #f5f5f5; }}
 """
 
 
-def write_reports(root: str | Path = store.RUNS, out: str | Path = REPORTS) -> list[Path]:
+def write_reports(root: str | Path = directory.RUNS, out: str | Path = REPORTS) -> list[Path]:
     """Every page of PAGES as write_report, and before them index.html. ReportError naming all that failed."""
     count = min(AT_ONCE, os.cpu_count() or 1)
     order = sorted(PAGES, key=lambda page: page not in SLOWEST)
@@ -92,7 +93,7 @@ def write_reports(root: str | Path = store.RUNS, out: str | Path = REPORTS) -> l
 
 
 def _write_index(root: Path, out: Path) -> Path:
-    table = store.load(root)
+    table = load_runs(root)
     counts = ", ".join(f"{count:,} {status}" for status, count in table.status.value_counts().items()) or "none yet"
     body = [f"<h1>pgolf</h1><p>{len(table):,} runs: {counts}.</p>"]
     for page, (title, question) in PAGES.items():
@@ -108,7 +109,7 @@ def _links(page: str) -> str:
     return " · ".join(title if name == page else f'<a href="{name}.html">{title}</a>' for name, title in titles.items())
 
 
-def write_report(root: str | Path = store.RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:
+def write_report(root: str | Path = directory.RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:
     """Execute notebooks/report_<page>.ipynb over the runs below root; out/<page>.html, figures/, tables/.
 
     The page needs no network. Every file takes its place whole; figures of a former report of this name that this

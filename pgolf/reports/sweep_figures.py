@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from pgolf.reports.figures import BLUE, COLOURS, RED, SKY, byte_unit, padded, place_labels, short
-from pgolf.runs import store
+from pgolf.runs.table import KNOBS
 
 LOOKS = {  # of an arm against its control: colour of the face and of the edge, marker
     "control": ("black", "black", "D"),
@@ -29,7 +29,7 @@ ARMS = 24  # of a figure; a table has them all
 def factor(rows: pd.DataFrame, panel: pd.DataFrame) -> str:
     """The knob that alone tells a sweep's arms apart and is a number, '' where there is none. rows: of arms.arms."""
     first = panel.loc[[labels[0] for labels in rows["index"]]]
-    knobs = [name for name in store.KNOBS if name != "seed" and first[name].astype(str).nunique() > 1]
+    knobs = [name for name in KNOBS if name != "seed" and first[name].astype(str).nunique() > 1]
     numeric = len(knobs) == 1 and pd.to_numeric(first[knobs[0]], errors="coerce").notna().all()
     return knobs[0] if numeric and first[knobs[0]].nunique() > 2 else ""
 

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 from pgolf.disk import checksum
+from pgolf.runs.result import ARTIFACT, CHECKPOINT
 
-ARTIFACT = "artifact.pgolf"
-CHECKPOINT = "checkpoint.safetensors"
-TOLD = ("log.txt", "metrics.jsonl", "environment.json")  # whose checksums a result holds
 WRITTEN_WITHIN = 5.0  # seconds that may lie between a file and the result that describes it
 
 

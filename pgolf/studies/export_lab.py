@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pgolf.analysis.frontier import PLAIN
-from pgolf.runs import store
+from pgolf.runs.directory import locked
+from pgolf.runs.result import CHECKPOINT, Result, read_result
 from pgolf.training.round_trip import (
     calibration_of,
     cpu_threads,
@@ -77,7 +78,7 @@ def solver_variants(caps: Iterable[int]) -> Variants:
     return {f"solve {cap}": LEAN | dict(allocation="solve", cap_bytes=cap) for cap in caps}
 
 
-def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> store.Result:
+def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> Result:
     """A run with a sub-run for each of residual_variants, and the solver's file of as many bytes as the plain one."""
     return _stage("residual_allocation", source_dir, run_dir, residual_variants(budgets), (1.0,), (), knobs)
 
@@ -90,7 +91,7 @@ def export_lab(
     shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4),
     caps: Iterable[int] = (),
     **knobs,
-) -> store.Result:
+) -> Result:
     """A run with a sub-run for each of lab_variants, and the solver's files: each a real file, really scored.
 
     shares: caps as shares of the seed's format (int8 under zlib) on this checkpoint; caps: bytes besides.
@@ -107,7 +108,7 @@ def _stage(
     shares: tuple[float, ...],
     caps: tuple[int, ...],
     knobs: dict,
-) -> store.Result:
+) -> Result:
     """A result whose table compares all variants with the first, named plain; knobs are for all of them.
 
     Sub-runs that are complete are not done again. Raises RunError when the source is incomplete, ConfigError on
@@ -116,7 +117,7 @@ def _stage(
     source_dir, run_dir = Path(source_dir), Path(run_dir)
     source, config = finished(source_dir)
     config = scoring_config(config, knobs)
-    with store.claim(run_dir, config), cpu_threads(config):
+    with locked(run_dir, config), cpu_threads(config):
         result = stored(run_dir, source_dir, source)
         if result is not None and _answers(result.table, variants, shares, caps):
             return result
@@ -126,7 +127,7 @@ def _stage(
         while todo:
             name, own = todo.pop(0)
             place = run_dir / re.sub(r"[^\w.]+", "-", name)
-            if calibration is None and store.read_result(place) is None:
+            if calibration is None and read_result(place) is None:
                 calibration = _calibration(source_dir, scoring_config(config, own))
             variant = export_checkpoint(source_dir, place, calibration, **knobs | own)
             bpb, size = variant.roundtrip_val_bpb, variant.total_bytes
@@ -146,7 +147,7 @@ def _calibration(source_dir: Path, config: RunConfig) -> Calibration | None:
     """For a variant that needs it; the next ones share it, since they differ in no knob of calibration."""
     if not config.export.needs_calibration:
         return None
-    state = load_checkpoint(source_dir / store.CHECKPOINT)
+    state = load_checkpoint(source_dir / CHECKPOINT)
     return calibration_of(state, config, open_dataset(config), pick_device(config))
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from pgolf.analysis.statistics import compare_text
 from pgolf.data.dataset import ByteTable, Dataset
 from pgolf.reports.tables import tensor_place
-from pgolf.runs import store
+from pgolf.runs.directory import locked
+from pgolf.runs.result import CHECKPOINT, Result, RunError
 from pgolf.training.round_trip import (
     calibration_of,
     cpu_threads,
@@ -301,7 +302,7 @@ def _probe(config: RunConfig, change: str) -> RunConfig:
 
 def map_sensitivity(
     source_dir: str | Path, run_dir: str | Path, tokens: int = 0, change: str = COARSE, **knobs
-) -> store.Result:
+) -> Result:
     """A run whose table is the sensitivity of source_dir's checkpoint on `tokens` validation tokens; 0 = its own.
 
     change: as `sensitivity`. knobs: other export or eval knobs. Returns the stored result when the directory is
@@ -313,13 +314,13 @@ def map_sensitivity(
     config = scoring_config(
         config, knobs | (dict(roundtrip_val_max_tokens=tokens, roundtrip_val_max_documents=0) if tokens else {})
     )
-    with store.claim(run_dir, config), cpu_threads(config):
+    with locked(run_dir, config), cpu_threads(config):
         if (result := stored(run_dir, source_dir, source)) is not None:
             if (was := result.table[0]["change"]) != change:
-                raise store.RunError(f"{run_dir}: a map of change={was}, not {change}; choose another folder")
+                raise RunError(f"{run_dir}: a map of change={was}, not {change}; choose another folder")
             return result
         dataset = open_dataset(config)
-        rows = sensitivity(load_checkpoint(source_dir / store.CHECKPOINT), config, dataset, change)
+        rows = sensitivity(load_checkpoint(source_dir / CHECKPOINT), config, dataset, change)
         for row in rows:
             print(
                 f"{row['tensor'] or 'unchanged':32} {row['bpb']:.5f} bpb {row['delta_bpb']:+.5f}  "

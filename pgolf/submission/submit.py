@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pgolf.data import audit
 from pgolf.disk import explained
-from pgolf.runs import integrity, store
+from pgolf.runs import directory, integrity
+from pgolf.runs.result import ARTIFACT, Result
 from pgolf.training.round_trip import cpu_threads, finished, model_of, open_dataset, pick_device, score_model
 from pgolf_core.artifact.format import from_arrays, read
 from pgolf_core.config import ROOT
@@ -45,7 +46,7 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     if damage := integrity.damage(run_dir, vars(result), thorough=True):
         raise SubmissionError(f"{run_dir}: damaged ({damage}): not what the run wrote")
     dataset, device = open_dataset(config), pick_device(config)
-    code = _code(run_dir / store.ARTIFACT)
+    code = _code(run_dir / ARTIFACT)
     found = audit.audit(dataset, seq_len=config.train_seq_len)
     audit.store(dataset, found)
     problems = [finding.message for finding in found.findings if finding.level == "error"]
@@ -64,9 +65,9 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     with explained(out), cpu_threads(config):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        model = model_of(load(run_dir / store.ARTIFACT), config, device)
+        model = model_of(load(run_dir / ARTIFACT), config, device)
         again = score_model(model, config, dataset, roundtrip=True)
-        problems = _differences(result, again, store.environment(device))
+        problems = _differences(result, again, directory.describe_environment(device))
         if problems:
             unfinished.rmdir()
         _raise(run_dir, problems)
@@ -83,13 +84,13 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
             "bytes_model": result.total_bytes - result.bytes["code"],
             "bytes_code": result.bytes["code"],
             "cap_bytes": result.cap_bytes,
-            "scored_on": store.environment(device)["device_name"],
+            "scored_on": directory.describe_environment(device)["device_name"],
             "audit": {"findings": [asdict(finding) for finding in found.findings], "figures": found.figures},
         }
         same_as_run = ("seed", "track", "steps", "train_seconds", "stopped_by", "data_fingerprint", "protocol")
         claims |= {name: getattr(result, name) for name in same_as_run}
         claims |= {"artifact_sha256": result.artifact_sha256, "environment": result.environment}
-        for name in (store.ARTIFACT, "config.json", "log.txt"):
+        for name in (ARTIFACT, "config.json", "log.txt"):
             if (run_dir / name).exists():
                 shutil.copyfile(run_dir / name, unfinished / name)
         atomic_write(unfinished / "code.tar.xz", code)
@@ -110,7 +111,7 @@ def _code(path: Path) -> bytes:
     return code_archive(from_arrays(unpacked.arrays, unpacked.about))
 
 
-def _differences(result: store.Result, again: Score, here: dict) -> list[str]:
+def _differences(result: Result, again: Score, here: dict) -> list[str]:
     """What a second score of the same stretch tells against the run."""
     machine = ("device", "device_name", "platform", "torch", "numpy")
     same = all(result.environment.get(name) == here[name] for name in machine)

@@ -19,7 +19,10 @@ from tqdm import tqdm
 
 from pgolf.machines.worker import start_slot
 from pgolf.processes import kill_family
-from pgolf.runs import integrity, store
+from pgolf.runs import directory, integrity
+from pgolf.runs.directory import check_config, hold_lock
+from pgolf.runs.result import RunError, read_json, read_result
+from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, load_sweep
 from pgolf.training.forecast import check
 from pgolf.training.round_trip import open_dataset, stored
@@ -88,11 +91,11 @@ def _given(sweep: Sweep, run: str, config: RunConfig) -> dict:
 
 def best_run(sweep: Sweep) -> str:
     """The name of this sweep's best run that fits its cap; of those allowed over it where none does. Or RunError."""
-    table = store.load(sweep.directory)
+    table = load_runs(sweep.directory)
     table = table[table.run.isin(list(sweep.runs))]
     if table.over_cap.eq(True).all():
         table = table.assign(over_cap=~table.allow_over_cap.eq(True))
-    return store.best(table).run
+    return best_training_run(table).run
 
 
 def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
@@ -100,23 +103,23 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
     problems, jobs = [], []
     for job in plan(sweep):
         try:
-            store.check_config(job.run_dir, job.config)
-            result = store.read_result(job.run_dir)
+            check_config(job.run_dir, job.config)
+            result = read_result(job.run_dir)
             harm = "" if result is None else integrity.damage(job.run_dir, asdict(result))
             if result is None or harm == "notebook.ipynb":  # which is made anew, from the result that is there
                 jobs.append(job)
             elif harm:
                 problems.append(f"{job.run_dir}: damaged: {harm}; delete that folder to run it again")
-        except (ConfigError, store.RunError) as error:
+        except (ConfigError, RunError) as error:
             problems.append(str(error))
     stages = []
     for stage in sweep.stages:
         try:
             # While runs are missing the best is not known; then a finished stage is looked at when it is.
-            done = store.read_result(sweep.directory / stage.notebook) is not None and not jobs
+            done = read_result(sweep.directory / stage.notebook) is not None and not jobs
             if not (done and is_complete(stage_job(sweep, stage, best_run(sweep)))):
                 stages.append(stage)
-        except store.RunError as error:
+        except RunError as error:
             problems.append(str(error))
     if problems:
         raise SweepError(f"sweep {sweep.name}:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -125,20 +128,20 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
 
 def is_complete(stage: Job) -> bool:
     """Whether a stage's job is done. RunError when it is, but on another run or with other parameters."""
-    result = store.read_result(stage.run_dir)
+    result = read_result(stage.run_dir)
     if result is None:
         return False
     source = f"{stage.parameters['sweep']}/{stage.parameters['source']}"
     if result.source != source:
-        raise store.RunError(
+        raise RunError(
             f"{stage.run_dir}: made from {result.source}, and the best run is now {source}; delete that folder"
         )
-    if (current := store.read_result(store.RUNS / source)) is not None:
-        stored(stage.run_dir, store.RUNS / source, current)  # refuses a result of another training
-    before = (store.read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
+    if (current := read_result(directory.RUNS / source)) is not None:
+        stored(stage.run_dir, directory.RUNS / source, current)  # refuses a result of another training
+    before = (read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
     there, now = ({k: v for k, v in p.items() if k not in (*GIVEN, "source")} for p in (before, stage.parameters))
     if there != now:
-        raise store.RunError(f"{stage.run_dir}: made with parameters {there}, not {now}; delete that folder")
+        raise RunError(f"{stage.run_dir}: made with parameters {there}, not {now}; delete that folder")
     return True
 
 
@@ -166,12 +169,12 @@ def run_sweep(
     sweep = load_sweep(path, knobs, scale, seeds)
     sweep.directory.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.directory}: this sweep is running already, in another process"
-    with store.locked(sweep.directory / ".lock", 0, busy):
+    with hold_lock(sweep.directory / ".lock", 0, busy):
         for unfinished in sweep.directory.glob(".*.tmp"):  # of a sweep that was killed
             unfinished.unlink()
         jobs, stages = missing(sweep)
         check({job.name: job.config for job in jobs}, say)
-        before = store.read_json(sweep.directory / "sweep.json") or {}
+        before = read_json(sweep.directory / "sweep.json") or {}
         about = {"name": sweep.name, "question": sweep.question, "control": sweep.control, "runs": list(sweep.runs)}
         # Runs of earlier seeds or of a larger file are still there, and still what they were.
         arms, changes = (before.get(key) or {} for key in ("arms", "changes"))
@@ -195,7 +198,7 @@ def run_sweep(
                     job = stage_job(sweep, stage, best_run(sweep))
                     if not is_complete(job):
                         failures += execute([job], bar=bar)
-                except store.RunError as error:
+                except RunError as error:
                     failures.append(failed(stage.notebook, str(error), sweep.directory / stage.notebook))
     return failures
 
@@ -211,7 +214,7 @@ def _workers(address: str, sweep: Sweep, data: dict[str, RunConfig]) -> Iterator
     knobs = {fingerprint: config.model_dump() for fingerprint, config in data.items()}
     notebooks = ["train.ipynb", *(f"{stage.notebook}.ipynb" for stage in sweep.stages)]
     ranks = max((c.world_size for c in sweep.runs.values() if c.device != "cpu"), default=0 if sweep.runs else 1)
-    with cluster.connected(address, store.RUNS, notebooks, knobs, ranks) as pool:
+    with cluster.connected(address, directory.RUNS, notebooks, knobs, ranks) as pool:
         yield partial(cluster.run_jobs, pool)
 
 
@@ -270,12 +273,12 @@ def _run_jobs(jobs: list[Job], environments: list[dict[str, str]], bar: tqdm) ->
 
 def start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
     """Start the job's slot, apart from our terminal: Ctrl-C reaches us, and we end it."""
-    return start_slot(job.run_dir, job.notebook, job.parameters, store.RUNS, os.environ | environment)
+    return start_slot(job.run_dir, job.notebook, job.parameters, directory.RUNS, os.environ | environment)
 
 
 def finish(job: Job, returncode: int, seconds: float) -> list[Failure]:
     """Say in a line how the job ended. Whether it is complete its result.json says, and nothing else."""
-    result = store.read_result(job.run_dir)
+    result = read_result(job.run_dir)
     reason = _reason(job, returncode) if returncode else ""
     if result is None:
         return [failed(job.name, reason or "its notebook ended without a result", job.log)]
@@ -300,7 +303,7 @@ def failed(run: str, reason: str, log: Path) -> Failure:
 
 def _reason(job: Job, returncode: int) -> str:
     """Why a job ended without a result, in one line: what train() wrote, else its slot's last words."""
-    if error := store.read_json(job.run_dir / "error.json"):
+    if error := read_json(job.run_dir / "error.json"):
         return " ".join(f"{error.get('error')}: {error.get('message')}".split())
     words = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
     said = (line.strip() for line in reversed(words) if "[IPKernelApp]" not in line)  # a kernel's own warnings

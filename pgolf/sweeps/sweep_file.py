@@ -30,7 +30,7 @@ from pathlib import Path
 
 import yaml
 
-from pgolf.runs import store
+from pgolf.runs import directory
 from pgolf.sweeps.proxy import at_nano, budgets_at_nano
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 
@@ -65,7 +65,7 @@ class Sweep:
 
     @property
     def directory(self) -> Path:
-        return store.RUNS / self.name
+        return directory.RUNS / self.name
 
 
 class _OnceLoader(yaml.SafeLoader):

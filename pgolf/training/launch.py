@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pgolf.processes import SWEEP_PID, end_with, end_with_sweep, kill_family
-from pgolf.runs import store
+from pgolf.runs.directory import write_failure
+from pgolf.runs.result import read_json
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.files import atomic_write
@@ -104,7 +105,7 @@ def write_end(run_dir: Path, error: BaseException) -> None:
     if is_echo(error):
         error = RankError(f"another rank ended ({str(error).splitlines()[0]})")
     if run_dir.is_dir() and not (follows and (run_dir / "error.json").exists()):
-        store.write_failure(run_dir, error)
+        write_failure(run_dir, error)
 
 
 def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, say: Callable[[str], None]) -> None:
@@ -112,7 +113,7 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
 
     Raises RankError with what its error.json says. However this ends, no process it started goes on.
     """
-    before = store.read_json(run_dir / "error.json")
+    before = read_json(run_dir / "error.json")
     with tempfile.TemporaryDirectory() as folder:
         knobs = Path(folder) / "config.json"
         knobs.write_text(json.dumps(config.model_dump()), encoding="utf-8")
@@ -139,13 +140,13 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
         return
     killed = f"torchrun was killed (signal {-status}); {GOES_ON}" if status < 0 else _killed_rank(words)
     said = re.findall(r"^pgolf: (.*(?:\n  - .*)*)", words, re.MULTILINE)
-    error = store.read_json(run_dir / "error.json")
+    error = read_json(run_dir / "error.json")
     if error is not None and error == before and not killed:  # of an earlier try: this one never had the directory
         error = None
     if error is not None or killed:
         atomic_write(run_dir / LOG, words)
     if killed and run_dir.is_dir():  # what the others said is only that it was gone
-        store.write_failure(run_dir, RankError(killed))
+        write_failure(run_dir, RankError(killed))
     told = f"{error['error']}: {error['message']}" if error else ""
     raise RankError(killed or told or (said[-1] if said else words.strip().split("\n")[-1]))
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from pgolf.data import audit, embedded_corpus
 from pgolf.data.dataset import Dataset
 from pgolf.disk import checksum
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.directory import locked
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, evaluation_protocol, read_result, write_result
 from pgolf.training.launch import local_rank
 from pgolf_core.config import ConfigError, EvalConfig, ExportConfig, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
@@ -159,13 +161,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """A run's raw weights. RunError naming the file when there is none or it is damaged."""
     path = Path(path)
     if not path.is_file():
-        raise store.RunError(
-            f"{path}: no checkpoint; was the run made with save_raw_checkpoint=0, or is it incomplete?"
-        )
+        raise RunError(f"{path}: no checkpoint; was the run made with save_raw_checkpoint=0, or is it incomplete?")
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise store.RunError(f"{path}: not a whole checkpoint ({error})") from error
+        raise RunError(f"{path}: not a whole checkpoint ({error})") from error
 
 
 def model_of(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:
@@ -211,7 +211,7 @@ def round_trip(
     model = model_of(read, config, device)
     score = score_model(model, config, dataset, roundtrip=True, ranks=ranks)
     if not math.isfinite(score.val_loss):
-        raise store.RunError(
+        raise RunError(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
             "numbers; lower matrix_lr or scalar_lr, or take a finer quantizer"
         )
@@ -255,11 +255,11 @@ SCORING_KNOBS = {
 }
 
 
-def finished(source_dir: Path) -> tuple[store.Result, RunConfig]:
+def finished(source_dir: Path) -> tuple[Result, RunConfig]:
     """A run's result and config. RunError when it is incomplete."""
-    result = store.read_result(source_dir)
+    result = read_result(source_dir)
     if result is None:
-        raise store.RunError(f"{source_dir}: incomplete or not there; only a finished run can be studied")
+        raise RunError(f"{source_dir}: incomplete or not there; only a finished run can be studied")
     return result, RunConfig.from_file(source_dir / "config.json")
 
 
@@ -274,17 +274,17 @@ def scoring_config(config: RunConfig, knobs: dict) -> RunConfig:
     return changed
 
 
-def stored(run_dir: Path, source_dir: Path, source: store.Result) -> store.Result | None:
+def stored(run_dir: Path, source_dir: Path, source: Result) -> Result | None:
     """The result there, if any. RunError when it was made from another training of its source."""
-    result = store.read_result(run_dir)
+    result = read_result(run_dir)
     if result is not None and result.checkpoint_sha256 != source.checkpoint_sha256:
-        raise store.RunError(f"{run_dir}: made from another training of {source_dir.name}; delete that folder")
+        raise RunError(f"{run_dir}: made from another training of {source_dir.name}; delete that folder")
     return result
 
 
 def export_checkpoint(
     source_dir: str | Path, run_dir: str | Path, calibration: Calibration | None = None, **knobs
-) -> store.Result:
+) -> Result:
     """A run that exports and scores another run's checkpoint with other export or eval knobs.
 
     calibration: of that checkpoint, by the same knobs, where it was made before. Returns the stored result when
@@ -293,12 +293,12 @@ def export_checkpoint(
     source_dir, run_dir = Path(source_dir), Path(run_dir)
     source, source_config = finished(source_dir)
     config = scoring_config(source_config, knobs)
-    with store.claim(run_dir, config), cpu_threads(config):
+    with locked(run_dir, config), cpu_threads(config):
         if (result := stored(run_dir, source_dir, source)) is not None:
             return result
         dataset, device = open_dataset(config), pick_device(config)
-        state = load_checkpoint(source_dir / store.CHECKPOINT)
-        trip = round_trip(state, config, dataset, run_dir / store.ARTIFACT, calibration)
+        state = load_checkpoint(source_dir / CHECKPOINT)
+        trip = round_trip(state, config, dataset, run_dir / ARTIFACT, calibration)
         raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
         was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
         same = was == (dataset.fingerprint, device.type, config.precision, config.eval)
@@ -311,10 +311,10 @@ def export_checkpoint(
             kind="export",
             source=f"{source_dir.parent.name}/{source_dir.name}",
             config_hash=config.hash,
-            environment=store.environment(device),
+            environment=directory.describe_environment(device),
             **roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config),
         )
-        return store.write_result(run_dir, result)
+        return write_result(run_dir, result)
 
 
 def roundtrip_fields(
@@ -339,7 +339,7 @@ def roundtrip_fields(
         export_seconds=trip.export_seconds,
         eval_seconds=trip.eval_seconds,
         data_fingerprint=dataset.fingerprint,
-        protocol=store.evaluation_protocol(config),
+        protocol=evaluation_protocol(config),
     )
 
 
@@ -347,13 +347,13 @@ def write_stage(
     run_dir: Path,
     kind: str,
     source_dir: Path,
-    source: store.Result,
+    source: Result,
     config: RunConfig,
     fingerprint: str,
     rows: list[dict],
-) -> store.Result:
+) -> Result:
     """A stage's result: its table, and nothing that a frontier would take for a score of its own."""
-    result = store.Result(
+    result = Result(
         kind=kind,
         config_hash=config.hash,
         seed=source.seed,
@@ -361,8 +361,8 @@ def write_stage(
         source=f"{source_dir.parent.name}/{source_dir.name}",
         checkpoint_sha256=source.checkpoint_sha256,
         data_fingerprint=fingerprint,
-        protocol=store.evaluation_protocol(config),
-        environment=store.environment(pick_device(config)),
+        protocol=evaluation_protocol(config),
+        environment=directory.describe_environment(pick_device(config)),
         table=rows,
     )
-    return store.write_result(run_dir, result)
+    return write_result(run_dir, result)

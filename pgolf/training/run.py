@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from pgolf.cli.arguments import add_knobs, existing_file, knobs_of
 from pgolf.processes import SWEEP_PID, interactive
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.directory import locked, metric_rows, run_name, write_environment
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, evaluation_protocol, read_json, read_result, write_result
 from pgolf.training import flops
 from pgolf.training.forecast import check, forecast, forecast_from
 from pgolf.training.launch import is_echo, joined, launch, under_torchrun, write_end
@@ -60,7 +62,7 @@ class TrainError(RuntimeError):
     """Training that cannot go on; the message says at which step and what to change."""
 
 
-def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -> store.Result:
+def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -> Result:
     """Train, export, score the file, and leave it all in run_dir.
 
     A complete directory of the same knobs gives its stored result; an interrupted one goes on from its
@@ -70,20 +72,20 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
     over the cap; a run that fails leaves error.json, and what it had.
     """
     run_dir = Path(run_dir)
-    if store.read_result(run_dir) is None:
+    if read_result(run_dir) is None:
         check({run_dir.name: config})  # before there is a directory: other knobs may take its name
         if config.world_size > 1 and not under_torchrun():
             launch(config, run_dir, initial, say=tqdm.write)
-            return store.read_result(run_dir)
+            return read_result(run_dir)
     with joined(config, run_dir) as ranks:
         if ranks.first:
-            with store.claim(run_dir, config):
+            with locked(run_dir, config):
                 return _train_if_missing(config, run_dir, initial, ranks)
         return _train_if_missing(config, run_dir, initial, ranks)
 
 
-def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks) -> store.Result:
-    if (result := ranks.share(store.read_result(run_dir))) is not None:
+def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks) -> Result:
+    if (result := ranks.share(read_result(run_dir))) is not None:
         if ranks.first:
             (run_dir / RESUME).unlink(missing_ok=True)  # left by a kill between the two
         return result
@@ -95,9 +97,9 @@ def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ra
         raise
 
 
-def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks) -> store.Result:
+def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks) -> Result:
     if ranks.first:
-        store.write_environment(run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        write_environment(run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     device = pick_device(config)
     dtype = pick_dtype(config, device)
     if device.type == "cuda":
@@ -307,10 +309,10 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
     checkpoint_sha256 = None
     if config.save_raw_checkpoint and ranks.first:
         checkpoint = safetensors.torch.save(state)
-        atomic_write(run_dir / store.CHECKPOINT, checkpoint)
+        atomic_write(run_dir / CHECKPOINT, checkpoint)
         checkpoint_sha256 = hashlib.sha256(checkpoint).hexdigest()
     tokens = step * config.train_batch_tokens
-    result = store.Result(
+    result = Result(
         kind="train",
         config_hash=config.hash,
         seed=config.seed,
@@ -335,11 +337,11 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
         resumed=resumed,
         data_fingerprint=dataset.fingerprint,
         data=facts,
-        protocol=store.evaluation_protocol(config),
-        environment=store.environment(device),
+        protocol=evaluation_protocol(config),
+        environment=directory.describe_environment(device),
     )
     if config.final_roundtrip_eval:
-        trip = round_trip(state, config, dataset, run_dir / store.ARTIFACT, ranks=ranks)
+        trip = round_trip(state, config, dataset, run_dir / ARTIFACT, ranks=ranks)
         raw = last_val
         if trip.score.tokens != raw.tokens:
             raw = score_model(model, config, dataset, roundtrip=True, ranks=ranks)
@@ -354,7 +356,7 @@ def _train(config: RunConfig, run_dir: Path, initial: dict | None, ranks: Ranks)
         if result.overtime:
             log(f"over the clock by {result.overtime:.1f} s")
     if ranks.first:
-        result = store.write_result(run_dir, result)
+        result = write_result(run_dir, result)
         (run_dir / RESUME).unlink(missing_ok=True)
     return ranks.share(result)
 
@@ -382,7 +384,7 @@ class _Log:
         if not resume_step:
             self.text.unlink(missing_ok=True)
         # What the killed training wrote after its last resume file will be written again.
-        kept = [row for row in store.metric_rows(run_dir) if _before(row, resume_step)]
+        kept = [row for row in metric_rows(run_dir) if _before(row, resume_step)]
         atomic_write(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
 
     def __call__(self, line: str, **row: float) -> None:
@@ -425,12 +427,12 @@ def main(words: list[str] | None = None) -> int:
     try:
         knobs = knobs_of(arguments.knobs)
         config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
-        run_dir = arguments.run_dir or store.RUNS / "explore" / store.run_name(config)
+        run_dir = arguments.run_dir or directory.RUNS / "explore" / run_name(config)
         train(config, run_dir, load_checkpoint(arguments.initial) if arguments.initial else None)
     except Exception as error:
         of_user = type(error).__module__.startswith(("pgolf.", "pgolf_core.", "__main__"))
         if first and is_echo(error):  # what ended the other rank it has left
-            left = store.read_json(run_dir / "error.json") or {"error": "RankError", "message": str(error)}
+            left = read_json(run_dir / "error.json") or {"error": "RankError", "message": str(error)}
             print(f"pgolf: {left['error']}: {left['message']}", file=sys.stderr)
         elif of_user and first:
             print(f"pgolf: {error}", file=sys.stderr)

@@ -7,7 +7,9 @@ from test_frontier import make_run
 
 from pgolf.analysis import diff, frontier, seed_groups
 from pgolf.reports import tables
-from pgolf.runs import store
+from pgolf.runs.result import Result, RunError, read_json, write_result
+from pgolf.runs.table import load_runs
+from pgolf_core.files import atomic_write
 
 MADE = {"git_commit": "a" * 40, "torch": "2.13.0", "device_name": "x"}
 
@@ -17,8 +19,8 @@ def make_import(root, place: str, bpb: float, **config) -> None:
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(json.dumps(config))
     (run_dir / "import.json").write_text('{"flags": []}')
-    result = store.Result(kind="import", config_hash="x", seed=config["seed"], track="", roundtrip_val_bpb=bpb)
-    store.write_result(run_dir, result)
+    result = Result(kind="import", config_hash="x", seed=config["seed"], track="", roundtrip_val_bpb=bpb)
+    write_result(run_dir, result)
 
 
 def test_a_clean_comparison_changes_what_it_claims(tmp_path):
@@ -51,7 +53,7 @@ def test_another_commit_or_text_is_outside_of_the_knobs(tmp_path):
 
 def test_older_configs_have_the_defaults_of_later_knobs(tmp_path):
     a, b = make_run(tmp_path, "s/control"), make_run(tmp_path, "s/old", knobs={"num_layers": 3})
-    config = store.read_json(b / "config.json")
+    config = read_json(b / "config.json")
     del config["mlp_permutation"]
     (b / "config.json").write_text(json.dumps(config))
     assert set(diff.between(b, a).setting) == {"num_layers"}
@@ -70,7 +72,7 @@ def test_records_are_held_against_the_nearest_configuration(tmp_path):
         logfile="logs/c.txt",
         **common | {"clip": 9.0, "data_dir": "../sp8192"},
     )
-    pairs = diff.nearest(store.load(tmp_path))
+    pairs = diff.nearest(load_runs(tmp_path))
     texts = [tables.pair_in_words(pair) for pair in pairs.itertuples()]
     assert "**second/seed5** against first/seed1: −0.00100 ± ? bpb over all logs of both, one seed each" in texts[0]
     assert "differ in nothing but seed, run_id, logfile" in texts[0]
@@ -80,7 +82,7 @@ def test_records_are_held_against_the_nearest_configuration(tmp_path):
 def test_a_run_without_config_cannot_be_compared(tmp_path):
     a = make_run(tmp_path, "s/control")
     (tmp_path / "s" / "empty").mkdir()
-    with pytest.raises(store.RunError, match=r"config\.json: not there or damaged"):
+    with pytest.raises(RunError, match=r"config\.json: not there or damaged"):
         diff.between(tmp_path / "s" / "empty", a)
 
 
@@ -93,8 +95,8 @@ def test_every_seed_of_an_arm_is_checked_and_a_change_that_did_not_happen_is_sai
         make_run(tmp_path, f"s/deep-s{seed}", environment=MADE, knobs={"seed": seed, "matrix_lr": 0.05})
     names = {f"{arm}-s{seed}": arm for arm in ("control", "wide", "deep") for seed in (1, 2)}
     changes = {"control": [], "wide": ["model_dim"], "deep": ["matrix_lr", "num_layers"]}
-    store.atomic_write(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    atomic_write(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     lines = sorted(tables.claims_in_words(seed_groups.arms(panel), panel, changes))
     assert lines == [
         "**deep-s1, deep-s2: not a clean comparison**: claimed and not changed: num_layers.",

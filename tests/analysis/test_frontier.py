@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from pgolf.analysis import diff, frontier, seed_groups
 from pgolf.reports import pages as report
 from pgolf.reports import tables
-from pgolf.runs import store
+from pgolf.runs.directory import write_failure
+from pgolf.runs.result import Result, evaluation_protocol, write_result
+from pgolf.runs.table import load_runs
 from pgolf_core.config import ROOT, RunConfig
+from pgolf_core.files import atomic_write
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -41,11 +44,11 @@ def make_run(
         prequant_val_bpb=bpb, roundtrip_tokens=65_536, roundtrip_bytes=160_112, total_bytes=total, steps=120,
         bytes={"weights": total - 20_000, "code": 20_000, "total": total} if total else {}, cap_bytes=config.cap_bytes,
         parameters=total, train_seconds=30.0, data_fingerprint="5138ca61" * 8,
-        protocol=store.evaluation_protocol(config),
+        protocol=evaluation_protocol(config),
     )  # fmt: skip
     (run_dir / "config.json").write_text(json.dumps(config.model_dump()))
     (run_dir / "metrics.jsonl").write_text('{"step": 10, "train_loss": 5.0}\n{"step": 120, "val_bpb": 2.4}\n')
-    store.write_result(run_dir, store.Result(**fields | changes))
+    write_result(run_dir, Result(**fields | changes))
     return run_dir
 
 
@@ -55,10 +58,10 @@ def test_the_control_is_the_one_of_the_sweep_file_seed_by_seed(tmp_path):
         make_run(tmp_path, f"s/wide-s{seed}", bpb=2.4 + lift, knobs={"seed": seed, "model_dim": 256})
     arms = {f"{arm}-s{seed}": arm for arm in ("base", "wide") for seed in (1, 2)}
     (tmp_path / "s" / "sweep.json").write_text(json.dumps({"control": "base", "arms": arms}))
-    rows = frontier.frontier_table(store.load(tmp_path)).set_index("run")
+    rows = frontier.frontier_table(load_runs(tmp_path)).set_index("run")
     assert list(rows.index[:2]) == ["base-s1", "base-s2"] and rows.is_control.sum() == 2
     assert rows.delta_bpb[["wide-s1", "wide-s2"]].tolist() == pytest.approx([-0.1, -0.1])
-    assert "base-s1" in tables.summary(store.load(tmp_path))
+    assert "base-s1" in tables.summary(load_runs(tmp_path))
 
 
 few = st.integers(0, 6)  # so that ties are common
@@ -92,7 +95,7 @@ def test_runs_scored_otherwise_are_in_panels_of_their_own(tmp_path):
     make_run(tmp_path, "a/fewer", bpb=2.0, roundtrip_tokens=1024, roundtrip_bytes=2_500)
     make_run(tmp_path, "a/elsewhere", bpb=1.9, data_fingerprint="f" * 64)
     make_run(tmp_path, "a/sidecar", bpb=2.3, knobs={"eval_cache_size": 8})  # a way to predict, the same protocol
-    table = store.load(tmp_path)
+    table = load_runs(tmp_path)
     panels = frontier.comparable(table)
     assert sorted(panels[0][1].run) == ["control", "sidecar", "wide"]
     assert sorted(run for _, panel in panels[1:] for run in panel.run) == ["elsewhere", "fewer", "slid"]
@@ -107,14 +110,14 @@ def test_a_result_of_before_is_on_the_text_of_its_folder(tmp_path):
     make_run(tmp_path, "a/control")
     make_run(tmp_path, "a/new", bpb=2.4, scored_text="ab" * 32)
     make_run(tmp_path, "a/shorter", bpb=2.3, roundtrip_tokens=1024, roundtrip_bytes=2_500)
-    panels = frontier.comparable(store.load(tmp_path))
+    panels = frontier.comparable(load_runs(tmp_path))
     assert [sorted(panel.run) for _, panel in panels] == [["control", "new"], ["shorter"]]
 
 
 def test_other_shards_are_another_arm(tmp_path):
     make_run(tmp_path, "a/control", scored_text="ab" * 32)
     make_run(tmp_path, "a/control-s2", knobs={"seed": 2}, bpb=2.4, scored_text="ab" * 32, data_fingerprint="f" * 64)
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     assert seed_groups.arms(panel).n.tolist() == [1, 1]
 
 
@@ -126,7 +129,7 @@ def test_tokenizers_that_spell_one_text_are_in_one_panel(tmp_path):
         **text,
     )  # fmt: skip
     make_run(tmp_path, "a/other", bpb=2.1, scored_text="cd" * 32, roundtrip_bytes=160_112)
-    panels = frontier.comparable(store.load(tmp_path))
+    panels = frontier.comparable(load_runs(tmp_path))
     assert [sorted(panel.run) for _, panel in panels] == [["control", "sp4096"], ["other"]]
     rows = frontier.frontier_table(panels[0][1])
     assert rows.set_index("run").delta_bpb["sp4096"] == pytest.approx(2.4 - rows.set_index("run").bpb["control"])
@@ -146,7 +149,7 @@ def test_control_headroom_and_over_cap(tmp_path):
     make_run(tmp_path, "a/large", bpb=2.0, total=1_000_001, knobs={"num_layers": 4})
     make_run(tmp_path, "a/full", bpb=2.2, total=1_000_000, knobs={"num_layers": 3})
     make_run(tmp_path, "b/lonely", bpb=2.6)
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     rows = frontier.frontier_table(panel).set_index("run")
     assert rows.index[0] == "control"
     assert rows.delta_bpb["full"] == pytest.approx(-0.3)
@@ -156,7 +159,7 @@ def test_control_headroom_and_over_cap(tmp_path):
     assert rows.over_cap.to_dict() == {"control": False, "large": True, "full": False, "lonely": False}
     assert rows.on_front.to_dict() == {"control": True, "large": False, "full": True, "lonely": False}
     (tmp_path / "b" / "sweep.json").write_text('{"control": "lonely"}')
-    panel = frontier.comparable(store.load(tmp_path))[0][1]
+    panel = frontier.comparable(load_runs(tmp_path))[0][1]
     assert frontier.frontier_table(panel).set_index("run").delta_bpb["lonely"] == 0
 
 
@@ -174,9 +177,9 @@ def test_unfinished_and_damaged_runs_are_shown_and_not_counted(tmp_path):
     (early / "metrics.jsonl").unlink()
     failed = make_run(tmp_path, "a/failed")
     (failed / "result.json").unlink()
-    store.write_failure(failed, RuntimeError("loss is nan"))
+    write_failure(failed, RuntimeError("loss is nan"))
     make_run(tmp_path, "a/stage", bpb=None, total=None, kind="sensitivity", table=[{"tensor": ""}])
-    table = store.load(tmp_path)
+    table = load_runs(tmp_path)
     ((_, panel),) = frontier.comparable(table)
     assert list(panel.run) == ["control"]
     assert dict(frontier.not_counted(table)[["run", "why"]].to_numpy()) == {
@@ -192,7 +195,7 @@ def test_unfinished_and_damaged_runs_are_shown_and_not_counted(tmp_path):
 
 
 def test_no_runs_are_no_error(tmp_path):
-    table = store.load(tmp_path / "absent")
+    table = load_runs(tmp_path / "absent")
     assert frontier.comparable(table) == []
     assert tables.summary(table) == "no runs yet"
 
@@ -202,7 +205,7 @@ def test_labels_do_not_cover_one_another(tmp_path, count):
     for i in range(count):
         bpb = 2.5 - 0.002 * i + 0.01 * (i % 3)
         make_run(tmp_path, f"a/run-{i}", total=500_000 + 3_000 * i, bpb=bpb, knobs={"iterations": i + 1})
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
     plots.plot_frontier(panel, ax)
     figure.draw_without_rendering()
@@ -231,7 +234,7 @@ def test_of_many_exports_few_are_listed(tmp_path):
     make_exports(tmp_path, "a/control", 40)
     for i in range(4):
         make_run(tmp_path, f"a/run-{i}", bpb=2.6 + 0.01 * i)
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     rows = frontier.frontier_table(panel)
     assert rows.on_front.sum() > 15
     shown = frontier.fold(rows, 20)
@@ -248,7 +251,7 @@ def test_of_many_exports_few_are_listed(tmp_path):
 def test_exports_of_one_checkpoint(tmp_path):
     make_exports(tmp_path, "a/control", 12)
     make_run(tmp_path, "a/again", total=900_000, bpb=2.502, checkpoint_sha256="b" * 64)  # no exports of its own
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     ((source, sha256, rows),) = frontier.checkpoints(panel)
     assert (source, sha256, len(rows)) == ("a/control", "a" * 64, 13)
     assert rows.total_bytes.is_monotonic_increasing and rows.variant.iloc[-1] == "as trained"
@@ -283,7 +286,7 @@ def test_every_export_has_a_family_with_a_look_of_its_own(knobs, name):
 
 def test_export_labels_do_not_cover_one_another(tmp_path):
     make_exports(tmp_path, "a/control", 40)
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     ((_, _, rows),) = frontier.checkpoints(panel)
     figure, ax = plt.subplots(figsize=(11, 5.5), layout="constrained")
     plots.plot_exports(rows, ax)
@@ -311,13 +314,13 @@ def test_report_of_synthetic_runs(tmp_path):
     bench_report.make_runs(tmp_path / "runs", 40, sweeps=3)
     make_run(tmp_path / "runs", "sweep00/torn").joinpath("result.json").write_text("{")
     stale = tmp_path / "out" / "figures" / "frontier_9.png"
-    store.atomic_write(stale, b"")
+    atomic_write(stale, b"")
     os.utime(stale, (0, 0))
     page = report.write_report(tmp_path / "runs", tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     for words in ("Not complete: counted nowhere", "damaged: result.json", "over cap", "on the front"):
         assert words in text, words
-    for key, _ in frontier.comparable(store.load(tmp_path / "runs")):
+    for key, _ in frontier.comparable(load_runs(tmp_path / "runs")):
         assert frontier.panel_title(key) in text
     figures = {path.name: path for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"frontier_1.png", "frontier_1_bytes.png", "frontier_1_curves.png"} <= figures.keys()
@@ -325,7 +328,7 @@ def test_report_of_synthetic_runs(tmp_path):
     for path in figures.values():
         assert plt.imread(path)[..., :3].std() > 0.05
     csv = pd.read_csv(tmp_path / "out" / "tables" / "frontier.csv")
-    assert len(csv) == len(frontier.scored(store.load(tmp_path / "runs")))
+    assert len(csv) == len(frontier.scored(load_runs(tmp_path / "runs")))
     assert not (csv.on_front & csv.over_cap).any()
 
 
@@ -337,7 +340,7 @@ def test_report_of_exports(tmp_path):
     make_run(tmp_path / "runs", "a/lab", kind="export_lab", table=[{"variant": "plain"}], **stage)
     stale, other = (tmp_path / "out" / "figures" / f"{page}_9.png" for page in ("export", "frontier"))
     for figure in (stale, other):
-        store.atomic_write(figure, b"")
+        atomic_write(figure, b"")
         os.utime(figure, (0, 0))
     text = report.write_report(tmp_path / "runs", tmp_path / "out", "export").read_text(encoding="utf-8")
     words = ("51 files of 1 checkpoint", "a/control", "file-00", "as trained", "here the fronts", "best of the others")

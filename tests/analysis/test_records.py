@@ -9,7 +9,9 @@ from training_logs import LEGAL_TTT, OURS, REFERENCE, SLIDING, TUNED, UNSCORED
 from pgolf.analysis import records
 from pgolf.analysis.training_logs import LogError
 from pgolf.cli import main
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import read_result
+from pgolf.runs.table import load_metrics, load_runs
 from pgolf.training.run import train
 from pgolf_core.config import ROOT, RunConfig
 
@@ -18,7 +20,7 @@ LOGS = ROOT.parent / "shared" / "logs"
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
     return tmp_path / "runs"
 
 
@@ -63,16 +65,16 @@ def test_a_record_becomes_runs(capfd, record, root):
     assert facts["metrics"][1]["val_bpb"] == 1.2345678 and facts["metrics"][1]["line"] == 28
     assert facts["sizes"][-1] == {"label": "Total submission size int8+zlib", "bytes": 15750000, "line": 26}
     assert facts["flags"] == facts["disagreements"] == []
-    result = store.read_result(run_dir)
+    result = read_result(run_dir)
     assert (result.kind, result.seed, result.track) == ("import", 1337, "")
     assert (result.val_bpb, result.prequant_val_bpb, result.roundtrip_val_loss) == (1.22, 1.22, 2.06123456)
     assert result.bytes == {"weights": 15_700_000, "code": 50_000, "total": 15_750_000} and result.fits
     assert (result.cap_bytes, result.steps, result.tokens) == (16_000_000, 6821, 6821 * 524288)
     assert (result.train_seconds, result.eval_seconds, result.stopped_by) == (600.012, 1.401, "wallclock")
     assert result.protocol == "final_int8_zlib_roundtrip_exact" and result.parameters == 1234567
-    [row] = store.load(root).to_dict("records")
+    [row] = load_runs(root).to_dict("records")
     assert (row["status"], row["kind"], row["bpb"], row["flags"]) == ("complete", "import", 1.2345678, [])
-    assert row["num_heads"] == 8 and store.metrics(run_dir).val_bpb.iloc[-1] == 1.22
+    assert row["num_heads"] == 8 and load_metrics(run_dir).val_bpb.iloc[-1] == 1.22
 
 
 def test_an_unscored_log_is_an_incomplete_run(capfd, record, root):
@@ -80,7 +82,7 @@ def test_an_unscored_log_is_an_incomplete_run(capfd, record, root):
     status, out, _ = pgolf(capfd, folder / "train.log")
     assert status == 0 and "incomplete  no final score" in out
     assert "\n    val_bpb 1.1811 in submission.json is the score before quantisation\n" in out
-    [row] = store.load(root).to_dict("records")
+    [row] = load_runs(root).to_dict("records")
     assert (row["status"], row["kind"]) == ("incomplete", "import") and not (row["path"] / "result.json").exists()
     assert "the log has no score after quantisation" in row["flags"]
     assert "16,580,000 bytes are over the cap of 16,000,000" in row["flags"]
@@ -89,7 +91,7 @@ def test_an_unscored_log_is_an_incomplete_run(capfd, record, root):
 def test_other_runs_have_no_flags(root):
     (root / "s" / "a").mkdir(parents=True)
     (root / "s" / "a" / "config.json").write_text(json.dumps(RunConfig().model_dump()))
-    assert store.load(root)["flags"].tolist() == [[]]
+    assert load_runs(root)["flags"].tolist() == [[]]
 
 
 def test_the_same_again_is_left_and_other_content_refused(capfd, record, root):
@@ -101,7 +103,7 @@ def test_the_same_again_is_left_and_other_content_refused(capfd, record, root):
     assert status == 0 and out.rstrip().endswith("was imported before")
     assert {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()} == before
     (run_dir / "result.json").unlink()  # as if killed while it was written
-    assert "before" not in pgolf(capfd, folder)[1] and store.read_result(run_dir).roundtrip_val_bpb == 1.2345678
+    assert "before" not in pgolf(capfd, folder)[1] and read_result(run_dir).roundtrip_val_bpb == 1.2345678
     (folder / "submission.json").write_text("{}")
     status, _, err = pgolf(capfd, folder)
     assert status == 2 and "another submission.json" in err
@@ -230,7 +232,7 @@ def test_our_own_runs(record, root, embedded):
     )  # fmt: skip
     trained = train(config, root / "s" / "a")
     [run], _ = records.import_logs([root / "s" / "a" / "log.txt"], None, root)
-    read = store.read_result(root / "a" / "log")
+    read = read_result(root / "a" / "log")
     assert run.status == "complete" and read.roundtrip_val_bpb == pytest.approx(trained.roundtrip_val_bpb, abs=1e-8)
     assert (read.total_bytes, read.cap_bytes, read.steps) == (trained.total_bytes, trained.cap_bytes, 2)
     assert read.bytes["code"] == trained.bytes["code"] and read.parameters == trained.parameters
@@ -249,6 +251,6 @@ def test_public_records(root):
     assert any("is the score before quantisation" in remark for remark in of[unscored[0]].remarks)
     [hessian] = [run for name, run in of.items() if "Hessian" in name]
     assert "over the cap" in hessian.remarks[0] and "the file without its code" in hessian.remarks[1]
-    table = store.load(root)
+    table = load_runs(root)
     assert len(table) == len(imported) and set(table.kind) == {"import"}
     assert all(records.import_logs([LOGS], None, root)[0][i].again for i in range(len(imported))) and said

@@ -12,14 +12,16 @@ from test_frontier import make_run
 
 from pgolf.analysis import frontier, seed_groups, statistics
 from pgolf.reports import tables
-from pgolf.runs import store
+from pgolf.runs.result import read_json, read_result, write_result
+from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig, digest
+from pgolf_core.files import atomic_write
 
 SEEDS = (1, 2, 3, 4, 5)
 
 
 def panel_of(root) -> pd.DataFrame:
-    ((_, panel),) = frontier.comparable(store.load(root))
+    ((_, panel),) = frontier.comparable(load_runs(root))
     return panel
 
 
@@ -31,7 +33,7 @@ def make_arm(root, name: str, scores, knobs=None, seeds=SEEDS, **changes) -> Non
 
 def tell(root, names: list[str], control: str = "control", seeds=SEEDS, changes=None) -> None:
     about = {"control": control, "arms": {f"{n}-s{seed}": n for n in names for seed in seeds}, "changes": changes or {}}
-    store.atomic_write(root / "s" / "sweep.json", str(about).replace("'", '"'))
+    atomic_write(root / "s" / "sweep.json", str(about).replace("'", '"'))
 
 
 def test_arms_against_their_control(tmp_path):
@@ -54,7 +56,7 @@ def test_arms_against_their_control(tmp_path):
     assert rows.p["wide"] >= 2 * alone[0].p  # the second of three at most
     table = frontier.frontier_table(panel)
     assert set(table.verdict[table.run.str.startswith("wide")]) == {"better"}
-    text = tables.summary(store.load(tmp_path))
+    text = tables.summary(load_runs(tmp_path))
     assert "better (paired, 5 seeds)" in text and "not told apart" in text
 
 
@@ -116,8 +118,8 @@ def test_leaders_change_as_runs_finish(tmp_path):
         [("a", 2.6, 500_000, 1), ("b", 2.5, 500_000, 2), ("c", 2.1, 2_000_000, 3), ("d", 2.55, 1000_00, 4)]
     ):
         run_dir = make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": layers})
-        result = store.read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
-        store.atomic_write(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
+        result = read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
+        atomic_write(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
     panel = panel_of(tmp_path)
     rows = seed_groups.candidates(panel)
     steps = seed_groups.history(panel, rows)
@@ -182,12 +184,12 @@ def test_a_panel_of_nothing_has_no_arms(tmp_path):
 def test_runs_older_than_a_knob_stay_in_their_arm(tmp_path):
     make_arm(tmp_path, "control", [2.5, 2.51, 2.52], seeds=(1, 2, 3))
     path = tmp_path / "s" / "control-s1" / "config.json"
-    config = store.read_json(path)
+    config = read_json(path)
     del config["mlp_permutation"]
-    store.atomic_write(path, json.dumps(config))
-    result = store.read_result(path.parent)
+    atomic_write(path, json.dumps(config))
+    result = read_result(path.parent)
     del config["allow_over_cap"]  # a permission, which names no run
-    store.write_result(path.parent, replace(result, config_hash=digest(config)))
+    write_result(path.parent, replace(result, config_hash=digest(config)))
     assert seed_groups.arms(panel_of(tmp_path)).n.tolist() == [3]
 
 

@@ -7,9 +7,12 @@ import torch
 import yaml
 
 from pgolf.cli import main
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.directory import run_directories, run_name, write_failure
+from pgolf.runs.result import Result, read_result, write_result
 from pgolf_core.config import RunConfig
 from pgolf_core.export import export
+from pgolf_core.files import atomic_write
 
 TINY = dict(
     num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=2,
@@ -19,7 +22,7 @@ TINY = dict(
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
     return tmp_path / "runs"
 
 
@@ -43,11 +46,11 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
     config = tmp_path / "knobs.yaml"
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
     status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "track=nano", "-k", "seed=5")
-    (run_dir,) = store.directories(root)
+    (run_dir,) = run_directories(root)
     assert status == 0 and out.splitlines()[-1] == str(run_dir)
     expected = RunConfig(track="nano", **TINY, seed=5)
-    assert run_dir == root / "explore" / store.run_name(expected)
-    assert store.read_result(run_dir).config_hash == expected.hash
+    assert run_dir == root / "explore" / run_name(expected)
+    assert read_result(run_dir).config_hash == expected.hash
 
 
 @pytest.mark.parametrize(
@@ -103,8 +106,8 @@ def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
     (root / "s" / "a").mkdir(parents=True)
     config = RunConfig(track="nano")
     (root / "s" / "a" / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
-    result = store.Result(kind="train", config_hash=config.hash, seed=1337, track="nano")
-    store.write_result(root / "s" / "a", result)
+    result = Result(kind="train", config_hash=config.hash, seed=1337, track="nano")
+    write_result(root / "s" / "a", result)
     status, out, _ = pgolf(capfd, "sweep", path, "--dry-run")
     words = [line.split() for line in out.splitlines()]
     assert status == 0 and words[0] == ["s:", "why?"]
@@ -120,12 +123,12 @@ def test_the_table_shows_every_run(capfd, root):
         config = RunConfig(track="nano", cap_bytes=1000)
         (root / "s" / name / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
     for name, size in (("fits", 900), ("over", 1100)):
-        result = store.Result(
+        result = Result(
             kind="train", config_hash=config.hash, seed=1, track="nano", roundtrip_val_bpb=2.5, total_bytes=size,
             cap_bytes=1000, train_seconds=61.4,
         )  # fmt: skip
-        store.write_result(root / "s" / name, result)
-    store.write_failure(root / "s" / "failed", RuntimeError("out of\nmemory"))
+        write_result(root / "s" / name, result)
+    write_failure(root / "s" / "failed", RuntimeError("out of\nmemory"))
     status, out, _ = pgolf(capfd, "runs", "s")
     rows = [line.split() for line in out.splitlines()]
     assert rows[0] == ["sweep", "run", "status", "bpb", "bytes", "cap", "seconds"]
@@ -138,7 +141,7 @@ def test_the_table_shows_every_run(capfd, root):
 def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
     for name, knobs in (("a", {}), ("b", {"num_layers": 3, "seed": 2})):
         config = RunConfig(track="nano", **knobs)
-        store.atomic_write(root / "s" / name / "config.json", json.dumps(config.model_dump()))
+        atomic_write(root / "s" / name / "config.json", json.dumps(config.model_dump()))
     status, out, _ = pgolf(capfd, "diff", "s/b", root / "s" / "a", "--claim", "num_layers")
     lines = out.splitlines()
     assert status == 0 and lines[-1] == "just what is claimed" and "1 knob differs" in lines
@@ -176,8 +179,8 @@ def test_own_documents_become_a_run(capfd, own, tmp_path, root):
     knobs |= {"data_path": tmp_path / "shards", "track": "nano", "val_max_tokens": 0, "roundtrip_val_max_tokens": 0}
     pairs = [word for name, value in knobs.items() for word in ("-k", f"{name}={value}")]
     assert pgolf(capfd, "train", *pairs)[0] == 0
-    (run_dir,) = store.directories(root)
-    told = store.read_result(run_dir).data
+    (run_dir,) = run_directories(root)
+    told = read_result(run_dir).data
     assert (told["folder"], told["audit"], told["findings"], told["published"]) == ("shards", "thorough", [], "")
     assert told["scored_fraction"] > 0.95
 

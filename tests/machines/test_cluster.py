@@ -24,7 +24,9 @@ from pgolf.cli import cluster as cli_cluster
 from pgolf.cli.main import main
 from pgolf.machines import cluster, worker
 from pgolf.reports import monitor
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import read_result
+from pgolf.runs.table import load_runs
 from pgolf.sweeps.runner import plan, run_sweep
 from pgolf.sweeps.sweep_file import SweepError, load_sweep
 from pgolf.training.round_trip import open_dataset
@@ -42,9 +44,9 @@ BAD = {"matrix_lr": 1e30, "tied_embed_lr": 1e30}
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    store.RUNS.mkdir()
+    directory.RUNS.mkdir()
     return tmp_path
 
 
@@ -141,17 +143,17 @@ def worker_of(nanny):
 
 
 def figures(run_dir):
-    result = store.read_result(run_dir)
+    result = read_result(run_dir)
     return result.val_bpb, result.roundtrip_val_bpb, result.bytes, result.artifact_sha256, result.steps
 
 
 def expect_as_at_home(path, folder, names):
     """Runs are what a training in this process makes of their knobs, and their files whole."""
-    table = store.load(store.RUNS, thorough=True)
+    table = load_runs(directory.RUNS, thorough=True)
     assert set(table[table.status == "complete"].run) >= set(names)
     for name in names:
         train(load_sweep(path).runs[name], folder / name)
-        assert figures(store.RUNS / "s" / name) == figures(folder / name), name
+        assert figures(directory.RUNS / "s" / name) == figures(folder / name), name
 
 
 # Runs
@@ -161,13 +163,13 @@ def test_every_run_once_though_workers_are_killed(embedded, home, machines, capf
     names = [f"seed{n}" for n in range(12)]
     path = write_sweep(home, {"grid": {"seed": list(range(12))}})
     for _ in range(3):
-        machines.add(store.RUNS, nanny=True)
+        machines.add(directory.RUNS, nanny=True)
     machines.wait(3)
     rng, kills, trouble = random.Random(7), [], []
 
     def kill():
         try:
-            while len(kills) < 5 and len(list(store.RUNS.glob("s/*/result.json"))) < 11:
+            while len(kills) < 5 and len(list(directory.RUNS.glob("s/*/result.json"))) < 11:
                 time.sleep(rng.uniform(0.5, 3))
                 victim = rng.choice(machines.workers)
                 if victim.poll() is not None or not slots(victim):
@@ -178,7 +180,7 @@ def test_every_run_once_though_workers_are_killed(embedded, home, machines, capf
                     victim.kill()
                     process.kill()
                     machines.workers.remove(victim)
-                    machines.add(store.RUNS, nanny=True)
+                    machines.add(directory.RUNS, nanny=True)
                     victim.wait()
                 else:  # a process that its nanny starts anew
                     worker_of(victim).kill()
@@ -198,8 +200,8 @@ def test_every_run_once_though_workers_are_killed(embedded, home, machines, capf
     for name in names:
         assert sum(line.startswith(f"{name} ") and " bpb " in line for line in said.out.splitlines()) == 1
     assert "Traceback" not in said.out + said.err and "distributed." not in said.err
-    assert sorted(p.parent.name for p in store.RUNS.rglob("result.json")) == sorted(names)
-    assert list(store.load(store.RUNS, thorough=True).status) == ["complete"] * 12
+    assert sorted(p.parent.name for p in directory.RUNS.rglob("result.json")) == sorted(names)
+    assert list(load_runs(directory.RUNS, thorough=True).status) == ["complete"] * 12
     expect_as_at_home(path, home / "direct", names[::3])
 
 
@@ -210,11 +212,11 @@ def test_a_store_of_its_own_comes_home(embedded, home, machines, monkeypatch, ca
     for name in ("one", "two"):
         machines.add(home / name)
     machines.wait(2)
-    run_dir, seen = store.RUNS / "s" / "long", {}
+    run_dir, seen = directory.RUNS / "s" / "long", {}
 
     def kill():
         wait_for(lambda: (run_dir / "resume.pt").exists() and (run_dir / "metrics.jsonl").exists())
-        row = monitor.state(store.RUNS, "s").set_index("run").loc["long"]
+        row = monitor.state(directory.RUNS, "s").set_index("run").loc["long"]
         seen["state"], seen["lines"] = row.state, (run_dir / "metrics.jsonl").read_bytes()
         (victim,) = [n for n in machines.workers if any("/s/long/" in " ".join(p.cmdline()) for p in slots(n))]
         victim.kill()
@@ -234,9 +236,9 @@ def test_a_store_of_its_own_comes_home(embedded, home, machines, monkeypatch, ca
     assert said.count("bad ") == 2 and said.count("goes to another") == 1  # forecast, failure: no second try
     assert "not on our run store" in said
     assert seen["state"] == "running" and seen["lines"]
-    assert store.read_result(run_dir).resumed == 1 and not (run_dir / "resume.pt").exists()
-    assert set(store.load(store.RUNS).run) == {"bad", "long"}
-    assert not list(store.RUNS.glob(".canary*"))
+    assert read_result(run_dir).resumed == 1 and not (run_dir / "resume.pt").exists()
+    assert set(load_runs(directory.RUNS).run) == {"bad", "long"}
+    assert not list(directory.RUNS.glob(".canary*"))
     expect_as_at_home(path, home / "direct", ["long"])
 
     # A stage alone, on a worker that may have nothing of its source; and the stray one refused at the start.
@@ -250,7 +252,7 @@ def test_a_store_of_its_own_comes_home(embedded, home, machines, monkeypatch, ca
     for one in (home / "one", home / "two"):  # whoever gets the stage has nothing of its source
         shutil.rmtree(one)
     assert run_sweep(path, cluster=machines.file) == []
-    assert store.read_result(store.RUNS / "s" / "sensitivity").source == "s/long"
+    assert read_result(directory.RUNS / "s" / "sensitivity").source == "s/long"
 
 
 CLIENT = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -260,14 +262,14 @@ CLIENT += "from pgolf.cli.main import main; sys.exit(main(sys.argv[1:]))"
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send Ctrl-C to one other alone")
 def test_slots_end_with_their_sweep(embedded, home, machines):
     """Killed, or stopped by Ctrl-C; the worker stays, and goes on with the next."""
-    process = machines.add(store.RUNS)
+    process = machines.add(directory.RUNS)
     path = write_sweep(home, {"runs": {"a": LONG | {"iterations": 2000}}})
-    resume = store.RUNS / "s" / "a" / "resume.pt"
+    resume = directory.RUNS / "s" / "a" / "resume.pt"
     for end in (signal.SIGKILL, signal.SIGINT):
         resume.unlink(missing_ok=True)
         client = subprocess.Popen(
             [sys.executable, "-c", CLIENT, "sweep", str(path), "--cluster", machines.file],
-            env=os.environ | {"PGOLF_RUNS": str(store.RUNS)},
+            env=os.environ | {"PGOLF_RUNS": str(directory.RUNS)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -319,7 +321,7 @@ def test_without_dask_it_says_what_to_install(embedded, home, monkeypatch, capsy
     assert main(["sweep", str(path), "--cluster", "tcp://127.0.0.1:1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert 'pip install -c constraints.txt -e ".[cluster]"' in line
-    assert not list(store.RUNS.glob(".canary*"))
+    assert not list(directory.RUNS.glob(".canary*"))
 
 
 def test_dask_is_imported_only_where_a_cluster_is_asked_for():
@@ -417,7 +419,7 @@ def away(home, monkeypatch):
 
 
 def test_files_go_out_and_come_home(home, away):
-    ours = store.RUNS / "s" / "a"
+    ours = directory.RUNS / "s" / "a"
     (ours / "sub").mkdir(parents=True)
     for file, text in {"resume.pt": "x" * 20, "metrics.jsonl": "one\ntwo\n", "sub/result.json": "{}"}.items():
         (ours / file).write_text(text)
@@ -443,7 +445,7 @@ def test_files_go_out_and_come_home(home, away):
 
 
 def test_a_file_that_changes_while_it_is_read_waits(home, away):
-    ours, there = store.RUNS / "s" / "a", away / "s" / "a"
+    ours, there = directory.RUNS / "s" / "a", away / "s" / "a"
     there.mkdir(parents=True)
     (there / "resume.pt").write_text("x" * 20)
 
@@ -461,7 +463,7 @@ def test_a_file_that_changes_while_it_is_read_waits(home, away):
 
 
 def test_what_ended_while_nobody_was_at_home_is_fetched_not_overwritten(home, away):
-    ours, there = store.RUNS / "s" / "a", away / "s" / "a"
+    ours, there = directory.RUNS / "s" / "a", away / "s" / "a"
     ours.mkdir(parents=True)
     (ours / "resume.pt").write_text("x")
     (ours / "metrics.jsonl").write_text("old\n")
@@ -485,7 +487,7 @@ def test_what_ended_while_nobody_was_at_home_is_fetched_not_overwritten(home, aw
 
 
 def test_whose_copy_it_is(home, away):
-    ours, there = store.RUNS / "s" / "a", away / "s" / "a"
+    ours, there = directory.RUNS / "s" / "a", away / "s" / "a"
     ours.mkdir(parents=True)
     worker.push(here, ours)
     (there / "resume.pt").write_text("x")
@@ -530,7 +532,7 @@ def test_gpus_go_in_groups(monkeypatch):
 def test_a_worker_command_starts_as_many_and_ends_them(home, machines):
     process = subprocess.Popen(
         [sys.executable, "-c", CLIENT, "worker", machines.file, "--slots", "2"],
-        env=os.environ | {"PGOLF_RUNS": str(store.RUNS), "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"PGOLF_RUNS": str(directory.RUNS), "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -25,7 +25,9 @@ from pgolf.disk import checksum
 from pgolf.machines import preflight, remote, remote_job, ssh, transfer
 from pgolf.machines.ssh import RemoteError
 from pgolf.reports import monitor
-from pgolf.runs import integrity, store
+from pgolf.runs import directory, integrity
+from pgolf.runs.result import Result, write_result
+from pgolf.runs.table import load_runs
 
 need_sshd()
 
@@ -119,7 +121,7 @@ def home(tmp_path, monkeypatch):
     (root / "pgolf_core").mkdir(parents=True)
     for name in ("README.md", "pyproject.toml", "pgolf_core/__init__.py"):
         (root / name).write_text(name)
-    monkeypatch.setattr(store, "RUNS", root / "runs")
+    monkeypatch.setattr(directory, "RUNS", root / "runs")
     for module in (preflight, transfer):
         monkeypatch.setattr(module, "ROOT", root)
     return root
@@ -164,7 +166,7 @@ def _make_run(folder: Path, config) -> None:
     (folder / "checkpoint.safetensors").write_bytes(checkpoint)
     (folder / "artifact.pgolf").write_bytes(artifact)
     sha = {name: checksum(folder / name) for name in ("checkpoint.safetensors", "artifact.pgolf")}
-    result = store.Result(
+    result = Result(
         kind="train", config_hash=config.hash, seed=config.seed, track="nano", roundtrip_val_bpb=2.5, val_bpb=2.5,
         bytes={"weights": len(artifact), "code": 9}, total_bytes=len(artifact) + 9, cap_bytes=config.cap_bytes,
         artifact_sha256=sha["artifact.pgolf"], checkpoint_sha256=sha["checkpoint.safetensors"],
@@ -192,7 +194,7 @@ def pulls(monkeypatch, home):
         try:
             return real(*arguments, **options)
         finally:  # of a pull that was cut off too
-            now, before = contents(store.RUNS / "small"), (pulls.all or [{}])[-1]
+            now, before = contents(directory.RUNS / "small"), (pulls.all or [{}])[-1]
             pulls.all.append(now)
             assert_no_less(before, now)
             pulls.then(len(pulls.all))
@@ -214,7 +216,7 @@ def assert_no_less(before: dict[str, bytes], now: dict[str, bytes]) -> None:
             assert int(now[name][:8]) >= int(content[:8]), name
     for name, content in now.items():
         if name.endswith("result.json"):
-            run = store.RUNS / "small" / Path(name).parent
+            run = directory.RUNS / "small" / Path(name).parent
             assert not integrity.damage(run, json.loads(content), thorough=True), name
         if name.endswith("resume.pt"):  # its rows are home
             rows = now[name.replace("resume.pt", "metrics.jsonl")].decode().splitlines()
@@ -222,9 +224,9 @@ def assert_no_less(before: dict[str, bytes], now: dict[str, bytes]) -> None:
 
 
 def assert_all_home(pod: Pod, here_alone: set[str] = frozenset()) -> None:
-    table = store.load(store.RUNS / "small", thorough=True)
+    table = load_runs(directory.RUNS / "small", thorough=True)
     assert list(table.status) == ["complete"] * 3, table[["run", "status", "problem"]]
-    here, there = contents(store.RUNS / "small"), contents(pod.disk / "pgolf/runs/small")
+    here, there = contents(directory.RUNS / "small"), contents(pod.disk / "pgolf/runs/small")
     assert {name: here[name] for name in there} == there
     assert {name.split("/")[-1] for name in here.keys() - there.keys()} <= {"resume.pt"} | here_alone
 
@@ -273,8 +275,8 @@ def said():
 
 
 def test_all_is_home_before_the_teardown(make, pod, pulls, said, tmp_path, capsys):
-    state = store.RUNS / ".remote"
-    teardown = f"mkdir {tmp_path}/then && cp -r {store.RUNS} {pod.disk} {state}/*/state.json {tmp_path}/then"
+    state = directory.RUNS / ".remote"
+    teardown = f"mkdir {tmp_path}/then && cp -r {directory.RUNS} {pod.disk} {state}/*/state.json {tmp_path}/then"
     job = make(teardown=teardown, checked=True)
     assert remote.run(job, said) == 0
     assert_all_home(pod)
@@ -284,13 +286,13 @@ def test_all_is_home_before_the_teardown(make, pod, pulls, said, tmp_path, capsy
     assert at_teardown["verified"] and at_teardown["teardown"].get("status") is None
     assert said.index(f"teardown: {teardown}") > next(i for i, line in enumerate(said) if "may go" in line)
     assert len(pulls.all) > 3 and tries(pod, job) == ["try-1"]
-    assert not any(list(path.parent.glob("_canary*")) for path in (store.RUNS / "x", pod.disk / "pgolf/runs/x"))
+    assert not any(list(path.parent.glob("_canary*")) for path in (directory.RUNS / "x", pod.disk / "pgolf/runs/x"))
 
     pod.kill()  # as it went; again: nothing to do
     assert remote.run(job, said) == 0 and "nothing to do" in said[-1]
     assert pgolf("status") == 0
     assert "verified, on" in capsys.readouterr().out
-    assert not store.load(store.RUNS).sweep.str.startswith(".").any()
+    assert not load_runs(directory.RUNS).sweep.str.startswith(".").any()
 
 
 def test_killed_at_random_moments(make, pod, pulls, said, monkeypatch):
@@ -340,7 +342,7 @@ def test_home_killed_at_random_moments(make, pod):
         process.join(None if last else random.Random(f"{seed} {i}").uniform(0.3, 1.2))
         process.kill()
         process.join()
-        now = contents(store.RUNS / "small")
+        now = contents(directory.RUNS / "small")
         assert_no_less(before, now)
         before = now
     assert process.exitcode == 0
@@ -367,10 +369,10 @@ def test_lost_for_good_then_there_again(make, pod, pulls, said, tmp_path):
 
     pulls.then = when_two_are_there
     assert remote.run(job, said) == 2
-    table = store.load(store.RUNS / "small").set_index("run")
+    table = load_runs(directory.RUNS / "small").set_index("run")
     assert list(table.status) == ["complete", "interrupted"]
     assert "not been reachable since" in table.problem.iloc[1] and "last pull 2" in table.problem.iloc[1]
-    assert list(monitor.state(store.RUNS, "small").set_index("run").state) == ["complete", "dead", "waiting"]
+    assert list(monitor.state(directory.RUNS, "small").set_index("run").state) == ["complete", "dead", "waiting"]
     assert not (tmp_path / "torn").exists() and remote_job.states()[job.id]["state"] == "lost"
 
     pod.start()
@@ -385,12 +387,12 @@ def test_given_up_here_it_went_on_there(make, pod, pulls, said):
     job = make(waits="matrix_lr0.02", give_up_minutes=0.001)
     pulls.then = lambda n: pod.cut() if "matrix_lr0.02/config.json" in pulls.all[-1] else None
     assert remote.run(job, said) == 2
-    assert list(store.load(store.RUNS / "small").status) == ["complete", "interrupted"]
+    assert list(load_runs(directory.RUNS / "small").status) == ["complete", "interrupted"]
     pod.mend()
     states = []
 
     def see(n: int) -> None:
-        states.append(monitor.state(store.RUNS, "small").set_index("run").state["matrix_lr0.02"])
+        states.append(monitor.state(directory.RUNS, "small").set_index("run").state["matrix_lr0.02"])
         if states[-1] == "running":
             (pod.disk / "pgolf/go").touch()
 
@@ -418,7 +420,7 @@ def test_another_machine_goes_on_from_what_is_home(make, pod, pulls, said):
     assert_all_home(pod, {"checkpoint.safetensors"})  # which nothing there has a use for
     assert said.has("its disk is another one")
     assert (pod.disk / "pgolf/trained").read_text().split() == ["matrix_lr0.02", "matrix_lr0.03"]
-    assert "resumed at 25" in (store.RUNS / "small/matrix_lr0.02/log.txt").read_text()
+    assert "resumed at 25" in (directory.RUNS / "small/matrix_lr0.02/log.txt").read_text()
 
 
 def test_stopped_here_it_goes_on_there(make, pod, pulls, said, monkeypatch, capsys):
@@ -427,7 +429,9 @@ def test_stopped_here_it_goes_on_there(make, pod, pulls, said, monkeypatch, caps
 
     def stop(n: int) -> None:
         if "matrix_lr0.02/config.json" in pulls.all[-2]:
-            held.extend(monitor.state(store.RUNS, "small").set_index("run").state[["matrix_lr0.01", "matrix_lr0.02"]])
+            held.extend(
+                monitor.state(directory.RUNS, "small").set_index("run").state[["matrix_lr0.01", "matrix_lr0.02"]]
+            )
             raise KeyboardInterrupt
 
     pulls.then = lambda n: stop(n) if n > 1 else None
@@ -436,7 +440,7 @@ def test_stopped_here_it_goes_on_there(make, pod, pulls, said, monkeypatch, caps
     assert pgolf(*words) == 130
     assert held == ["complete", "running"]
     assert "The job goes on on" in capsys.readouterr().err
-    assert not monitor.is_held(store.RUNS / "small/.lock") and pod.processes()
+    assert not monitor.is_held(directory.RUNS / "small/.lock") and pod.processes()
     pulls.then = lambda n: (pod.disk / "pgolf/go").touch()
     assert pgolf(*words) == 0
     assert "found on" in capsys.readouterr().out
@@ -554,12 +558,12 @@ def test_a_machine_that_comes_back_with_an_older_disk(make, pod, pulls, said):
     assert remote.run(job, said) == 0
     assert_all_home(pod, {"checkpoint.safetensors"})
     assert (pod.disk / "pgolf/trained").read_text().split() == [*job.sweeps[0].runs][:2] + [*job.sweeps[0].runs][1:]
-    assert "resumed at 25" in (store.RUNS / "small/matrix_lr0.02/log.txt").read_text()
+    assert "resumed at 25" in (directory.RUNS / "small/matrix_lr0.02/log.txt").read_text()
 
 
 def test_what_is_further_there_stays_there(make, home, pod, said):
     job = make(steps=5)
-    here, there = store.RUNS / "small/matrix_lr0.01", pod.disk / "pgolf/runs/small/matrix_lr0.01"
+    here, there = directory.RUNS / "small/matrix_lr0.01", pod.disk / "pgolf/runs/small/matrix_lr0.01"
     for folder, step in ((here, 5), (there, 10)):
         folder.mkdir(parents=True)
         (folder / "resume.pt").write_bytes(b"%08d" % step)
@@ -582,7 +586,7 @@ def test_a_start_that_home_did_not_live_to_see(make, pod, said, tmp_path, monkey
     for number in (2, 3):
         (pod.disk / "pgolf/go").unlink()
         shutil.rmtree(pod.disk / "pgolf/runs/small")
-        shutil.rmtree(store.RUNS / "small")
+        shutil.rmtree(directory.RUNS / "small")
         monkeypatch.setattr(remote_job, "note", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             remote_job.start(job, number, said)
@@ -628,8 +632,8 @@ def test_verified_and_no_teardown_then_another_home_went_on(make, pod, said):
 def test_what_was_lost_here_since_is_pulled_again(make, pod, said, tmp_path):
     job = make()
     assert remote.run(job, said) == 0
-    shutil.rmtree(store.RUNS / "small/matrix_lr0.02")
-    (store.RUNS / "small/matrix_lr0.03/artifact.pgolf").write_bytes(b"damaged")
+    shutil.rmtree(directory.RUNS / "small/matrix_lr0.02")
+    (directory.RUNS / "small/matrix_lr0.03/artifact.pgolf").write_bytes(b"damaged")
     job = make(teardown=f"touch {tmp_path}/torn")
     assert remote.run(job, said) == 0
     assert said.has("small/matrix_lr0.02: nothing of it is there") and said.has("small/matrix_lr0.03: damaged")
@@ -675,11 +679,11 @@ def test_what_failed_in_a_try_that_another_home_began(make, pod, said):
     while not (pod.disk / "pgolf/runs/small/matrix_lr0.02/config.json").exists():
         pass
     shutil.rmtree(transfer.folder(job.id))
-    old = store.RUNS / "small/matrix_lr0.03/error.json"
+    old = directory.RUNS / "small/matrix_lr0.03/error.json"
     old.parent.mkdir(parents=True)
     old.write_text('{"error": "of a try before"}')
     assert remote.pull_once(job, said) == 0
-    assert (store.RUNS / "small/matrix_lr0.01/error.json").exists() and not old.exists()
+    assert (directory.RUNS / "small/matrix_lr0.01/error.json").exists() and not old.exists()
 
 
 def test_what_another_jobs_teardown_took(make, pod, said, tmp_path):
@@ -769,19 +773,19 @@ def test_its_environment(make, home, pod, monkeypatch):
     for dirty in (True, False):
         told = {"git_commit": "abc", "git_dirty": dirty}
         with monkeypatch.context() as patch:
-            patch.setattr(store, "environment", lambda _, told=told: told)
+            patch.setattr(directory, "describe_environment", lambda _, told=told: told)
             code = remote_job._code()
         with monkeypatch.context() as patch:
             for name, value in (code | {"GIT_DIR": "/nowhere"}).items():
                 patch.setenv(name, value)
-            there = store.environment(torch.device("cpu"))
+            there = directory.describe_environment(torch.device("cpu"))
         assert {name: there[name] for name in told} == told
 
 
 def test_a_run_that_failed_is_home_with_its_reason(make, pod, pulls, said, tmp_path):
     count = f"echo x >> {tmp_path}/torn"
     assert remote.run(make(fails=["matrix_lr0.02"], teardown=count), said) == 1
-    table = store.load(store.RUNS / "small").set_index("run")
+    table = load_runs(directory.RUNS / "small").set_index("run")
     assert list(table.status) == ["complete", "failed", "complete"]
     assert table.problem.iloc[1] == "TrainError: as asked"
     assert said.has("1 failed; all is home and verified: the machine may go") and said[-1] == "torn down"
@@ -886,14 +890,14 @@ def test_no_teardown_of_a_machine_where_nobody_answers(make, pod, said, tmp_path
 def test_what_one_machine_verified_tears_no_other_down(make, pod, said, tmp_path):
     job = make(teardown="exit 3")
     assert remote.run(job, said) == 2
-    shutil.rmtree(store.RUNS / "small/matrix_lr0.03")
+    shutil.rmtree(directory.RUNS / "small/matrix_lr0.03")
     job = make(teardown="exit 3", dir=str(pod.disk / "other"))
     said.clear()
     assert remote.run(job, said) == 2
     begun = next(i for i, line in enumerate(said) if line.startswith("started on"))
     assert begun < said.index("teardown: exit 3")
     assert (pod.disk / "other/trained").read_text().split() == ["matrix_lr0.03"]
-    assert list(store.load(store.RUNS / "small", thorough=True).status) == ["complete"] * 3
+    assert list(load_runs(directory.RUNS / "small", thorough=True).status) == ["complete"] * 3
 
 
 def test_teardowns_that_a_shell_can_read(pod):
@@ -933,7 +937,7 @@ def test_what_differs_there_is_pulled_again(make, pod, said, monkeypatch):
     job, real = make(), transfer.differing
 
     def spoil(*arguments):
-        path = store.RUNS / "small/matrix_lr0.03/kernel.log"
+        path = directory.RUNS / "small/matrix_lr0.03/kernel.log"
         there = pod.disk / "pgolf/runs/small/matrix_lr0.03/kernel.log"
         for one, content in ((there, b"right"), (path, b"wrong")):
             one.write_bytes(content)
@@ -962,7 +966,7 @@ def test_what_cannot_be_verified_is_not_tried_for_ever(make, pod, said, tmp_path
 def test_torn_there_is_not_home(home, pod, make):
     job = make()
     config = "pgolf/runs/small/matrix_lr0.01/config.json"
-    for path, content in ((pod.disk / config, "{"), (store.RUNS / "small/matrix_lr0.01/config.json", "{}")):
+    for path, content in ((pod.disk / config, "{"), (directory.RUNS / "small/matrix_lr0.01/config.json", "{}")):
         path.parent.mkdir(parents=True)
         path.write_text(content)
     (pod.disk / "pgolf/jobs" / job.id).mkdir(parents=True)
@@ -1012,7 +1016,7 @@ def test_disk_there_runs_full(small_disk, make, pod, pulls, said):
     pulls.then = lambda n: full or "matrix_lr0.02/log.txt" not in pulls.all[-1] or full.append(fill(pod.disk))
     assert remote.run(job, said) == 2
     assert said.has("ended with exit status 1")
-    statuses = set(store.load(store.RUNS / "small").status)
+    statuses = set(load_runs(directory.RUNS / "small").status)
     assert statuses <= {"complete", "interrupted"} and "interrupted" in statuses
     full[0].unlink()
     assert remote.run(job, said) == 0
@@ -1022,8 +1026,8 @@ def test_disk_there_runs_full(small_disk, make, pod, pulls, said):
 def test_disk_here_runs_full(small_disk, make, pod, pulls, said, home):
     small_disk(home / "runs", 4_000_000)
     job = make(waits="matrix_lr0.03")
-    pulls.then = lambda n: fill(store.RUNS) if n == 2 else None
-    said.when["the disk is full"] = (store.RUNS / "filler").unlink
+    pulls.then = lambda n: fill(directory.RUNS) if n == 2 else None
+    said.when["the disk is full"] = (directory.RUNS / "filler").unlink
     said.when["pulling again"] = (pod.disk / "pgolf/go").touch
     assert remote.run(job, said) == 0
     assert_all_home(pod)
@@ -1161,7 +1165,7 @@ def test_pod_file(tmp_path):
 )
 def test_what_takes_the_place_of_what(home, pod, name, here, there, expected):
     machine = ssh.load_pod(pod.yaml())
-    run, place = store.RUNS / "A/run", pod.disk / "pgolf/runs/A/run"
+    run, place = directory.RUNS / "A/run", pod.disk / "pgolf/runs/A/run"
     for folder in (run, place, pod.disk / "pgolf/jobs/job"):
         folder.mkdir(parents=True)
     (place / name).write_bytes(there)
@@ -1180,19 +1184,19 @@ def test_a_pull_that_was_killed_leaves_no_harm(home, pod):
     for name in ("log.txt", ".log.txt.AbCdEf", ".partial/log.txt"):
         (arriving / name).write_text("a\n")
     transfer.pull(machine, "job", ["A"])
-    assert contents(store.RUNS / "A") == {"run/log.txt": b"a\nb\n"}
+    assert contents(directory.RUNS / "A") == {"run/log.txt": b"a\nb\n"}
     assert list(transfer.folder("job").iterdir()) == []
 
 
 def test_a_complete_run_stays_and_a_result_waits_for_its_files(home, pod, make):
     job = make()
     name, config = next(iter(job.sweeps[0].runs.items()))
-    run, place = store.RUNS / "small" / name, pod.disk / "pgolf/runs/small" / name
+    run, place = directory.RUNS / "small" / name, pod.disk / "pgolf/runs/small" / name
     _make_run(place, config)
     (pod.disk / "pgolf/jobs" / job.id).mkdir(parents=True)
     (place / "log.txt").write_text("all of it")
     made = {f: v for f, v in json.loads((place / "result.json").read_text()).items()}
-    store.write_result(place, store.Result(**made))
+    write_result(place, Result(**made))
     artifact = (place / "artifact.pgolf").read_bytes()
     (place / "artifact.pgolf").write_bytes(artifact[:50])  # a disk that lies
     assert transfer.pull(job.pod, job.id, ["small"]).held == {f"small/{name}": "artifact.pgolf"}
@@ -1241,7 +1245,7 @@ def test_code_is_what_git_knows_or_would_add(home, monkeypatch):
 
 
 def test_end_to_end(embedded, pod, tmp_path, monkeypatch, said):
-    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("MATRIX_LR", "0.03")  # of the environment here, which the machine does not have
     base = {"num_layers": 1, "model_dim": 32, "num_heads": 2, "num_kv_heads": 1, "iterations": 4, "cpu_threads": 1}
     base |= {"val_max_tokens": 1024, "roundtrip_val_max_tokens": 1024, "val_batch_size": 1024}
@@ -1250,7 +1254,7 @@ def test_end_to_end(embedded, pod, tmp_path, monkeypatch, said):
     pod_file = pod.yaml(python=sys.executable, setup="echo set > up", pull_seconds=1, teardown=f"touch {tmp_path}/torn")
     job = remote_job.load_job(pod_file, [file], {"seed": "5"})
     assert remote.run(job, said) == 0, said
-    [row] = store.load(tmp_path / "runs", thorough=True).itertuples()
+    [row] = load_runs(tmp_path / "runs", thorough=True).itertuples()
     assert (row.status, row.steps, row.seed, row.matrix_lr) == ("complete", 4, 5, 0.03)
     assert (pod.disk / "pgolf/checkout/up").read_text() == "set\n"
     assert (tmp_path / "torn").exists() and not integrity.lacking(tmp_path / "runs/real/only")

@@ -13,15 +13,17 @@ import papermill
 import pytest
 
 from pgolf.reports import monitor
-from pgolf.runs import store
+from pgolf.runs.directory import hold_lock, write_failure
+from pgolf.runs.result import Result, RunError, write_result
 from pgolf_core.config import ROOT, RunConfig
 
 TINY = dict(track="nano", iterations=100, num_layers=1, model_dim=64, val_loss_every=50, train_log_every=1)
 HOLD = """
 import json, sys
-from pgolf.runs import store
+from pgolf.runs.directory import hold_lock, locked, write_failure
+from pgolf.runs.result import Result, RunError, write_result
 from pgolf_core.config import RunConfig
-with store.claim(sys.argv[1], RunConfig(**json.loads(sys.argv[2]))):
+with locked(sys.argv[1], RunConfig(**json.loads(sys.argv[2]))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -51,7 +53,7 @@ def begun(run_dir, steps=10, pace=2.0, **knobs):
 def done(run_dir, job_seconds=None, **fields):
     """A complete run; job_seconds: from its job to its result."""
     content = dict(kind="train", config_hash="0", seed=1, track="nano", steps=100, train_seconds=200.0, val_bpb=2.5)
-    store.write_result(begun(run_dir, 100), store.Result(**content | fields))
+    write_result(begun(run_dir, 100), Result(**content | fields))
     if job_seconds:
         (run_dir / "job.json").write_text('{"notebook": "train.ipynb"}')
         now = (run_dir / "result.json").stat().st_mtime
@@ -98,8 +100,8 @@ def test_a_run_at_work_then_silent_then_killed(tmp_path):
         assert a.state == "stalled" and "(3 min)" in a.note and "usually one every 2 s" in a.note
         assert math.isnan(a.seconds_left)
         with (
-            pytest.raises(store.RunError, match="another process"),
-            store.locked(folder / "a" / ".lock", 0, "another process"),
+            pytest.raises(RunError, match="another process"),
+            hold_lock(folder / "a" / ".lock", 0, "another process"),
         ):
             pass  # looking took nothing from the holder
     finally:
@@ -109,7 +111,7 @@ def test_a_run_at_work_then_silent_then_killed(tmp_path):
     assert a.state == "dead" and a.note == "killed at step 10; run again it starts anew"
     (folder / "a" / "resume.pt").touch()
     assert "goes on from its last resume file" in look(tmp_path)["a"].note
-    with store.locked(folder / "a" / ".lock", 0, "still held"):
+    with hold_lock(folder / "a" / ".lock", 0, "still held"):
         assert look(tmp_path)["a"].state == "running"  # by its lock alone, in whichever process
 
 
@@ -129,7 +131,7 @@ def test_silence_is_no_stall_where_no_line_is_to_be_expected(tmp_path, last, kno
     if last:
         with open(run_dir / "metrics.jsonl", "a") as f:
             f.write(json.dumps(last) + "\n")
-    with store.locked(run_dir / ".lock", 0, "held"):
+    with hold_lock(run_dir / ".lock", 0, "held"):
         assert look(tmp_path)["a"].note == doing
         aged(run_dir, 300)
         assert look(tmp_path)["a"].state == ("stalled" if doing == "training" else "running")
@@ -139,7 +141,7 @@ def test_silence_is_no_stall_where_no_line_is_to_be_expected(tmp_path, last, kno
 
 def test_slow_steps_are_no_stall(tmp_path):
     run_dir = begun(sweep_of(tmp_path, "a") / "a", pace=30.0)
-    with store.locked(run_dir / ".lock", 0, "held"):
+    with hold_lock(run_dir / ".lock", 0, "held"):
         aged(run_dir, 290)
         assert look(tmp_path)["a"].state == "running"
         aged(run_dir, 310)
@@ -148,7 +150,7 @@ def test_slow_steps_are_no_stall(tmp_path):
 
 def test_failed_and_damaged_runs_say_why(tmp_path):
     folder = sweep_of(tmp_path, "a", "b", "c", "d", "e")
-    store.write_failure(begun(folder / "a"), ValueError("training loss is\nnan <b>"))
+    write_failure(begun(folder / "a"), ValueError("training loss is\nnan <b>"))
     (folder / "b").mkdir()
     (folder / "b" / "job.json").write_text(json.dumps({"notebook": "train.ipynb"}))
     (folder / "b" / "kernel.log").write_text("[IPKernelApp] WARNING | over TCP\nForecastError: over its cap\n")
@@ -179,7 +181,7 @@ def test_damaged_metrics_hide_no_run(tmp_path, damage):
     whole = (run_dir / "metrics.jsonl").read_bytes()
     for content in (damage, whole + damage, whole + damage + whole[:-20], damage + whole):
         (run_dir / "metrics.jsonl").write_bytes(content)
-        with store.locked(run_dir / ".lock", 0, "held"):
+        with hold_lock(run_dir / ".lock", 0, "held"):
             table = monitor.state(tmp_path, "s")
             assert list(table.state) == ["running"]
             monitor.in_words(table)
@@ -190,7 +192,7 @@ def test_damaged_metrics_hide_no_run(tmp_path, damage):
 def test_the_turn_of_a_run_in_a_sweep_that_runs(tmp_path):
     folder = sweep_of(tmp_path, "new", "before", "failed", "starts", "hangs")
     begun(folder / "before")
-    store.write_failure(begun(folder / "failed"), ValueError("no"))
+    write_failure(begun(folder / "failed"), ValueError("no"))
     for name in ("before", "failed"):
         (folder / name / "job.json").write_text("{}")
         aged(folder / name, 3600)
@@ -202,7 +204,7 @@ def test_the_turn_of_a_run_in_a_sweep_that_runs(tmp_path):
     seen = look(tmp_path)
     assert [seen[n].state for n in ("new", "before", "failed")] == ["waiting", "dead", "failed"]
     assert seen["new"].note == "nobody is running its sweep"
-    with store.locked(folder / ".lock", 0, "held"):
+    with hold_lock(folder / ".lock", 0, "held"):
         seen = look(tmp_path)
         assert [seen[n].state for n in ("new", "before", "failed")] == ["waiting"] * 3
         assert seen["new"].note == "" and seen["before"].note.startswith("was killed at step 10")
@@ -223,12 +225,12 @@ def test_what_is_left_of_a_run(tmp_path):
     for name in ("config.json", "log.txt"):
         os.utime(folder / "c" / name, (now - 10, now - 10))
     os.utime(folder / "sweep.json", (now - 1000, now - 1000))
-    with store.locked(folder / "c" / ".lock", 0, "held"):
+    with hold_lock(folder / "c" / ".lock", 0, "held"):
         (c,) = (row for row in monitor.state(tmp_path, "s", now=now).itertuples() if row.run == "c")
         assert c.seconds_left == pytest.approx(10 + 30 - 6)
         (c,) = (row for row in monitor.state(tmp_path, "s", now=now + 4).itertuples() if row.run == "c")
         assert c.seconds_left == pytest.approx(6 + 30 - 10)
-        with store.locked(folder / ".lock", 0, "held"):
+        with hold_lock(folder / ".lock", 0, "held"):
             table = monitor.state(tmp_path, "s", now=now)
             assert monitor.seconds_left(table) == pytest.approx(34 + 2 * 50)  # d and e, one at a time
             assert "about 2 min left" in monitor.overview(table, now)
@@ -259,7 +261,7 @@ def test_what_is_left_of_a_sweep():
 
 def test_the_clock_ends_a_run_too(tmp_path):
     run_dir = begun(sweep_of(tmp_path, "a") / "a", steps=10, pace=2.0, max_wallclock_seconds=50, iterations=10_000)
-    with store.locked(run_dir / ".lock", 0, "held"):
+    with hold_lock(run_dir / ".lock", 0, "held"):
         assert look(tmp_path)["a"].seconds_left == pytest.approx(30, abs=3)
 
 
@@ -277,7 +279,7 @@ def test_which_sweeps(tmp_path):
     assert list(monitor.state(tmp_path, "old").state) == ["complete"]
     assert monitor.overview(monitor.state(tmp_path)).endswith("- all runs complete: without a sweep (1), recent (1).")
     assert set(monitor.state(tmp_path, hours=1000).sweep) == {"", "recent", "open", "old"}
-    with pytest.raises(store.RunError, match="there are empty, log, old, open, recent, single"):
+    with pytest.raises(RunError, match="there are empty, log, old, open, recent, single"):
         monitor.state(tmp_path, "no")
 
 
@@ -300,7 +302,7 @@ def test_a_stage_has_no_lines_to_follow(tmp_path):
     done(begun(folder / "export_lab") / "plain", kind="export")
     (folder / "export_lab" / "job.json").write_text(json.dumps({"notebook": "notebooks/export_lab.ipynb"}))
     aged(folder / "a", 7200)
-    with store.locked(folder / "export_lab" / ".lock", 0, "held"):
+    with hold_lock(folder / "export_lab" / ".lock", 0, "held"):
         stage = look(tmp_path)["export_lab"]
         assert (stage.kind, stage.state) == ("export_lab", "running") and "1 files so far" in stage.note
 
@@ -354,10 +356,10 @@ def test_the_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("PGOLF_RUNS", str(root))
     folder = sweep_of(root, "a", "b", "c")
     done(folder / "a")
-    store.write_failure(begun(folder / "b"), ValueError("training loss is nan"))
+    write_failure(begun(folder / "b"), ValueError("training loss is nan"))
     begun(folder / "c", steps=60)
     path = ROOT / "notebooks" / "monitor.ipynb"
-    with store.locked(folder / "c" / ".lock", 0, "held"):
+    with hold_lock(folder / "c" / ".lock", 0, "held"):
         knobs = {"for_seconds": 1.5, "refresh_seconds": 0.2}
         cells = papermill.execute_notebook(path, tmp_path / "out.ipynb", knobs, progress_bar=False).cells
     shown = [output for cell in cells for output in cell.get("outputs", [])]

@@ -15,7 +15,7 @@ from test_seed_groups import make_arm, panel_of, tell
 
 from pgolf.analysis import frontier, seed_groups
 from pgolf.reports import curves, figures, sweep_figures, tables
-from pgolf.runs import store
+from pgolf.runs.result import read_json
 
 
 def collisions(figure) -> list[str]:
@@ -110,7 +110,7 @@ def test_seeds(sweep):
 def test_leaders_are_named_once_each(tmp_path):
     for minute in range(12):
         run_dir = make_run(tmp_path, f"s/leader-{minute}", bpb=2.6 - 0.01 * minute, knobs={"num_layers": minute + 1})
-        content = store.read_json(run_dir / "result.json") | {
+        content = read_json(run_dir / "result.json") | {
             "finished": f"2026-01-01T00:{minute:02}:00",
             "checksum": "",
         }

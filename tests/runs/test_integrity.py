@@ -9,7 +9,10 @@ from test_notebooks import TINY
 
 from pgolf.analysis import frontier
 from pgolf.reports import pages, tables
-from pgolf.runs import integrity, store
+from pgolf.runs import integrity
+from pgolf.runs.directory import write_interruption
+from pgolf.runs.result import RunError, read_result
+from pgolf.runs.table import load_runs
 from pgolf.training.round_trip import export_checkpoint
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
@@ -67,9 +70,9 @@ def test_a_whole_run_is_complete(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "s" / "copied")  # with new times: every checksum is looked at
     for path in (tmp_path / "s" / "copied").iterdir():
         os.utime(path)
-    (row,) = store.load(tmp_path).itertuples()
+    (row,) = load_runs(tmp_path).itertuples()
     assert row.status == "complete" and row.bpb > 0
-    assert store.load(whole.parents[1], thorough=True).status.tolist() == ["complete"]
+    assert load_runs(whole.parents[1], thorough=True).status.tolist() == ["complete"]
 
 
 # A letter of a notebook's pictures, or of the parameters it was given, is not missed: nothing is read from them.
@@ -83,19 +86,19 @@ def test_each_file_damaged(whole, tmp_path, name, how):
     shutil.copytree(whole, tmp_path / "demo" / "control")
     shutil.copytree(whole, tmp_path / "demo" / "harmed")
     harm(tmp_path / "demo" / "harmed", name, DAMAGES[how])
-    table = store.load(tmp_path).set_index("run")
+    table = load_runs(tmp_path).set_index("run")
     assert table.status.to_dict() == {"control": "complete", "harmed": "damaged"}
     assert name in table.problem["harmed"]
-    ((_, panel),) = frontier.comparable(store.load(tmp_path))
+    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     assert list(panel.run) == ["control"]
-    assert f"harmed  damaged: {table.problem['harmed']}" in tables.summary(store.load(tmp_path))
+    assert f"harmed  damaged: {table.problem['harmed']}" in tables.summary(load_runs(tmp_path))
 
 
 def test_files_that_are_missing(whole, tmp_path):
     for name in FILES[2:]:
         shutil.copytree(whole, tmp_path / "s" / name)
         (tmp_path / "s" / name / name).unlink()
-    problems = store.load(tmp_path).set_index("run").problem.to_dict()
+    problems = load_runs(tmp_path).set_index("run").problem.to_dict()
     assert problems == {
         "metrics.jsonl": "metrics.jsonl (missing)",
         "log.txt": "",  # for people
@@ -112,10 +115,10 @@ def test_a_score_changed_by_hand_is_not_one(whole, tmp_path):
     path = tmp_path / "s" / "better" / "result.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"roundtrip_val_bpb": content["roundtrip_val_bpb"] - 0.1}))
-    (row,) = store.load(tmp_path).itertuples()
+    (row,) = load_runs(tmp_path).itertuples()
     assert (row.status, row.problem) == ("damaged", "result.json")
-    with pytest.raises(store.RunError, match="changed since the run wrote it"):
-        store.read_result(path.parent)
+    with pytest.raises(RunError, match="changed since the run wrote it"):
+        read_result(path.parent)
 
 
 def test_old_damage_is_found_by_a_thorough_look(whole, tmp_path):
@@ -123,8 +126,8 @@ def test_old_damage_is_found_by_a_thorough_look(whole, tmp_path):
     path = tmp_path / "s" / "rotten" / "checkpoint.safetensors"
     path.write_bytes(flip(path.read_bytes()))
     os.utime(path, (0, 0))
-    assert store.load(tmp_path).status.tolist() == ["complete"]
-    assert store.load(tmp_path, thorough=True).problem.tolist() == ["checkpoint.safetensors"]
+    assert load_runs(tmp_path).status.tolist() == ["complete"]
+    assert load_runs(tmp_path, thorough=True).problem.tolist() == ["checkpoint.safetensors"]
 
 
 def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path):
@@ -153,7 +156,7 @@ def test_what_must_be_home_before_a_machine_goes(whole, tmp_path):
         shutil.move(tmp_path / name, run_dir / name)
     (run_dir / "result.json").unlink()
     assert integrity.lacking(run_dir) == ["error.json"]
-    store.write_interruption(run_dir, "the machine is gone")
+    write_interruption(run_dir, "the machine is gone")
     assert integrity.lacking(run_dir) == []
-    row = store.load(tmp_path).iloc[0]
+    row = load_runs(tmp_path).iloc[0]
     assert (row.status, row.problem) == ("interrupted", "the machine is gone")

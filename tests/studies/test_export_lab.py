@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from pgolf.runs import store
+from pgolf.runs.result import ARTIFACT, RunError, read_result
+from pgolf.runs.table import best_training_run, load_runs, training_run_named
 from pgolf.studies.export_lab import allocate_residuals, export_lab, residual_variants
 from pgolf.training.round_trip import model_of, open_dataset, pick_device, score_model
 from pgolf.training.run import train
@@ -29,13 +30,13 @@ def test_allocation_scores_real_files(source, tmp_path):
     solved = f"solve {rows['plain']['total_bytes']}"
     assert set(rows) == set(residual_variants([1800, 4000])) | {solved}
     assert 0.998 < rows[solved]["share"] <= 1
-    plain = store.read_result(source)
+    plain = read_result(source)
     assert rows["plain"]["bpb"] == plain.roundtrip_val_bpb and rows["plain"]["total_bytes"] == plain.total_bytes
     assert rows["all_attn_proj-4000"]["delta_bytes"] == 0  # no attention matrix of this model is quantised
     assert 0 < rows["early_mlp_proj-4000"]["delta_bytes"] < rows["global-4000"]["delta_bytes"] <= 4000 + 200
-    stored = store.load(tmp_path)
+    stored = load_runs(tmp_path)
     variants = stored[stored.kind == "export"]
-    assert len(variants) == len(rows) and (variants.path / store.ARTIFACT).map(lambda path: path.is_file()).all()
+    assert len(variants) == len(rows) and (variants.path / ARTIFACT).map(lambda path: path.is_file()).all()
     assert set(variants.bpb) == {row["bpb"] for row in rows.values()}
     assert (variants.source == "sweep/run").all()
 
@@ -50,21 +51,21 @@ def test_interrupted_allocation_does_only_what_is_missing(source, tmp_path):
 
 
 def test_best_run_is_legal(source):
-    table = store.load(source.parents[1])
-    assert store.best(table).run == "run"
-    with pytest.raises(store.RunError, match="over its cap"):
-        store.best(table.assign(over_cap=True))
+    table = load_runs(source.parents[1])
+    assert best_training_run(table).run == "run"
+    with pytest.raises(RunError, match="over its cap"):
+        best_training_run(table.assign(over_cap=True))
     two = pd.concat([table, table.assign(run="other", protocol="window 32, stride 32")], ignore_index=True)
-    with pytest.raises(store.RunError, match="in different windows"):
-        store.best(two)
-    with pytest.raises(store.RunError, match="no complete training run 'nowhere' here; there are run"):
-        store.named(table, "nowhere")
-    with pytest.raises(store.RunError, match="no complete training run"):
-        store.best(table.assign(status="incomplete"))
+    with pytest.raises(RunError, match="in different windows"):
+        best_training_run(two)
+    with pytest.raises(RunError, match="no complete training run 'nowhere' here; there are run"):
+        training_run_named(table, "nowhere")
+    with pytest.raises(RunError, match="no complete training run"):
+        best_training_run(table.assign(status="incomplete"))
 
 
 def test_source_must_be_finished(tmp_path):
-    with pytest.raises(store.RunError, match="only a finished run"):
+    with pytest.raises(RunError, match="only a finished run"):
         export_lab(tmp_path / "nothing", tmp_path / "lab", steps=[0.4])
 
 
@@ -80,7 +81,7 @@ def test_lab_scores_a_file_of_every_kind(source, tmp_path):
         row = rows[f"solve {int(share * rows['plain']['total_bytes'])}"]
         assert 0.998 * share < row["share"] <= share and sum(row["bytes"].values()) == 2 * row["total_bytes"]
     config = RunConfig.from_file(tmp_path / "lab" / "step-0.4-gptq-fisher" / "config.json")
-    loaded = load(tmp_path / "lab" / "step-0.4-gptq-fisher" / store.ARTIFACT)
+    loaded = load(tmp_path / "lab" / "step-0.4-gptq-fisher" / ARTIFACT)
     score = score_model(model_of(loaded, config, pick_device(config)), config, open_dataset(config), roundtrip=True)
     assert score.val_bpb == rows["step 0.4 gptq fisher"]["bpb"]
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}

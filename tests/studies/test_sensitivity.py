@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgolf.data.dataset import ByteTable
-from pgolf.runs import store
+from pgolf.runs.result import CHECKPOINT, RunError
 from pgolf.studies import sensitivity
 from pgolf.studies.sensitivity import exact_scores, map_sensitivity, protect, tensor_place
 from pgolf.training.round_trip import load_checkpoint, model_of, open_dataset, pick_device, score_model
@@ -131,7 +131,7 @@ def source(embedded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(source):
     config = RunConfig.from_file(source / "config.json")
-    return load_checkpoint(source / store.CHECKPOINT), config, open_dataset(config)
+    return load_checkpoint(source / CHECKPOINT), config, open_dataset(config)
 
 
 def spearman(rows: list[dict]) -> float:
@@ -188,7 +188,7 @@ def test_map_of_one_tensor_rounded(trained, source, tmp_path, capsys):
     stamp = (tmp_path / "map" / "result.json").stat().st_mtime_ns
     assert map_sensitivity(source, tmp_path / "map", tokens=2048, change="step:1.5", codec="ans") == result
     assert (tmp_path / "map" / "result.json").stat().st_mtime_ns == stamp
-    with pytest.raises(store.RunError, match=r"a map of change=step:1\.5, not protect"):
+    with pytest.raises(RunError, match=r"a map of change=step:1\.5, not protect"):
         map_sensitivity(source, tmp_path / "map", tokens=2048, change="protect", codec="ans")
 
 
@@ -222,7 +222,7 @@ def test_codebooks_and_the_exports_own_knobs(trained):
 
 def test_errors(trained, source, tmp_path):
     state, config, dataset = trained
-    with pytest.raises(store.RunError, match="only a finished run"):
+    with pytest.raises(RunError, match="only a finished run"):
         map_sensitivity(tmp_path / "nothing", tmp_path / "map")
     with pytest.raises(ConfigError, match="quantizer='halve'"):
         map_sensitivity(source, tmp_path / "map", change="halve")

@@ -9,7 +9,7 @@ import pytest
 from pgolf.cli import main
 from pgolf.data import audit, split_stats
 from pgolf.data.dataset import DataError, describe
-from pgolf.runs import store
+from pgolf.runs.result import ARTIFACT, read_result
 from pgolf.submission import submit as submission
 from pgolf.submission.submit import SubmissionError, submit
 from pgolf.training import round_trip
@@ -53,10 +53,10 @@ def run_dir(tmp_path_factory, folder):
 def test_submission(run_dir, tmp_path):
     out = submit(run_dir, tmp_path / "mine")
     claims = json.loads((out / "submission.json").read_text())
-    result = store.read_result(run_dir)
+    result = read_result(run_dir)
     assert claims["name"] == "sweep/run"
     assert claims["val_bpb"] == result.roundtrip_val_bpb == claims["run"]["val_bpb"]
-    assert claims["bytes_model"] == (out / store.ARTIFACT).stat().st_size
+    assert claims["bytes_model"] == (out / ARTIFACT).stat().st_size
     assert claims["bytes_code"] == (out / "code.tar.xz").stat().st_size
     assert claims["bytes_model"] + claims["bytes_code"] == claims["bytes_total"] == result.total_bytes
     assert claims["audit"]["figures"]["scored_fraction"] > 0.99

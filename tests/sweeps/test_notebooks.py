@@ -8,7 +8,8 @@ import papermill
 import pytest
 
 from pgolf.reports import pages as report
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import read_result
 from pgolf.training.run import train
 from pgolf_core.config import ROOT, RunConfig
 
@@ -26,7 +27,7 @@ def root(embedded, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGOLF_RUNS", str(root))
-        patch.setattr(store, "RUNS", root)
+        patch.setattr(directory, "RUNS", root)
         train(RunConfig(**TINY), root / "demo" / "control")
         yield root
 
@@ -40,7 +41,7 @@ def test_explore(root, tmp_path):
         ROOT / "notebooks" / "explore.ipynb", tmp_path / "explore.ipynb", {"sweep": "demo"}, progress_bar=False
     )
     (exported,) = (root / "explore").iterdir()
-    result = store.read_result(exported)
+    result = read_result(exported)
     assert result.kind == "export" and result.source == "demo/control"
     assert f"{result.roundtrip_val_bpb:.4f} after" in outputs(done)
     assert outputs(done).count("image/png") >= 4
@@ -57,7 +58,7 @@ def run_stage(name: str, folder, **parameters) -> tuple[str, int]:
 
 def test_sensitivity(root, tmp_path):
     text, pictures = run_stage("sensitivity", tmp_path, change="step:1", knobs={"keep_float_max_numel": 0})
-    result = store.read_result(root / "demo" / "sensitivity")
+    result = read_result(root / "demo" / "sensitivity")
     assert "change=step:1" in text and f"rank correlation of {len(result.table) - 1} tensors" in text
     assert pictures == 2
     assert all(row["tensor"] in text for row in result.table)
@@ -65,7 +66,7 @@ def test_sensitivity(root, tmp_path):
 
 def test_residual_allocation(root, tmp_path):
     text, pictures = run_stage("residual_allocation", tmp_path, budgets=[1024])
-    result = store.read_result(root / "demo" / "residual_allocation")
+    result = read_result(root / "demo" / "residual_allocation")
     assert {row["variant"].split("-")[0].split()[0] for row in result.table} >= {"plain", "global", "LQER", "solve"}
     assert all(row["variant"] in text for row in result.table)
     assert pictures == 1
@@ -73,7 +74,7 @@ def test_residual_allocation(root, tmp_path):
 
 def test_export_lab(root, tmp_path):
     text, pictures = run_stage("export_lab", tmp_path, steps=[0.4], codecs=["ans"], shares=[], caps=[60_000])
-    result = store.read_result(root / "demo" / "export_lab")
+    result = read_result(root / "demo" / "export_lab")
     assert all(f"{row['bpb']:.5f}" in text and f"{row['total_bytes']:,}" in text for row in result.table)
     assert "solve 60000" in text
     assert pictures == 3

@@ -13,7 +13,9 @@ import torch
 import yaml
 
 from pgolf.processes import end_with_sweep
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import ARTIFACT, RunError, read_result
+from pgolf.runs.table import load_runs
 from pgolf.sweeps.runner import is_complete, missing, plan, progress, run_sweep, slot_environments, stage_job
 from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names
 from pgolf.training.run import train
@@ -29,7 +31,7 @@ TINY = dict(
 @pytest.fixture
 def sweeps(tmp_path, monkeypatch):
     """Write a sweep file (a mapping or YAML text) beside a runs root that holds nothing yet; its path."""
-    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
 
     def write(content, name="s"):
         path = tmp_path / f"{name}.yaml"
@@ -42,8 +44,8 @@ def sweeps(tmp_path, monkeypatch):
 
 def figures(run_dir):
     """What must be the same in two runs of the same knobs."""
-    result = store.read_result(run_dir)
-    assert load(run_dir / store.ARTIFACT)
+    result = read_result(run_dir)
+    assert load(run_dir / ARTIFACT)
     return (
         result.val_loss, result.val_bpb, result.roundtrip_val_loss, result.roundtrip_val_bpb, result.bytes,
         result.artifact_sha256, result.steps,
@@ -68,7 +70,7 @@ def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):
     monkeypatch.setenv("NUM_LAYERS", "5")  # what a kernel may find
     assert RunConfig(track="nano", **a.parameters["knobs"]) == a.config
     assert (a.config.num_layers, a.config.model_dim, a.config.seed) == (6, 160, 7)
-    assert a.run_dir == store.RUNS / "s" / "a"
+    assert a.run_dir == directory.RUNS / "s" / "a"
 
 
 def test_grid_and_seeds_name_their_runs(sweeps):
@@ -162,7 +164,7 @@ def test_bad_files_are_refused_with_all_that_is_wrong(sweeps, content, says):
     for words in says:
         assert words in str(refusal.value)
     assert str(path) in str(refusal.value)
-    assert not store.RUNS.exists()
+    assert not directory.RUNS.exists()
 
 
 def test_parameter_names_are_those_assigned(tmp_path):
@@ -249,8 +251,8 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
     assert [f.run for f in failures] == ["bad"]
     assert "TrainError: training loss is nan at step" in failures[0].reason
     assert failures[0].log.is_file()
-    home = store.RUNS / "s"
-    assert store.load(store.RUNS).set_index("run").status.to_dict() == {"bad": "failed", "a": "complete"}
+    home = directory.RUNS / "s"
+    assert load_runs(directory.RUNS).set_index("run").status.to_dict() == {"bad": "failed", "a": "complete"}
     said = capfd.readouterr().out
     assert "bad" in said and "FAILED" in said and "stages wait" in said
     before = (home / "a" / "result.json").stat().st_mtime_ns
@@ -269,8 +271,8 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
     sweep = load_sweep(path)
     job = stage_job(sweep, sweep.stages[0], "a")
     assert is_complete(job)
-    assert store.read_result(job.run_dir).source == "s/a"
-    with pytest.raises(store.RunError, match=r"made from s/a, and the best run is now s/b; delete that folder"):
+    assert read_result(job.run_dir).source == "s/a"
+    with pytest.raises(RunError, match=r"made from s/a, and the best run is now s/b; delete that folder"):
         is_complete(replace(job, parameters=job.parameters | {"source": "b"}))
     with pytest.raises(SweepError, match=r"sensitivity: made with parameters .*1024.*, not .*2048"):
         run_sweep(sweeps(content | {"runs": {"a": {}}, "stages": [{"sensitivity": {"tokens": 2048}}]}))
@@ -310,18 +312,18 @@ LONG = TINY | dict(iterations=40, resume_every_seconds=0.1)
 
 def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path):
     path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})
-    run_dir = store.RUNS / "s" / "a"
-    parent, family = start_and_wait_for_training(path, run_dir, store.RUNS)
-    with pytest.raises(store.RunError, match="running already"):
+    run_dir = directory.RUNS / "s" / "a"
+    parent, family = start_and_wait_for_training(path, run_dir, directory.RUNS)
+    with pytest.raises(RunError, match="running already"):
         run_sweep(path)
     parent.kill()
     parent.communicate()
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
-    assert store.read_result(run_dir) is None
+    assert read_result(run_dir) is None
 
     assert run_sweep(path) == []
-    assert store.read_result(run_dir).resumed == 1
+    assert read_result(run_dir).resumed == 1
     train(load_sweep(path).runs["a"], tmp_path / "direct")
     assert figures(run_dir) == figures(tmp_path / "direct")
 
@@ -329,7 +331,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send Ctrl-C to one other alone")
 def test_ctrl_c_ends_every_process_at_once(embedded, sweeps):
     path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})
-    parent, family = start_and_wait_for_training(path, store.RUNS / "s" / "a", store.RUNS)
+    parent, family = start_and_wait_for_training(path, directory.RUNS / "s" / "a", directory.RUNS)
     parent.send_signal(2)
     _, err = parent.communicate(timeout=10)
     assert parent.returncode == 130 and "goes on where this one was" in err and "Traceback" not in err

@@ -8,7 +8,8 @@ import yaml
 
 import pgolf.training.forecast as forecast_module
 from pgolf.cli import main
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.table import load_runs
 from pgolf.sweeps.runner import run_sweep
 from pgolf.training.forecast import ForecastError, _area, forecast, forecast_from
 from pgolf.training.run import RESUME, TrainError, train
@@ -124,7 +125,7 @@ def test_global_random_numbers_are_left_alone():
 
 
 def test_a_sweep_over_its_cap_is_refused_whole(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
     path = tmp_path / "s.yaml"
     small = TINY | dict(cap_bytes=100_000)
     wanted = {
@@ -171,7 +172,7 @@ def test_a_tenth_of_training_may_stop_it_and_it_may_go_on(embedded, tmp_path, mo
     tight = dict(cap_bytes=60_000)
     with pytest.raises(TrainError, match=r"stopped at step 2: .* over cap_bytes=60000; with allow_over_cap=1 the same"):
         train(RunConfig(**knobs, **tight), tmp_path / "runs" / "run")
-    assert store.load(tmp_path / "runs").iloc[0].status == "failed"
+    assert load_runs(tmp_path / "runs").iloc[0].status == "failed"
     assert (tmp_path / "runs" / "run" / RESUME).exists()
     with pytest.raises(TrainError, match="stopped at step 2"):
         train(RunConfig(**knobs, **tight), tmp_path / "runs" / "run")

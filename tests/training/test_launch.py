@@ -14,7 +14,9 @@ import pytest
 import torch
 from test_run import TINY, tiny, what_counts
 
-from pgolf.runs import store
+from pgolf.runs.directory import metric_rows
+from pgolf.runs.result import read_result
+from pgolf.runs.table import load_metrics, load_runs
 from pgolf.training.launch import RankError
 from pgolf.training.run import train
 from pgolf_core.config import ConfigError, RunConfig
@@ -45,7 +47,7 @@ def ranks_of(run_dir) -> list[psutil.Process]:
 
 
 def losses(run_dir):
-    return store.metrics(run_dir).dropna(subset="train_loss").train_loss.to_numpy()
+    return load_metrics(run_dir).dropna(subset="train_loss").train_loss.to_numpy()
 
 
 @GLOO
@@ -63,7 +65,7 @@ def test_as_many_ranks_as_one_likes(alone, tmp_path, size):
         words = [f"--nproc_per_node={size}", "-m", "pgolf.training.run", "--config", str(tmp_path / "knobs.yaml")]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
         subprocess.run([*torchrun, "--run-dir", str(tmp_path / "run")], check=True, capture_output=True)
-        together = store.read_result(tmp_path / "run")
+        together = read_result(tmp_path / "run")
     assert len(losses(run_dir)) == 30
     assert losses(tmp_path / "run") == pytest.approx(losses(run_dir), abs=1e-6)
     ours, theirs = what_counts(result), what_counts(together)
@@ -83,8 +85,8 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(embedded, tmp_path):
 
         def kill(victim=victim, lines=later):
             """A rank, once some more lines are there."""
-            metrics, there = tmp_path / "run" / "metrics.jsonl", len(store.metric_rows(tmp_path / "run"))
-            while not metrics.exists() or len(store.metric_rows(tmp_path / "run")) < there + lines:
+            metrics, there = tmp_path / "run" / "metrics.jsonl", len(metric_rows(tmp_path / "run"))
+            while not metrics.exists() or len(metric_rows(tmp_path / "run")) < there + lines:
                 time.sleep(0.01)
             ranks_of(tmp_path / "run")[victim].kill()
             ended.append(time.monotonic())
@@ -96,7 +98,7 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(embedded, tmp_path):
         killer.join()
         assert time.monotonic() - ended[-1] < 60
         assert ranks_of(tmp_path / "run") == []
-        (row,) = store.load(tmp_path).query("run == 'run'").itertuples()
+        (row,) = load_runs(tmp_path).query("run == 'run'").itertuples()
         assert (row.status, "was killed" in row.problem) == ("failed", True)
     with pytest.raises(RankError, match="was run with other knobs"):  # not what the last try left
         train(config.with_knobs(seed=5), tmp_path / "run")

@@ -21,7 +21,9 @@ from test_embedded_corpus import small_documents
 
 from pgolf.data import embedded_corpus
 from pgolf.data.dataset import DataError, Dataset, validation_tokens
-from pgolf.runs import store
+from pgolf.runs import directory
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, read_result, write_result
+from pgolf.runs.table import load_metrics, load_runs
 from pgolf.training.round_trip import export_checkpoint
 from pgolf.training.run import TrainError, train
 from pgolf.training.timer import Clock
@@ -42,7 +44,7 @@ TIMES = {
 }  # fmt: skip
 
 
-def what_counts(result: store.Result) -> dict:
+def what_counts(result: Result) -> dict:
     """The result without what may differ between equal runs."""
     return {name: value for name, value in vars(result).items() if name not in TIMES}
 
@@ -68,7 +70,7 @@ def test_trace_of_the_reference(tmp_path):
         cpu_threads=1,
     )
     result = train(config, tmp_path / "run", initial)
-    table = store.metrics(tmp_path / "run").dropna(subset="train_loss").set_index("step")
+    table = load_metrics(tmp_path / "run").dropna(subset="train_loss").set_index("step")
     difference = table.train_loss - pd.Series(dict(recorded["train_loss"]))
     assert difference[:8].abs().max() < 5e-4
     assert difference.abs().max() < 6e-3
@@ -100,15 +102,15 @@ def test_same_knobs_and_seed_give_the_same_bits(finished, tmp_path):
 def test_run_directory_is_whole(finished):
     run_dir, result = finished
     assert {p.name for p in run_dir.iterdir()} == {
-        ".lock", "config.json", "environment.json", "metrics.jsonl", "log.txt", store.CHECKPOINT, store.ARTIFACT,
+        ".lock", "config.json", "environment.json", "metrics.jsonl", "log.txt", CHECKPOINT, ARTIFACT,
         "result.json",
     }  # fmt: skip
     assert RunConfig.from_file(run_dir / "config.json") == tiny(compression_reg_weight=0.005)
-    assert store.read_result(run_dir) == result
+    assert read_result(run_dir) == result
     assert result.steps == 12 and result.tokens == 12 * 1024 and result.stopped_by == "iterations"
-    assert result.total_bytes == (run_dir / store.ARTIFACT).stat().st_size + result.bytes["code"]
-    assert set(load(run_dir / store.ARTIFACT)) >= {"tok_emb.weight", "blocks.0.mlp.fc.weight"}
-    table = store.metrics(run_dir)
+    assert result.total_bytes == (run_dir / ARTIFACT).stat().st_size + result.bytes["code"]
+    assert set(load(run_dir / ARTIFACT)) >= {"tok_emb.weight", "blocks.0.mlp.fc.weight"}
+    table = load_metrics(run_dir)
     assert list(table.step[table.val_bpb.notna()]) == [5, 10, 12]
     assert table.comp_reg.max() > 0
     assert table.train_loss.dropna().iloc[-1] < math.log(1024) < 1.01 * table.train_loss.iloc[0]
@@ -194,17 +196,17 @@ def test_killed_and_resumed_is_bit_identical(embedded, tmp_path, shuffled):
             [sys.executable, "-c", script, json.dumps(knobs), str(run_dir)], stdout=subprocess.DEVNULL
         )
         deadline = time.time() + 60
-        while len(store.metrics(run_dir)) < steps and time.time() < deadline:
+        while len(load_metrics(run_dir)) < steps and time.time() < deadline:
             assert process.poll() is None, "ended before it was killed"
             time.sleep(0.02)
         process.kill()
         process.wait()
-        assert store.read_result(run_dir) is None and (run_dir / "resume.pt").exists()
+        assert read_result(run_dir) is None and (run_dir / "resume.pt").exists()
     resumed = train(RunConfig(**knobs), run_dir)
     assert resumed.resumed >= 1
     assert what_counts(resumed) == what_counts(undisturbed)
-    kept = store.metrics(run_dir).drop(columns=["train_seconds", "tokens_per_second"])
-    expected = store.metrics(tmp_path / "undisturbed").drop(columns=["train_seconds", "tokens_per_second"])
+    kept = load_metrics(run_dir).drop(columns=["train_seconds", "tokens_per_second"])
+    expected = load_metrics(tmp_path / "undisturbed").drop(columns=["train_seconds", "tokens_per_second"])
     pd.testing.assert_frame_equal(kept, expected)
 
 
@@ -330,7 +332,7 @@ def test_export_again_with_other_settings(finished, tmp_path):
     assert kept.prequant_val_bpb == source.prequant_val_bpb
     narrow = export_checkpoint(run_dir, tmp_path / "narrow", eval_seq_len=32)
     assert narrow.prequant_val_bpb != source.prequant_val_bpb and narrow.protocol != source.protocol
-    with pytest.raises(store.RunError, match="only a finished run"):
+    with pytest.raises(RunError, match="only a finished run"):
         export_checkpoint(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"matrix_lr=9\.0: the run was trained with matrix_lr=0\.04"):
         export_checkpoint(run_dir, tmp_path / "out", matrix_lr=9)
@@ -356,17 +358,17 @@ def test_an_export_of_an_earlier_training_is_not_taken_for_this_one(finished, tm
     train(tiny(iterations=4), run_dir)
     with pytest.raises(ConfigError, match="iterations 3 there, 4 now"):
         export_checkpoint(run_dir, tmp_path / "out")
-    stale = store.read_result(run_dir)
-    store.write_result(run_dir, replace(stale, checkpoint_sha256="0" * 64))
+    stale = read_result(run_dir)
+    write_result(run_dir, replace(stale, checkpoint_sha256="0" * 64))
     export_checkpoint(run_dir, tmp_path / "other")
-    store.write_result(run_dir, stale)
-    with pytest.raises(store.RunError, match="made from another training"):
+    write_result(run_dir, stale)
+    with pytest.raises(RunError, match="made from another training"):
         export_checkpoint(run_dir, tmp_path / "other")
 
 
 def test_a_refusal_lets_go_of_the_directory(finished, monkeypatch):
     run_dir, _ = finished
-    monkeypatch.setattr(store, "LOCK_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(directory, "LOCK_PATIENCE_SECONDS", 0.1)
     kept = []  # as a notebook keeps the last error, with its frames
     for iterations in (13, 14):
         with pytest.raises(ConfigError, match="iterations 12 there") as error:
@@ -409,7 +411,7 @@ def test_bad_input_stops_before_any_work(embedded, tmp_path):
         other = golden_path("trace") / "sp1024.model"
         train(tiny(data_path=str(embedded), tokenizer_path=str(other)), tmp_path / "tokenizer")
     (tmp_path / "file").write_text("")
-    with pytest.raises(store.RunError, match="is a file"):
+    with pytest.raises(RunError, match="is a file"):
         train(tiny(), tmp_path / "file")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device=cuda"):
@@ -421,17 +423,17 @@ def test_bad_input_stops_before_any_work(embedded, tmp_path):
 def test_divergence_is_said_and_leaves_no_result(embedded, tmp_path):
     with pytest.raises(TrainError, match="at step"):
         train(tiny(matrix_lr=1e30, tied_embed_lr=1e30, scalar_lr=1e30), tmp_path / "runs" / "hot")
-    row = store.load(tmp_path / "runs").iloc[0]
+    row = load_runs(tmp_path / "runs").iloc[0]
     assert row.status == "failed" and "TrainError" in row.problem and math.isnan(row.bpb or math.nan)
 
 
 def test_two_writers_cannot_share_a_directory(embedded, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "LOCK_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(directory, "LOCK_PATIENCE_SECONDS", 0.1)
     script = "import filelock, sys, time\nwith filelock.FileLock(sys.argv[1]): print(flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / ".lock")], stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()
-        with pytest.raises(store.RunError, match="another process is writing"):
+        with pytest.raises(RunError, match="another process is writing"):
             train(tiny(), tmp_path)
     finally:
         holder.kill()

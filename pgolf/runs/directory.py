@@ -1,0 +1,161 @@
+"""One run = one directory: names, lock, config check, environment, errors, metric rows.
+
+runs/<sweep>/<run>/  config.json, environment.json, metrics.jsonl, log.txt, checkpoint.safetensors, artifact.*,
+                     notebook.ipynb, result.json (written last: a directory without it is incomplete)
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+
+from pgolf.processes import end_with_sweep
+from pgolf.runs.result import RunError, read_json
+from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig, environment_knobs
+from pgolf_core.files import atomic_write
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the CLI needs this module without it
+    import torch
+
+RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
+INTERRUPTED = "Interrupted"  # error.json of a run that was ended from outside
+LOCK_PATIENCE_SECONDS = 20  # the kernel of a killed sweep releases its lock within a few seconds
+
+
+def describe_environment(device: "torch.device") -> dict:
+    """Versions, device, git commit, and whether the checkout differs from it."""
+    import torch
+
+    packages = ("torch", "numpy", "sentencepiece", "safetensors")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    if commit is None:  # a checkout without .git: `pgolf remote` passes what the local git says
+        commit, dirty = os.environ.get("PGOLF_GIT_COMMIT"), os.environ.get("PGOLF_GIT_DIRTY")
+    return {
+        "device": device.type,
+        "device_name": name,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "git_commit": commit,
+        "git_dirty": None if dirty is None else bool(dirty),
+    }
+
+
+def _git(*words: str) -> str | None:
+    """Output of git in this checkout; None if there is no git or no repository."""
+    try:
+        answer = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def run_name(config: RunConfig) -> str:
+    """Directory name derived from the knobs: equal knobs give equal names."""
+    return f"{config.track or 'run'}-{config.hash}"
+
+
+@contextmanager
+def hold_lock(path: Path, patience_seconds: float, busy: str) -> Iterator[None]:
+    """Hold the lock file inside the block; RunError(busy) if another process still holds it after patience_seconds."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=patience_seconds)
+    except filelock.Timeout:
+        raise RunError(busy) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def locked(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
+    """Lock a run directory inside the block; write config.json, or check it against `config` if there is one.
+
+    Raises RunError when another process holds the lock, ConfigError when the directory has other knobs.
+    """
+    run_dir = Path(run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir}: is a file; a run needs a directory")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    busy = f"{run_dir}: another process is writing this run; wait for it or name another run"
+    with hold_lock(run_dir / ".lock", LOCK_PATIENCE_SECONDS, busy):
+        end_with_sweep()
+        check_config(run_dir, config)
+        if not (run_dir / "config.json").exists():
+            atomic_write(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
+        (run_dir / "error.json").unlink(missing_ok=True)
+        for unfinished in run_dir.glob(".*.tmp"):  # left by a killed writer
+            unfinished.unlink()
+        yield run_dir
+
+
+def check_config(run_dir: Path, config: RunConfig) -> None:
+    """ConfigError when the directory holds a run of other knobs."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        return
+    stored = read_json(path)
+    if stored is None:
+        raise RunError(f"{path}: damaged; delete the directory to run it again")
+    ours = config.model_dump()
+    # Fields missing from an old config.json take their defaults, which must reproduce the old behaviour.
+    stored = {name: field.default for name, field in RunConfig.model_fields.items()} | stored
+    differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in PERMISSIONS}
+    if differ:
+        changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
+        raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")
+
+
+def write_environment(run_dir: Path, device: "torch.device") -> None:
+    """environment.json, written at the start, since a failed run has no result to hold it."""
+    packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    content = describe_environment(device) | {"knobs": environment_knobs(), "packages": dict(sorted(packages.items()))}
+    atomic_write(run_dir / "environment.json", json.dumps(content, indent=1))
+
+
+def write_failure(run_dir: Path, error: BaseException) -> None:
+    """error.json: why a run ended without a result. The next attempt removes it."""
+    _write_error(run_dir, type(error).__name__, str(error))
+
+
+def write_interruption(run_dir: Path, why: str) -> None:
+    """error.json of a run that was ended from outside: a lost machine, a killed process."""
+    _write_error(run_dir, INTERRUPTED, why)
+
+
+def _write_error(run_dir: Path, error: str, message: str) -> None:
+    atomic_write(Path(run_dir) / "error.json", json.dumps({"error": error, "message": message}, indent=1))
+
+
+def run_directories(root: str | Path = RUNS) -> list[Path]:
+    """Every run directory under root, in name order: each folder with a config.json or a result.json."""
+    found = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))  # skip .remote, in transfer
+        if "config.json" in files or "result.json" in files:
+            found.append(Path(folder))
+    return found
+
+
+def metric_rows(run_dir: str | Path) -> list[dict]:
+    """Rows of metrics.jsonl, without lines torn by a kill."""
+    path = Path(run_dir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

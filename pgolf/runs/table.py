@@ -1,0 +1,138 @@
+"""All runs as one DataFrame, and the choice of one of them."""
+
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+
+from pgolf.runs import integrity
+from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, run_directories
+from pgolf.runs.result import TIME, Result, RunError, read_json, read_result
+from pgolf_core.config import PERMISSIONS, RunConfig, digest
+
+KNOBS = [name for name in RunConfig.model_fields if name not in PERMISSIONS]  # knobs that change a run's result
+COMPARABLE = ("scored_text", "roundtrip_bytes", "protocol")  # columns that two comparable scores share
+
+
+def load_metrics(run_dir: str | Path) -> pd.DataFrame:
+    """metrics.jsonl as a table: step, train_loss (nats per token), val_bpb, train_seconds, …"""
+    return pd.DataFrame(metric_rows(run_dir))
+
+
+def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
+    """All runs under root, one row each: place, status, result, then every knob.
+
+    status: complete; failed (error.json says why); interrupted (lost machine or killed process); damaged (a file is
+    not what the run wrote, see integrity; thorough checks every checksum); incomplete. Only complete rows carry
+    figures. bpb: roundtrip_val_bpb. over_cap: total_bytes exceeds cap_bytes. arm: name in the sweep file without seed
+    and repeat. control: the sweep's baseline run, of the same seed where there are several. flags: sentences about
+    odd facts in an imported log or in a run's timing.
+    """
+    root = Path(root)
+    rows = [_row(root, run_dir, thorough) for run_dir in run_directories(root)]
+    columns = ["sweep", "run", "status", "problem", "bpb", "over_cap", "flags", *(f.name for f in fields(Result))]
+    knobs = [name for name in RunConfig.model_fields if name not in columns]
+    table = pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
+    table["scored_text"] = _scored_texts(table)
+    about = {sweep: read_json(root / sweep / "sweep.json") or {} for sweep in set(table.sweep)}
+    arms = {sweep: content.get("arms") or {} for sweep, content in about.items()}
+    named = {sweep: content.get("control") or "control" for sweep, content in about.items()}
+    present = set(zip(table.sweep, table.run, strict=True))
+    table["arm"] = [arms[sweep].get(run, run) for sweep, run in zip(table.sweep, table.run, strict=True)]
+    same = [  # the baseline run of the same seed and repeat: the name's ending
+        named[sweep] + run.removeprefix(arm) for sweep, run, arm in zip(table.sweep, table.run, table.arm, strict=True)
+    ]
+    table["control"] = [
+        own if (sweep, own) in present else named[sweep] for sweep, own in zip(table.sweep, same, strict=True)
+    ]
+    return table
+
+
+def _scored_texts(table: pd.DataFrame) -> pd.Series:
+    """The column scored_text, filled in for imported logs and for results of versions that did not write it."""
+    same = [
+        f"{data}, {tokens} tokens, {size} bytes"
+        for data, tokens, size in zip(
+            table.data_fingerprint, table.roundtrip_tokens, table.roundtrip_bytes, strict=True
+        )
+    ]
+    named = table.scored_text.notna()
+    # Equal data, tokens and bytes mean equal text.
+    known = {key: text for key, text, is_known in zip(same, table.scored_text, named, strict=True) if is_known}
+    return table.scored_text.where(named, [known.get(key, key) for key in same])
+
+
+def best_training_run(runs_table: pd.DataFrame) -> pd.Series:
+    """The trained run of lowest bpb that fits its cap.
+
+    Raises RunError when no complete run does, or when their scores or caps are not comparable.
+    """
+    table = runs_table[(runs_table.status == "complete") & (runs_table.kind == "train") & runs_table.bpb.notna()]
+    if table.empty:
+        raise RunError(
+            "no complete training run with a round-trip score here; run the training first, "
+            "with final_roundtrip_eval=1 and save_raw_checkpoint=1"
+        )
+    if table.groupby([*COMPARABLE, "cap_bytes"], dropna=False).ngroups > 1:
+        raise RunError(
+            f"the runs {', '.join(table.run[:5])} … were scored on different text, in different windows or under "
+            "different caps, so none of them is the best; name the run you mean"
+        )
+    legal = table[~table.over_cap.astype(bool)]
+    if legal.empty:
+        sizes = ", ".join(f"{r.run} {r.total_bytes:.0f} of {r.cap_bytes:.0f}" for r in table.itertuples())
+        raise RunError(
+            f"every complete run is over its cap (bytes): {sizes}; make the model smaller or raise cap_bytes"
+        )
+    return legal.loc[legal.bpb.astype(float).idxmin()]
+
+
+def training_run_named(runs_table: pd.DataFrame, run: str) -> pd.Series:
+    """The trained run of that name, the last of several. RunError saying what is there, or why it has no score."""
+    trained = runs_table[runs_table.kind == "train"]
+    found = trained[trained.run == run]
+    if found.empty:
+        raise RunError(f"no complete training run {run!r} here; there are {', '.join(trained.run) or 'none'}")
+    if pd.isna(found.iloc[-1].bpb):
+        raise RunError(f"{found.iloc[-1].path}: has no round-trip score, it was run with final_roundtrip_eval=0")
+    return found.iloc[-1]
+
+
+def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
+    place = run_dir.relative_to(root).parts
+    row = {"sweep": place[0] if len(place) > 1 else "", "run": "/".join(place[1:] or place), "path": run_dir}
+    row |= {"status": "incomplete", "problem": "", "flags": []}
+    config = read_json(run_dir / "config.json")
+    if config is None:
+        return row | {"status": "damaged", "problem": "config.json"}
+    row |= {k: v for k, v in config.items() if k in RunConfig.model_fields}
+    if not (run_dir / "import.json").exists():  # fields that are newer than the run take their defaults
+        row = {name: field.default for name, field in RunConfig.model_fields.items()} | row
+    if (imported := read_json(run_dir / "import.json")) is not None:
+        row |= {"kind": "import", "flags": imported.get("flags") or []}
+    try:
+        result = read_result(run_dir)
+    except RunError:
+        return row | {"status": "damaged", "problem": "result.json"}
+    if result is None:
+        error = read_json(run_dir / "error.json")
+        if error is not None:
+            if error.get("error") == INTERRUPTED:
+                row |= {"status": "interrupted", "problem": str(error.get("message"))}
+            else:
+                row |= {"status": "failed", "problem": f"{error.get('error')}: {error.get('message')}"}
+        return row
+    same = result.kind == "import" or result.config_hash == digest(
+        {k: v for k, v in config.items() if k not in PERMISSIONS}
+    )
+    if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
+        return row | {"status": "damaged", "problem": problem}
+    row |= vars(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
+    if not result.finished:  # written by a version without this field
+        row["finished"] = time.strftime(TIME, time.gmtime((run_dir / "result.json").stat().st_mtime))
+    if result.fits is not None:
+        row["over_cap"] = not result.fits
+    if result.overtime:
+        row["flags"] = [f"over its clock by {result.overtime:.1f} s"]
+    return row
