@@ -122,14 +122,14 @@ class Batches:
     """Micro-batches of one process, each made by a thread while the one before is trained on.
 
     All processes together take world_size * (local + 1) tokens off the stream; rank r owns the r-th span of
-    local + 1. A micro-batch has config.spans of these. Give every rank a stream of its own: each walks over the
+    local + 1. A micro-batch has config.microbatches of these. Give every rank a stream of its own: each walks over the
     others' spans. pin: in memory that a GPU copies from without waiting for the host.
     """
 
     def __init__(self, stream: TokenStream | DocumentStream, config: DataConfig, rank: int = 0, pin: bool = False):
         assert 0 <= rank < config.world_size, f"rank {rank} of {config.world_size}"
         self.stream, self.config, self.rank, self.pin = stream, config, rank, pin
-        self.local = config.train_batch_tokens // (config.world_size * config.grad_accum * config.spans)
+        self.local = config.train_batch_tokens // (config.world_size * config.grad_accum * config.microbatches)
         assert self.local and self.local % config.train_seq_len == 0, (self.local, config.train_seq_len)
         self.position = stream.position  # after the last batch given; the stream itself is one ahead
         self._ahead: Future | None = None
@@ -150,8 +150,8 @@ class Batches:
         self.position = self.stream.position
 
     def _make(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        taken = self.stream.take(self.config.spans * self.config.world_size * (self.local + 1))
-        own = taken.reshape(self.config.spans, self.config.world_size, self.local + 1)[:, self.rank]
+        taken = self.stream.take(self.config.microbatches * self.config.world_size * (self.local + 1))
+        own = taken.reshape(self.config.microbatches, self.config.world_size, self.local + 1)[:, self.rank]
         own = torch.from_numpy(own.astype(np.int64))
         x, y = (part.reshape(-1, self.config.train_seq_len) for part in (own[:, :-1], own[:, 1:]))
         if self.pin:

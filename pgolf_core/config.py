@@ -25,9 +25,11 @@ from pgolf_core.quantization import schemes
 # so that a notebook, papermill and the command line mean the same file whatever their working directory.
 ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
 
-PERMISSIONS = {"allow_over_cap"}  # knobs that let a run go on and change no bit of it: with or without, it is the same
+HASH_EXCLUDED = {
+    "allow_over_cap"
+}  # knobs that let a run go on and change no bit of it: with or without, it is the same
 EMBEDDED = ("embedded", "embedded_large")  # values of data_path that are built where they are not there
-GRADIENT_SPANS = 8  # the reference cuts every step into 8 micro-batches: world_size × accumulation
+MICROBATCHES = 8  # the reference cuts every step into 8 micro-batches: world_size × accumulation
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -117,12 +119,12 @@ class DataConfig(Group):
 
     @property
     def grad_accum(self) -> int:
-        return self.grad_accum_steps or GRADIENT_SPANS // self.world_size
+        return self.grad_accum_steps or MICROBATCHES // self.world_size
 
     @property
-    def spans(self) -> int:
-        """Of all GRADIENT_SPANS, those that one process trains on in one pass."""
-        return GRADIENT_SPANS // (self.world_size * self.grad_accum)
+    def microbatches(self) -> int:
+        """Of all MICROBATCHES, those that one process trains on in one pass."""
+        return MICROBATCHES // (self.world_size * self.grad_accum)
 
 
 class TrainConfig(Group):
@@ -267,7 +269,7 @@ class EvalConfig(Group):
     sw_eval_batch: Annotated[int, Field(gt=0, description="sliding windows a batch")] = 32
     eval_cache_mix_weight: Weight = 0.0
     eval_bigram_mix_weight: Weight = 0.0
-    eval_cache_size: Annotated[int, Field(ge=0, description="tokens the sidecar looks back")] = 0
+    eval_cache_size: Annotated[int, Field(ge=0, description="tokens the n-gram cache looks back")] = 0
     eval_cache_delay: Annotated[
         int, Field(ge=0, le=1, description="0 = aligned; 1 = the reference's, one position late")
     ] = 0
@@ -407,7 +409,7 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     @property
     def hash(self) -> str:
         """12 hex digits that name these knobs."""
-        return digest(self.model_dump(exclude=PERMISSIONS))
+        return digest(self.model_dump(exclude=HASH_EXCLUDED))
 
     def differences(self, other: RunConfig) -> dict[str, tuple]:
         """Knob -> (here, there) where the two differ."""
@@ -432,15 +434,15 @@ RULES = [
      "num_unique_blocks={c.num_unique_blocks} is more than num_layers={c.num_layers}; some would never be used"),
     ({"embed_dim", "model_dim"}, lambda c: c.embed_dim <= c.model_dim,
      "embed_dim={c.embed_dim} is more than model_dim={c.model_dim}"),
-    ({"world_size"}, lambda c: GRADIENT_SPANS % c.world_size == 0,
+    ({"world_size"}, lambda c: MICROBATCHES % c.world_size == 0,
      "world_size={c.world_size} does not divide 8; use 1, 2, 4 or 8 processes"),
     ({"world_size", "device"}, lambda c: c.world_size == 1 or c.device in ("auto", "cpu", "cuda"),
      "device={c.device} is one device, and world_size={c.world_size} processes need one each: auto, cuda or cpu"),
     ({"world_size", "grad_accum_steps"},
-     lambda c: GRADIENT_SPANS % c.world_size or not c.grad_accum_steps
-     or GRADIENT_SPANS // c.world_size % c.grad_accum_steps == 0,
+     lambda c: MICROBATCHES % c.world_size or not c.grad_accum_steps
+     or MICROBATCHES // c.world_size % c.grad_accum_steps == 0,
      "grad_accum_steps={c.grad_accum_steps} does not divide 8 / world_size={c.world_size}; 0 is the reference's"),
-    ({"train_batch_tokens", "train_seq_len"}, lambda c: c.train_batch_tokens % (GRADIENT_SPANS * c.train_seq_len) == 0,
+    ({"train_batch_tokens", "train_seq_len"}, lambda c: c.train_batch_tokens % (MICROBATCHES * c.train_seq_len) == 0,
      "train_batch_tokens={c.train_batch_tokens} is not a multiple of 8 × train_seq_len={c.train_seq_len} "
      "(world size × accumulation is 8)"),
     ({"eval_stride", "eval_seq_len", "train_seq_len"}, lambda c: c.eval_stride <= c.eval_window,
@@ -454,7 +456,7 @@ RULES = [
      "roundtrip_val_max_tokens={c.roundtrip_val_max_tokens} is less than one window of {c.eval_window} tokens"),
     ({"eval_cache_mix_weight", "eval_bigram_mix_weight", "eval_cache_size"},
      lambda c: c.eval_cache_size or not (c.eval_cache_mix_weight or c.eval_bigram_mix_weight),
-     "eval_cache_size=0 leaves the sidecar's weights without effect; give it the tokens to look back"),
+     "eval_cache_size=0 leaves the n-gram cache's weights without effect; give it the tokens to look back"),
     ({"allocation", "mlp_permutation"}, lambda c: c.allocation == "fixed" or not c.mlp_permutation,
      "mlp_permutation has no effect with allocation=solve, whose codes know no order of units; leave it 0"),
     ({"mlp_permutation", "int8_residual_rank", "int8_residual_bits"},

@@ -1,4 +1,4 @@
-"""Bits per byte of a model on validation tokens: standard windows, sliding windows, sidecar.
+"""Bits per byte of a model on validation tokens: standard windows, sliding windows, n-gram cache.
 
 bpb = (nats of the scored tokens / ln 2) / (UTF-8 bytes of the text they spell).
 """
@@ -55,7 +55,7 @@ def all_windows(tokens: Tensor, config: EvalConfig) -> list[tuple[int, int]]:
     return windows(tokens.numel() - 1, L, config.eval_stride)
 
 
-def sidecar(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
+def ngram_cache(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
     """Raise the logits (B, T, V) of tokens seen lately in ids (B, T), and of what followed the current one.
 
     Looking back lag = 1..size: the token `lag` back gets cache_mix/lag, and bigram_mix/lag more where the
@@ -126,7 +126,7 @@ def scored_nats(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
     """Sum of the loss over each window's scored targets, (B,) float64, of logits (B, T, V)."""
     logits = logits.float()
     if config.eval_cache_size:
-        logits = sidecar(logits, batch.ids, config)
+        logits = ngram_cache(logits, batch.ids, config)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
     loss = loss.to(batch.scored.device).where(batch.scored, 0)
     return loss.view(batch.ids.shape).sum(1, dtype=torch.float64)

@@ -24,8 +24,8 @@ from pgolf_core.model import is_control, tensor_kind
 from pgolf_core.quantization import codebook, grids, schemes
 from pgolf_core.quantization.allocation import fit_residual, solve
 from pgolf_core.quantization.calibration import Calibration
-from pgolf_core.quantization.gptq import gptq, prepare
-from pgolf_core.quantization.lowrank import LowRank, error
+from pgolf_core.quantization.gptq import factorize_hessian, gptq
+from pgolf_core.quantization.lowrank import LowRank, weighted_sq_error
 from pgolf_core.quantization.primitives import QuantizedTensor, RankOne, quantize, rank_one
 from pgolf_core.quantization.schemes import Recipe
 
@@ -116,7 +116,7 @@ def quantize_state(state: dict[str, Tensor], config: ExportConfig, calibration: 
         for name, r in recipes.items()
         if name not in floats and name not in indices
     }
-    orders = hidden_orders(integers) if config.mlp_permutation else {}
+    orders = neuron_permutations(integers) if config.mlp_permutation else {}
     integers |= {name: _reorder(integers[name], *order) for name, order in orders.items()}
     weights = {n: state[n].index_select(orders[n][1], orders[n][0]) if n in orders else state[n] for n in integers}
     return Quantized(integers, _choose_residuals(weights, integers, config, calibration), floats, indices, book)
@@ -153,7 +153,7 @@ def quantize_tensor(
     if config.gptq or by_fisher:
         if statistics is None:
             raise ValueError(f"tensor {name} was not seen in calibration, which gptq and fisher steps need")
-        order = prepare(statistics.hessian, config.gptq_damp, config.gptq_act_order)
+        order = factorize_hessian(statistics.hessian, config.gptq_damp, config.gptq_act_order)
     match r.kind:
         case "absmax":
             grid = grids.absmax_grid(w, bits, config.int8_axis_mode)
@@ -166,7 +166,7 @@ def quantize_tensor(
         case "step":
             grid = grids.step_grid(w, r.c, r.per)
     if config.gptq:
-        return grid.with_levels(gptq(w, grid.steps(), order, grid.qmax, config.gptq_block))
+        return grid.with_levels(gptq(w, grid.step_size(), order, grid.qmax, config.gptq_block))
     return grids.to_nearest(w, grid)
 
 
@@ -213,7 +213,7 @@ def _fit(
     statistics = calibration.get(name) if calibration else None
     fit, size = fit_residual(residual, statistics, config)
     hessian, row_weight = (statistics.hessian, statistics.row_weight) if statistics else (None, None)
-    before, after = (error(r, hessian, row_weight) for r in (residual, residual - fit.dense()))
+    before, after = (weighted_sq_error(r, hessian, row_weight) for r in (residual, residual - fit.dense()))
     return fit, size, before - after
 
 
@@ -236,7 +236,7 @@ def _is_candidate(name: str, mode: str) -> bool:
     return True
 
 
-def hidden_orders(integers: dict[str, QuantizedTensor]) -> dict[str, tuple[Tensor, int]]:
+def neuron_permutations(integers: dict[str, QuantizedTensor]) -> dict[str, tuple[Tensor, int]]:
     """Name -> (order, axis) that sorts each block's hidden units, so that alike rows are neighbours.
 
     Applied to both matrices of an MLP it leaves the function as it is, and zlib needs fewer bytes.
@@ -246,12 +246,12 @@ def hidden_orders(integers: dict[str, QuantizedTensor]) -> dict[str, tuple[Tenso
         if match := re.fullmatch(r"(blocks\.\d+\.mlp\.)fc\.weight", fc):
             proj = match[1] + "proj.weight"
             if proj in integers:
-                order = _hidden_order(integers[fc], integers[proj])
+                order = _neuron_permutation(integers[fc], integers[proj])
                 orders |= {fc: (order, 0), proj: (order, 1)}
     return orders
 
 
-def _hidden_order(fc: QuantizedTensor, proj: QuantizedTensor) -> Tensor:
+def _neuron_permutation(fc: QuantizedTensor, proj: QuantizedTensor) -> Tensor:
     """(hidden,) indices by (fc scale, proj scale, Σ|q| of fc row, of proj column, four entries of the row)."""
     hidden, width = fc.q.shape
     keys = [

@@ -13,7 +13,7 @@ from pgolf.analysis import statistics
 from pgolf.analysis.statistics import Comparison
 from pgolf.runs.result import RunError, read_json
 from pgolf.runs.table import COMPARABLE
-from pgolf_core.config import PERMISSIONS, RunConfig
+from pgolf_core.config import HASH_EXCLUDED, RunConfig
 
 # What names a run, or where it wrote, and changes nothing that it computes.
 IDENTITY = re.compile(
@@ -46,7 +46,7 @@ def settings(run_dir: str | Path) -> dict:
         config = {name: field.default for name, field in RunConfig.model_fields.items()} | config  # knobs came later
     environment = result.get("environment") or {}
     outside = {name: environment.get(name, result.get(name)) for name in OUTSIDE}
-    return {k: v for k, v in config.items() if k not in PERMISSIONS} | {
+    return {k: v for k, v in config.items() if k not in HASH_EXCLUDED} | {
         k: v for k, v in outside.items() if v is not None
     }
 

@@ -17,7 +17,7 @@ from pgolf_core.config import ExportConfig
 
 # The seed's format, whatever the source was exported with: what every variant is held against. Which matrices are too
 # small to quantise is the source's own affair: it goes with the size of the model.
-PLAIN = dict(
+INT8_ZLIB_BASELINE = dict(
     allocation="fixed", quantizer="absmax", weight_quantization_bits=8, embed_quantization_bits=0, codec="zlib",
     gptq=False, control_dtype="float32", mlp_permutation=False,
     embed_quantizer="", attn_in_quantizer="", attn_out_quantizer="", mlp_in_quantizer="", mlp_out_quantizer="",
@@ -182,7 +182,7 @@ def exports(variants: pd.DataFrame) -> pd.DataFrame:
     is as small and as good; fixed_front: of all but the solver's.
     """
     rows = variants.assign(family=variants.knobs.map(family), delta_raw=variants.bpb - variants.raw_bpb)
-    plain = rows[rows.knobs.map(lambda knobs: PLAIN.items() <= knobs.items())]
+    plain = rows[rows.knobs.map(lambda knobs: INT8_ZLIB_BASELINE.items() <= knobs.items())]
     plain = plain.nlargest(1, "total_bytes")
     bpb, size = plain[["bpb", "total_bytes"]].iloc[0] if len(plain) else (np.nan, np.nan)
     plain_nats = plain.block_nats.iloc[0] if len(plain) else []

@@ -18,7 +18,7 @@ import filelock
 
 from pgolf.processes import end_with_sweep
 from pgolf.runs.result import RunError, read_json
-from pgolf_core.config import PERMISSIONS, ROOT, ConfigError, RunConfig, environment_knobs
+from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
 from pgolf_core.files import atomic_write
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the CLI needs this module without it
@@ -110,7 +110,7 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
     ours = config.model_dump()
     # Fields missing from an old config.json take their defaults, which must reproduce the old behaviour.
     stored = {name: field.default for name, field in RunConfig.model_fields.items()} | stored
-    differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in PERMISSIONS}
+    differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in HASH_EXCLUDED}
     if differ:
         changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
         raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")

@@ -9,9 +9,9 @@ import pandas as pd
 from pgolf.runs import integrity
 from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, run_directories
 from pgolf.runs.result import TIME, Result, RunError, read_json, read_result
-from pgolf_core.config import PERMISSIONS, RunConfig, digest
+from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest
 
-KNOBS = [name for name in RunConfig.model_fields if name not in PERMISSIONS]  # knobs that change a run's result
+KNOBS = [name for name in RunConfig.model_fields if name not in HASH_EXCLUDED]  # knobs that change a run's result
 COMPARABLE = ("scored_text", "roundtrip_bytes", "protocol")  # columns that two comparable scores share
 
 
@@ -124,7 +124,7 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
                 row |= {"status": "failed", "problem": f"{error.get('error')}: {error.get('message')}"}
         return row
     same = result.kind == "import" or result.config_hash == digest(
-        {k: v for k, v in config.items() if k not in PERMISSIONS}
+        {k: v for k, v in config.items() if k not in HASH_EXCLUDED}
     )
     if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
         return row | {"status": "damaged", "problem": problem}

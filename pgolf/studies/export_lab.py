@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pgolf.analysis.frontier import PLAIN
+from pgolf.analysis.frontier import INT8_ZLIB_BASELINE
 from pgolf.runs.directory import locked
 from pgolf.runs.result import CHECKPOINT, Result, read_result
 from pgolf.training.round_trip import (
@@ -25,7 +25,7 @@ from pgolf_core.quantization.calibration import Calibration
 Variants = dict[str, dict]  # name -> export knobs
 
 # Every matrix quantised, nothing kept larger than it need be.
-LEAN = PLAIN | dict(codec="ans", control_dtype="float16", keep_float_max_numel=0)
+ANS_ALL_QUANTIZED = INT8_ZLIB_BASELINE | dict(codec="ans", control_dtype="float16", keep_float_max_numel=0)
 RESIDUAL_MODES = ("off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo")
 LQER = dict(int8_residual_rank=4, int8_residual_bits=4, int8_residual_group=64)
 EMBED_STEP = 0.25  # of the step of the other matrices: the embedding is the most sensitive per byte
@@ -47,35 +47,36 @@ def residual_variants(budgets: Iterable[int]) -> Variants:
         if name.split("-")[0] in ("plain", "early_proj_combo")
     }
     low_rank = {f"LQER-{budget}": LQER | dict(int8_residual_budget_bytes=budget) for budget in budgets}
-    return {name: PLAIN | knobs for name, knobs in (variants | permuted | low_rank).items()}
+    return {name: INT8_ZLIB_BASELINE | knobs for name, knobs in (variants | permuted | low_rank).items()}
 
 
 def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
     """Codecs on the seed's integers; then at each step σ-tied, with GPTQ, by Fisher, and a residual; then others."""
-    variants = {f"int8 {codec}": PLAIN | dict(codec=codec) for codec in codecs}
-    variants |= {f"int{bits} ans": PLAIN | dict(codec="ans", weight_quantization_bits=bits) for bits in (4, 6)}
+    variants = {f"int8 {codec}": INT8_ZLIB_BASELINE | dict(codec=codec) for codec in codecs}
+    for bits in (4, 6):
+        variants[f"int{bits} ans"] = INT8_ZLIB_BASELINE | dict(codec="ans", weight_quantization_bits=bits)
     for c in steps:
-        tied = LEAN | dict(quantizer=f"step:{c}", embed_quantizer=f"step:{EMBED_STEP * c:.3g}")
-        fisher = LEAN | dict(quantizer=f"step:{c}:fisher", embed_quantizer=f"step:{EMBED_STEP * c:.3g}:fisher")
+        tied = ANS_ALL_QUANTIZED | dict(quantizer=f"step:{c}", embed_quantizer=f"step:{EMBED_STEP * c:.3g}")
+        fisher = tied | {name: f"{tied[name]}:fisher" for name in ("quantizer", "embed_quantizer")}
         variants[f"step {c}"] = tied
         variants[f"step {c} gptq"] = tied | dict(gptq=True)
         variants[f"step {c} gptq fisher"] = fisher | dict(gptq=True)
         variants[f"step {c} LQER"] = tied | LQER | dict(int8_residual_budget_bytes=32_768)
     embed = f"step:{EMBED_STEP * 0.4:.3g}"
     for bits in (4, 5, 6):
-        variants[f"sdclip {bits} bits"] = LEAN | dict(
+        variants[f"sdclip {bits} bits"] = ANS_ALL_QUANTIZED | dict(
             quantizer=f"sdclip:{bits}:{2 ** (bits - 2)}", embed_quantizer=embed
         )
-    variants["ternary"] = LEAN | dict(quantizer="ternary", embed_quantizer=embed)
-    variants["ternary gptq"] = LEAN | dict(quantizer="ternary", embed_quantizer=embed, gptq=True)
+    variants["ternary"] = ANS_ALL_QUANTIZED | dict(quantizer="ternary", embed_quantizer=embed)
+    variants["ternary gptq"] = ANS_ALL_QUANTIZED | dict(quantizer="ternary", embed_quantizer=embed, gptq=True)
     for book in CODEBOOKS:
-        variants[book] = LEAN | dict(quantizer=book, embed_quantizer=embed)
+        variants[book] = ANS_ALL_QUANTIZED | dict(quantizer=book, embed_quantizer=embed)
     return variants
 
 
 def solver_variants(caps: Iterable[int]) -> Variants:
     """The solver's file for each cap in bytes, code included."""
-    return {f"solve {cap}": LEAN | dict(allocation="solve", cap_bytes=cap) for cap in caps}
+    return {f"solve {cap}": ANS_ALL_QUANTIZED | dict(allocation="solve", cap_bytes=cap) for cap in caps}
 
 
 def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> Result:
@@ -96,7 +97,7 @@ def export_lab(
 
     shares: caps as shares of the seed's format (int8 under zlib) on this checkpoint; caps: bytes besides.
     """
-    variants = {"plain": PLAIN} | lab_variants(steps, codecs)
+    variants = {"plain": INT8_ZLIB_BASELINE} | lab_variants(steps, codecs)
     return _stage("export_lab", source_dir, run_dir, variants, tuple(shares), tuple(caps), knobs)
 
 

@@ -26,7 +26,7 @@ from pgolf_core.artifact.format import ACCOUNT, PARTS, Quantized, to_arrays
 from pgolf_core.config import ExportConfig, ModelConfig, RunConfig, TrainConfig
 from pgolf_core.export import code_archive, quantize_tensor, recipe_of, stored_float
 from pgolf_core.model import GPT, is_control
-from pgolf_core.quantization.allocation import COARSEST, FULL, LEVELS
+from pgolf_core.quantization.allocation import MAX_LEVEL, MAX_REL_STEP, MIN_CAP_FILL
 from pgolf_core.quantization.codebook import CodebookTensor
 from pgolf_core.quantization.grids import Grid, to_nearest, weighted_grid
 from pgolf_core.quantization.lowrank import LowRank
@@ -218,12 +218,12 @@ def _interval(
         low, high = min(low, *ends), max(high, *ends)
     if config.allocation == "solve" and artifact + code < config.cap_bytes:
         # These are the coarsest steps. The solver fills its cap, unless the finest steps do not even reach it.
-        finest = 2.05 + math.log2(LEVELS / 6)  # bits a weight: the entropy of a Gaussian whose largest is at 6 σ
+        finest = 2.05 + math.log2(MAX_LEVEL / 6)  # bits a weight: the entropy of a Gaussian whose largest is at 6 σ
         weights = sum(times[name] * state[name].numel() for name, r in recipes.items() if r.kind == "step")
         room = min(config.cap_bytes - code - artifact, weights * finest / 8)
         parts["weights"] += room
         artifact += room
-        low, high = artifact * FULL, artifact
+        low, high = artifact * MIN_CAP_FILL, artifact
     whole = {part: round(parts.get(part, 0)) for part in ACCOUNT} | {"code": code}
     return Forecast(sum(whole.values()), round(low) + code, round(high) + code, whole)
 
@@ -336,7 +336,7 @@ def _some_blocks(state: dict[str, Tensor], blocks: int) -> tuple[dict[str, Tenso
 def _recipe(name: str, t: Tensor, config: ExportConfig) -> Recipe:
     """As export has it; under allocation=solve the coarsest steps there are."""
     if config.allocation == "solve":
-        return Recipe("step", c=COARSEST, per="fisher") if name.endswith(".weight") else Recipe("float16")
+        return Recipe("step", c=MAX_REL_STEP, per="fisher") if name.endswith(".weight") else Recipe("float16")
     return recipe_of(name, t, config)
 
 

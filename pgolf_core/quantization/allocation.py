@@ -1,6 +1,6 @@
 """The solver: steps for every row and column of every tensor, so that the file just fits and loses least.
 
-Calibration prices a squared error of each weight in nats (`calibrate`, `gptq.Order.column_weight`). Under a uniform
+Calibration prices a squared error of each weight in nats (`calibrate`, `HessianFactor.column_weight`). Under a uniform
 step the error is step²/12 and a bit halves the step, whatever the weight. So the cheapest file of a given size has
 the same step² · price everywhere, in all tensors alike (reverse water-filling: Cover & Thomas, Elements of
 Information Theory, 10.3.3), and one number is left to find: that water level.
@@ -15,14 +15,14 @@ from torch import Tensor
 from pgolf_core.artifact.format import Quantized, pack
 from pgolf_core.config import ExportConfig
 from pgolf_core.quantization.calibration import Calibration, Statistics
-from pgolf_core.quantization.gptq import Order, gptq, prepare
+from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian, gptq
 from pgolf_core.quantization.grids import Grid, geometric_mean, weighted_grid
 from pgolf_core.quantization.lowrank import LowRank, low_rank
 
-FULL = 0.9985  # of the cap: as near as the search goes
-TRIES = 24
-COARSEST = 64.0  # geometric mean of the steps, in σ of a tensor; only its most felt rows keep anything
-LEVELS = 8_000  # at most, on each side of zero: int16 holds four times that, which leaves room for mending
+MIN_CAP_FILL = 0.9985  # of the cap: as near as the search goes
+MAX_ITERS = 24
+MAX_REL_STEP = 64.0  # geometric mean of the steps, in σ of a tensor; only its most felt rows keep anything
+MAX_LEVEL = 8_000  # at most, on each side of zero: int16 holds four times that, which leaves room for mending
 
 
 class AllocationError(ValueError):
@@ -53,13 +53,13 @@ def solve(
     bytes than finer steps would. Less than the whole cap is used only where the finest steps there are fit it.
     Raises AllocationError when nothing fits.
     """
-    orders = {n: prepare(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
+    factors = {n: factorize_hessian(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
 
     def at(level: float, residuals: tuple[str, ...] = ()) -> Solution:
         integers, low_ranks, predicted = {}, {}, 0.0
         for name, w in weights.items():
-            grid = grid_at(level, w, calibration[name], orders[name])
-            t = grid.with_levels(gptq(w, grid.steps(), orders[name], grid.qmax, config.gptq_block))
+            grid = grid_at(level, w, calibration[name], factors[name])
+            t = grid.with_levels(gptq(w, grid.step_size(), factors[name], grid.qmax, config.gptq_block))
             error = t.dequantize() - w
             if name in residuals:
                 low_ranks[name], _ = fit_residual(-error, calibration[name], config)
@@ -82,26 +82,26 @@ def solve(
     return best.quantized
 
 
-def grid_at(level: float, w: Tensor, statistics: Statistics, order: Order) -> Grid:
+def grid_at(level: float, w: Tensor, statistics: Statistics, factor: HessianFactor) -> Grid:
     """Steps of level / √price; price (row, col) = row_weight · column_weight in nats a token for a squared error."""
-    row_weight, col_weight = statistics.row_weight / statistics.tokens, order.column_weight
+    row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
     price = geometric_mean(row_weight) * geometric_mean(col_weight)
     spread = w.float().square().mean().sqrt().item()
-    c = min(level / math.sqrt(max(price, 1e-38)) / max(spread, 1e-38), COARSEST)
-    levels = (w.abs() / weighted_grid(w, 1.0, row_weight, col_weight).steps()).max().item()
-    return weighted_grid(w, max(c, levels / LEVELS), row_weight, col_weight)
+    c = min(level / math.sqrt(max(price, 1e-38)) / max(spread, 1e-38), MAX_REL_STEP)
+    levels = (w.abs() / weighted_grid(w, 1.0, row_weight, col_weight).step_size()).max().item()
+    return weighted_grid(w, max(c, levels / MAX_LEVEL), row_weight, col_weight)
 
 
 def search(at: Callable[[float], Solution], cap: int, parameters: int, level: float = 1e-4) -> Solution:
-    """The finest solution that fits the cap, FULL of it or more where there is one."""
+    """The finest solution that fits the cap, MIN_CAP_FILL of it or more where there is one."""
     coarse = fine = None  # brackets: one that fits, one that does not
-    for _ in range(TRIES):
+    for _ in range(MAX_ITERS):
         solution = at(level)
         if solution.bytes <= cap:
             if coarse is not None and solution.bytes == coarse.bytes and 8 * solution.bytes > 2 * parameters:
                 return solution  # the finest there is; at the coarsest, where sizes are equal too, go on
             coarse = solution if coarse is None or solution.bytes > coarse.bytes else coarse
-            if solution.bytes >= FULL * cap:
+            if solution.bytes >= MIN_CAP_FILL * cap:
                 return solution
         else:
             fine = solution if fine is None or solution.bytes < fine.bytes else fine
@@ -116,7 +116,7 @@ def search(at: Callable[[float], Solution], cap: int, parameters: int, level: fl
 
 def _next_level(last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int) -> float:
     """Between the brackets on the line through them; where one is missing, as if an octave were a bit a weight."""
-    target = (1 + FULL) / 2 * cap
+    target = (1 + MIN_CAP_FILL) / 2 * cap
     if coarse is None or fine is None:
         octaves = (last.bytes - target) / (parameters / 8)
         return last.level * 2 ** max(-3.0, min(3.0, octaves + math.copysign(0.02, octaves)))

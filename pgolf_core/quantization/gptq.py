@@ -1,9 +1,8 @@
-"""Rounding one column at a time, each next column mended for the errors made so far (GPTQ).
+"""GPTQ: quantize columns in order; after each, update the remaining columns to compensate for its error.
 
-Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323. The error of rounding a row w to ŵ is
-(w − ŵ) H (w − ŵ)ᵀ with H the second moments of the layer's inputs. Once a column is rounded the ones not yet
-rounded can make up for part of its error; what is left of it is error² · importance, with importance = 1/U_jj² and
-U the upper Cholesky factor of H⁻¹.
+Reference: Frantar et al. 2022, https://arxiv.org/abs/2210.17323. Rounding a row w to ŵ costs (w − ŵ) H (w − ŵ)ᵀ,
+H being the second moments of the layer's inputs. With compensation column j contributes error² / Hinv_jj², where
+Hinv is the upper Cholesky factor of H⁻¹.
 """
 
 from dataclasses import dataclass
@@ -13,55 +12,54 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Order:
-    """Of one weight's columns: `order` (cols,) in which they are rounded, `upper` (cols, cols) in that order."""
+class HessianFactor:
+    """perm (cols,): order in which columns are quantized. Hinv (cols, cols): upper Cholesky factor of H⁻¹, permuted."""
 
-    order: Tensor
-    upper: Tensor
+    perm: Tensor
+    Hinv: Tensor
 
     @property
     def column_weight(self) -> Tensor:
-        """(cols,) in the weight's own order: what a squared rounding error of a column costs after the mending."""
-        weight = torch.empty_like(self.upper.diagonal())
-        weight[self.order] = self.upper.diagonal().square().reciprocal()
+        """Cost of a squared rounding error per column after compensation, (cols,) in the weight's own order."""
+        weight = torch.empty_like(self.Hinv.diagonal())
+        weight[self.perm] = self.Hinv.diagonal().square().reciprocal()
         return weight
 
 
-def prepare(hessian: Tensor, damp: float = 0.01, act_order: bool = True) -> Order:
-    """Factor (cols, cols) second moments once, for any number of `gptq` calls.
+def factorize_hessian(H: Tensor, damp: float = 0.01, act_order: bool = True) -> HessianFactor:
+    """Factor H (cols, cols) once, for any number of `gptq` calls.
 
-    damp: share of the mean diagonal that is added to it. act_order rounds columns of large inputs first.
+    damp: fraction of the mean diagonal added to the diagonal. act_order: columns of large inputs come first.
     """
-    diagonal = hessian.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
-    damped = hessian.double()[order][:, order]
-    # A weight that no token reached has no moments at all; any order and no mending is right for it.
+    diagonal = H.diagonal()
+    perm = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
+    damped = H.double()[perm][:, perm]
+    # The floor keeps a weight that no token reached (H = 0) factorizable: its columns are then just rounded.
     damped.diagonal().add_(max(damp * diagonal.double().mean().item(), 1e-12))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return Order(order, torch.linalg.cholesky(inverse, upper=True).float())
+    return HessianFactor(perm, torch.linalg.cholesky(inverse, upper=True).float())
 
 
-def gptq(w: Tensor, steps: Tensor, order: Order, qmax: int, block: int = 128) -> Tensor:
-    """(rows, cols) weights -> whole numbers q (rows, cols) float32 in ±qmax, so that q · steps is near w for the loss.
+def gptq(W: Tensor, scale: Tensor, factor: HessianFactor, qmax: int, block_size: int = 128) -> Tensor:
+    """Quantize W (rows, cols) column by column, compensating later columns; returns Q, whole float32 in ±qmax.
 
-    steps: broadcastable to w, the distance between the levels of each weight. block: columns between two updates
-    of all later ones; it decides the speed, not the result beyond rounding.
+    scale: step size, broadcastable to W. block_size: columns between two updates of all later ones; affects speed,
+    and the result only by rounding.
     """
-    rows, cols = w.shape
-    left = w.float()[:, order.order]  # a copy: columns not yet rounded, mended as the others are
-    grid = steps.expand(rows, cols)[:, order.order]
-    q = torch.empty_like(left)
-    for start in range(0, cols, block):
-        end = min(start + block, cols)
-        current, upper = left[:, start:end].T.contiguous(), order.upper[start:end, start:end]  # (block, rows)
-        errors = torch.empty_like(current)
-        step, rounded = grid[:, start:end].T.contiguous(), torch.empty_like(current)
-        for j in range(end - start):
-            rounded[j] = torch.clamp(torch.round(current[j] / step[j]), -qmax, qmax)
-            errors[j] = (current[j] - rounded[j] * step[j]) / upper[j, j]
-            current[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
-        q[:, start:end] = rounded.T
-        left[:, end:].addmm_(errors.T, order.upper[start:end, end:], alpha=-1)
-    result = torch.empty_like(q)
-    result[:, order.order] = q
-    return result
+    rows, cols = W.shape
+    perm, Hinv = factor.perm, factor.Hinv
+    W = W.float()[:, perm]  # a copy, updated in place
+    scale = scale.expand(rows, cols)[:, perm]
+    Q = torch.empty_like(W)
+    for i1 in range(0, cols, block_size):
+        i2 = min(i1 + block_size, cols)
+        # Blocks are transposed, (block, rows): a column is then contiguous in memory.
+        W_block, s, Hinv_block = W[:, i1:i2].T.contiguous(), scale[:, i1:i2].T.contiguous(), Hinv[i1:i2, i1:i2]
+        err, Q_block = torch.empty_like(W_block), torch.empty_like(W_block)
+        for j in range(i2 - i1):
+            Q_block[j] = torch.clamp(torch.round(W_block[j] / s[j]), -qmax, qmax)
+            err[j] = (W_block[j] - Q_block[j] * s[j]) / Hinv_block[j, j]
+            W_block[j + 1 :].addr_(Hinv_block[j, j + 1 :], err[j], alpha=-1)  # compensate within the block
+        Q[:, perm[i1:i2]] = Q_block.T
+        W[:, i2:].addmm_(err.T, Hinv[i1:i2, i2:], alpha=-1)  # compensate all later columns once per block
+    return Q

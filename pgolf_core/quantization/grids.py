@@ -27,7 +27,7 @@ class Grid:
     row_exponents: Tensor | None = None
     col_exponents: Tensor | None = None
 
-    def steps(self) -> Tensor:
+    def step_size(self) -> Tensor:
         """float32, broadcastable to the weight."""
         return step_sizes(self.scale, self.axis, self.row_exponents, self.col_exponents)
 
@@ -39,7 +39,7 @@ class Grid:
 
 def to_nearest(w: Tensor, grid: Grid) -> QuantizedTensor:
     """Round every weight (rows, cols) to the nearest level."""
-    return grid.with_levels(torch.clamp(torch.round(w.float() / grid.steps()), -grid.qmax, grid.qmax))
+    return grid.with_levels(torch.clamp(torch.round(w.float() / grid.step_size()), -grid.qmax, grid.qmax))
 
 
 def absmax_grid(w: Tensor, bits: int, axis: AxisMode = "auto") -> Grid:
@@ -51,7 +51,7 @@ def absmax_grid(w: Tensor, bits: int, axis: AxisMode = "auto") -> Grid:
 def sdclip_grid(w: Tensor, bits: int, k: float) -> Grid:
     """2^bits − 1 levels a row over ±k·σ of that row. Size then depends on bits and k, not on how large weights grew."""
     qmax = 2 ** (bits - 1) - 1
-    return Grid(_float16(k * _spread(w, 1) / qmax), 0, qmax)
+    return Grid(_float16(k * rms(w, 1) / qmax), 0, qmax)
 
 
 def step_grid(w: Tensor, c: float, per: Literal["tensor", "row"] = "tensor") -> Grid:
@@ -59,9 +59,9 @@ def step_grid(w: Tensor, c: float, per: Literal["tensor", "row"] = "tensor") -> 
 
     A row's σ is kept to a quarter of an octave, in a byte that codes to three bits.
     """
-    spread = _spread(w)
+    spread = rms(w)
     grid = Grid(_float16(c * spread), None, UNCLIPPED)
-    return grid if per == "tensor" else replace(grid, row_exponents=_exponents(_spread(w, 1) / spread))
+    return grid if per == "tensor" else replace(grid, row_exponents=_exponents(rms(w, 1) / spread))
 
 
 def weighted_grid(w: Tensor, c: float, row_weight: Tensor | None, col_weight: Tensor | None) -> Grid:
@@ -72,7 +72,7 @@ def weighted_grid(w: Tensor, c: float, row_weight: Tensor | None, col_weight: Te
     water-filling of independent sources; Cover & Thomas, Elements of Information Theory, 10.3.3).
     """
     return Grid(
-        _float16(c * _spread(w)),
+        _float16(c * rms(w)),
         None,
         UNCLIPPED,
         None if row_weight is None else _exponents(_evened(row_weight).rsqrt()),
@@ -91,7 +91,7 @@ def ternary_grid(w: Tensor) -> Grid:
     return Grid(_float16((magnitude * large).sum(1) / large.sum(1).clamp_min(1)), 0, 1)
 
 
-def _spread(w: Tensor, dim: int | None = None) -> Tensor:
+def rms(w: Tensor, dim: int | None = None) -> Tensor:
     """Root mean square, of each row when dim is 1."""
     squares = w.float().square()
     return (squares.mean() if dim is None else squares.mean(dim)).sqrt()

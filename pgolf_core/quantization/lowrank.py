@@ -60,7 +60,7 @@ def low_rank(
     hessian: Tensor | None = None,
     row_weight: Tensor | None = None,
 ) -> LowRank:
-    """The pair of stored factors that lowers error(residual - dense(), hessian, row_weight) most, but for rounding.
+    """The pair of stored factors that lowers the `weighted_sq_error` of residual - dense() most, but for rounding.
 
     A higher rank lowers it further; only at 2 bits may rounding under uneven weights cost more than a rank wins.
 
@@ -88,7 +88,7 @@ def low_rank(
     return LowRank(left, right, left_scale, right_scale, group)
 
 
-def error(residual: Tensor, hessian: Tensor | None = None, row_weight: Tensor | None = None) -> float:
+def weighted_sq_error(residual: Tensor, hessian: Tensor | None = None, row_weight: Tensor | None = None) -> float:
     """Weighted squared error, the sum over rows i of row_weight_i · r_i H r_iᵀ; without weights the squared norm."""
     r = residual.double()
     per_row = ((r if hessian is None else r @ hessian.double()) * r).sum(dim=1)

@@ -31,13 +31,13 @@ class QuantizedTensor:
     row_exponents: Tensor | None = None
     col_exponents: Tensor | None = None
 
-    def steps(self) -> Tensor:
+    def step_size(self) -> Tensor:
         """float32, broadcastable to q."""
         return step_sizes(self.scale, self.axis, self.row_exponents, self.col_exponents)
 
     def dequantize(self) -> Tensor:
         """float32 of q's shape."""
-        return self.q.float() * self.steps()
+        return self.q.float() * self.step_size()
 
 
 def step_sizes(scale: Tensor, axis: int | None, row_exponents: Tensor | None, col_exponents: Tensor | None) -> Tensor:
@@ -46,13 +46,13 @@ def step_sizes(scale: Tensor, axis: int | None, row_exponents: Tensor | None, co
     if axis == 0:
         steps = steps[:, None]
     if row_exponents is not None:
-        steps = steps * quarter_octaves(row_exponents)[:, None]
+        steps = steps * exp2_quarters(row_exponents)[:, None]
     if col_exponents is not None:
-        steps = steps * quarter_octaves(col_exponents)
+        steps = steps * exp2_quarters(col_exponents)
     return steps
 
 
-def quarter_octaves(exponents: Tensor) -> Tensor:
+def exp2_quarters(exponents: Tensor) -> Tensor:
     """2^(exponents / 4), float32; by a table of four and exact powers of two, so the same on every machine."""
     table = torch.tensor([1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429])
     k = exponents.to(torch.int64)

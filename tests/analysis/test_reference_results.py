@@ -10,7 +10,7 @@ from pgolf.analysis import reference_results
 from pgolf.studies.export_lab import residual_variants
 from pgolf.sweeps.sweep_file import NOTEBOOKS, load_sweep
 from pgolf.training import forecast
-from pgolf_core.config import PERMISSIONS, ROOT
+from pgolf_core.config import HASH_EXCLUDED, ROOT
 from pgolf_core.model import GPT
 
 NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
@@ -37,7 +37,7 @@ def file(request):
 
 
 def differences(a, b):
-    return a.differences(b).keys() - PERMISSIONS
+    return a.differences(b).keys() - HASH_EXCLUDED
 
 
 def control_run(sweep):

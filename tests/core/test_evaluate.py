@@ -10,14 +10,14 @@ from golden_vectors import golden, state_of
 
 from pgolf.data.dataset import ByteTable, Dataset, validation_tokens
 from pgolf_core.config import EvalConfig, ModelConfig, RunConfig
-from pgolf_core.evaluate import evaluate, sidecar, windows
+from pgolf_core.evaluate import evaluate, ngram_cache, windows
 from pgolf_core.model import GPT
 
 
 @pytest.mark.parametrize("i", range(4))
-def test_golden_sidecar(i):
+def test_golden_ngram_cache(i):
     recorded, arrays = golden(f"sidecar_{i}")
-    out = sidecar(arrays["logits"], arrays["input_ids"].long(), EvalConfig(**recorded, eval_cache_delay=1))
+    out = ngram_cache(arrays["logits"], arrays["input_ids"].long(), EvalConfig(**recorded, eval_cache_delay=1))
     assert torch.allclose(out, arrays["out"], rtol=1e-5, atol=1e-6)
 
 
@@ -33,18 +33,18 @@ def test_golden_scores(i):
     assert (score.val_loss, score.val_bpb) == pytest.approx(expected, rel=1e-6)
 
 
-def test_aligned_sidecar_predicts_the_continuation():
+def test_aligned_ngram_cache_predicts_the_continuation():
     ids = torch.tensor([[5, 6, 7, 5, 6]])  # after 5 6 comes 7
     config = EvalConfig(eval_bigram_mix_weight=1.0, eval_cache_mix_weight=0.1, eval_cache_size=4)
-    aligned = sidecar(torch.zeros(1, 5, 10), ids, config)[0, -1]
-    late = sidecar(torch.zeros(1, 5, 10), ids, config.model_copy(update={"eval_cache_delay": 1}))[0, -1]
+    aligned = ngram_cache(torch.zeros(1, 5, 10), ids, config)[0, -1]
+    late = ngram_cache(torch.zeros(1, 5, 10), ids, config.model_copy(update={"eval_cache_delay": 1}))[0, -1]
     assert aligned.argmax() == 7 and late.argmax() == 6
     assert aligned[6] == pytest.approx(0.1 / 1 + 0.1 / 4)  # the current token and its twin, seen 1 and 4 back
     assert late[5] > 0  # the late one has not seen the current 6
 
 
 @pytest.mark.parametrize("delay", [0, 1])
-def test_sidecar_never_sees_the_future(delay):
+def test_ngram_cache_never_sees_the_future(delay):
     torch.manual_seed(0)
     config = EvalConfig(
         eval_bigram_mix_weight=1.0, eval_cache_mix_weight=0.5, eval_cache_size=8, eval_cache_delay=delay
@@ -52,7 +52,7 @@ def test_sidecar_never_sees_the_future(delay):
     ids = torch.randint(6, (1, 30))
     changed = ids.clone()
     changed[0, 15:] = 5 - changed[0, 15:]
-    a, b = sidecar(torch.zeros(1, 30, 6), ids, config), sidecar(torch.zeros(1, 30, 6), changed, config)
+    a, b = ngram_cache(torch.zeros(1, 30, 6), ids, config), ngram_cache(torch.zeros(1, 30, 6), changed, config)
     assert torch.equal(a[:, :15], b[:, :15]) and not torch.equal(a, b)
 
 

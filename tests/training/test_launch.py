@@ -127,7 +127,7 @@ def test_other_numbers_of_ranks_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="grad_accum_steps=3 does not divide 8 / world_size=2"):
         RunConfig(world_size=2, grad_accum_steps=3)
     assert [RunConfig(world_size=n).data.grad_accum for n in (1, 2, 4, 8)] == [8, 4, 2, 1]
-    assert RunConfig(world_size=2, grad_accum_steps=1).data.spans == 4
+    assert RunConfig(world_size=2, grad_accum_steps=1).data.microbatches == 4
 
 
 def test_one_process_adds_nothing():

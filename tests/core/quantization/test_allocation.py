@@ -8,7 +8,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.quantization import allocation
 from pgolf_core.quantization.allocation import AllocationError, Solution, grid_at, search, solve, worth_a_residual
 from pgolf_core.quantization.calibration import Statistics
-from pgolf_core.quantization.gptq import prepare
+from pgolf_core.quantization.gptq import factorize_hessian
 from pgolf_core.quantization.grids import step_grid, to_nearest
 
 
@@ -47,8 +47,8 @@ def test_every_weight_pays_the_same(model):
     levels = []
     for name, t in solved(model, 30_000)[0].integers.items():
         s = calibration[name]
-        price = (s.row_weight / s.tokens)[:, None] * prepare(s.hessian).column_weight
-        levels.append((t.steps().square() * price).log2())
+        price = (s.row_weight / s.tokens)[:, None] * factorize_hessian(s.hessian).column_weight
+        levels.append((t.step_size().square() * price).log2())
     levels = torch.cat([level.flatten() for level in levels])
     assert (levels - levels.mean()).abs().max() < 2 * 2 * 0.125 + 0.05
 
@@ -81,7 +81,7 @@ def test_a_cap_beyond_need_gets_the_finest_steps(model):
     assert 61_440 < size < 4 * 61_440  # more than eight bits a weight
     for name, t in quantized.integers.items():
         assert t.q.abs().max() < 32_767  # nothing is clipped, so finer is never worse
-        assert (t.dequantize() - weights[name]).abs().max() < 4 * t.steps().max()  # mended ones move further
+        assert (t.dequantize() - weights[name]).abs().max() < 4 * t.step_size().max()  # mended ones move further
 
 
 def test_residuals_only_where_they_pay(model, monkeypatch):
@@ -124,5 +124,5 @@ def test_search_ends_at_the_finest():
 def test_a_tensor_without_information_takes_the_coarsest_steps():
     w = torch.randn(8, 16)
     silent = Statistics(torch.zeros(8), None, torch.zeros(16, 16), 64)
-    grid = grid_at(1e-4, w, silent, prepare(silent.hessian))
-    assert torch.isfinite(grid.steps()).all() and grid.steps().min() > 3 * w.std()
+    grid = grid_at(1e-4, w, silent, factorize_hessian(silent.hessian))
+    assert torch.isfinite(grid.step_size()).all() and grid.step_size().min() > 3 * w.std()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgolf_core.quantization.gptq import gptq, prepare
+from pgolf_core.quantization.gptq import factorize_hessian, gptq
 from pgolf_core.quantization.grids import UNCLIPPED
 
 
@@ -35,9 +35,9 @@ def by_definition(w, step, hessian, order):
 @pytest.mark.parametrize("block", [1, 7, 128])
 def test_is_sequential_least_squares(act_order, block):
     w, hessian = problem()
-    order = prepare(hessian, damp=1e-6, act_order=act_order)
+    order = factorize_hessian(hessian, damp=1e-6, act_order=act_order)
     q = gptq(w, torch.tensor(0.5), order, UNCLIPPED, block)
-    expected = by_definition(w, 0.5, hessian, order.order)
+    expected = by_definition(w, 0.5, hessian, order.perm)
     assert (q != expected).float().mean() < 0.01  # ties of rounding apart
 
 
@@ -45,20 +45,20 @@ def test_costs_less_than_rounding_to_nearest():
     w, hessian = problem()
     step = torch.tensor(0.7)
     nearest = torch.round(w / step) * step
-    mended = gptq(w, step, prepare(hessian), UNCLIPPED) * step
+    mended = gptq(w, step, factorize_hessian(hessian), UNCLIPPED) * step
     assert cost(mended - w, hessian) < 0.5 * cost(nearest - w, hessian)
     assert (mended - w).square().sum() > (nearest - w).square().sum()  # bought with plain error
 
 
 def test_without_correlation_it_is_rounding_to_nearest():
     w, _ = problem()
-    assert torch.equal(gptq(w, torch.tensor(0.3), prepare(torch.eye(40)), UNCLIPPED), torch.round(w / 0.3))
+    assert torch.equal(gptq(w, torch.tensor(0.3), factorize_hessian(torch.eye(40)), UNCLIPPED), torch.round(w / 0.3))
 
 
 def test_column_weight_is_what_an_error_costs():
     """At fine steps the cost is the sum over columns of step²/12 · column_weight."""
     w, hessian = problem(rows=4000)
-    order = prepare(hessian, damp=1e-9)
+    order = factorize_hessian(hessian, damp=1e-9)
     steps = torch.linspace(0.02, 0.08, 40)
     error = gptq(w, steps, order, UNCLIPPED) * steps - w
     expected = len(w) * (steps.square() / 12 * order.column_weight).sum().item()
@@ -67,5 +67,5 @@ def test_column_weight_is_what_an_error_costs():
 
 def test_clips_and_survives_a_silent_layer():
     w, _ = problem()
-    q = gptq(100 * w, torch.tensor(0.1), prepare(torch.zeros(40, 40)), 7)
+    q = gptq(100 * w, torch.tensor(0.1), factorize_hessian(torch.zeros(40, 40)), 7)
     assert q.abs().max() == 7 and torch.isfinite(q).all()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf_core.quantization import grids
-from pgolf_core.quantization.primitives import quarter_octaves
+from pgolf_core.quantization.primitives import exp2_quarters
 from pgolf_core.quantization.schemes import parse
 
 W = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 30)[:, None]
@@ -27,7 +27,7 @@ def test_nearest_level(name):
     torch.manual_seed(0)
     grid = GRIDS[name](W)
     t = grids.to_nearest(W, grid)
-    steps = t.steps().expand_as(W)
+    steps = t.step_size().expand_as(W)
     levels = torch.arange(-min(grid.qmax, 40), min(grid.qmax, 40) + 1)
     nearest = (W[..., None] - levels * steps[..., None]).abs().min(-1).values
     assert torch.allclose((W - t.dequantize()).abs(), nearest, atol=1e-6)
@@ -36,10 +36,10 @@ def test_nearest_level(name):
 
 
 def test_steps_are_what_they_say():
-    assert grids.step_grid(W, 0.5).steps().item() == pytest.approx(0.5 * W.square().mean().sqrt().item(), rel=1e-3)
-    rows = grids.step_grid(W, 0.5, "row").steps()[:, 0] / (0.5 * W.square().mean(1).sqrt())
+    assert grids.step_grid(W, 0.5).step_size().item() == pytest.approx(0.5 * W.square().mean().sqrt().item(), rel=1e-3)
+    rows = grids.step_grid(W, 0.5, "row").step_size()[:, 0] / (0.5 * W.square().mean(1).sqrt())
     assert (rows.log2().abs() <= 0.1251).all()  # a quarter octave, rounded
-    clip = grids.sdclip_grid(W, 3, 2.5).steps()[:, 0] * 3 / W.square().mean(1).sqrt()
+    clip = grids.sdclip_grid(W, 3, 2.5).step_size()[:, 0] * 3 / W.square().mean(1).sqrt()
     assert torch.allclose(clip, torch.tensor(2.5), rtol=1e-3)
 
 
@@ -51,7 +51,7 @@ def test_size_follows_c_and_not_how_large_weights_are():
 
 def test_weighted_steps_keep_their_mean_and_follow_the_weights():
     row, col = 4.0 ** torch.arange(30).clamp_max(5), torch.ones(50)
-    steps = grids.weighted_grid(W, 0.5, row, col).steps()
+    steps = grids.weighted_grid(W, 0.5, row, col).step_size()
     assert steps.log2().mean().item() == pytest.approx(math.log2(0.5 * W.square().mean().sqrt().item()), abs=0.13)
     assert (steps[0] / steps[5]).mean().item() == pytest.approx(32, rel=0.1)
 
@@ -72,10 +72,10 @@ def test_rows_of_zeros(name):
     assert (grids.to_nearest(0 * w, GRIDS[name](0 * w)).q == 0).all()
 
 
-def test_quarter_octaves_are_exact_at_octaves():
+def test_exp2_quarters_are_exact_at_octaves():
     k = torch.arange(-127, 128, dtype=torch.int8)
-    assert torch.equal(quarter_octaves(k)[3::4], torch.ldexp(torch.ones(63), torch.arange(-31, 32)))
-    assert torch.allclose(quarter_octaves(k).log2(), k / 4, atol=1e-5)
+    assert torch.equal(exp2_quarters(k)[3::4], torch.ldexp(torch.ones(63), torch.arange(-31, 32)))
+    assert torch.allclose(exp2_quarters(k).log2(), k / 4, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=60)

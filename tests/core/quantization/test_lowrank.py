@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pgolf_core.quantization.lowrank import LowRank, dequantize_factor, error, low_rank, quantize_factor
+from pgolf_core.quantization.lowrank import LowRank, dequantize_factor, low_rank, quantize_factor, weighted_sq_error
 
 
 def random_residual(rows=48, cols=40, seed=0):
@@ -37,7 +37,7 @@ def test_true_low_rank_comes_back(rank, kept, size):
 def test_without_weights_it_is_the_truncated_svd(bits):
     residual = random_residual()
     tail = torch.linalg.svdvals(residual.double())[4:].square().sum().item()
-    after = error(residual - low_rank(residual, 4, bits).dense())
+    after = weighted_sq_error(residual - low_rank(residual, 4, bits).dense())
     assert tail <= after < tail * (1.0001 if bits == 16 else 1.005)
 
 
@@ -46,7 +46,9 @@ def test_with_weights_it_is_the_optimum_of_the_weighted_error():
     hessian, row_weight = random_weights()
     rooted = row_weight.double().sqrt()[:, None] * residual.double() @ torch.linalg.cholesky(hessian.double())
     tail = torch.linalg.svdvals(rooted)[4:].square().sum().item()
-    after = error(residual - low_rank(residual, 4, 16, 64, hessian, row_weight).dense(), hessian, row_weight)
+    after = weighted_sq_error(
+        residual - low_rank(residual, 4, 16, 64, hessian, row_weight).dense(), hessian, row_weight
+    )
     assert tail <= after < 1.1 * tail  # damping moves the optimum a little
 
 
@@ -56,8 +58,8 @@ def test_weights_lower_the_weighted_error(bits, given):
     residual = random_residual()
     weights = dict(zip(("hessian", "row_weight"), random_weights(), strict=True))
     weights = {name: weights[name] for name in given}
-    blind = error(residual - low_rank(residual, 4, bits).dense(), **weights)
-    assert error(residual - low_rank(residual, 4, bits, **weights).dense(), **weights) < 0.97 * blind
+    blind = weighted_sq_error(residual - low_rank(residual, 4, bits).dense(), **weights)
+    assert weighted_sq_error(residual - low_rank(residual, 4, bits, **weights).dense(), **weights) < 0.97 * blind
 
 
 def test_weights_are_free_of_scale():
@@ -79,15 +81,15 @@ def test_singular_values_are_split_evenly():
 def test_error_never_grows_with_rank(bits, weighted):
     residual = random_residual()
     weights = random_weights() if weighted else (None, None)
-    errors = [error(residual, *weights)]
+    errors = [weighted_sq_error(residual, *weights)]
     for rank in (1, 2, 4, 8, 16, 32):
-        errors.append(error(residual - low_rank(residual, rank, bits, 16, *weights).dense(), *weights))
+        errors.append(weighted_sq_error(residual - low_rank(residual, rank, bits, 16, *weights).dense(), *weights))
     assert all(after < before for before, after in pairwise(errors))
 
 
 def test_error_falls_with_bits():
     residual = random_residual()
-    errors = [error(residual - low_rank(residual, 8, bits, 16).dense()) for bits in (2, 3, 4, 6, 8, 16)]
+    errors = [weighted_sq_error(residual - low_rank(residual, 8, bits, 16).dense()) for bits in (2, 3, 4, 6, 8, 16)]
     assert errors == sorted(errors, reverse=True) and errors[0] > 1.1 * errors[-1]
 
 
@@ -98,15 +100,15 @@ def test_right_factor_makes_up_for_the_left_ones_rounding():
     _, s, v = torch.linalg.svd(residual.double(), full_matrices=False)
     naive, naive_scale = quantize_factor(s[:4].sqrt()[:, None] * v[:4], 3, 64, dim=1)
     naive = left @ dequantize_factor(naive, naive_scale, 64, dim=1).double()
-    assert error(residual - stored.dense()) < error(residual - naive)
+    assert weighted_sq_error(residual - stored.dense()) < weighted_sq_error(residual - naive)
 
 
 def test_error_is_the_weighted_norm():
     residual = random_residual().double()
     hessian, row_weight = (t.double() for t in random_weights())
     rooted = row_weight.sqrt()[:, None] * residual @ torch.linalg.cholesky(hessian)
-    assert error(residual, hessian, row_weight) == pytest.approx(rooted.square().sum().item())
-    assert error(residual) == pytest.approx(residual.square().sum().item())
+    assert weighted_sq_error(residual, hessian, row_weight) == pytest.approx(rooted.square().sum().item())
+    assert weighted_sq_error(residual) == pytest.approx(residual.square().sum().item())
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8, 16])
