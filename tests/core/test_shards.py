@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, shard_paths, write_shard
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=300))
 def test_shard_round_trip(tmp_path_factory, tokens):
     path = write_shard(tmp_path_factory.mktemp("shard") / "fineweb_val_000000.bin", tokens)
