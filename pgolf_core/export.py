@@ -20,7 +20,8 @@ from pgolf_core.artifact.format import ACCOUNT, Quantized, pack, to_arrays
 from pgolf_core.artifact.format import load as load  # the other half, where users look for it
 from pgolf_core.config import ExportConfig
 from pgolf_core.files import atomic_write
-from pgolf_core.model import is_control, tensor_kind
+from pgolf_core.model import roles_by_name
+from pgolf_core.parameters import Role, roles_for
 from pgolf_core.quantization import codebook, grids, schemes
 from pgolf_core.quantization.allocation import fit_residual, solve
 from pgolf_core.quantization.calibration import Calibration
@@ -43,6 +44,7 @@ CODE_MODULES = (
     "evaluate",
     "files",
     "model",
+    "parameters",
     "quantization/__init__",
     "quantization/primitives",
     "quantization/schemes",
@@ -84,12 +86,19 @@ def scheme(config: ExportConfig) -> str:
     return f"{kind}{'_gptq' if config.gptq else ''}_{config.codec}"
 
 
-def quantize_state(state: dict[str, Tensor], config: ExportConfig, calibration: Calibration | None = None) -> Quantized:
+def quantize_state(
+    state: dict[str, Tensor],
+    config: ExportConfig,
+    calibration: Calibration | None = None,
+    roles: dict[str, Role] | None = None,
+) -> Quantized:
     """Decide for every tensor of the state dict and quantise; residuals by benefit a byte within the budget.
 
-    calibration: needed where config.needs_calibration. Raises ValueError on NaN or infinity, and on a cap that
-    allocation=solve cannot meet.
+    calibration: needed where config.needs_calibration. roles: of every tensor, as `model.roles` gives them; None =
+    by the names of GPT's parameters. Raises ValueError on NaN or infinity, on a cap that allocation=solve cannot
+    meet and, as RoleError, on a tensor without a role.
     """
+    roles = roles_by_name(state) if roles is None else roles_for(state, roles)
     state = {name: t.detach().cpu() for name, t in state.items()}
     for name, t in state.items():
         if not torch.isfinite(t).all():
@@ -99,11 +108,11 @@ def quantize_state(state: dict[str, Tensor], config: ExportConfig, calibration: 
             "these export knobs need calibration: gptq, fisher steps, low-rank residuals, allocation=solve"
         )
     if config.allocation == "solve":
-        floats = {name: stored_float(name, t, config) for name, t in state.items() if name not in calibration}
+        floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if name not in calibration}
         weights = {name: state[name] for name in calibration}
         return solve(weights, floats, calibration, config, lambda quantized: len(code_archive(quantized)))
-    recipes = {name: recipe_of(name, t, config) for name, t in state.items()}
-    floats = {n: stored_float(n, t, config) for n, t in state.items() if recipes[n].kind == "float16"}
+    recipes = {name: recipe_of(t, roles[name], config) for name, t in state.items()}
+    floats = {n: stored_float(t, roles[n], config) for n, t in state.items() if recipes[n].kind == "float16"}
     by_codebook = {n: r for n, r in recipes.items() if r.kind == "codebook"}
     if len(set(by_codebook.values())) > 1:
         raise ValueError(f"one codebook at a time: {', '.join(sorted({str(r) for r in by_codebook.values()}))}")
@@ -112,39 +121,38 @@ def quantize_state(state: dict[str, Tensor], config: ExportConfig, calibration: 
         book = codebook.learn([state[name] for name in by_codebook], shared.size, shared.dimension, shared.rate_weight)
         indices = {name: codebook.encode(state[name], book, shared.rate_weight) for name in by_codebook}
     integers = {
-        name: quantize_tensor(name, state[name], r, config, calibration)
+        name: quantize_tensor(name, state[name], roles[name], r, config, calibration)
         for name, r in recipes.items()
         if name not in floats and name not in indices
     }
     orders = neuron_permutations(integers) if config.mlp_permutation else {}
     integers |= {name: _reorder(integers[name], *order) for name, order in orders.items()}
     weights = {n: state[n].index_select(orders[n][1], orders[n][0]) if n in orders else state[n] for n in integers}
-    return Quantized(integers, _choose_residuals(weights, integers, config, calibration), floats, indices, book)
+    return Quantized(integers, _choose_residuals(weights, integers, roles, config, calibration), floats, indices, book)
 
 
-def recipe_of(name: str, t: Tensor, config: ExportConfig) -> Recipe:
+def recipe_of(t: Tensor, role: Role, config: ExportConfig) -> Recipe:
     """How the knobs say that this tensor is to be stored; float16 stands for float32 too, where that is kept."""
-    if t.numel() <= config.keep_float_max_numel or is_control(name):
+    if t.numel() <= config.keep_float_max_numel or role.is_control:
         return Recipe("float16")
     if t.ndim != 2:
         return Recipe("absmax")
-    kind = tensor_kind(name)
-    chosen = schemes.parse((kind and getattr(config, f"{kind}_quantizer")) or config.quantizer)
-    if chosen.kind == "absmax" and not chosen.bits and name == "tok_emb.weight" and config.embed_bits == 16:
+    chosen = schemes.parse((role.quantizer and getattr(config, f"{role.quantizer}_quantizer")) or config.quantizer)
+    if chosen.kind == "absmax" and not chosen.bits and role.kind == "embedding" and config.embed_bits == 16:
         return Recipe("float16")
     return chosen
 
 
-def stored_float(name: str, t: Tensor, config: ExportConfig) -> Tensor:
-    dtype = getattr(torch, config.control_dtype) if is_control(name) else torch.float16
+def stored_float(t: Tensor, role: Role, config: ExportConfig) -> Tensor:
+    dtype = getattr(torch, config.control_dtype) if role.is_control else torch.float16
     return t.to(dtype).contiguous()
 
 
 def quantize_tensor(
-    name: str, w: Tensor, r: Recipe, config: ExportConfig, calibration: Calibration | None
+    name: str, w: Tensor, role: Role, r: Recipe, config: ExportConfig, calibration: Calibration | None
 ) -> QuantizedTensor:
     """One tensor by its recipe, rounded to nearest or by GPTQ."""
-    bits = r.bits or (config.embed_bits if name == "tok_emb.weight" else config.weight_quantization_bits)
+    bits = r.bits or (config.embed_bits if role.kind == "embedding" else config.weight_quantization_bits)
     statistics = calibration.get(name) if calibration else None
     if r.kind == "absmax" and not (config.gptq and statistics):
         return quantize(w, bits, config.int8_axis_mode)
@@ -173,6 +181,7 @@ def quantize_tensor(
 def _choose_residuals(
     state: dict[str, Tensor],
     integers: dict[str, QuantizedTensor],
+    roles: dict[str, Role],
     config: ExportConfig,
     calibration: Calibration | None,
 ) -> dict[str, RankOne | LowRank]:
@@ -185,13 +194,17 @@ def _choose_residuals(
     mode = config.int8_targeted_residual_mode
     fitted: list[tuple[str, RankOne | LowRank, int, float]] = []
     for name, t in integers.items():
-        if t.q.ndim != 2 or not _is_candidate(name, mode):
+        if t.q.ndim != 2 or not _is_candidate(roles[name], mode):
             continue
         residual = state[name].float() - t.dequantize()
         fitted.append((name, *_fit(name, residual, config, calibration)))
     prioritised = mode == "early_proj_combo"
     fitted.sort(
-        key=lambda entry: (prioritised and _is_early(entry[0], "attn|mlp"), entry[3] / entry[2], entry[3]),
+        key=lambda entry: (
+            prioritised and _is_early(roles[entry[0]], "attn_out", "mlp_out"),
+            entry[3] / entry[2],
+            entry[3],
+        ),
         reverse=True,
     )
     chosen: dict[str, RankOne | LowRank] = {}
@@ -217,22 +230,21 @@ def _fit(
     return fit, size, before - after
 
 
-def _is_early(name: str, part: str) -> bool:
-    match = re.fullmatch(rf"blocks\.(\d+)\.({part})\.proj\.weight", name)
-    return bool(match) and int(match[1]) < EARLY_BLOCKS
+def _is_early(role: Role, *quantizers: str) -> bool:
+    return role.quantizer in quantizers and role.block is not None and role.block < EARLY_BLOCKS
 
 
-def _is_candidate(name: str, mode: str) -> bool:
-    """The seed's variants restrict who may have a residual; off and early_proj_combo let all compete."""
+def _is_candidate(role: Role, mode: str) -> bool:
+    """The reference's variants restrict who may have a residual; off and early_proj_combo let all compete."""
     match mode:
         case "all_mlp_proj":
-            return name.endswith("mlp.proj.weight")
+            return role.quantizer == "mlp_out"
         case "all_attn_proj":
-            return name.endswith("attn.proj.weight")
+            return role.quantizer == "attn_out"
         case "early_mlp_proj":
-            return _is_early(name, "mlp")
+            return _is_early(role, "mlp_out")
         case "early_combo":
-            return _is_early(name, "attn|mlp")
+            return _is_early(role, "attn_out", "mlp_out")
     return True
 
 
@@ -277,10 +289,14 @@ def _reorder(t: QuantizedTensor, order: Tensor, axis: int) -> QuantizedTensor:
 
 
 def export(
-    state: dict[str, Tensor], config: ExportConfig, path: str | Path, calibration: Calibration | None = None
+    state: dict[str, Tensor],
+    config: ExportConfig,
+    path: str | Path,
+    calibration: Calibration | None = None,
+    roles: dict[str, Role] | None = None,
 ) -> ByteAccount:
-    """Quantise, write the artifact in one move, account for its bytes. Raises ValueError as quantize_state."""
-    quantized = quantize_state(state, config, calibration)
+    """Quantise, write the artifact in one move, account for its bytes. Arguments and errors as quantize_state."""
+    quantized = quantize_state(state, config, calibration, roles)
     packed = pack(quantized, config.codec)
     code = len(code_archive(quantized))
     atomic_write(path, packed.bytes)

@@ -4,6 +4,7 @@ Shapes: B sequences, T positions, V vocabulary, D model, E embedding, H heads, K
 dimension. Parameter names are the reference trainer's, so its state dicts load here.
 """
 
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 
@@ -13,32 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 
 from pgolf_core.config import ModelConfig
-
-# Parameters that steer the network rather than carry it: kept in float32, trained by Adam's scalar_lr.
-CONTROL_NAMES = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "skip_weight")
-
-
-def is_control(name: str) -> bool:
-    return any(control in name for control in CONTROL_NAMES)
-
-
-# The kind of a matrix, by the end of its name: what quantiser knobs and forecasts speak of.
-KINDS = {
-    "tok_emb.weight": "embed",
-    "tok_emb_proj.weight": "embed",
-    "attn.c_q.weight": "attn_in",
-    "attn.c_k.weight": "attn_in",
-    "attn.c_v.weight": "attn_in",
-    "attn.proj.weight": "attn_out",
-    "mlp.fc.weight": "mlp_in",
-    "mlp.proj.weight": "mlp_out",
-    "lm_head.weight": "head",
-}
-
-
-def tensor_kind(name: str) -> str | None:
-    """One of KINDS' values; None for control tensors."""
-    return next((kind for end, kind in KINDS.items() if name.endswith(end)), None)
+from pgolf_core.parameters import CONTROL, EMBEDDING, HEAD, Role, declare, matrix, roles_for, roles_of
 
 
 def rmsnorm(x: Tensor) -> Tensor:
@@ -86,10 +62,10 @@ class Attention(nn.Module):
             config.head_dim,
         )
         kv_dim = config.num_kv_heads * config.head_dim
-        self.c_q = nn.Linear(config.model_dim, config.model_dim, bias=False)
-        self.c_k = nn.Linear(config.model_dim, kv_dim, bias=False)
-        self.c_v = nn.Linear(config.model_dim, kv_dim, bias=False)
-        self.proj = nn.Linear(config.model_dim, config.model_dim, bias=False)
+        self.c_q = declare(nn.Linear(config.model_dim, config.model_dim, bias=False), matrix("attn_in"))
+        self.c_k = declare(nn.Linear(config.model_dim, kv_dim, bias=False), matrix("attn_in"))
+        self.c_v = declare(nn.Linear(config.model_dim, kv_dim, bias=False), matrix("attn_in"))
+        self.proj = declare(nn.Linear(config.model_dim, config.model_dim, bias=False), matrix("attn_out"))
         nn.init.zeros_(self.proj.weight)
 
     def queries(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -121,8 +97,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.fc = nn.Linear(config.model_dim, config.mlp_mult * config.model_dim, bias=False)
-        self.proj = nn.Linear(config.mlp_mult * config.model_dim, config.model_dim, bias=False)
+        self.fc = declare(nn.Linear(config.model_dim, config.mlp_mult * config.model_dim, bias=False), matrix("mlp_in"))
+        self.proj = declare(
+            nn.Linear(config.mlp_mult * config.model_dim, config.model_dim, bias=False), matrix("mlp_out")
+        )
         nn.init.zeros_(self.proj.weight)
 
     def units(self, x: Tensor) -> Tensor:
@@ -148,16 +126,17 @@ class GPT(nn.Module):
         self.config = config
         L, D = config.num_layers, config.model_dim
         E = config.embed_dim or D
-        self.tok_emb = nn.Embedding(config.vocab_size, E)
-        self.tok_emb_proj = nn.Linear(E, D, bias=False) if E < D else None
+        self.tok_emb = declare(nn.Embedding(config.vocab_size, E), EMBEDDING)
+        self.tok_emb_proj = declare(nn.Linear(E, D, bias=False), matrix("embed")) if E < D else None
         # The first half of the layers hands its outputs to the second half, last in first out.
         self.skip_weights = nn.Parameter(torch.ones(L // 2, D))
         self.q_gains = nn.Parameter(torch.full((L, config.num_heads), config.qk_gain_init))
         self.attn_scales = nn.Parameter(torch.ones(L, D))
         self.mlp_scales = nn.Parameter(torch.ones(L, D))
         self.resid_mixes = nn.Parameter(torch.stack((torch.ones(L, D), torch.zeros(L, D)), dim=1))  # (L, 2, D)
+        declare(self, CONTROL, "skip_weights", "q_gains", "attn_scales", "mlp_scales", "resid_mixes")
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        self.lm_head = None if config.tie_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_embeddings else declare(nn.Linear(D, config.vocab_size, bias=False), HEAD)
         if config.tie_embeddings:
             nn.init.normal_(self.tok_emb.weight, std=config.tied_embed_init_std)
         else:
@@ -241,3 +220,17 @@ class GPT(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats a token over (B, T) targets, in float32."""
         return F.cross_entropy(self(ids).float().flatten(0, 1), targets.flatten())
+
+
+def roles(config: ModelConfig) -> dict[str, Role]:
+    """Name -> role of every parameter of GPT(config), which is not built for it."""
+    with torch.device("meta"):
+        return roles_of(GPT(config))
+
+
+def roles_by_name(names: Iterable[str]) -> dict[str, Role]:
+    """Roles of a GPT's tensors where only their names are known. Raises RoleError naming one that no GPT has."""
+    everything = ModelConfig(
+        vocab_size=4, num_layers=2, model_dim=2, num_heads=1, num_kv_heads=1, embed_dim=1, tie_embeddings=False
+    )
+    return roles_for(names, roles(everything))

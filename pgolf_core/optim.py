@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, Ranks
-from pgolf_core.model import is_control
+from pgolf_core.parameters import roles_of
 
 
 def newton_schulz_dtype(muon_dtype: str, device: torch.device) -> torch.dtype:
@@ -114,25 +114,28 @@ def shares(shapes: list[torch.Size], ranks: int) -> list[list[int]]:
 
 
 def make_optimizers(model: nn.Module, config: RunConfig, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
-    """Adam on the embedding, on vectors and control tensors, and on an untied head; Muon on the matrices.
+    """Adam on embeddings, on control parameters and on an untied head; Muon on the matrices.
 
-    Every group carries its `base_lr`, which the schedule scales.
+    Every group carries its `base_lr`, which the schedule scales. Raises RoleError naming an undeclared parameter.
     """
-    named = dict(model.named_parameters())
-    embedding = [named.pop("tok_emb.weight")]
-    head = [named.pop("lm_head.weight")] if "lm_head.weight" in named else []
-    matrices = [p for name, p in named.items() if p.ndim == 2 and not is_control(name)]
-    scalars = [p for name, p in named.items() if p.ndim != 2 or is_control(name)]
-    embedding_lr = config.tied_embed_lr if config.tie_embeddings else config.embed_lr
-    groups = [(embedding, embedding_lr), (scalars, config.scalar_lr), (head, config.head_lr)]
+    roles = roles_of(model)
+    of_kind: dict[str, list[Tensor]] = {"embedding": [], "control": [], "head": [], "matrix": []}
+    for name, parameter in model.named_parameters():
+        of_kind[roles[name].kind].append(parameter)
+    rates = {
+        "embedding": config.tied_embed_lr if config.tie_embeddings else config.embed_lr,
+        "control": config.scalar_lr,
+        "head": config.head_lr,
+    }
     optimizers: list[torch.optim.Optimizer] = [
-        # fused: one kernel a group instead of one an operation and tensor
-        torch.optim.Adam(params, lr=lr, betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)
-        for params, lr in groups
-        if params
+        # fused: one kernel per group instead of one per operation and tensor
+        torch.optim.Adam(of_kind[kind], lr=lr, betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)
+        for kind, lr in rates.items()
+        if of_kind[kind]
     ]
     dtype = newton_schulz_dtype(config.muon_dtype, next(model.parameters()).device)
-    optimizers.append(Muon(matrices, config.matrix_lr, config.muon_momentum, config.muon_backend_steps, ranks, dtype))
+    steps = config.muon_backend_steps
+    optimizers.append(Muon(of_kind["matrix"], config.matrix_lr, config.muon_momentum, steps, ranks, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]

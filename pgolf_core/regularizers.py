@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf_core.config import RunConfig
+from pgolf_core.parameters import roles_of
 from pgolf_core.quantization.primitives import SCALE_DTYPE, AxisMode, leading_pair, quantize_rows
 
 FLOOR = 1e-6  # below any weight that matters; keeps logarithms and quotients finite
@@ -72,12 +73,8 @@ class CompressionRegularizer:
     """
 
     def __init__(self, model: nn.Module, config: RunConfig):
-        matrices = [
-            (name, p)
-            for name, p in model.named_parameters()
-            if p.ndim == 2
-            and (name.startswith("blocks.") or name in ("tok_emb.weight", "tok_emb_proj.weight", "lm_head.weight"))
-        ]
+        self.roles = roles_of(model)
+        matrices = [(name, p) for name, p in model.named_parameters() if not self.roles[name].is_control]
         self.candidates = sorted(matrices, key=lambda item: -item[1].numel())  # stable: ties keep model order
         self.config = config
         self.rank1_weight = config.compression_rank1_reg_weight
@@ -107,7 +104,7 @@ class CompressionRegularizer:
         cols = min(width, c.compression_reg_max_cols)
         start %= width - cols + 1
         w = parameter[:, start : start + cols].float()
-        bits = c.export.embed_bits if name == "tok_emb.weight" else c.weight_quantization_bits
+        bits = c.export.embed_bits if self.roles[name].kind == "embedding" else c.weight_quantization_bits
         if bits == 16:  # stays float: nothing is lost that a term could win back
             return w.sum() * 0.0
         w_hat, scale, rows = _as_exported(w.detach(), bits, c.int8_axis_mode)

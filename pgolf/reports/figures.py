@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pgolf.analysis import frontier
-from pgolf.reports.tables import names_of, tensor_place
+from pgolf.reports.tables import names_of
 from pgolf_core.files import atomic_write
+from pgolf_core.parameters import tensor_place
 
 # Okabe & Ito's colours, told apart with every common colour blindness: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"

@@ -1,7 +1,6 @@
 """Tables for the reader: every figure as text, with its unit in the heading and its interval beside it."""
 
 import json
-import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -438,12 +437,6 @@ def pair_in_words(pair) -> str:
 def figures(values: Iterable[float], form: str) -> list[str]:
     """Numbers as text, – where there is none."""
     return ["–" if pd.isna(value) else format(value, form).replace("-", "−") for value in values]
-
-
-def tensor_place(name: str) -> tuple[int | None, str]:
-    """'blocks.3.mlp.fc.weight' -> (3, 'mlp.fc'); outside the blocks (None, name)."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
-    return (int(match[1]), match[2]) if match else (None, name.removesuffix(".weight"))
 
 
 def names_of(rows: pd.DataFrame) -> list[str]:

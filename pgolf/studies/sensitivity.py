@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pgolf.analysis.statistics import compare_text
 from pgolf.data.dataset import ByteTable, Dataset
-from pgolf.reports.tables import tensor_place
 from pgolf.runs.directory import locked
 from pgolf.runs.result import CHECKPOINT, Result, RunError
 from pgolf.training.round_trip import (
@@ -37,7 +36,8 @@ from pgolf_core.artifact.format import Quantized, pack
 from pgolf_core.config import EvalConfig, ExportConfig, RunConfig
 from pgolf_core.evaluate import Score, batches, evaluating, score_of, scored_nats
 from pgolf_core.export import quantize_state, stored_float
-from pgolf_core.model import GPT, rmsnorm
+from pgolf_core.model import GPT, rmsnorm, roles, roles_by_name
+from pgolf_core.parameters import tensor_place
 from pgolf_core.quantization.calibration import calibrate
 
 # Steps of 2σ leave about 1.2 bits a weight. Finer changes measure the tokens more than the tensors: estimated on
@@ -206,7 +206,7 @@ def protect(quantized: Quantized, state: dict[str, Tensor], name: str, config: E
     return Quantized(
         integers={k: t for k, t in quantized.integers.items() if k != name},
         residuals={k: r for k, r in quantized.residuals.items() if k != name},
-        floats=quantized.floats | {name: stored_float(name, state[name].detach().cpu(), config)},
+        floats=quantized.floats | {name: stored_float(state[name].detach().cpu(), roles_by_name([name])[name], config)},
         indices=indices,
         codebook=quantized.codebook if indices else None,
     )
@@ -240,11 +240,14 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
     """
     config = _probe(config, change)
     device, codec = pick_device(config), config.codec
-    quantized = quantize_state(state, config.export, calibration_of(state, config, dataset, device))
+    quantized = quantize_state(
+        state, config.export, calibration_of(state, config, dataset, device), roles(config.model)
+    )
     names = [name for name in state if name in quantized.integers or name in quantized.indices]
     if not names:
         raise ValueError(f"change={change}: no tensor of this model is quantised, so there is nothing to map")
-    floats = {name: stored_float(name, t.detach().cpu(), config.export) for name, t in state.items()}
+    roles_in = roles(config.model)
+    floats = {name: stored_float(t.detach().cpu(), roles_in[name], config.export) for name, t in state.items()}
     rounded = quantized.state_dict()
 
     def size(file: Quantized) -> int:

@@ -25,7 +25,8 @@ from pgolf_core.artifact.container import pack
 from pgolf_core.artifact.format import ACCOUNT, PARTS, Quantized, to_arrays
 from pgolf_core.config import ExportConfig, ModelConfig, RunConfig, TrainConfig
 from pgolf_core.export import code_archive, quantize_tensor, recipe_of, stored_float
-from pgolf_core.model import GPT, is_control
+from pgolf_core.model import GPT, roles_by_name
+from pgolf_core.parameters import Role
 from pgolf_core.quantization.allocation import MAX_LEVEL, MAX_REL_STEP, MIN_CAP_FILL
 from pgolf_core.quantization.codebook import CodebookTensor
 from pgolf_core.quantization.grids import Grid, to_nearest, weighted_grid
@@ -239,7 +240,7 @@ def _area(steps: int, warmdown: int) -> float:
 
 def _initial(name: str, shape: torch.Size, model: ModelConfig, generator: torch.Generator) -> Tensor:
     """As GPT begins; which control parameters begin at 0 rather than 1 makes no byte."""
-    if is_control(name):
+    if _role(name).is_control:
         return torch.ones(shape)
     if name.endswith(ZEROS):
         return torch.zeros(shape)
@@ -251,7 +252,7 @@ def _initial(name: str, shape: torch.Size, model: ModelConfig, generator: torch.
 
 def _change(name: str, shape: torch.Size, area: float, model: ModelConfig, train: TrainConfig) -> float:
     """Root mean square of what training adds to a weight until this area."""
-    if is_control(name):
+    if _role(name).is_control:
         return CONTROL_PACE * train.scalar_lr * math.sqrt(area)
     growth = _growth(name)
     if name in ADAMS:
@@ -287,7 +288,7 @@ def _grow(
     if grown <= was:
         return w
     noise = torch.randn(w.shape, generator=generator)
-    if not is_control(name):
+    if not _role(name).is_control:
         growth = _growth(name)
         if name in ADAMS:
             flat = (2 * torch.rand(w.shape, generator=generator) - 1) * math.sqrt(3)
@@ -333,11 +334,16 @@ def _some_blocks(state: dict[str, Tensor], blocks: int) -> tuple[dict[str, Tenso
     return kept, {name: 1 if _block(name) is None else blocks / count for name in kept}
 
 
+@lru_cache
+def _role(name: str) -> Role:
+    return roles_by_name([name])[name]
+
+
 def _recipe(name: str, t: Tensor, config: ExportConfig) -> Recipe:
     """As export has it; under allocation=solve the coarsest steps there are."""
     if config.allocation == "solve":
         return Recipe("step", c=MAX_REL_STEP, per="fisher") if name.endswith(".weight") else Recipe("float16")
-    return recipe_of(name, t, config)
+    return recipe_of(t, _role(name), config)
 
 
 def _weighted_grid(name: str, t: Tensor, c: float) -> Grid:
@@ -357,14 +363,14 @@ def _sizes(state: dict[str, Tensor], times: dict[str, float], config: ExportConf
     for name, t in state.items():
         recipe = _recipe(name, t, config)
         if recipe.kind == "float16":
-            floats[name] = stored_float(name, t, config)
+            floats[name] = stored_float(t, _role(name), config)
         elif recipe.kind == "codebook":
             parts["weights"] += times[name] * t.numel() * _index_bits(recipe) / 8
             parts["scales"] = max(parts["scales"], 2 * recipe.size * recipe.dimension)  # one book for all
         elif recipe.per == "fisher":
             integers[name] = to_nearest(t, _weighted_grid(name, t, recipe.c))
         else:
-            integers[name] = quantize_tensor(name, t, recipe, nearest, None)
+            integers[name] = quantize_tensor(name, t, _role(name), recipe, nearest, None)
     arrays, about = to_arrays(Quantized(integers, {}, floats))
     codec = "ans" if config.codec == "auto" else config.codec  # the smallest, for weights that repeat nothing
     for part in sorted({PARTS[_kind(name)] for name in arrays}):

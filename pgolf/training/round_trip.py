@@ -28,7 +28,7 @@ from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
 from pgolf_core.files import DataError
-from pgolf_core.model import GPT
+from pgolf_core.model import GPT, roles
 from pgolf_core.quantization.calibration import Calibration, calibrate
 
 # Deterministic kernels need it, and cuBLAS looks once, at the first product of the process.
@@ -201,7 +201,7 @@ def round_trip(
     if ranks.first:
         calibration = calibration or calibration_of(state, config, dataset, device)
         calibrated = time.perf_counter()
-        account = export(state, config.export, path, calibration)
+        account = export(state, config.export, path, calibration, roles(config.model))
         exported = time.perf_counter()
         made = load(path), account, checksum(path), calibrated - start, exported - calibrated
     else:

@@ -17,6 +17,7 @@ from pgolf.data.dataset import Dataset
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import RunConfig
 from pgolf_core.model import GPT
+from pgolf_core.parameters import roles_of
 
 CALIBRATION_BATCH_TOKENS = 8192  # activations and gradients of so many are held at a time
 
@@ -62,8 +63,9 @@ def calibrate(
     """
     device = next(model.parameters()).device
     calibration: Calibration = {}
+    roles = roles_of(model)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and name.endswith(".weight"):  # the other 2-D parameters are rows of control vectors
+        if not roles[name].is_control:
             rows, cols = parameter.shape
             fisher = None if hessians else torch.zeros(rows, cols, device=device)
             hessian = torch.zeros(cols, cols, device=device) if hessians else None

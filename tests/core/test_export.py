@@ -20,6 +20,7 @@ from pgolf_core.artifact.format import load, pack, unpack
 from pgolf_core.config import ModelConfig, RunConfig
 from pgolf_core.export import CODE_MODULES, code_archive, export, quantize_state
 from pgolf_core.model import GPT
+from pgolf_core.parameters import matrix
 from pgolf_core.quantization.primitives import relative_error
 
 CASES = json.loads(golden_path("export.json").read_text())["cases"]
@@ -144,7 +145,7 @@ def test_round_trip_of_any_state(shapes, quantizer, codec, keep, bits, axis, dty
             if t.ndim == 2:
                 t[0] = 0
     knobs = dict(quantizer=quantizer, weight_quantization_bits=bits, int8_axis_mode=axis, keep_float_max_numel=keep)
-    quantized = quantize_state(state, RunConfig(**knobs).export)
+    quantized = quantize_state(state, RunConfig(**knobs).export, roles=dict.fromkeys(state, matrix()))
     loaded, expected = unpack(pack(quantized, codec).bytes), quantized.state_dict()
     assert all(torch.equal(loaded[name], expected[name]) and loaded[name].shape == t.shape for name, t in state.items())
 

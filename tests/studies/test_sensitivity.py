@@ -6,7 +6,7 @@ import torch
 from pgolf.data.dataset import ByteTable
 from pgolf.runs.result import CHECKPOINT, RunError
 from pgolf.studies import sensitivity
-from pgolf.studies.sensitivity import exact_scores, map_sensitivity, protect, tensor_place
+from pgolf.studies.sensitivity import exact_scores, map_sensitivity, protect
 from pgolf.training.round_trip import load_checkpoint, model_of, open_dataset, pick_device, score_model
 from pgolf.training.run import train
 from pgolf_core.artifact.format import load, pack
@@ -230,8 +230,3 @@ def test_errors(trained, source, tmp_path):
         map_sensitivity(source, tmp_path / "map", num_layers=3)
     with pytest.raises(ValueError, match="no tensor of this model is quantised"):
         sensitivity.sensitivity(state, config, dataset, "float16")
-
-
-def test_tensor_place():
-    assert tensor_place("blocks.3.mlp.fc.weight") == (3, "mlp.fc")
-    assert tensor_place("tok_emb.weight") == (None, "tok_emb")

@@ -1,0 +1,96 @@
+"""Roles of parameters: declared once, kept by copies, and an error with a name where one is missing."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pgolf_core.config import ModelConfig, RunConfig
+from pgolf_core.export import quantize_state
+from pgolf_core.model import GPT, roles, roles_by_name
+from pgolf_core.optim import make_optimizers
+from pgolf_core.parameters import CONTROL, EMBEDDING, Role, RoleError, declare, matrix, roles_of, tensor_place
+from pgolf_core.regularizers import CompressionRegularizer
+
+SMALL = dict(vocab_size=16, num_layers=3, model_dim=8, num_heads=2, num_kv_heads=1)
+
+
+def test_every_parameter_of_the_model_has_the_role_it_was_created_with():
+    found = roles(ModelConfig(**SMALL, embed_dim=4, tie_embeddings=False))
+    blocks = {name: role for name, role in found.items() if role.block == 2}
+    assert {name: (role.kind, role.quantizer) for name, role in blocks.items()} == {
+        "blocks.2.attn.c_q.weight": ("matrix", "attn_in"),
+        "blocks.2.attn.c_k.weight": ("matrix", "attn_in"),
+        "blocks.2.attn.c_v.weight": ("matrix", "attn_in"),
+        "blocks.2.attn.proj.weight": ("matrix", "attn_out"),
+        "blocks.2.mlp.fc.weight": ("matrix", "mlp_in"),
+        "blocks.2.mlp.proj.weight": ("matrix", "mlp_out"),
+    }
+    assert {name: (role.kind, role.quantizer) for name, role in found.items() if role.block is None} == {
+        "skip_weights": ("control", ""),
+        "q_gains": ("control", ""),
+        "attn_scales": ("control", ""),
+        "mlp_scales": ("control", ""),
+        "resid_mixes": ("control", ""),
+        "tok_emb.weight": ("embedding", "embed"),
+        "tok_emb_proj.weight": ("matrix", "embed"),
+        "lm_head.weight": ("head", "head"),
+    }
+
+
+def test_roles_by_name_are_the_models_at_any_depth_and_unknown_names_are_errors():
+    config = ModelConfig(**SMALL | dict(num_layers=12))
+    known = roles(config)
+    assert roles_by_name(known) == known
+    with pytest.raises(RoleError, match=r"tensor bigram\.weight is none"):
+        roles_by_name(["bigram.weight"])
+
+
+def test_copies_and_moves_keep_roles():
+    model = GPT(ModelConfig(**SMALL))
+    expected = roles_of(model)
+    assert roles_of(copy.deepcopy(model)) == roles_of(model.double().to("meta")) == expected
+
+
+def test_an_undeclared_parameter_is_an_error_with_its_name(tmp_path):
+    model, config = GPT(ModelConfig(**SMALL)), RunConfig(track="nano", **SMALL)
+    model.blocks[1].gate = nn.Linear(8, 8, bias=False)
+    for use in (
+        lambda: roles_of(model),
+        lambda: make_optimizers(model, config),
+        lambda: CompressionRegularizer(model, config),
+        lambda: quantize_state(model.state_dict(), config.export),
+    ):
+        with pytest.raises(RoleError, match=r"blocks\.1\.gate\.weight"):
+            use()
+    declare(model.blocks[1].gate, matrix("mlp_in"))
+    assert roles_of(model)["blocks.1.gate.weight"] == Role("matrix", "mlp_in", block=1)
+
+
+def test_a_persistent_buffer_is_part_of_the_file_so_it_is_declared_too():
+    model = GPT(ModelConfig(**SMALL))
+    model.register_buffer("table", torch.zeros(3), persistent=False)
+    roles_of(model)
+    model.register_buffer("steps", torch.zeros(3))
+    with pytest.raises(RoleError, match="steps"):
+        roles_of(model)
+    assert roles_of(declare(model, CONTROL, "steps"))["steps"] == CONTROL
+
+
+def test_what_cannot_be_declared_says_why():
+    with pytest.raises(RoleError, match="choose one of embed, attn_in"):
+        matrix("attention")
+    with pytest.raises(RoleError, match="Linear has no parameter bias"):
+        declare(nn.Linear(2, 2, bias=False), CONTROL, "bias")
+    model = nn.ModuleDict({"norm": declare(nn.LayerNorm(4), EMBEDDING)})
+    with pytest.raises(RoleError, match=r"norm\.weight of shape \(4,\)"):
+        roles_of(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("blocks.3.mlp.fc.weight", (3, "mlp.fc")), ("tok_emb.weight", (None, "tok_emb")), ("q_gains", (None, "q_gains"))],
+)
+def test_tensor_place(name, place):
+    assert tensor_place(name) == place
