@@ -24,10 +24,10 @@ from pathlib import Path
 import filelock
 import psutil
 
-import pgolf_core
 from pgolf.disk import checksum
 from pgolf.processes import SWEEP_PID, kill_family
 from pgolf.runs import integrity
+from pgolf.runs.code import code_digest
 from pgolf.runs.result import CHECKSUMMED_FILES
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_path, atomic_write
@@ -76,25 +76,6 @@ def about(canary: str, notebooks: list[str]) -> dict:
         "shares": (store() / canary).is_file(),
         "gpus": _gpus() if seen is None else len([gpu for gpu in seen.split(",") if gpu.strip()]),
     }
-
-
-def code_digest(notebooks: list[str]) -> str:
-    """sha256 of the library and of what these notebooks run, whatever their outputs and the ends of their lines."""
-    digest = hashlib.sha256()
-    package, core = Path(__file__).parents[1], Path(pgolf_core.__file__).parent
-    for folder in (core, package):
-        for path in sorted(folder.rglob("*.py")):
-            name = path.relative_to(folder.parent).as_posix()
-            digest.update(name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    for name in sorted(notebooks):
-        try:
-            cells = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))["cells"]
-        except FileNotFoundError:
-            cells = []
-        for cell in cells:
-            if cell["cell_type"] == "code":
-                digest.update("".join(cell["source"]).replace("\r\n", "\n").encode() + b"\0")
-    return digest.hexdigest()
 
 
 def _machine() -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from pgolf.processes import end_with_sweep
+from pgolf.runs.code import code_digest
 from pgolf.runs.result import RunError, read_json
 from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
 from pgolf_core.files import atomic_write
@@ -30,7 +31,7 @@ LOCK_PATIENCE_SECONDS = 20  # the kernel of a killed sweep releases its lock wit
 
 
 def describe_environment(device: "torch.device") -> dict:
-    """Versions, device, git commit, and whether the checkout differs from it."""
+    """Versions, device, digest of the code, git commit, and whether the checkout differs from it."""
     import torch
 
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
@@ -44,6 +45,7 @@ def describe_environment(device: "torch.device") -> dict:
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
+        "code": code_digest(),
         "git_commit": commit,
         "git_dirty": None if dirty is None else bool(dirty),
     }

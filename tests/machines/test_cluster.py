@@ -503,19 +503,6 @@ def test_whose_copy_it_is(home, away):
     assert (there / "resume.pt").exists()
 
 
-def test_code_is_the_same_whatever_the_line_ends_and_outputs(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "ROOT", tmp_path)
-    (tmp_path / "notebooks").mkdir()
-    path = tmp_path / "notebooks" / "n.ipynb"
-
-    def digest(source, outputs=()):
-        cell = {"cell_type": "code", "source": source, "outputs": list(outputs)}
-        path.write_text(json.dumps({"cells": [cell, {"cell_type": "markdown", "source": str(outputs)}]}))
-        return worker.code_digest(["n.ipynb"])
-
-    assert digest(["a\n", "b"]) == digest(["a\r\n", "b"], ["x"]) != digest(["a\n", "c"])
-
-
 # pgolf worker
 
 
