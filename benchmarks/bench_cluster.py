@@ -1,11 +1,11 @@
 """What killed workers cost a sweep on a cluster: the same runs undisturbed, and with workers killed at random.
 
-    python benchmarks/bench_cluster.py [--runs 12] [--workers 3] [--kills 5] [--iterations 40] [--seed 0] [--apart]
+    python benchmarks/bench_cluster.py [--runs 12] [--workers 3] [--kills 5] [--iterations 40] [--seed 0]
 
-A scheduler and workers on this machine; --apart gives each worker a run store of its own, so that files are copied. A
-killed process is started anew by its nanny, every second time the nanny is killed too and another comes. Lost work: of
-each kill, the seconds since its run's notebook was started. Must hold: every run complete, equal to the undisturbed one
-in bpb and artifact; total time at most 1.5 times the undisturbed one and the lost work.
+A scheduler and workers on this machine. A killed process is started again by its nanny; every second time the nanny is
+killed too and another joins. Lost work: the seconds from the start of a killed run's notebook to the kill. Must hold:
+every run complete, equal to the undisturbed one in bpb and artifact; total time at most 1.5 times the undisturbed one
+plus the lost work.
 """
 
 import argparse
@@ -36,35 +36,32 @@ def dask(folder: Path, *words: str, **environment: str) -> subprocess.Popen:
         )
 
 
-def add_worker(folder: Path, root: Path, apart: bool) -> subprocess.Popen:
-    root = Path(tempfile.mkdtemp(dir=folder)) if apart else root
+def add_worker(folder: Path, root: Path) -> subprocess.Popen:
     words = ["--nthreads", "1", "--nworkers", "1", "--no-dashboard", "--memory-limit", "0", "--host", "127.0.0.1"]
     words += ["--scheduler-file", str(folder / "scheduler.json"), "--local-directory", str(folder)]
     return dask(folder, "worker", *words, PGOLF_RUNS=str(root))
 
 
-def strike(folder: Path, root: Path, workers: list, rng: random.Random, whole: bool, apart: bool) -> float | None:
-    """Kill one that is at work; the seconds that its run had taken, None where none is."""
+def strike(folder: Path, root: Path, workers: list, rng: random.Random, whole: bool) -> float | None:
+    """Kill a worker that runs a notebook; the seconds since that started, None if no worker does."""
     for nanny in rng.sample(workers, len(workers)):
         for process in psutil.Process(nanny.pid).children():
-            slots = [
-                p for p in process.children() if any("pgolf.sweeps.kernel_process" in word for word in p.cmdline())
-            ]
-            if slots:
-                lost = time.time() - slots[0].create_time()
+            running = [p for p in process.children() if any("kernel_process" in word for word in p.cmdline())]
+            if running:
+                lost = time.time() - running[0].create_time()
                 if whole:
                     nanny.kill()
                     nanny.wait()
                     workers.remove(nanny)
                 process.kill()
                 if whole:
-                    workers.append(add_worker(folder, root, apart))
+                    workers.append(add_worker(folder, root))
                 return lost
     return None
 
 
 def measure(folder: Path, file: Path, arguments: argparse.Namespace, kills: int) -> tuple[float, list[float], Path]:
-    """Seconds of the sweep, those lost with each kill, and where its runs are."""
+    """Seconds the sweep took, seconds lost per kill, and the runs folder."""
     root, rng = folder / f"runs{kills}", random.Random(arguments.seed)
     scheduler = dask(
         folder, "scheduler", "--no-dashboard", "--host", "127.0.0.1", "--port", "0",
@@ -72,8 +69,8 @@ def measure(folder: Path, file: Path, arguments: argparse.Namespace, kills: int)
     )  # fmt: skip
     while not (folder / "scheduler.json").exists():
         time.sleep(0.1)
-    workers = [add_worker(folder, root, arguments.apart) for _ in range(arguments.workers)]
-    time.sleep(15)  # until all are there, whatever else this machine does
+    workers = [add_worker(folder, root) for _ in range(arguments.workers)]
+    time.sleep(15)  # until all have joined, even on a busy machine
     lost = []
     try:
         start = time.perf_counter()
@@ -85,7 +82,7 @@ def measure(folder: Path, file: Path, arguments: argparse.Namespace, kills: int)
             time.sleep(rng.uniform(1, 6))
             done = len(list(root.glob("*/*/result.json")))
             if len(lost) < kills and done < arguments.runs - 1:
-                seconds = strike(folder, root, workers, rng, len(lost) % 2 == 1, arguments.apart)
+                seconds = strike(folder, root, workers, rng, len(lost) % 2 == 1)
                 if seconds is not None:
                     lost.append(seconds)
                     print(f"  kill {len(lost)}: {seconds:.1f} s of work, {done} runs complete", flush=True)
@@ -114,16 +111,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--apart", action="store_true", help="each worker has a run store of its own")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         file = folder / "bench.yaml"
         base = TINY | {"iterations": arguments.iterations}
         file.write_text(yaml.safe_dump({"track": "nano", "base": base, "grid": {"seed": list(range(arguments.runs))}}))
-        plain, _, there = measure(folder, file, arguments, 0)
-        disturbed, lost, here = measure(folder, file, arguments, arguments.kills)
-        assert outcome(here) == outcome(there) and len(outcome(here)) == arguments.runs
+        plain, _, undisturbed = measure(folder, file, arguments, 0)
+        disturbed, lost, killed = measure(folder, file, arguments, arguments.kills)
+        assert outcome(killed) == outcome(undisturbed) and len(outcome(killed)) == arguments.runs
     allowed = 1.5 * plain + sum(lost)
     print(
         f"{arguments.runs} runs, {arguments.workers} workers: undisturbed {plain:.0f} s; {len(lost)} killed: "

@@ -1,11 +1,11 @@
-"""Kill the demo sweep at random moments, run it again each time, and hold what is left against an undisturbed one.
+"""Kill the demo sweep at random moments, run it again each time, and compare its results with an undisturbed one.
 
     python benchmarks/kill_sweep.py [--kills 20] [--seed 0] [--full]
 
-Default: the demo's runs and stages shrunk to seconds each, some eight minutes on two cores; --full: the demo
-itself, an hour. Most kills hit the sweep's process only, some the whole family, one kernel or one slot. Must
-hold: it ends complete; every figure, byte and artifact equals the undisturbed sweep's; no complete run is
-done again; no process survives its sweep; no torn file passes for a whole one.
+Default: the demo's runs and stages shrunk to seconds each, about eight minutes on two cores; --full: the demo
+itself, an hour. Most kills hit the sweep's process only, some the whole family, one kernel or one kernel process. Must
+hold: the sweep ends complete; every figure, byte and artifact equals the undisturbed sweep's; no complete run is
+done again; no process survives its sweep; no torn file counts as complete.
 """
 
 import argparse
@@ -34,12 +34,12 @@ SHRUNK = dict(
     val_max_tokens=4096, roundtrip_val_max_tokens=4096, resume_every_seconds=0.3,
 )  # fmt: skip
 SHRUNK_STAGES = ["train", {"sensitivity": {"tokens": 1024}}, {"residual_allocation": {"budgets": [2048]}}]
-VICTIMS = ["sweep"] * 5 + ["family"] * 2 + ["kernel"] * 2 + ["slot"]
+VICTIMS = ["sweep"] * 5 + ["family"] * 2 + ["kernel"] * 2 + ["kernel process"]
 DIFFER = {
     "train_seconds", "eval_seconds", "export_seconds", "budget", "peak_memory_bytes", "resumed", "environment",
     "finished", "files", "checksum",
 }  # fmt: skip
-END_SECONDS = 5  # a slot and its kernel may outlive their sweep by that
+END_SECONDS = 5  # a kernel process and its kernel may outlive their sweep by this
 
 
 def start(file: Path, root: Path) -> subprocess.Popen:
@@ -51,12 +51,12 @@ def start(file: Path, root: Path) -> subprocess.Popen:
 
 
 def strike(victim: str, sweep: psutil.Process, rng: random.Random) -> tuple[str, list[psutil.Process]]:
-    """Kill -9. Who was hit (the sweep, where no slot or kernel is there yet), and what must end for it."""
-    slots = [p for p in sweep.children() if p.status() != psutil.STATUS_ZOMBIE]
-    slot = rng.choice(slots) if slots else None
-    kernels = slot.children() if slot else []
-    if slot and (victim == "slot" or (victim == "kernel" and kernels)):
-        doomed = [slot, *kernels] if victim == "slot" else kernels
+    """Kill -9 a victim; the sweep, if no kernel process runs yet. Returns the victim and all that must end for it."""
+    workers = [p for p in sweep.children() if p.status() != psutil.STATUS_ZOMBIE]
+    worker = rng.choice(workers) if workers else None
+    kernels = worker.children() if worker else []
+    if worker and (victim == "kernel process" or (victim == "kernel" and kernels)):
+        doomed = [worker, *kernels] if victim == "kernel process" else kernels
         doomed[0].kill()
         return victim, doomed
     doomed = [sweep, *sweep.children(recursive=True)]
@@ -66,12 +66,12 @@ def strike(victim: str, sweep: psutil.Process, rng: random.Random) -> tuple[str,
 
 
 def results(root: Path) -> dict[str, int]:
-    """Complete runs, stages' sub-runs too -> when they were completed."""
+    """Complete runs and sub-runs of stages -> when they were completed."""
     return {p.parent.relative_to(root).as_posix(): p.stat().st_mtime_ns for p in root.rglob("result.json")}
 
 
 def check_files(root: Path) -> None:
-    """Every file that is there under its own name is whole."""
+    """Every file under its final name can be read completely."""
     for path in root.rglob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
     for path in root.rglob(CHECKPOINT):
@@ -83,7 +83,7 @@ def check_files(root: Path) -> None:
 
 
 def outcome(root: Path) -> dict[str, dict]:
-    """Figures of every run, without seconds and what is about this machine."""
+    """Figures of every run, without timings and facts about this machine."""
     rows = {}
     for name in sorted(results(root)):
         rows[name] = {k: v for k, v in asdict(read_result(root / name)).items() if k not in DIFFER}
@@ -118,15 +118,15 @@ def main() -> int:
         assert start(file, root).wait() == 0, root.with_suffix(".log").read_text(encoding="utf-8")
         whole = time.perf_counter() - start_time
         undisturbed = outcome(root)
-        # Moments up to a third of a sweep apart: several kills on the way through one, stages included.
+        # Up to a third of a sweep between kills: several hit one sweep, its stages included.
         apart = whole / 3 if arguments.full else min(whole / 3, 25)
         print(f"undisturbed: {len(undisturbed)} runs and sub-runs, {whole:.0f} s\n", flush=True)
-        print(f"{'kill':>4}  {'sweep':>5}  {'victim':8}{'after':>8}  {'complete':>8}  {'gone in':>8}")
+        print(f"{'kill':>4}  {'sweep':>5}  {'victim':14}{'after':>8}  {'complete':>8}  {'gone in':>8}")
 
         sweep, attempt, finished = None, 1, 0
         root = Path(folder) / f"disturbed{attempt}"
         kills = 0
-        struck = False  # a run that lost its kernel or slot fails, and so its sweep exits 1: only then
+        struck = False  # a run that lost its kernel or kernel process fails: only then may its sweep exit 1
         while kills < arguments.kills or sweep is not None or results(root):
             if sweep is None:
                 before, struck = results(root), False
@@ -146,7 +146,7 @@ def main() -> int:
                 _, alive = psutil.wait_procs(doomed, timeout=END_SECONDS)
                 assert not alive, f"survived their sweep: {[p.cmdline() for p in alive]}"
                 gone = time.perf_counter() - hit
-                print(f"{kills:>4}  {attempt:>5}  {victim:8}{after:>6.1f} s  {done:>8}  {gone:>6.1f} s", flush=True)
+                print(f"{kills:>4}  {attempt:>5}  {victim:14}{after:>6.1f} s  {done:>8}  {gone:>6.1f} s", flush=True)
             else:
                 log = root.with_suffix(".log").read_text(encoding="utf-8")
                 assert status == 0 or (status == 1 and struck), f"exit status {status}:\n{log}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pgolf.runs import directory
 from pgolf.runs.result import read_result
-from pgolf.sweeps import runner
+from pgolf.sweeps import pool, runner
 from pgolf.sweeps.sweep_file import load_sweep
 from pgolf.training.round_trip import open_dataset
 
@@ -47,7 +47,7 @@ def main() -> int:
             (job,) = runner.plan(load_sweep(file))
             open_dataset(job.config)
             start = time.perf_counter()
-            status = runner.start(job, {}).wait()
+            status = pool.start(job, {}).wait()
             notebook = time.perf_counter() - start
             assert status == 0, job.log.read_text(encoding="utf-8")
             direct_dir = Path(folder) / f"direct{i}"

@@ -1,7 +1,9 @@
-"""Processes that end with the one that started them, and whether somebody watches this one."""
+"""Processes that end with the one that started them, and the GPUs that this one may use."""
 
 import contextlib
 import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -10,20 +12,22 @@ import psutil
 
 SWEEP_PID = "PGOLF_SWEEP_PID"  # environment: the process to end with
 POLL_SECONDS = 0.5
+NVIDIA_SMI_SECONDS = 20
 
 
 def end_with_sweep() -> None:
-    """From now on, end this process and its children when the process that SWEEP_PID names is gone.
+    """End this process and its children when the process named by SWEEP_PID is gone.
 
-    Kernels outlive a killed parent: without this, one would go on training for a sweep that is no more. A
-    slot watches the sweep, and a kernel its slot. Without SWEEP_PID, and from the second call on, nothing.
+    Kernels outlive a killed parent: without this, one would go on training for a sweep that no longer exists. A
+    kernel process watches the sweep, and its kernel watches the kernel process. Does nothing without SWEEP_PID, and
+    from the second call on.
     """
     if pid := os.environ.get(SWEEP_PID):
         end_with(int(pid))
 
 
 def end_with(pid: int) -> None:
-    """The same for any process."""
+    """End this process and its children when process pid is gone."""
     name = f"{SWEEP_PID} {pid}"
     if any(thread.name == name for thread in threading.enumerate()):
         return
@@ -47,12 +51,12 @@ def _end() -> None:
 
 
 def interactive() -> bool:
-    """Whether somebody watches, whom a progress bar is for: a terminal, or a notebook that no sweep runs."""
+    """True if a person can see a progress bar: in a terminal, or in a notebook that no sweep runs."""
     return SWEEP_PID not in os.environ and (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
 def kill_family(pid: int, itself: bool = True) -> None:
-    """Kill a process and all its children. Nothing is left half-written: files appear whole or not at all."""
+    """Kill a process and all its children. Files are written atomically, so none is left torn."""
     try:
         process = psutil.Process(pid)
         family = [*([process] if itself else []), *process.children(recursive=True)]
@@ -64,3 +68,19 @@ def kill_family(pid: int, itself: bool = True) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(family, timeout=10)
+
+
+def visible_gpus() -> list[str]:
+    """GPUs this process may use, named as in CUDA_VISIBLE_DEVICES: its value, else all that nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None and (smi := shutil.which("nvidia-smi")):
+        query = [smi, "--query-gpu=index", "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
+            visible = ",".join(done.stdout.split()) if done.returncode == 0 else ""
+    return [gpu.strip() for gpu in (visible or "").split(",") if gpu.strip()]
+
+
+def gpu_groups(gpus: list[str], size: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each whole group of `size` GPUs; a rest smaller than a group is left out."""
+    return [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -472,8 +473,13 @@ RULES = [
 
 
 def _unknown(name: str) -> str:
-    nearest = difflib.get_close_matches(name, RunConfig.model_fields, n=1, cutoff=0.5)
-    return f"{name}: no such knob" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    return f"{name}: no such knob" + did_you_mean(name, RunConfig.model_fields)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' with the most similar known name, '' if none is similar."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def environment_knobs() -> dict[str, str]:

@@ -1,103 +1,242 @@
-"""A sweep's notebooks on other machines: `pgolf sweep FILE --cluster ADDRESS`, through a Dask scheduler.
+"""A sweep's notebooks on other machines that share its runs folder: `pgolf sweep FILE --cluster ADDRESS`, over Dask.
 
-Each Dask worker, one GPU group or one CPU slot, does one run at a time. Who gets which is decided here, not by Dask: a
-run goes to one named worker, and when that dies to another. A worker that sees our run store writes there; from one
-with a store of its own files come home while the run goes on. What happens on the worker is in worker.py.
+Each Dask worker, one GPU group or one CPU worker, does one run at a time. This module, not Dask, assigns runs: a run
+goes to one named worker, and if that is lost to another, where it continues from its resume file. worker.py is what
+happens on the worker.
 """
 
 import importlib.util
-import json
 import logging
 import threading
 import time
 import uuid
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from pgolf.machines import worker
 from pgolf.runs import directory
-from pgolf.runs.directory import hold_lock
-from pgolf.runs.result import RunError
-from pgolf.sweeps.runner import Failure, Job, failed, finish, progress, say
-from pgolf.sweeps.sweep_file import SweepError
-from pgolf_core.files import atomic_write
+from pgolf.sweeps.jobs import Job, say
+from pgolf.sweeps.pool import Pool, WorkerLost
+from pgolf.sweeps.runner import datasets
+from pgolf.sweeps.sweep_file import Sweep, SweepError
 
 CONNECT_SECONDS = 10
-POLL_SECONDS = 0.5
-DEATHS = 5  # of its workers, after which a run is given up
-SEEN_WITHIN = 60.0  # seconds until what one machine wrote to a shared disk is there for another
+POLL_SECONDS = 0.1
+VISIBLE_SECONDS = 60.0  # within these, a shared disk shows here what another machine wrote
+ANSWER_SECONDS = 10.0  # for the worker to hand over its outcome
 STOP_SECONDS = 10.0
 
 
-class Lost(Exception):
-    """The worker is gone, or does not answer."""
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Worker:
-    """One that may be given runs."""
+    """A Dask worker that may be given runs."""
 
     address: str
     pid: int
     host: str
-    shares: bool  # sees our run store
     gpus: int
-    gone: threading.Event = field(default_factory=threading.Event)
+    is_gone: bool = False
 
-    @property
-    def name(self) -> str:
+    def __str__(self) -> str:
         return f"worker {self.address} ({self.host})"
 
 
-@dataclass
-class Pool:
-    """A scheduler's workers: those that may be given runs, those that are being asked, and those refused."""
+@dataclass(eq=False)
+class ClusterPool(Pool):
+    """A scheduler's workers: accepted, being checked, or refused."""
 
     client: object
-    address: str
-    ours: dict  # worker.about of this process
     canary: str
     notebooks: list[str]
     data: dict[str, dict]  # fingerprint -> knobs of a run on this data
-    ranks: int  # GPUs that the largest run trains on, where it finds any; 0: all are to train on the CPU
-    on_gpus: bool | None = None  # what this sweep trains on; None = nobody is there yet
+    ranks: int  # GPUs that the largest run trains on, if it finds any; 0: all runs train on the CPU
+    local: dict = field(default_factory=dict)  # worker.about of this process
+    on_gpus: bool | None = None  # set by the first workers; None = none is accepted yet
     workers: dict[str, Worker] = field(default_factory=dict)
-    idle: set[str] = field(default_factory=set)  # addresses that take tasks, as the scheduler says
-    asked: dict[str, tuple[Future, threading.Event]] = field(default_factory=dict)  # and whether it is gone
-    refused: set[str] = field(default_factory=set)
-    checked: set[tuple[str, str]] = field(default_factory=set)  # machine and folder: its data are ours
-    one_asks: threading.Lock = field(default_factory=threading.Lock)
-    waits: bool = False
+    idle: set[str] = field(default_factory=set)  # addresses that take tasks, according to the scheduler
+    active: dict[Job, tuple[Worker, object]] = field(default_factory=dict)  # and the Dask future of its task
+    checking: dict[str, Future] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # address -> why
+    checked: set[tuple[str, str]] = field(default_factory=set)  # machine and checkout whose data are the sweep's
+    data_lock: threading.Lock = field(default_factory=threading.Lock)
+    is_waiting: bool = False
 
-    def call(self, address: str, gone: threading.Event, function, *args):
-        """What a function of worker.py answers there. Lost when the worker is gone, which Dask takes long to say."""
-        future = _in_background(self.client.run, worker.call, function, *args, workers=[address])
-        while True:
+    @property
+    def address(self) -> str:
+        return self.client.scheduler.address
+
+    def start(self, job: Job) -> bool:
+        busy = {one.address for one, _ in self.active.values()}
+        free = [one for one in self.workers.values() if one.address in self.idle - busy]
+        if not free or (self.on_gpus is None and self.ranks):
+            return False
+        name = f"{job.run_dir.parent.name}/{job.run_dir.name}"
+        task = self.client.submit(
+            worker.execute,
+            {"name": name, "notebook": job.notebook.name, "parameters": job.parameters, "pid": free[0].pid},
+            key=f"{name}-{uuid.uuid4().hex[:8]}",
+            workers=[free[0].address],
+            allow_other_workers=False,
+            pure=False,
+        )
+        self.active[job] = free[0], task
+        return True
+
+    def poll(self, job: Job) -> int | None:
+        one, task = self.active[job]
+        if one.is_gone or task.status in ("cancelled", "lost"):
+            raise self._lost(job, "is gone")
+        if not task.done():
+            return None
+        try:
+            outcome = task.result(timeout=ANSWER_SECONDS)
+        except Exception as error:  # Dask's own, or what execute met on that machine: a full disk, say
+            raise self._lost(job, f"fails: {error}") from error
+        if outcome["returncode"] is None:
+            raise self._lost(job, "closes")
+        if outcome["complete"]:
+            _wait_until_visible(job.run_dir / "result.json")
+        del self.active[job]
+        return outcome["returncode"]
+
+    def _lost(self, job: Job, why: str) -> WorkerLost:
+        """Forget the worker; if it is still there, it is checked again before it gets another run."""
+        one = self.active[job][0]
+        self.workers.pop(one.address, None)
+        self.stop(job)
+        return WorkerLost(f"{one} {why}")
+
+    def stop(self, job: Job) -> None:
+        """Take the task back, so that the worker ends the notebook's process."""
+        with suppress(OSError, TimeoutError):
+            self.active.pop(job)[1].cancel()
+
+    def refresh(self) -> None:
+        """Notice workers that came or went, and name those that are refused. Raises SweepError without a scheduler."""
+        try:
+            info = self.client.scheduler_info(n_workers=-1)
+        except (OSError, TimeoutError):
+            info = {}
+        if self.client.status in ("closing", "closed"):
+            raise SweepError("the scheduler is gone; once it is back, the same command continues the sweep")
+        if self.client.status != "running" or "workers" not in info:
+            return  # the client is reconnecting
+        self._update({address: about["status"] for address, about in info["workers"].items()})
+        self._separate_devices()
+        waits = not self.workers and not self.checking
+        if waits and not self.is_waiting:
+            say(f"no workers at {self.address}: waiting for some (`pgolf worker {self.address}` on a machine)")
+        self.is_waiting = waits
+
+    def _update(self, status: dict[str, str]) -> None:
+        """status: of each worker that the scheduler knows, by address."""
+        self.idle = {address for address, state in status.items() if state == "running"}
+        for address in self.workers.keys() - status.keys():
+            self.workers.pop(address).is_gone = True
+        for known in (self.checking, self.refused):
+            for address in known.keys() - status.keys():
+                del known[address]
+        for address in self.idle - self.workers.keys() - self.checking.keys() - self.refused.keys():
+            self.checking[address] = _in_background(self._check, address)
+        for address in [address for address, answer in self.checking.items() if answer.done()]:
             try:
-                return future.result(timeout=POLL_SECONDS)[address]
-            except NotYet:
-                if gone.is_set():
-                    raise Lost(f"{address} is gone") from None
-            except (OSError, KeyError) as error:
-                raise Lost(f"{address}: {error}") from error
+                self.workers[address] = self.checking.pop(address).result()
+            except (OSError, KeyError):  # gone before it answered
+                continue
+            except Exception as error:  # an unknown environment may answer with anything
+                self._refuse(address, str(error))
+
+    def _refuse(self, address: str, why: str) -> None:
+        self.refused[address] = f"worker {address} {why}"
+        say(f"not used: {self.refused[address]}")
+
+    def _separate_devices(self) -> None:
+        """A sweep trains on GPUs or on CPUs, as its first workers do: scores of both would not compare."""
+        if not self.ranks or (self.checking and self.on_gpus is None):
+            return
+        if self.on_gpus is None and self.workers:
+            self.on_gpus = any(one.gpus for one in self.workers.values())
+        why = "sees no GPU, and this sweep trains on GPUs: stop it, or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        if not self.on_gpus:
+            why = "has GPUs, and this sweep trains on CPUs: to use GPUs alone, stop the sweep and start it again"
+        for one in [one for one in self.workers.values() if bool(one.gpus) != self.on_gpus]:
+            del self.workers[one.address]
+            self._refuse(one.address, f"({one.host}) {why}")
+
+    def _check(self, address: str) -> Worker:
+        """The worker at an address. SweepError says why it cannot do the sweep's runs; OSError or KeyError: gone."""
+        try:
+            about = self._call(address, worker.about, self.canary, self.notebooks)
+        except (OSError, KeyError):
+            raise
+        except Exception as error:  # Dask wraps what its unpickling met
+            raise SweepError(
+                f"has no pgolf of this version ({error}): install this checkout there and restart the worker"
+            ) from None
+        where = f"({about['host']}, {about['root']})"
+        if problem := self._mismatch(about):
+            raise SweepError(f"{where} {problem}")
+        with self.data_lock:  # workers of one machine share its data
+            if (about["machine"], about["root"]) not in self.checked:
+                if problem := self._data_problem(address):
+                    raise SweepError(f"{where} {problem}")
+                self.checked.add((about["machine"], about["root"]))
+        return Worker(address, about["pid"], about["host"], about["gpus"])
+
+    def _mismatch(self, about: dict) -> str:
+        """Why a worker cannot do the sweep's runs by what it says about itself; '' if it can."""
+        for name in ("python", "torch"):
+            if about[name] != self.local[name]:
+                return f"has {name} {about[name]}, and this sweep {self.local[name]}: install that one there"
+        if about["code"] != self.local["code"]:
+            return "has other code: bring its checkout to the state of this one"
+        if about["started_with"] != self.local["started_with"]:
+            return "was started before its code changed: restart it"
+        if not about["sees_runs"]:
+            return (
+                f"does not see this sweep's runs folder {directory.RUNS} (its own is {about['runs']}): start it with "
+                "PGOLF_RUNS set to the same shared folder; `pgolf remote` serves machines without one"
+            )
+        if 0 < about["gpus"] < self.ranks:
+            return f"sees {_count(about['gpus'], 'GPU')}, and a run here trains on {self.ranks}"
+        return ""
+
+    def _data_problem(self, address: str) -> str:
+        """Why the data at a worker are not the sweep's; '' if they are."""
+        answers = self._call(address, worker.fingerprints, list(self.data.values()))
+        for (fingerprint, knobs), answer in zip(self.data.items(), answers, strict=True):
+            if "problem" in answer:
+                return f"cannot read the data: {answer['problem']}"
+            if answer["fingerprint"] != fingerprint:
+                return (
+                    f"has other data at data_path={knobs['data_path']} (fingerprint {answer['fingerprint'][:12]}, here "
+                    f"{fingerprint[:12]}), and scores on it would not compare: copy the folder of this machine there"
+                )
+        return ""
+
+    def _call(self, address: str, function, *args):
+        """The answer of a function of worker.py on that worker; OSError or KeyError if it is gone."""
+        return self.client.run(worker.call, function, *args, workers=[address])[address]
 
 
-def _in_background(function, *args, **options) -> Future:
-    """In a thread that nobody waits for at the end: a call to a machine that vanished may hang for long."""
+def _wait_until_visible(path: Path) -> None:
+    """A shared disk may show late what another machine wrote."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+
+
+def _in_background(function, *args) -> Future:
+    """Run function in a daemon thread: a call to a machine that vanished may hang for long."""
     future = Future()
 
     def work() -> None:
         try:
-            future.set_result(function(*args, **options))
+            future.set_result(function(*args))
         except BaseException as error:
             future.set_exception(error)
 
@@ -105,24 +244,22 @@ def _in_background(function, *args, **options) -> Future:
     return future
 
 
-# Connecting
-
-
 @contextmanager
-def connected(
-    address: str, runs_root: Path, notebooks: list[str], data: dict[str, dict], ranks: int = 1
-) -> Iterator[Pool]:
-    """The workers of the scheduler at an address, or that a scheduler file names, once each was looked at.
+def connect(address: str, sweep: Sweep) -> Iterator[ClusterPool]:
+    """The workers of the scheduler at an address, or named by a scheduler file, once each was checked.
 
-    data: fingerprint -> knobs of a run on it. Raises SweepError: nothing answers, or a worker cannot do these runs.
+    Raises SweepError if nothing answers, or if there are workers and none can do the sweep's runs.
     """
     client = _client(address)
-    canary = runs_root / f".canary-{uuid.uuid4().hex}"
+    canary = directory.RUNS / f".canary-{uuid.uuid4().hex}"
     try:
         canary.touch()
-        ours = worker.about(canary.name, notebooks)
-        pool = Pool(client, client.scheduler.address, ours, canary.name, notebooks, data, ranks)
-        pool.checked.add((ours["machine"], ours["root"]))
+        data = {fingerprint: config.model_dump() for fingerprint, config in datasets(sweep.runs.values()).items()}
+        notebooks = ["train.ipynb", *(f"{stage.notebook}.ipynb" for stage in sweep.stages)]
+        ranks = max((c.world_size for c in sweep.runs.values() if c.device != "cpu"), default=0)
+        local = worker.about(canary.name, notebooks)
+        pool = ClusterPool(client, canary.name, notebooks, data, ranks, local)
+        pool.checked.add((local["machine"], local["root"]))
         _introduce(pool)
         yield pool
     finally:
@@ -137,33 +274,33 @@ def _client(address: str):
     except ImportError:
         raise SweepError('--cluster needs Dask: pip install -c constraints.txt -e ".[cluster]"') from None
     for name in ("distributed", *(n for n in logging.root.manager.loggerDict if n.startswith("distributed."))):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a worker that dies is ours to tell, in one line
-    warnings.filterwarnings("ignore", category=distributed.versions.VersionMismatchWarning)  # what counts, about() says
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # lost workers are reported here, in one line each
+    warnings.filterwarnings("ignore", category=distributed.versions.VersionMismatchWarning)  # _mismatch reports it
     where = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     if "address" in where and ":" not in address:
         raise SweepError(f"--cluster {address}: no such scheduler file, nor an address like tcp://host:8786")
     try:
         return distributed.Client(**where, timeout=CONNECT_SECONDS, name="pgolf-sweep", set_as_default=False)
     except (OSError, ValueError, KeyError) as error:
-        said = " ".join(str(error).split())
-        raise SweepError(f"--cluster {address}: no scheduler answers there ({said}); start `dask scheduler`") from None
+        reason = " ".join(str(error).split())
+        raise SweepError(
+            f"--cluster {address}: no scheduler answers there ({reason}); start `dask scheduler`"
+        ) from None
 
 
-def _introduce(pool: Pool) -> None:
-    """Look at the workers that are there, and say what the cluster is. SweepError naming each that will not do."""
-    problems = look(pool)
-    while pool.asked:
-        time.sleep(POLL_SECONDS / 5)
-        problems += look(pool)
-    if problems:
-        raise SweepError(f"{pool.address}:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    there = list(pool.workers.values())
-    hosts, gpus = {one.host for one in there}, sum(one.gpus for one in there)
-    line = f"cluster {pool.address}: {_count(len(there), 'worker')}"
-    if there:
+def _introduce(pool: ClusterPool) -> None:
+    """Check the workers that are there, and print what the cluster is. SweepError if all of them are refused."""
+    pool.refresh()
+    while pool.checking:
+        time.sleep(POLL_SECONDS)
+        pool.refresh()
+    if pool.refused and not pool.workers:
+        lines = "\n".join(f"  - {problem}" for problem in pool.refused.values())
+        raise SweepError(f"{pool.address}: no worker can do these runs:\n{lines}")
+    hosts, gpus = {one.host for one in pool.workers.values()}, sum(one.gpus for one in pool.workers.values())
+    line = f"cluster {pool.address}: {_count(len(pool.workers), 'worker')}"
+    if pool.workers:
         line += f" on {_count(len(hosts), 'machine')}, {_count(gpus, 'GPU') if gpus else 'no GPU'}"
-    if apart := {one.host for one in there if not one.shares}:
-        line += f"; {', '.join(sorted(apart))}: not on our run store, results are copied as they come"
     say(line)
     if pool.client.run_on_scheduler(importlib.util.find_spec, "bokeh"):
         say(f"dashboard: {pool.client.dashboard_link}")
@@ -173,237 +310,3 @@ def _introduce(pool: Pool) -> None:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
-
-
-def look(pool: Pool) -> list[str]:
-    """Note who came and who went since the last look; what is wrong with those that came. SweepError: no scheduler."""
-    try:
-        told = pool.client.scheduler_info(n_workers=-1)
-    except (OSError, TimeoutError):
-        told = {}
-    if pool.client.status in ("closing", "closed"):
-        raise SweepError(f"{pool.address}: the scheduler is gone; with one there, the same command goes on")
-    if pool.client.status != "running" or "workers" not in told:
-        return []  # the client tries to connect again
-    there = told["workers"]
-    pool.idle = {address for address, told in there.items() if told["status"] == "running"}
-    for address in pool.workers.keys() - there.keys():
-        pool.workers.pop(address).gone.set()
-    pool.refused &= there.keys()
-    for address in pool.idle - pool.workers.keys() - pool.asked.keys() - pool.refused:
-        gone = threading.Event()
-        pool.asked[address] = _in_background(_inspect, pool, address, gone), gone
-    problems = []
-    for address, (answer, gone) in list(pool.asked.items()):
-        if address not in there:
-            gone.set()
-        if answer.done():
-            del pool.asked[address]
-            try:
-                pool.workers[address] = answer.result()
-            except Lost:
-                continue
-            except Exception as error:  # whatever an environment that we do not know makes of our questions
-                pool.refused.add(address)
-                problems.append(f"worker {address} {error}")
-    return problems + ([] if pool.asked and pool.on_gpus is None else _of_another_kind(pool))
-
-
-def _of_another_kind(pool: Pool) -> list[str]:
-    """Take out those whose runs would not compare: a sweep trains on GPUs or on CPUs, as its first workers do."""
-    if not pool.ranks:
-        return []
-    if pool.on_gpus is None and pool.workers:
-        pool.on_gpus = any(one.gpus for one in pool.workers.values())
-    others = [one for one in pool.workers.values() if bool(one.gpus) != pool.on_gpus]
-    for one in others:
-        del pool.workers[one.address]
-        pool.refused.add(one.address)
-    why = "sees no GPU, and this sweep trains on GPUs: stop it, or look at nvidia-smi and CUDA_VISIBLE_DEVICES there"
-    if not pool.on_gpus:
-        why = "has GPUs, and this sweep trains on CPUs: to go on with GPUs alone, stop the sweep and start it again"
-    return [f"{one.name} {why}" for one in others]
-
-
-def _inspect(pool: Pool, address: str, gone: threading.Event) -> Worker:
-    """The worker. SweepError: what keeps it from doing these runs."""
-    try:
-        told = pool.call(address, gone, worker.about, pool.canary, pool.notebooks)
-    except Lost:
-        raise
-    except Exception as error:  # Dask wraps what its unpickling met
-        raise SweepError(
-            f"has no pgolf of this version ({error}): install this checkout there and restart the worker"
-        ) from None
-    where = f"({told['host']}, {told['root']})"
-    if told["code"] != pool.ours["code"]:
-        raise SweepError(f"{where} has other code: bring its checkout to the state of this one")
-    if told["started_with"] != pool.ours["started_with"]:
-        raise SweepError(f"{where} was started before its code changed: restart it")
-    if 0 < told["gpus"] < pool.ranks:
-        raise SweepError(f"{where} sees {_count(told['gpus'], 'GPU')}, and a run here trains on {pool.ranks}")
-    with pool.one_asks:  # of the workers of one machine
-        place = (told["machine"], told["root"])
-        if place not in pool.checked:
-            if problem := _problem_of_data(pool, address, gone):
-                raise SweepError(f"{where} {problem}")
-            pool.checked.add(place)
-    if differ := [what for what in ("torch", "python") if told[what] != pool.ours[what]]:
-        versions = ", ".join(f"{what} {told[what]} (here {pool.ours[what]})" for what in differ)
-        say(f"worker {address} {where}: {versions}; its runs may not repeat ours bit by bit")
-    return Worker(address, told["pid"], told["host"], told["shares"], told["gpus"])
-
-
-def _problem_of_data(pool: Pool, address: str, gone: threading.Event) -> str:
-    wanted = list(pool.data.items())
-    told = pool.call(address, gone, worker.fingerprints, [knobs for _, knobs in wanted])
-    for (fingerprint, knobs), answer in zip(wanted, told, strict=True):
-        if "problem" in answer:
-            return f"cannot read the data: {answer['problem']}"
-        if answer["fingerprint"] != fingerprint:
-            return (
-                f"has other data at data_path={knobs['data_path']} (fingerprint {answer['fingerprint'][:12]}, here "
-                f"{fingerprint[:12]}), and scores on it would not compare: copy the folder of ours there"
-            )
-    return ""
-
-
-# Running
-
-
-@dataclass(eq=False)
-class _Try:
-    job: Job
-    worker: Worker
-    start: float = field(default_factory=time.perf_counter)
-    thread: threading.Thread | None = None
-    outcome: dict | None = None  # what worker.execute returned
-    error: BaseException | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.job.run_dir.parent.name}/{self.job.run_dir.name}"
-
-
-def run_jobs(pool: Pool, jobs: list[Job], bar: tqdm) -> list[Failure]:
-    """Execute all jobs, one a worker at a time. However this ends, the workers stop what it started."""
-    waiting, active, failures, deaths = list(jobs), [], [], Counter()
-    done = bar.n
-    try:
-        while waiting or active:
-            _notice(pool)
-            busy = {one.worker.address for one in active}
-            free = [one for one in pool.workers.values() if one.address in pool.idle - busy]
-            while waiting and free and (pool.on_gpus is not None or not pool.ranks):
-                active.append(_begin(pool, waiting.pop(0), free.pop(0)))
-            if not pool.workers and not pool.asked and not pool.waits:
-                say(f"no workers at {pool.address}: waiting for some (`pgolf worker {pool.address}` on a machine)")
-            pool.waits = not pool.workers and not pool.asked
-            time.sleep(POLL_SECONDS)
-            for one in [one for one in active if not one.thread.is_alive()]:
-                active.remove(one)
-                if isinstance(one.error, Lost) or (one.error is None and one.outcome["returncode"] is None):
-                    _notice(pool)
-                    gone = one.worker.gone.is_set() or one.error is None
-                    why = f"{one.worker.name} {'is gone' if gone else f'fails: {one.error}'}"
-                    pool.workers.pop(one.worker.address, None)  # looked at anew, if it is there
-                    deaths[one.job.name] += 1
-                    if deaths[one.job.name] <= DEATHS:
-                        say(f"{why}; its run {one.job.name} goes to another")
-                        waiting.insert(0, one.job)
-                        continue
-                    reason = f"given up after {DEATHS + 1} workers; the last: {why}"
-                    failures.append(failed(one.job.name, reason, one.job.log))
-                elif isinstance(one.error, RunError | worker.CopyError | OSError):  # of this disk: full, say
-                    failures.append(failed(one.job.name, " ".join(str(one.error).split()), one.job.log))
-                elif one.error is not None:
-                    raise one.error
-                else:
-                    failures += finish(one.job, one.outcome["returncode"], time.perf_counter() - one.start)
-                done += 1
-            states = [progress(one.job) for one in active]
-            bar.n = done + sum(fraction for fraction, _ in states)
-            bar.set_postfix_str(", ".join(text for _, text in states), refresh=True)
-    finally:
-        for one in active:
-            one.worker.gone.set()  # for us: what attends to it gives up
-        for one in active:
-            one.thread.join(STOP_SECONDS)
-    return failures
-
-
-def _notice(pool: Pool) -> None:
-    for problem in look(pool):
-        say(f"not used: {problem}")
-
-
-def _begin(pool: Pool, job: Job, on: Worker) -> _Try:
-    one = _Try(job, on)
-
-    def attend() -> None:
-        try:
-            one.outcome = _on_shared_store(pool, one) if on.shares else _on_its_own_store(pool, one)
-        except BaseException as error:
-            one.error = error
-
-    one.thread = threading.Thread(target=attend, name=one.name, daemon=True)
-    one.thread.start()
-    return one
-
-
-def _on_shared_store(pool: Pool, one: _Try) -> dict:
-    outcome = _task(pool, one, lambda: None)
-    # A network disk may show late what another machine wrote.
-    deadline = time.monotonic() + SEEN_WITHIN
-    while outcome["complete"] and not (one.job.run_dir / "result.json").exists() and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    return outcome
-
-
-def _on_its_own_store(pool: Pool, one: _Try) -> dict:
-    """As above, with the run's directory there made as ours is, and ours kept as that one becomes."""
-    job, on = one.job, one.worker
-    call = partial(pool.call, on.address, on.gone)
-    job.run_dir.mkdir(parents=True, exist_ok=True)
-    busy = f"{job.run_dir}: another process is writing this run; wait for it or name another run"
-    with hold_lock(job.run_dir / ".lock", directory.LOCK_PATIENCE_SECONDS, busy):  # so the monitor knows that it runs
-        if source := job.parameters.get("source"):
-            worker.push(call, job.run_dir.parent / source)
-        (job.run_dir / "error.json").unlink(missing_ok=True)  # of an earlier try
-        content = {"notebook": str(job.notebook), "output": str(job.output), "parameters": job.parameters}
-        atomic_write(job.run_dir / worker.JOB, json.dumps(content, indent=1))
-        worker.push(call, job.run_dir)
-        copy = worker.Copy(call, job.run_dir)
-        outcome = _task(pool, one, copy.refresh)
-        if outcome["returncode"] is not None:
-            copy.settle(outcome["complete"])
-    return outcome
-
-
-def _task(pool: Pool, one: _Try, meanwhile) -> dict:
-    """What worker.execute returned. Lost when the worker is, or when we stop."""
-    from distributed import CancelledError, KilledWorker
-
-    job, on = one.job, one.worker
-    content = {"name": one.name, "notebook": job.notebook.name, "parameters": job.parameters, "pid": on.pid}
-    future = pool.client.submit(
-        worker.execute,
-        content,
-        key=f"{one.name}-{uuid.uuid4().hex[:8]}",
-        workers=[on.address],
-        allow_other_workers=False,
-        pure=False,
-    )
-    try:
-        while not future.done():
-            if on.gone.wait(POLL_SECONDS) or future.status in ("cancelled", "lost"):
-                raise Lost(f"{on.address} is gone")
-            with suppress(Lost):  # a look that failed is made again, and whether the worker is gone the scheduler says
-                meanwhile()
-        return future.result()
-    except (CancelledError, KilledWorker, OSError) as error:
-        raise Lost(f"{on.address}: {error}") from error
-    finally:
-        if not future.done():
-            with suppress(OSError, TimeoutError):
-                future.cancel()

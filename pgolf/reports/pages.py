@@ -14,7 +14,7 @@ import nbformat
 
 from pgolf.runs import directory
 from pgolf.runs.table import load_runs
-from pgolf.sweeps.kernel_process import Slot
+from pgolf.sweeps.kernel_process import KernelProcess
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
 
@@ -77,15 +77,15 @@ def write_reports(root: str | Path = directory.RUNS, out: str | Path = REPORTS) 
     idle = SimpleQueue()
 
     def draw(page: str) -> Path:
-        slot = idle.get()
+        kernel = idle.get()
         try:
-            return _write_page(slot, root, out, page)
+            return _write_page(kernel, root, out, page)
         finally:
-            idle.put(slot)
+            idle.put(kernel)
 
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         for _ in range(count):
-            idle.put(stack.enter_context(Slot()))
+            idle.put(stack.enter_context(KernelProcess()))
         pages = {page: pool.submit(draw, page) for page in order}
     if failed := [str(page.exception()) for page in pages.values() if page.exception()]:
         raise ReportError("\n".join(failed))
@@ -115,11 +115,11 @@ def write_report(root: str | Path = directory.RUNS, out: str | Path = REPORTS, p
     The page needs no network. Every file takes its place whole; figures of a former report of this name that this
     one does not have are removed. Raises ReportError naming what failed.
     """
-    with Slot() as slot:
-        return _write_page(slot, root, out, page)
+    with KernelProcess() as kernel:
+        return _write_page(kernel, root, out, page)
 
 
-def _write_page(slot: Slot, root: str | Path, out: str | Path, page: str) -> Path:
+def _write_page(kernel: KernelProcess, root: str | Path, out: str | Path, page: str) -> Path:
     from nbconvert import HTMLExporter  # loads slowly, and only the reports need it
 
     root, out = Path(root).resolve(), Path(out).resolve()
@@ -127,7 +127,7 @@ def _write_page(slot: Slot, root: str | Path, out: str | Path, page: str) -> Pat
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / "report.ipynb"
-        if reason := slot.run(notebook, executed, {"root": str(root), "out": str(out)}):
+        if reason := kernel.run(notebook, executed, {"root": str(root), "out": str(out)}):
             raise ReportError(f"{notebook.name}: {reason}")
         cells = nbformat.read(executed, as_version=4)
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)

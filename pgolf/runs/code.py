@@ -10,9 +10,12 @@ import pgolf_core
 from pgolf_core.config import ROOT
 
 
-def code_digest(notebooks: Iterable[str] = ()) -> str:
-    """sha256 (hex) of both packages and of these notebooks' code cells, whatever their outputs and line endings."""
-    digest = hashlib.sha256(_packages())
+def code_digest(notebooks: Iterable[str] = (), fresh: bool = False) -> str:
+    """sha256 (hex) of both packages and of these notebooks' code cells, whatever their outputs and line endings.
+
+    fresh: read the packages again, for a process that starts others with the code that is on disk by then.
+    """
+    digest = hashlib.sha256(_packages.__wrapped__() if fresh else _packages())
     for name in sorted(notebooks):
         try:
             cells = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))["cells"]

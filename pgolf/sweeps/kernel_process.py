@@ -1,7 +1,7 @@
-"""A process that executes one notebook of a sweep, `python -m pgolf.sweeps.kernel_process job.json`; or report pages.
+"""A process that executes notebooks: one of a sweep, `python -m pgolf.sweeps.kernel_process job.json`, or report pages.
 
-papermill's working directory is process-wide, so every notebook of a sweep gets a process of its own. It
-imports neither torch nor pandas: the kernel does, and a second time would cost some 2.5 s a run.
+papermill's working directory is process-wide, so every notebook of a sweep gets a process of its own. This module
+imports neither torch nor pandas: the kernel does, and loading them twice would add 2.5 s per run.
 """
 
 import contextlib
@@ -10,14 +10,44 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from pgolf.processes import SWEEP_PID, end_with_sweep, kill_family
+from pgolf_core.config import ROOT
+from pgolf_core.files import atomic_write
+
+COMMAND = [sys.executable, "-m", "pgolf.sweeps.kernel_process"]
+
+
+def start(
+    run_dir: Path, notebook: Path, parameters: dict, runs_root: Path, environment: Mapping[str, str]
+) -> subprocess.Popen:
+    """Start a process that executes a notebook into run_dir and ends with this process.
+
+    It gets a session of its own, so Ctrl-C reaches only this process, which then ends it. Raises OSError.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "error.json").unlink(missing_ok=True)  # from an earlier attempt
+    content = {"notebook": str(notebook), "output": str(run_dir / "notebook.ipynb"), "parameters": parameters}
+    job_file = atomic_write(run_dir / "job.json", json.dumps(content, indent=1))
+    # Absolute folders: the kernel has another working directory.
+    own = {SWEEP_PID: str(os.getpid()), "PGOLF_RUNS": str(runs_root.resolve()), "PGOLF_ROOT": str(ROOT.resolve())}
+    with open(run_dir / "kernel.log", "wb") as log:
+        return subprocess.Popen(
+            [*COMMAND, str(job_file.resolve())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**environment, **own},
+            start_new_session=True,  # POSIX
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
+        )
 
 
 def own_kernels() -> type:
-    """The manager of a kernel of this interpreter: a kernelspec `python3` in a user's folders may name another."""
+    """Kernel manager that always starts this interpreter: a user's kernelspec `python3` may name another one."""
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import default
@@ -31,11 +61,11 @@ def own_kernels() -> type:
 
 
 def execute(job: dict, **kernel) -> str | None:
-    """Execute job's notebook with its parameters into job's output; why it failed, in a line, or None.
+    """Execute job's notebook with its parameters into job's output. Returns why it failed, in one line, or None.
 
-    kernel: the manager, km, of one that stays, or kernel_manager_class of one that ends with the notebook.
+    kernel: `km`, a manager whose kernel stays, or `kernel_manager_class` for one that ends with the notebook.
     """
-    # Imported here, not above: kernels import this module for end_with_sweep, and need none of these.
+    # Imported here: kernels import this module for end_with_sweep and need neither.
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -56,10 +86,10 @@ def execute(job: dict, **kernel) -> str | None:
     return None
 
 
-class Slot:
-    """A process that executes notebooks one after another in one kernel, emptied before each.
+class KernelProcess:
+    """Executes notebooks one after another in one kernel, whose namespace is emptied before each.
 
-    To start it, papermill and a kernel takes longer than most pages of a report. Not for training: what one run
+    Starting the process, papermill and a kernel takes longer than most report pages. Not for training: what one run
     leaves behind in its process must not reach the next.
     """
 
@@ -73,30 +103,30 @@ class Slot:
         self._end()
 
     def _start(self) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pgolf.sweeps.kernel_process"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
             encoding="utf-8",
             env=os.environ | {SWEEP_PID: str(os.getpid())},
         )
 
     def _end(self) -> str:
-        """Wait for its end; its last words."""
+        """Wait until the process ends. Returns the last line it wrote to stderr."""
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._process.stdout.close()
         status = self._process.wait()
-        with self._said as said:
-            said.seek(0)
-            words = said.read().decode("utf-8", "replace").split("\n")
-        return ([line.strip() for line in words if line.strip()] or [f"exit status {status}"])[-1]
+        with self._stderr as stderr:
+            stderr.seek(0)
+            lines = stderr.read().decode("utf-8", "replace").split("\n")
+        return ([line.strip() for line in lines if line.strip()] or [f"exit status {status}"])[-1]
 
     def run(self, notebook: Path, output: Path, parameters: dict) -> str | None:
-        """Execute a notebook and wait for it; why it failed, in a line, or None."""
+        """Execute a notebook and wait for it. Returns why it failed, in one line, or None."""
         job = {"notebook": str(notebook), "output": str(output), "parameters": parameters}
         try:
             print(json.dumps(job), file=self._process.stdin, flush=True)
@@ -111,11 +141,11 @@ class Slot:
 
 
 def _serve() -> None:
-    """Answer jobs, a line each, until there are no more."""
+    """Execute jobs from stdin, one per line; answer each with a line of JSON on stdout."""
     from jupyter_core.utils import run_sync
 
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a kernel prints is no answer
+    os.dup2(2, 1)  # whatever a kernel prints goes to stderr
     kernel = None
 
     async def empty() -> None:
@@ -127,7 +157,7 @@ def _serve() -> None:
 
     for line in sys.stdin:
         if kernel and not run_sync(kernel.is_alive)():
-            run_sync(kernel.cleanup_resources)()  # the file of its ports
+            run_sync(kernel.cleanup_resources)()  # its connection file
             kernel = None
         if kernel:
             run_sync(empty)()

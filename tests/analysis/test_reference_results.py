@@ -42,7 +42,7 @@ def differences(a, b):
 
 def control_run(sweep):
     """The run of the control that others are compared with: of equal ones the first."""
-    return next(run for run, arm in sweep.arms.items() if arm == sweep.control)
+    return next(run for run, arm in sweep.groups.items() if arm == sweep.baseline)
 
 
 # Sweep files
@@ -54,13 +54,13 @@ def test_the_ledger_and_the_files_name_the_same_sweeps():
 
 def test_a_file_has_the_runs_of_the_ledger(file):
     sweep = load_sweep(file)
-    assert sweep.name == file.stem and sweep.question.endswith("?") and sweep.control
+    assert sweep.name == file.stem and sweep.question.endswith("?") and sweep.baseline
     rows = LEDGER[LEDGER.sweep == file.stem]
     assert set(rows.track) == {config.track for config in sweep.runs.values()}
     trained = set(rows.run[rows.stage == ""])
     assert trained <= sweep.runs.keys()
     without_figures = sweep.runs.keys() - trained  # controls, or trained for a stage: they are in another sweep's rows
-    assert {sweep.arms[run] for run in without_figures} <= {sweep.control}
+    assert {sweep.groups[run] for run in without_figures} <= {sweep.baseline}
 
 
 def test_what_the_ledger_says_is_changed_is_what_differs(file):

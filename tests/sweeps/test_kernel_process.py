@@ -4,7 +4,7 @@ import nbformat
 import psutil
 import pytest
 
-from pgolf.sweeps.kernel_process import Slot
+from pgolf.sweeps.kernel_process import KernelProcess
 
 KILLED = "import os, signal; os.kill({}, signal.SIGTERM if os.name == 'nt' else signal.SIGKILL)"
 
@@ -27,17 +27,17 @@ def said(path) -> str:
 
 def test_one_after_another(write, tmp_path):
     executed = tmp_path / "executed.ipynb"
-    with Slot() as slot:
-        assert slot.run(*write("left = 1; import os; print(greeting, os.getpid())")) is None
+    with KernelProcess() as process:
+        assert process.run(*write("left = 1; import os; print(greeting, os.getpid())")) is None
         greeting, kernel = said(executed).split()
         assert greeting == "hello"
-        assert slot.run(*write("print('left' in globals()); import os; print(os.getpid())")) is None
+        assert process.run(*write("print('left' in globals()); import os; print(os.getpid())")) is None
         assert said(executed).split() == ["False", kernel]
-        assert slot.run(*write("1 / 0")) == "ZeroDivisionError: division by zero"
-        assert "the kernel died" in slot.run(*write(KILLED.format("os.getpid()")))
-        assert slot.run(*write("print(greeting)")) is None
+        assert process.run(*write("1 / 0")) == "ZeroDivisionError: division by zero"
+        assert "the kernel died" in process.run(*write(KILLED.format("os.getpid()")))
+        assert process.run(*write("print(greeting)")) is None
         assert said(executed) == "hello\n"
-        assert slot.run(*write(KILLED.format("os.getppid()"))) is not None  # the slot itself
-        assert slot.run(*write("import os; print(os.getpid())")) is None
+        assert process.run(*write(KILLED.format("os.getppid()"))) is not None  # the process itself
+        assert process.run(*write("import os; print(os.getpid())")) is None
         kernel = psutil.Process(int(said(executed)))
     assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import psutil
 import pytest
-import torch
 import yaml
 
 from pgolf.processes import end_with_sweep
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT, RunError, read_result
 from pgolf.runs.table import load_runs
-from pgolf.sweeps.runner import is_complete, missing, plan, progress, run_sweep, slot_environments, stage_job
+from pgolf.sweeps.jobs import progress
+from pgolf.sweeps.runner import is_complete, missing, plan, run_sweep, stage_job
 from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
@@ -57,7 +57,7 @@ def figures(run_dir):
 
 def test_the_demo_is_a_sound_sweep():
     sweep = load_sweep(NOTEBOOKS / "sweeps" / "demo.yaml")
-    assert sweep.name == "demo" and sweep.control in sweep.runs
+    assert sweep.name == "demo" and sweep.baseline in sweep.runs
     assert [stage.notebook for stage in sweep.stages] == ["sensitivity", "residual_allocation", "export_lab"]
 
 
@@ -80,13 +80,13 @@ def test_grid_and_seeds_name_their_runs(sweeps):
     sweep = load_sweep(sweeps(content))
     assert list(sweep.runs) == names
     assert sweep.runs["num_layers3-model_dim160"].model_dim == 160
-    assert set(sweep.arms) == set(sweep.arms.values()) == set(names)
+    assert set(sweep.groups) == set(sweep.groups.values()) == set(names)
     assert sweep.changes["num_layers3-model_dim160"] == ["model_dim", "num_layers"]
     sweep = load_sweep(sweeps(content | {"seeds": [1337, 6]}))
     # What was run with the usual seed keeps its name, so seeds can be added later.
     assert list(sweep.runs) == [name + suffix for name in names for suffix in ("", "-s6")]
     assert (sweep.runs["control"].seed, sweep.runs["control-s6"].seed) == (1337, 6)
-    assert sweep.arms["control-s6"] == "control"
+    assert sweep.groups["control-s6"] == "control"
     assert list(load_sweep(sweeps(content), seeds=[6]).runs) == [name + "-s6" for name in names]
 
 
@@ -95,7 +95,7 @@ def test_repeats_have_equal_knobs(sweeps):
         sweeps({"track": "nano", "control": "base", "repeats": 2, "seeds": [1337, 2], "runs": {"base": {}}})
     )
     assert list(sweep.runs) == ["base_a", "base_b", "base-s2_a", "base-s2_b"]
-    assert sweep.runs["base_a"] == sweep.runs["base_b"] and set(sweep.arms.values()) == {"base"}
+    assert sweep.runs["base_a"] == sweep.runs["base_b"] and set(sweep.groups.values()) == {"base"}
 
 
 def test_at_nano_scale_factors_stay_and_shapes_shrink(sweeps):
@@ -175,41 +175,6 @@ def test_parameter_names_are_those_assigned(tmp_path):
     ]
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     assert parameter_names(tmp_path / "n.ipynb") == ["a", "b", "c", "d"]
-
-
-def test_slots_fit_the_cores():
-    cores = os.cpu_count()
-    config = RunConfig(device="cpu", cpu_threads=1)
-    assert len(slot_environments([config])) == cores
-    assert len(slot_environments([config.with_knobs(cpu_threads=0)])) == 1
-    assert len(slot_environments([config], 3)) == 3
-    with pytest.raises(SweepError, match="slots=0"):
-        slot_environments([config], 0)
-
-
-def test_each_slot_sees_one_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments([RunConfig()])]
-    assert gpus == ["0", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments([RunConfig()], 3)]
-    assert gpus == ["3", "5", "3"]
-
-
-def test_each_slot_of_several_processes_sees_a_group(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    configs = [RunConfig(world_size=2), RunConfig()]
-    groups = [environment["CUDA_VISIBLE_DEVICES"] for environment in slot_environments(configs)]
-    assert groups == ["0,1", "2,3"]  # and one that is left over
-    with pytest.raises(SweepError, match="world_size=8: a GPU each, and there are 5"):
-        slot_environments([RunConfig(world_size=8)])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert len(slot_environments([RunConfig(device="cpu", cpu_threads=1, world_size=4)])) == 2
 
 
 def test_nproc_is_the_knob_world_size_of_all_runs(sweeps):
@@ -303,7 +268,7 @@ def start_and_wait_for_training(path, run_dir, root):
         assert parent.poll() is None and time.monotonic() < deadline, parent.communicate()
         time.sleep(0.05)
     family = psutil.Process(parent.pid).children(recursive=True)
-    assert len(family) >= 2  # slot and kernel
+    assert len(family) >= 2  # kernel process and kernel
     return parent, family
 
 

@@ -1,0 +1,62 @@
+"""Tables for a terminal: all runs, and the bytes of an artifact."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pgolf_core.artifact.format import ACCOUNT, PARTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pgolf_core.artifact.format import Unpacked
+
+
+def runs(table: "pd.DataFrame") -> str:
+    """A DataFrame of runs as text; a figure that a run does not have stays empty."""
+
+    def figures(column: str, form: str) -> list[str]:
+        return ["" if value != value else format(value, form) for value in table[column].astype(float)]
+
+    over = ["over its cap" if value is True else "" for value in table.over_cap]
+    late = ["; ".join(flags) if kind == "train" else "" for flags, kind in zip(table["flags"], table.kind, strict=True)]
+    notes = [" ".join(" ".join(words).split()) for words in zip(over, late, table.problem, strict=True)]
+    rows = zip(
+        table.sweep, table.run, table.status, figures("bpb", ".4f"), figures("total_bytes", ",.0f"),
+        figures("cap_bytes", ",.0f"), figures("train_seconds", ".0f"), notes, strict=True,
+    )  # fmt: skip
+    return "\n".join(_lines([("sweep", "run", "status", "bpb", "bytes", "cap", "seconds", ""), *rows], "<<<>>>><"))
+
+
+def artifact(unpacked: "Unpacked") -> str:
+    """Every byte of a file as text: by part, then by tensor if the codec stores tensors apart."""
+    total = sum(unpacked.parts.values())
+    versions = ", ".join(f"{package} {version}" for package, version in unpacked.libraries.items())
+    lines = [f"artifact version {unpacked.version}, {len(unpacked.arrays)} arrays; whole, checksums right"]
+    lines += [f"written with {versions}"] if versions else []
+    rows = [("part", "codec", "arrays", "decoded", "stored", "share")]
+    for part in [*ACCOUNT, *sorted(unpacked.parts.keys() - set(ACCOUNT))]:
+        if part in unpacked.parts:
+            members = [a for name, a in unpacked.arrays.items() if PARTS.get(name.partition("/")[0]) == part]
+            arrays, decoded = (f"{len(members)}", f"{sum(a.nbytes for a in members):,}") if members else ("", "")
+            stored = unpacked.parts[part]
+            rows.append((part, unpacked.codecs.get(part, ""), arrays, decoded, f"{stored:,}", f"{stored / total:.1%}"))
+    rows.append(("total", "", f"{len(unpacked.arrays)}", "", f"{total:,}", ""))
+    lines += ["", *_lines(rows, "<<>>>>")]
+    rows = []
+    for name, a in unpacked.arrays.items():
+        if name.startswith(("q/", "index/")):
+            stored = unpacked.array_bytes[name]
+            size = ("", "") if stored is None else (f"{stored:,}", f"{8 * stored / max(a.size, 1):.2f}")
+            levels = int(a.max()) - int(a.min()) + 1 if a.size else 0
+            rows.append((name.partition("/")[2], " × ".join(map(str, a.shape)), f"{levels:,}", *size))
+    if rows:
+        lines += ["", *_lines([("tensor", "shape", "levels", "stored", "bits each"), *rows], "<>>>>")]
+    return "\n".join(lines)
+
+
+def _lines(rows: Iterable[Iterable[str]], align: str) -> list[str]:
+    """Rows as lines with padded columns. align: < or > per column."""
+    rows = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
+    return [form.format(*row).rstrip() for row in rows]

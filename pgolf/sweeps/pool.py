@@ -1,0 +1,130 @@
+"""Workers that execute jobs, one each at a time: the loop over any pool, and the pool of processes on this machine."""
+
+import os
+import subprocess
+import time
+from collections import Counter
+
+import torch
+from tqdm import tqdm
+
+from pgolf.processes import gpu_groups, kill_family, visible_gpus
+from pgolf.runs import directory
+from pgolf.sweeps import kernel_process
+from pgolf.sweeps.jobs import Failure, Job, failed, finish, progress, say
+from pgolf.sweeps.sweep_file import SweepError
+from pgolf_core.config import RunConfig
+
+POLL_SECONDS = 0.5
+MAX_LOST_WORKERS = 5  # per run; then it is given up
+
+
+class WorkerLost(Exception):
+    """The worker that ran a job is gone; the message names it. Another may run the job."""
+
+
+class Pool:
+    """Workers that execute one job each at a time; subclasses say how."""
+
+    def refresh(self) -> None:
+        """Notice workers that came or went."""
+
+    def start(self, job: Job) -> bool:
+        """Start a job on a free worker; False if there is none. Raises OSError."""
+        raise NotImplementedError
+
+    def poll(self, job: Job) -> int | None:
+        """Exit status of a started job's process; None while it runs. Raises WorkerLost."""
+        raise NotImplementedError
+
+    def stop(self, job: Job) -> None:
+        """End a started job's process."""
+        raise NotImplementedError
+
+
+def run_jobs(pool: Pool, jobs: list[Job], bar: tqdm) -> list[Failure]:
+    """Execute all jobs. A job whose worker is lost is the next to start; however this ends, no process goes on."""
+    waiting, active, failures, lost = list(jobs), {}, [], Counter()  # active: job -> when it started
+    done = bar.n
+    try:
+        while waiting or active:
+            pool.refresh()
+            try:
+                while waiting and pool.start(waiting[0]):
+                    active[waiting.pop(0)] = time.perf_counter()
+            except OSError as error:  # a full disk, say
+                job = waiting.pop(0)
+                failures.append(failed(job.name, str(error), job.log))
+                done += 1
+            time.sleep(POLL_SECONDS)
+            for job in list(active):
+                try:
+                    if (returncode := pool.poll(job)) is None:
+                        continue
+                    failures += finish(job, returncode, time.perf_counter() - active.pop(job))
+                except WorkerLost as error:
+                    del active[job]
+                    lost[job] += 1
+                    if lost[job] <= MAX_LOST_WORKERS:
+                        say(f"{error}; its run {job.name} goes to another")
+                        waiting.insert(0, job)
+                        continue
+                    failures.append(failed(job.name, f"given up after {lost[job]} workers; the last: {error}", job.log))
+                done += 1
+            states = [progress(job) for job in active]
+            bar.n = done + sum(fraction for fraction, _ in states)
+            bar.set_postfix_str(", ".join(text for _, text in states), refresh=True)
+    finally:
+        for job in active:
+            pool.stop(job)
+    return failures
+
+
+class LocalPool(Pool):
+    """One worker process per environment, which is added to that of this process."""
+
+    def __init__(self, environments: list[dict[str, str]]):
+        self.free = list(environments)
+        self.started: dict[Job, tuple[subprocess.Popen, dict[str, str]]] = {}
+
+    def start(self, job: Job) -> bool:
+        if not self.free:
+            return False
+        self.started[job] = start(job, self.free[0]), self.free.pop(0)
+        return True
+
+    def poll(self, job: Job) -> int | None:
+        process, environment = self.started[job]
+        if process.poll() is not None:
+            self.free.append(environment)
+        return process.returncode
+
+    def stop(self, job: Job) -> None:
+        kill_family(self.started[job][0].pid)
+
+
+def start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
+    """Start the job's kernel process, with `environment` added to that of this process. Raises OSError."""
+    return kernel_process.start(job.run_dir, job.notebook, job.parameters, directory.RUNS, os.environ | environment)
+
+
+def worker_environments(configs: list[RunConfig], workers: int | None = None) -> list[dict[str, str]]:
+    """Environment of each worker: as many as fit the cores, or one per group of GPUs, of which it sees no others.
+
+    A group has as many GPUs as a run's world_size. Raises SweepError if there are fewer.
+    """
+    if workers is not None and workers < 1:
+        raise SweepError(f"workers={workers}: at least one notebook at a time")
+    ranks = max((config.world_size for config in configs), default=1)
+    if torch.cuda.is_available() and any(config.device in ("auto", "cuda") for config in configs):
+        gpus = visible_gpus() or [str(i) for i in range(torch.cuda.device_count())]  # no nvidia-smi: ROCm
+        if len(gpus) < ranks:
+            raise SweepError(
+                f"world_size={ranks}: one GPU per process, and there are {len(gpus)}; lower nproc or world_size"
+            )
+        groups = gpu_groups(gpus, ranks)
+        return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(workers or len(groups))]
+    cores = os.cpu_count() or 1
+    on_cpu = all(config.device in ("auto", "cpu") for config in configs)
+    threads = max((config.world_size * (config.cpu_threads or cores) for config in configs), default=cores)
+    return [{} for _ in range(workers or (max(1, cores // threads) if on_cpu else 1))]
