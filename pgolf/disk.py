@@ -1,7 +1,8 @@
-"""The disk that data is made on: room for it, one process at a time, and what goes wrong there in words."""
+"""Files and disks: free space, locks across processes, disk errors in plain words, checksums, JSON objects."""
 
 import errno
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from pgolf_core.files import DataError
 
 
 def check_space(directory: str | Path, needed: int, what: str, option: str = "--out") -> None:
-    """DataError where the disk that holds a folder, which an option names, has fewer bytes free than are needed."""
-    there = Path(directory)
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    """Raise DataError if the disk of a folder, which the user names with an option, has less than `needed` bytes."""
+    parent = Path(directory)
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
     if free < needed:
         raise DataError(
             f"{directory}: {what} needs {needed:,} bytes and this disk has {free:,} free; make room, or name another "
@@ -26,11 +27,11 @@ def check_space(directory: str | Path, needed: int, what: str, option: str = "--
 
 
 @contextmanager
-def alone(path: str | Path) -> Iterator[None]:
-    """One process at a time for a file or folder; whoever waits says so. <path>.lock stays."""
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Hold <path>.lock inside the block; a process that has to wait for it says so. The lock file stays."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock", is_singleton=True)  # so that whoever holds it may take it again
+    lock = FileLock(f"{path}.lock", is_singleton=True)  # reentrant within a process
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -43,8 +44,8 @@ def alone(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def explained(directory: str | Path) -> Iterator[None]:
-    """A disk that runs full inside the block, or may not be written, is a DataError that says so."""
+def explain_disk_errors(directory: str | Path) -> Iterator[None]:
+    """Turn a full or write-protected disk inside the block into a DataError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -53,11 +54,20 @@ def explained(directory: str | Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"{directory}: the disk is full; make room and run the same command again, which goes on from here"
+            f"{directory}: the disk is full; make room and run the same command again, which resumes"
         ) from error
 
 
 def checksum(path: Path) -> str:
-    """sha256 of a file."""
+    """sha256 of a file, hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict | None:
+    """The JSON object in a file; None if the file is missing, damaged or holds another JSON value."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

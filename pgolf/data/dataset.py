@@ -1,4 +1,4 @@
-"""A folder of shards with its tokenizer: what it must be, what it is, and which of its text is scored."""
+"""A folder of shards with its tokenizer: checked when opened, its fingerprint, and its scored validation text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.disk import checksum
-from pgolf_core import tokens as tokenizer
+from pgolf.disk import checksum, read_json
+from pgolf_core import tokens as tokenizers
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.tokens import ByteTable, Tokenizer
-
-__all__ = ["ByteTable", "DataError", "Dataset", "describe", "validation_tokens"]
 
 DESCRIPTION = "dataset.json"
 SPLITS = ("train", "val")
@@ -30,10 +28,10 @@ SPLITS = ("train", "val")
 def validation_tokens(
     directory: str | Path, seq_len: int, max_tokens: int = 0, max_documents: int = 0, bos: int = 1
 ) -> Tensor:
-    """The scored stretch of all val shards as (n,) int64: each token but the first is a target.
+    """The scored part of all val shards, (n,) int64; each token but the first is a target.
 
-    Whole windows of seq_len, at most max_tokens (0 = all), and one token more. With max_documents just the first so
-    many documents instead, each whole: the same text whatever the tokenizer.
+    Whole windows of seq_len, at most max_tokens (0 = all), and one token more. With max_documents, the first
+    max_documents whole documents instead: the same text for every tokenizer. DataError if no window is left.
     """
     paths = shard_paths(directory, "val")
     if max_documents:
@@ -49,7 +47,7 @@ def validation_tokens(
 
 
 def _first_documents(directory: str | Path, paths: list[Path], seq_len: int, count: int, bos: int) -> Tensor:
-    parts, left = [], count + 1  # the BOS after the last of them ends it
+    parts, left = [], count + 1  # the last document ends at the next BOS
     for path in paths:
         tokens = read_shard(path)
         starts = np.flatnonzero(tokens == bos)
@@ -70,9 +68,6 @@ def _first_documents(directory: str | Path, paths: list[Path], seq_len: int, cou
     return torch.from_numpy(tokens.astype(np.int64))
 
 
-# A folder
-
-
 @dataclass(frozen=True)
 class Dataset:
     """A checked folder of shards with its tokenizer."""
@@ -83,17 +78,20 @@ class Dataset:
     train_shards: list[Path]
     val_shards: list[Path]
     byte_table: ByteTable
-    description: dict  # tokenizer_sha256; train, val: name, tokens, sha256 a shard; train_tokens, val_tokens
-    about: dict  # dataset.json, of whoever made the folder; {} where there is none
+    description: dict  # measured: tokenizer_sha256; train, val: [{name, tokens, sha256}]; train_tokens, val_tokens
+    about: dict  # content of dataset.json; {} without one
 
     @classmethod
     def open(cls, directory: str | Path, tokenizer_path: str | Path = "", *, vocab_size: int = 0) -> Dataset:
-        """Check all of a folder; '' as tokenizer is the one in it, 0 as vocab_size any. Raises DataError."""
+        """Open and check a folder. tokenizer_path "": the tokenizer beside the shards. vocab_size 0: any.
+
+        Raises DataError for a damaged shard, a tokenizer of other shards, or a difference from dataset.json.
+        """
         dataset = cls._read(ROOT / directory, tokenizer_path, vocab_size)
-        listed = {s["name"]: s for split in SPLITS for s in dataset.about.get(split, {}).get("shards", [])}
-        there = {s["name"]: s for split in SPLITS for s in dataset.description[split]}
-        names = sorted(name for name in listed | there if listed.get(name) != there.get(name)) if listed else []
-        if dataset.about.get("tokenizer_sha256", found := dataset.description["tokenizer_sha256"]) != found:
+        listed, present = listed_shards(dataset.about), dataset.shards
+        names = sorted(name for name in listed | present if listed.get(name) != present.get(name)) if listed else []
+        sha256 = dataset.description["tokenizer_sha256"]
+        if dataset.about.get("tokenizer_sha256", sha256) != sha256:
             names.append(dataset.tokenizer_path.name)
         if names:
             raise DataError(
@@ -104,41 +102,45 @@ class Dataset:
 
     @classmethod
     def _read(cls, directory: Path, tokenizer_path: str | Path = "", vocab_size: int = 0) -> Dataset:
-        """What is there, whatever dataset.json says of it."""
+        """The folder's content, not compared with dataset.json."""
         shards = {split: shard_paths(directory, split) for split in SPLITS}
-        own = next((directory / name for name in tokenizer.NAMES if (directory / name).exists()), None)
-        tokenizer_path = ROOT / tokenizer_path if tokenizer_path else own or directory / tokenizer.NAMES[0]
-        loaded = tokenizer.load(tokenizer_path)
+        own = next((directory / name for name in tokenizers.NAMES if (directory / name).exists()), None)
+        tokenizer_path = ROOT / tokenizer_path if tokenizer_path else own or directory / tokenizers.NAMES[0]
+        tokenizer = tokenizers.load(tokenizer_path)
         if own and own.read_bytes() != tokenizer_path.read_bytes():
             raise DataError(
                 f"tokenizer_path: {tokenizer_path} is not the tokenizer of the shards in {directory}, which lies "
                 "beside them; leave tokenizer_path empty"
             )
-        if vocab_size and loaded.vocab_size != vocab_size:
+        if vocab_size and tokenizer.vocab_size != vocab_size:
             raise DataError(
-                f"vocab_size={vocab_size}, but the tokenizer {tokenizer_path} has {loaded.vocab_size} pieces; "
-                f"set vocab_size={loaded.vocab_size} or name another tokenizer_path"
+                f"vocab_size={vocab_size}, but the tokenizer {tokenizer_path} has vocab_size={tokenizer.vocab_size}; "
+                f"set vocab_size={tokenizer.vocab_size} or name another tokenizer_path"
             )
         facts = _shard_facts(directory, shards["train"] + shards["val"])
         for name, fact in facts.items():
-            if fact["max_token"] >= loaded.vocab_size:
+            if fact["max_token"] >= tokenizer.vocab_size:
                 raise DataError(
                     f"{directory / name}: holds token {fact['max_token']}, and the tokenizer's last is "
-                    f"{loaded.vocab_size - 1} (vocab_size={loaded.vocab_size}); shards and tokenizer do not belong "
-                    "together"
+                    f"{tokenizer.vocab_size - 1} (vocab_size={tokenizer.vocab_size}); shards and tokenizer do not "
+                    "belong together"
                 )
         description = {"tokenizer_sha256": checksum(tokenizer_path)}
         for split, paths in shards.items():
             listed = [{"name": path.name} | facts[path.name] for path in paths]
             description[split] = [{key: shard[key] for key in ("name", "tokens", "sha256")} for shard in listed]
             description[f"{split}_tokens"] = sum(shard["tokens"] for shard in listed)
-        about = read_about(directory)
-        byte_table = ByteTable.of(loaded)
-        return cls(directory, tokenizer_path, loaded, shards["train"], shards["val"], byte_table, description, about)
+        about, table = read_about(directory), ByteTable.of(tokenizer)
+        return cls(directory, tokenizer_path, tokenizer, shards["train"], shards["val"], table, description, about)
+
+    @property
+    def shards(self) -> dict[str, dict]:
+        """Name -> name, tokens, sha256 of every shard, as measured."""
+        return {shard["name"]: shard for split in SPLITS for shard in self.description[split]}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the tokenizer and of every shard in order; names and places do not matter."""
+        """sha256 of the tokenizer and of every shard in order, hex; independent of names and places."""
         hashes = {split: [shard["sha256"] for shard in self.description[split]] for split in SPLITS}
         content = json.dumps([self.description["tokenizer_sha256"], hashes["val"], hashes["train"]])
         return hashlib.sha256(content.encode()).hexdigest()
@@ -148,35 +150,34 @@ class Dataset:
         return validation_tokens(self.directory, seq_len, max_tokens, max_documents, self.tokenizer.bos)
 
     def text_sha256(self, tokens: Tensor) -> str:
-        """Of the text that tokens (n,) spell, document by document: two tokenizers of one text have the same."""
+        """sha256 of the decoded documents of tokens (n,), hex; the same for every tokenizer of one text."""
         digest = hashlib.sha256()
         rows = np.split(tokens.numpy(), np.flatnonzero(tokens.numpy() == self.tokenizer.bos))
-        for i in range(0, len(rows), 1000):  # bounded memory: a million tokens as Python integers are 30 MB
+        for i in range(0, len(rows), 1000):  # bounds memory: 1,000,000 tokens are 30 MB of Python integers
             for text in self.tokenizer.decode([row.tolist() for row in rows[i : i + 1000] if len(row)]):
                 content = text.encode()
                 digest.update(len(content).to_bytes(8, "little") + content)
         return digest.hexdigest()
 
     def scored_text(self, seq_len: int, max_tokens: int = 0, max_documents: int = 0) -> str:
-        """text_sha256 of what `validation` gives, remembered beside the shards: 455,010 tokens take 0.1 s to decode."""
+        """text_sha256 of `validation`, cached beside the shards: decoding 455,010 tokens takes 0.1 s."""
         path = self.directory / ".texts.json"
         shards = [self.description["tokenizer_sha256"], *(shard["sha256"] for shard in self.description["val"])]
         key = hashlib.sha256(json.dumps([shards, seq_len, max_tokens, max_documents]).encode()).hexdigest()
-        cache = _read_cache(path)
+        cache = read_json(path) or {}
         if key not in cache:
             cache[key] = self.text_sha256(self.validation(seq_len, max_tokens, max_documents))
-            with contextlib.suppress(OSError):
-                atomic_write(path, json.dumps(cache, indent=1))
+            _write_cache(path, cache)
         return cache[key]
 
 
 def describe(directory: str | Path, **about: object) -> Dataset:
-    """Write dataset.json into a complete folder: `about`, what is in it now, and its fingerprint.
+    """Write dataset.json into a complete folder: `about`, the shards as measured, and the fingerprint.
 
-    A split's own figures go in as train={…} and val={…}, and its shards are added to them.
+    Figures of a split are passed as train={…} and val={…}; its shards are added to them.
     """
     directory = Path(directory)
-    for torn in directory.glob(f".{DESCRIPTION}.*.tmp"):  # of a process that was killed as it wrote
+    for torn in directory.glob(f".{DESCRIPTION}.*.tmp"):  # left by a killed process
         torn.unlink()
     dataset = Dataset._read(directory)
     for split in SPLITS:
@@ -189,25 +190,27 @@ def describe(directory: str | Path, **about: object) -> Dataset:
 
 
 def read_about(directory: Path) -> dict:
-    """dataset.json, {} where there is none; DataError where it is damaged."""
+    """Content of a folder's dataset.json; {} without one. DataError if it is damaged."""
     path = directory / DESCRIPTION
     if not path.exists():
         return {}
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        about = None
-    if not isinstance(about, dict):
+    about = read_json(path)
+    if about is None:
         raise DataError(f"{path}: damaged; build or download the folder again")
     return about
 
 
+def listed_shards(about: dict) -> dict[str, dict]:
+    """Name -> name, tokens, sha256 of every shard that a dataset.json lists."""
+    return {shard["name"]: shard for split in SPLITS for shard in about.get(split, {}).get("shards", [])}
+
+
 def _shard_facts(directory: Path, paths: list[Path]) -> dict[str, dict]:
-    """Name -> size, mtime_ns, tokens, max_token, sha256. Headers are read each time, whole files once."""
+    """Name -> size, mtime_ns, tokens, max_token, sha256; files whose size and mtime are cached are not read again."""
     cache_path = directory / ".shards.json"
-    cache, facts = _read_cache(cache_path), {}
+    cache, facts = read_json(cache_path) or {}, {}
     for path in paths:
-        tokens = read_shard(path)
+        tokens = read_shard(path)  # checks the header
         stat = path.stat()
         key = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         known = cache.get(path.name, {})
@@ -216,15 +219,10 @@ def _shard_facts(directory: Path, paths: list[Path]) -> dict[str, dict]:
             continue
         facts[path.name] = key | {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
     if facts != cache:
-        with contextlib.suppress(OSError):  # a folder that we may not write to works too, only slower
-            atomic_write(cache_path, json.dumps(facts, indent=1))
+        _write_cache(cache_path, facts)
     return facts
 
 
-def _read_cache(path: Path) -> dict:
-    """{} where there is none that can be read: then what it holds is made again."""
-    try:
-        cache = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return cache if isinstance(cache, dict) else {}
+def _write_cache(path: Path, content: dict) -> None:
+    with contextlib.suppress(OSError):  # a read-only folder works without a cache
+        atomic_write(path, json.dumps(content, indent=1))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from pgolf.data import prepare, train_tokenizer
 from pgolf.data.dataset import DESCRIPTION, read_about
 from pgolf.data.documents import Texts
-from pgolf.disk import alone, explained
+from pgolf.disk import exclusive, explain_disk_errors
 from pgolf_core.config import EMBEDDED, ROOT, DataConfig
 from pgolf_core.files import DataError
 from pgolf_core.shards import SHARD_TOKENS
@@ -145,7 +145,7 @@ def build_embedded(
     directory = Path(directory or ROOT / "data" / f"{name}_{train_tokenizer.name_of(kind, vocab_size)}")
     packages = LARGE_PACKAGES if large else PACKAGES
     if not (directory / DESCRIPTION).exists():
-        with explained(directory), alone(directory):  # which tokenization.build takes once more
+        with explain_disk_errors(directory), exclusive(directory):  # which tokenization.build takes once more
             if not (directory / DESCRIPTION).exists():  # nobody built it while we waited
                 with _saying(f"embedded corpus: reading the docstrings of {', '.join(packages)}"):
                     texts = [document.text for document in embedded_documents(large)]

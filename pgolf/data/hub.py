@@ -32,7 +32,7 @@ from pgolf.data.download import (
     stale,
     with_checksum,
 )
-from pgolf.disk import alone, check_space, explained
+from pgolf.disk import check_space, exclusive, explain_disk_errors
 from pgolf_core import tokens as tokenizer
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, atomic_write
@@ -63,7 +63,7 @@ def fineweb(
     if train_shards < 1:
         raise DataError(f"--train-shards {train_shards}: training needs one shard at least")
     directory = ROOT / (directory or f"data/fineweb10B_{variant}")
-    with explained(directory), alone(directory):
+    with explain_disk_errors(directory), exclusive(directory):
         about = _about(directory, variant, revision)
         dataset = _whole(directory) if about else None
         if dataset is None or len(dataset.train_shards) < train_shards:
@@ -237,7 +237,7 @@ def documents(
     folder = ROOT / (directory or "data/docs")
     path = folder / (f"docs_selected.first{count}.jsonl" if count else "docs_selected.jsonl")
     about_path = path.with_name(f"{path.name}.source.json")
-    with explained(folder), alone(path):
+    with explain_disk_errors(folder), exclusive(path):
         about = mapping(about_path.read_bytes(), about_path) if about_path.exists() else {}
         if about:
             _check_revision(path, about, revision, "--download")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pgolf.data import dataset, train_tokenizer
 from pgolf.data.documents import START, Block, Source, first_texts
-from pgolf.disk import alone, check_space, checksum, explained
+from pgolf.disk import check_space, checksum, exclusive, explain_disk_errors
 from pgolf.processes import interactive
 from pgolf_core import tokens as tokenizer
 from pgolf_core.files import DataError, atomic_write
@@ -93,7 +93,7 @@ def build(
         request |= {"val_share": val_share}
     request |= {"tokenizer": made_of, "shard_tokens": shard_tokens}
 
-    with explained(directory), alone(directory):
+    with explain_disk_errors(directory), exclusive(directory):
         if not _finished(directory, source, request):
             staging = directory.with_name(f"{directory.name}.unfinished")
             for torn in staging.glob(".*.tmp"):  # of a process that was killed as it wrote

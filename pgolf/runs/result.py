@@ -5,7 +5,7 @@ import time
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from pgolf.disk import checksum
+from pgolf.disk import checksum, read_json
 from pgolf_core.config import RunConfig, digest
 from pgolf_core.files import atomic_write
 
@@ -88,15 +88,6 @@ def evaluation_protocol(config: RunConfig) -> str:
     The n-gram cache is not part of it: it predicts the same targets from the same context.
     """
     return f"window {config.eval_window}, stride {config.eval_stride or config.eval_window}"
-
-
-def read_json(path: Path) -> dict | None:
-    """The file's mapping; None when it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def write_result(run_dir: Path, result: Result) -> Result:

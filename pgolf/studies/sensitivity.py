@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pgolf.analysis.statistics import compare_text
-from pgolf.data.dataset import ByteTable, Dataset
+from pgolf.data.dataset import Dataset
 from pgolf.runs.directory import locked
 from pgolf.runs.result import CHECKPOINT, Result, RunError
 from pgolf.training.round_trip import (
@@ -39,6 +39,7 @@ from pgolf_core.export import quantize_state, stored_float
 from pgolf_core.model import GPT, rmsnorm, roles, roles_by_name
 from pgolf_core.parameters import tensor_place
 from pgolf_core.quantization.calibration import calibrate
+from pgolf_core.tokens import ByteTable
 
 # Steps of 2σ leave about 1.2 bits a weight. Finer changes measure the tokens more than the tensors: estimated on
 # each half of 16,384 tokens by itself, the 37 tensors of a 6×384 checkpoint rank alike by a Spearman correlation

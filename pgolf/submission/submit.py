@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pgolf.data import audit
-from pgolf.disk import explained
+from pgolf.disk import explain_disk_errors
 from pgolf.runs import directory, integrity
 from pgolf.runs.result import ARTIFACT, Result
 from pgolf.training.round_trip import cpu_threads, finished, model_of, open_dataset, pick_device, score_model
@@ -62,7 +62,7 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     _raise(run_dir, problems)
 
     unfinished = out.with_name(f"{out.name}.unfinished")
-    with explained(out), cpu_threads(config):
+    with explain_disk_errors(out), cpu_threads(config):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         model = model_of(load(run_dir / ARTIFACT), config, device)

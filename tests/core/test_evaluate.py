@@ -8,10 +8,11 @@ import sentencepiece
 import torch
 from golden_vectors import golden, state_of
 
-from pgolf.data.dataset import ByteTable, Dataset, validation_tokens
+from pgolf.data.dataset import Dataset, validation_tokens
 from pgolf_core.config import EvalConfig, ModelConfig, RunConfig
 from pgolf_core.evaluate import evaluate, ngram_cache, windows
 from pgolf_core.model import GPT
+from pgolf_core.tokens import ByteTable
 
 
 @pytest.mark.parametrize("i", range(4))

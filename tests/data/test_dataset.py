@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf.data.dataset import ByteTable, DataError, Dataset, describe, validation_tokens
-from pgolf_core import tokens as tokenizer
+from pgolf.data.dataset import Dataset, describe, validation_tokens
+from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, write_shard
+from pgolf_core.tokens import NORMALIZATION, Bytes, ByteTable, load
 
 TRACE = Path(__file__).parents[1] / "golden" / "trace"
 
 
 @pytest.fixture
 def folder(tmp_path, embedded):
-    """A small whole dataset: three shards and the tokenizer of 1024 pieces."""
+    """A small whole dataset: three shards and the tokenizer with vocab_size 1024."""
     shutil.copy(embedded / "tokenizer.model", tmp_path)
     for name, n in (("train_000000", 500), ("train_000001", 300), ("val_000000", 200)):
         write_shard(tmp_path / f"fineweb_{name}.bin", np.arange(n) * 7 % 1024)
@@ -81,13 +82,13 @@ def test_too_few_validation_documents(folder):
 def test_text_is_the_same_for_every_tokenizer(embedded, tmp_path):
     texts = ["A  text, ﬁrst.", "", " 日本語 and\ttabs\n"]
     folders = {"tokenizer.model": (embedded / "tokenizer.model").read_bytes()}
-    folders["tokenizer.json"] = tokenizer.Bytes(tokenizer.NORMALIZATION).to_json().encode()
+    folders["tokenizer.json"] = Bytes(NORMALIZATION).to_json().encode()
     found = []
     for name, content in folders.items():
         folder = tmp_path / name.partition(".")[2]
         folder.mkdir()
         (folder / name).write_bytes(content)
-        tokens = np.concatenate(tokenizer.load(folder / name).encode(texts))
+        tokens = np.concatenate(load(folder / name).encode(texts))
         for split in ("train", "val"):
             write_shard(folder / f"fineweb_{split}_000000.bin", tokens)
         dataset = Dataset.open(folder)
@@ -201,7 +202,7 @@ def test_folder_that_cannot_be_written(folder):
 
 
 def test_wrong_vocabulary(folder):
-    with pytest.raises(DataError, match=r"vocab_size=4096, .* has 1024 pieces; set vocab_size=1024"):
+    with pytest.raises(DataError, match=r"vocab_size=4096, .* has vocab_size=1024; set vocab_size=1024"):
         Dataset.open(folder, vocab_size=4096)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pgolf.data import embedded_corpus, train_tokenizer
-from pgolf.data.dataset import DataError, Dataset
+from pgolf.data.dataset import Dataset
 from pgolf.data.embedded_corpus import Document
 from pgolf_core.config import ROOT, DataConfig
+from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.tokens import load
 
@@ -218,6 +219,7 @@ def test_two_processes_build_once(tmp_path):
 import sys, time
 from pathlib import Path
 from pgolf.data import embedded_corpus, train_tokenizer
+from pgolf_core.files import DataError
 sys.path.insert(0, "tests/data")
 from test_embedded_corpus import small_documents
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from pgolf.data.dataset import ByteTable
 from pgolf.runs.result import CHECKPOINT, RunError
 from pgolf.studies import sensitivity
 from pgolf.studies.sensitivity import exact_scores, map_sensitivity, protect
@@ -14,6 +13,7 @@ from pgolf_core.config import ConfigError, EvalConfig, ModelConfig, RunConfig
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import quantize_state
 from pgolf_core.model import GPT
+from pgolf_core.tokens import ByteTable
 
 TINY = dict(vocab_size=61, num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2)
 WINDOWS = dict(eval_seq_len=24, val_batch_size=96)

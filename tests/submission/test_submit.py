@@ -8,13 +8,14 @@ import pytest
 
 from pgolf.cli import main
 from pgolf.data import audit, split_stats
-from pgolf.data.dataset import DataError, describe
+from pgolf.data.dataset import describe
 from pgolf.runs.result import ARTIFACT, read_result
 from pgolf.submission import submit as submission
 from pgolf.submission.submit import SubmissionError, submit
 from pgolf.training import round_trip
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
+from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, shard_paths, write_shard
 
 TINY = dict(

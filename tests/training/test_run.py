@@ -20,7 +20,7 @@ from golden_vectors import golden_path
 from test_embedded_corpus import small_documents
 
 from pgolf.data import embedded_corpus
-from pgolf.data.dataset import DataError, Dataset, validation_tokens
+from pgolf.data.dataset import Dataset, validation_tokens
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, read_result, write_result
 from pgolf.runs.table import load_metrics, load_runs
@@ -30,6 +30,7 @@ from pgolf.training.timer import Clock
 from pgolf_core import optim
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import load
+from pgolf_core.files import DataError
 from pgolf_core.quantization.allocation import AllocationError
 from pgolf_core.shards import read_shard, write_shard
 
