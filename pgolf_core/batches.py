@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf_core.config import DataConfig
+from pgolf_core.knobs import DataConfig
 from pgolf_core.shards import read_shard
 
 MAPPED = 64  # shards mapped at a time: macOS allows 256 open files

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgolf_core.config import EvalConfig
+from pgolf_core.knobs import EvalConfig
 from pgolf_core.tokens import ByteTable
 
 BLOCKS = 64  # parts of the text whose losses a score keeps, so that two scores can be told from luck

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pgolf_core.artifact.format import ACCOUNT, Quantized, pack, to_arrays
 from pgolf_core.artifact.format import load as load  # the other half, where users look for it
-from pgolf_core.config import ExportConfig
 from pgolf_core.files import atomic_write
+from pgolf_core.knobs import ExportConfig
 from pgolf_core.model import roles_by_name
 from pgolf_core.parameters import Role, roles_for
 from pgolf_core.quantization import codebook, grids, schemes
@@ -40,9 +40,9 @@ CODE_MODULES = (
     "artifact/codec",
     "artifact/container",
     "artifact/format",
-    "config",
     "evaluate",
     "files",
+    "knobs",
     "model",
     "parameters",
     "quantization/__init__",
@@ -137,7 +137,9 @@ def recipe_of(t: Tensor, role: Role, config: ExportConfig) -> Recipe:
         return Recipe("float16")
     if t.ndim != 2:
         return Recipe("absmax")
-    chosen = schemes.parse((role.quantizer and getattr(config, f"{role.quantizer}_quantizer")) or config.quantizer)
+    chosen = schemes.parse_scheme(
+        (role.quantizer and getattr(config, f"{role.quantizer}_quantizer")) or config.quantizer
+    )
     if chosen.kind == "absmax" and not chosen.bits and role.kind == "embedding" and config.embed_bits == 16:
         return Recipe("float16")
     return chosen

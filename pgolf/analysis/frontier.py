@@ -13,7 +13,7 @@ import pandas as pd
 
 from pgolf.analysis import seed_groups, statistics
 from pgolf.runs.table import COMPARABLE, load_metrics
-from pgolf_core.config import ExportConfig
+from pgolf_core.knobs import ExportConfig
 
 # The seed's format, whatever the source was exported with: what every variant is held against. Which matrices are too
 # small to quantise is the source's own affair: it goes with the size of the model.

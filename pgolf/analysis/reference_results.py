@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pgolf_core.config import ROOT, TRACKS, RunConfig
+from pgolf_core.config import ROOT, RunConfig
+from pgolf_core.tracks import TRACKS
 
 LEDGER = ROOT / "notebooks" / "sweeps" / "ledger.csv"
 COLUMNS = (

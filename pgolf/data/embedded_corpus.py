@@ -20,8 +20,9 @@ from pgolf.data import prepare, train_tokenizer
 from pgolf.data.dataset import DESCRIPTION, read_about
 from pgolf.data.documents import Texts
 from pgolf.disk import exclusive, explain_disk_errors
-from pgolf_core.config import EMBEDDED, ROOT, DataConfig
+from pgolf_core.config import ROOT
 from pgolf_core.files import DataError
+from pgolf_core.knobs import EMBEDDED, DataConfig
 from pgolf_core.shards import SHARD_TOKENS
 
 PACKAGES = ("torch", "sympy", "pandas", "networkx", "numpy", "matplotlib")

@@ -33,9 +33,10 @@ from pgolf.training.round_trip import (
     write_stage,
 )
 from pgolf_core.artifact.format import Quantized, pack
-from pgolf_core.config import EvalConfig, ExportConfig, RunConfig
+from pgolf_core.config import RunConfig
 from pgolf_core.evaluate import Score, batches, evaluating, score_of, scored_nats
 from pgolf_core.export import quantize_state, stored_float
+from pgolf_core.knobs import EvalConfig, ExportConfig
 from pgolf_core.model import GPT, rmsnorm, roles, roles_by_name
 from pgolf_core.parameters import tensor_place
 from pgolf_core.quantization.calibration import calibrate

@@ -3,7 +3,8 @@
 Every sweep can be tried before it is paid for; all of them together take an hour on two cores.
 """
 
-from pgolf_core.config import TRACKS, RunConfig
+from pgolf_core.config import RunConfig
+from pgolf_core.tracks import TRACKS
 
 LENGTH = 4  # divisor of layers, widths and windows
 SIZE = 16  # divisor of counts of weights or bytes: the square of LENGTH

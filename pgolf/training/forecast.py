@@ -23,8 +23,9 @@ from torch import Tensor
 from pgolf_core.artifact.codec import encode
 from pgolf_core.artifact.container import pack
 from pgolf_core.artifact.format import ACCOUNT, PARTS, Quantized, to_arrays
-from pgolf_core.config import ExportConfig, ModelConfig, RunConfig, TrainConfig
+from pgolf_core.config import RunConfig
 from pgolf_core.export import code_archive, quantize_tensor, recipe_of, stored_float
+from pgolf_core.knobs import ExportConfig, ModelConfig, TrainConfig
 from pgolf_core.model import GPT, roles_by_name
 from pgolf_core.parameters import Role
 from pgolf_core.quantization.allocation import MAX_LEVEL, MAX_REL_STEP, MIN_CAP_FILL

@@ -23,11 +23,12 @@ from pgolf.runs import directory
 from pgolf.runs.directory import locked
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, evaluation_protocol, read_result, write_result
 from pgolf.training.launch import local_rank
-from pgolf_core.config import ConfigError, EvalConfig, ExportConfig, RunConfig
+from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
 from pgolf_core.files import DataError
+from pgolf_core.knobs import EvalConfig, ExportConfig
 from pgolf_core.model import GPT, roles
 from pgolf_core.quantization.calibration import Calibration, calibrate
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pgolf_core.artifact.format import Quantized, pack
-from pgolf_core.config import ExportConfig
+from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import Calibration, Statistics
 from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian, gptq
 from pgolf_core.quantization.grids import Grid, geometric_mean, weighted_grid

@@ -25,8 +25,12 @@ class Recipe:
     dimension: int = 0
     rate_weight: float = 0.0
 
+    @property
+    def needs_calibration(self) -> bool:
+        return self.per == "fisher"
 
-def parse(text: str) -> Recipe:
+
+def parse_scheme(text: str) -> Recipe:
     """Raises ValueError that says what would be right."""
     kind, *rest = text.split(":")
     if kind not in FORMS:

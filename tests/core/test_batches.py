@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgolf_core.batches import Batches, DocumentStream, TokenStream, training_stream
-from pgolf_core.config import DataConfig
+from pgolf_core.knobs import DataConfig
 from pgolf_core.shards import read_shard, shard_paths, write_shard
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from pgolf_core.config import TRACKS, ConfigError, RunConfig
+from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.knobs import TrainConfig
+from pgolf_core.tracks import TRACKS
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,15 @@ def test_groups_hold_every_knob_once():
     groups = [c.model, c.data, c.train, c.regularizer, c.export, c.eval]
     names = [name for group in groups for name in type(group).model_fields]
     assert sorted([*names, "track"]) == sorted(RunConfig.model_fields)
+    assert all(field.description for field in RunConfig.model_fields.values())
+
+
+def test_groups_are_made_once_and_anew_for_a_copy():
+    c = RunConfig(track="nano", eval_seq_len=0)
+    assert c.data is c.data and c.eval.eval_seq_len == c.train_seq_len
+    assert c.model_copy(update={"num_layers": 7}).model.num_layers == 7 and c.model.num_layers == 2
+    assert c == RunConfig(track="nano") and hash(c) == hash(RunConfig(track="nano"))
+    assert TrainConfig(**c.train.model_dump()) == c.train
 
 
 def test_keyword_beats_environment_beats_track(monkeypatch):

@@ -9,8 +9,9 @@ import torch
 from golden_vectors import golden, state_of
 
 from pgolf.data.dataset import Dataset, validation_tokens
-from pgolf_core.config import EvalConfig, ModelConfig, RunConfig
+from pgolf_core.config import RunConfig
 from pgolf_core.evaluate import evaluate, ngram_cache, windows
+from pgolf_core.knobs import EvalConfig, ModelConfig
 from pgolf_core.model import GPT
 from pgolf_core.tokens import ByteTable
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from pgolf_core.artifact.container import ArtifactError
 from pgolf_core.artifact.container import pack as pack_arrays
 from pgolf_core.artifact.format import load, pack, unpack
-from pgolf_core.config import ModelConfig, RunConfig
+from pgolf_core.config import RunConfig
 from pgolf_core.export import CODE_MODULES, code_archive, export, quantize_state
+from pgolf_core.knobs import ModelConfig
 from pgolf_core.model import GPT
 from pgolf_core.parameters import matrix
 from pgolf_core.quantization.primitives import relative_error

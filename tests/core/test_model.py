@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden_vectors import golden, state_of
 
-from pgolf_core.config import ModelConfig
+from pgolf_core.knobs import ModelConfig
 from pgolf_core.model import GPT
 
 TINY = dict(vocab_size=61, num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pgolf_core.config import ModelConfig, RunConfig
+from pgolf_core.config import RunConfig
 from pgolf_core.export import quantize_state
+from pgolf_core.knobs import ModelConfig
 from pgolf_core.model import GPT, roles, roles_by_name
 from pgolf_core.optim import make_optimizers
 from pgolf_core.parameters import CONTROL, EMBEDDING, Role, RoleError, declare, matrix, roles_of, tensor_place

@@ -10,8 +10,9 @@ import pytest
 from pgolf.data import embedded_corpus, train_tokenizer
 from pgolf.data.dataset import Dataset
 from pgolf.data.embedded_corpus import Document
-from pgolf_core.config import ROOT, DataConfig
+from pgolf_core.config import ROOT
 from pgolf_core.files import DataError
+from pgolf_core.knobs import DataConfig
 from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.tokens import load
 

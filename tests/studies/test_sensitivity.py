@@ -9,9 +9,10 @@ from pgolf.studies.sensitivity import exact_scores, map_sensitivity, protect
 from pgolf.training.round_trip import load_checkpoint, model_of, open_dataset, pick_device, score_model
 from pgolf.training.run import train
 from pgolf_core.artifact.format import load, pack
-from pgolf_core.config import ConfigError, EvalConfig, ModelConfig, RunConfig
+from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import quantize_state
+from pgolf_core.knobs import EvalConfig, ModelConfig
 from pgolf_core.model import GPT
 from pgolf_core.tokens import ByteTable
 

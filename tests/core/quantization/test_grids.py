@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pgolf_core.quantization import grids
 from pgolf_core.quantization.primitives import exp2_quarters
-from pgolf_core.quantization.schemes import parse
+from pgolf_core.quantization.schemes import parse_scheme
 
 W = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 30)[:, None]
 GRIDS = {
@@ -82,7 +82,7 @@ def test_exp2_quarters_are_exact_at_octaves():
 @given(text=st.text(alphabet="abcdefinoprstux:0123456789.-", max_size=24))
 def test_a_recipe_is_parsed_or_refused_with_words(text):
     try:
-        parse(text)
+        parse_scheme(text)
     except ValueError as error:
         assert str(error).startswith("input should")
 
@@ -95,4 +95,4 @@ def test_a_recipe_is_parsed_or_refused_with_words(text):
 )  # fmt: skip
 def test_recipes_that_cannot_work(text, message):
     with pytest.raises(ValueError, match=message):
-        parse(text)
+        parse_scheme(text)

@@ -1,0 +1,240 @@
+"""Every knob once: its group, type, range, default, unit or reason.
+
+`RunConfig` in config.py is all groups together, `TRACKS` in tracks.py the named sets of values, `RULES` in rules.py
+the conditions that hold between knobs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pgolf_core.quantization import schemes
+
+MICROBATCHES = 8  # micro-batches of every step: world_size × grad_accum × microbatches per pass
+EMBEDDED = ("embedded", "embedded_large")  # values of data_path that are built on first use
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+
+def _embedding_bits(bits: int) -> int:
+    if bits not in (0, *range(2, 9), 16):
+        raise ValueError("input should be 2 to 8, 16 (stays float16) or 0 (weight_quantization_bits)")
+    return bits
+
+
+def _residual_bits(bits: int) -> int:
+    if bits not in (*range(2, 9), 16):
+        raise ValueError("input should be 2 to 8, or 16 (float16 factors)")
+    return bits
+
+
+def _quantizer(text: str) -> str:
+    if text:
+        schemes.parse_scheme(text)
+    return text
+
+
+Quantizer = Annotated[str, AfterValidator(_quantizer)]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Group):
+    vocab_size: int = Field(1024, gt=3, le=65536, description="tokens of the tokenizer; shards are uint16")
+    num_layers: Positive = Field(9, description="layers; the first half feeds skip connections to the second")
+    num_unique_blocks: Count = Field(0, description="blocks of weights, layer i using block i mod this; 0 = num_layers")
+    num_heads: Positive = Field(8, description="query heads; divides model_dim into an even head dimension")
+    num_kv_heads: Positive = Field(4, description="key/value heads, shared by groups of query heads; divides num_heads")
+    model_dim: Positive = Field(512, description="width of the residual stream")
+    embed_dim: Count = Field(0, description="width of the embedding table; smaller than model_dim adds a projection; "
+                             "0 = model_dim")  # fmt: skip
+    mlp_mult: Positive = Field(2, description="hidden units of an MLP, in units of model_dim")
+    window_size: Count = Field(0, description="tokens a query attends to, itself included; 0 = all before it")
+    tie_embeddings: bool = Field(True, description="the output matrix is the embedding table; 0 = a head of its own")
+    rope_base: Above0 = Field(10000.0, description="base of the rotary embedding's wavelengths")
+    logit_softcap: Above0 = Field(30.0, description="logits are cap · tanh(logits / cap)")
+    qk_gain_init: Finite = Field(1.5, description="start of the learned gain per query head")
+    tied_embed_init_std: Weight = Field(0.005, description="standard deviation of a tied embedding at the start")
+
+    @property
+    def blocks(self) -> int:
+        return self.num_unique_blocks or self.num_layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.model_dim // self.num_heads
+
+
+class DataConfig(Group):
+    data_path: str = Field("embedded", description="folder of shards; embedded = the docstring corpus, embedded_large "
+                           "= with comments, twice as many tokens")  # fmt: skip
+    tokenizer_path: str = Field("", description="tokenizer file; '' = the one beside the shards")
+    tokenizer: Literal["", "bpe", "unigram", "bytes"] = Field(
+        "", description="tokenizer to train for the embedded corpus; '' = bpe. A folder of shards has its own"
+    )
+    shuffle_documents: Count = Field(0, description="RNG seed of the order of training documents; 0 = shard order")
+    train_batch_tokens: Positive = Field(524_288, description="tokens per step, all processes together")
+    train_seq_len: Positive = Field(1024, description="tokens per training sequence")
+    world_size: Positive = Field(1, description="processes that train together, one GPU each, started by train() or "
+                                 "by torchrun: 1, 2, 4 or 8")  # fmt: skip
+    grad_accum_steps: Count = Field(0, description="passes per step and process; 0 = 8 / world_size, as the "
+                                    "reference; fewer are larger and faster")  # fmt: skip
+
+    @property
+    def grad_accum(self) -> int:
+        return self.grad_accum_steps or MICROBATCHES // self.world_size
+
+    @property
+    def microbatches(self) -> int:
+        """Micro-batches that one process trains on in one pass."""
+        return MICROBATCHES // (self.world_size * self.grad_accum)
+
+
+class TrainConfig(Group):
+    seed: Count = Field(1337, description="RNG seed of the initial weights")
+    iterations: Positive = Field(20_000, description="optimizer steps, at most")
+    max_wallclock_seconds: Weight = Field(600.0, description="seconds of training, validation excluded; 0 = no limit")
+    warmdown_iters: Count = Field(1200, description="steps over which learning rates fall linearly to 0 at the end")
+    warmup_steps: Count = Field(20, description="steps run and undone before the timer starts, to build kernels")
+    train_log_every: Count = Field(200, description="steps between training log lines; 0 = none")
+    val_loss_every: Count = Field(1000, description="steps between validations; 0 = only at the end")
+    embed_lr: Weight = Field(0.6, description="Adam's rate of an untied embedding")
+    head_lr: Weight = Field(0.008, description="Adam's rate of an untied head")
+    tied_embed_lr: Weight = Field(0.05, description="Adam's rate of a tied embedding")
+    matrix_lr: Weight = Field(0.04, description="Muon's rate of the matrices in the blocks")
+    scalar_lr: Weight = Field(0.04, description="Adam's rate of control vectors and gains")
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum after its warm-up")
+    muon_backend_steps: Positive = Field(5, description="Newton–Schulz iterations")
+    muon_dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Newton–Schulz products; auto = bfloat16, but float32 on a CPU without its instructions"
+    )
+    muon_momentum_warmup_start: float = Field(0.85, ge=0, lt=1, description="Muon's momentum at step 0")
+    muon_momentum_warmup_steps: Count = Field(500, description="steps over which Muon's momentum rises linearly")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean squared gradient")
+    adam_eps: Above0 = Field(1e-8, description="added to Adam's denominator")
+    grad_clip_norm: Weight = Field(0.0, description="gradients are scaled down to this norm; 0 = off")
+    save_raw_checkpoint: bool = Field(True, description="keep checkpoint.safetensors; without it no later re-export")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto = cuda if present, else cpu")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of training and scoring; auto = bfloat16 autocast on cuda, float32 elsewhere"
+    )
+    compile: bool = Field(False, description="torch.compile the loss; on CUDA only if Triton is installed")
+    deterministic: bool = Field(False, description="CUDA kernels that give the same bits each time; CPU ones all do")
+    cpu_threads: Count = Field(0, description="threads per run on a CPU; their number affects the bits; 0 = all cores")
+    resume_every_seconds: Weight = Field(60.0, description="training lost to a kill, at most; 0 = no resume file")
+
+
+class RegularizerConfig(Group):
+    compression_reg_weight: Weight = Field(
+        0.0, description="factor of the error of absmax rounding and the terms below; 0 = off"
+    )
+    compression_reg_interval: Positive = Field(1, description="steps between penalized ones")
+    compression_reg_warmup_steps: Count = Field(0, description="first steps without a penalty")
+    compression_reg_sample_tensors: Positive = Field(4, description="matrices drawn per penalized step")
+    compression_reg_max_cols: Positive = Field(256, description="columns used of each drawn matrix")
+    compression_grid_reg_weight: Weight = Field(
+        0.0, description="term: squared distance to the nearest quantization level"
+    )
+    compression_rank1_reg_weight: Weight = Field(0.0, description="term: error left by a rank-1 residual")
+    compression_scale_reg_weight: Weight = Field(
+        0.0, description="term: squared differences of neighbouring rows' log rms"
+    )
+    ternary_reg_weight: Weight = Field(0.0, description="term: squared distance to -s, 0, s, with s the mean magnitude")
+    outlier_reg_weight: Weight = Field(0.0, description="term: largest magnitude per row over the mean magnitude")
+
+
+class ExportConfig(Group):
+    cap_bytes: Positive = Field(16_000_000, description="bytes of artifact and code together, at most")
+    allow_over_cap: bool = Field(False, description="train although the size estimate is over cap_bytes")
+    quantizer: Quantizer = Field(
+        "absmax", min_length=1, description="quantizer of the matrices, a word and its arguments; `absmax`, "
+        "`sdclip:BITS:K`, `step:C[:row|:fisher]`, `ternary`, `codebook:SIZE:DIMENSION[:RATE]`, `float16`",
+    )  # fmt: skip
+    embed_quantizer: Quantizer = Field("", description="quantizer of embedding tables; '' = quantizer")
+    attn_in_quantizer: Quantizer = Field("", description="quantizer of query, key and value matrices; '' = quantizer")
+    attn_out_quantizer: Quantizer = Field("", description="quantizer of attention's output matrix; '' = quantizer")
+    mlp_in_quantizer: Quantizer = Field("", description="quantizer of an MLP's first matrix; '' = quantizer")
+    mlp_out_quantizer: Quantizer = Field("", description="quantizer of an MLP's second matrix; '' = quantizer")
+    head_quantizer: Quantizer = Field("", description="quantizer of an untied head; '' = quantizer")
+    weight_quantization_bits: Bits = Field(8, description="bits of absmax")
+    embed_quantization_bits: Annotated[int, AfterValidator(_embedding_bits)] = Field(
+        0, description="bits of absmax for embedding tables; 0 = weight_quantization_bits, 16 = stays float16"
+    )
+    int8_axis_mode: Literal["auto", "row", "col"] = Field(
+        "auto", description="absmax: one scale per row or per column; auto = whichever has the smaller error"
+    )
+    keep_float_max_numel: Count = Field(65_536, description="matrices of at most this many elements stay float16")
+    control_dtype: Literal["float32", "float16"] = Field("float32", description="stored type of control tensors")
+    allocation: Literal["fixed", "solve"] = Field(
+        "fixed", description="solve = step sizes of every tensor so that the file just fits cap_bytes; the quantizer "
+        "knobs are then not used",
+    )  # fmt: skip
+    gptq: bool = Field(False, description="GPTQ: round column by column, compensating in the columns not yet rounded")
+    gptq_damp: float = Field(0.01, gt=0, le=1, description="GPTQ: fraction of the mean diagonal added to the diagonal")
+    gptq_block: Positive = Field(128, description="GPTQ: columns between two updates of all later ones")
+    gptq_act_order: bool = Field(True, description="GPTQ: columns of large inputs first")
+    calibration_tokens: Positive = Field(65_536, description="tokens of the training split used for calibration")
+    int8_residual_rank: int = Field(0, ge=0, le=256, description="rank of residual corrections; 0 = none")
+    int8_residual_bits: Annotated[int, AfterValidator(_residual_bits)] = Field(
+        16, description="bits of a residual's factors; 16 = float16"
+    )
+    int8_residual_group: Positive = Field(64, description="integers of a residual's factor that share a scale")
+    int8_residual_budget_bytes: Count = Field(0, description="bytes of all residuals before compression; 0 = none")
+    int8_residual_power_iters: Positive = Field(6, description="power iterations of a rank-1 residual")
+    int8_targeted_residual_mode: Literal[
+        "off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo"
+    ] = Field("off", description="matrices that may have a residual: off = all; early_proj_combo = all, output "
+              "matrices of blocks 0 to 3 first; the others = only those they name")  # fmt: skip
+    mlp_permutation: bool = Field(False, description="sort hidden neurons; same function, fewer bytes under zlib")
+    codec: Literal["zlib", "lzma", "brotli", "ans", "auto"] = Field(
+        "zlib", description="compression of the artifact's sections; auto = the smallest of them per section"
+    )
+
+    @property
+    def embed_bits(self) -> int:
+        return self.embed_quantization_bits or self.weight_quantization_bits
+
+    @property
+    def low_rank_residuals(self) -> bool:
+        """Whether residuals are other than the reference's float16 pair, and so fitted by calibration."""
+        rank_one = self.int8_residual_rank == 1 and self.int8_residual_bits == 16
+        return bool(self.int8_residual_rank and self.int8_residual_budget_bytes and not rank_one)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether training text decides how tensors are rounded."""
+        chosen = [value for name, value in self if name.endswith("quantizer") and value]
+        return (
+            self.gptq
+            or self.low_rank_residuals
+            or self.allocation == "solve"
+            or any(schemes.parse_scheme(text).needs_calibration for text in chosen)
+        )
+
+
+class EvalConfig(Group):
+    val_batch_size: Positive = Field(524_288, description="tokens scored per batch, without stride")
+    val_max_tokens: Count = Field(0, description="validation tokens scored in training; 0 = all whole windows")
+    roundtrip_val_max_tokens: Count = Field(0, description="validation tokens of the artifact's score; 0 = all")
+    val_max_documents: Count = Field(0, description="score the first documents, whole, instead of a number of tokens: "
+                                     "the same text by any tokenizer; 0 = off")  # fmt: skip
+    roundtrip_val_max_documents: Count = Field(0, description="the same for the artifact's score; 0 = off")
+    final_roundtrip_eval: bool = Field(True, description="export, read the file back from disk and score it")
+    eval_seq_len: Count = Field(0, description="tokens per scored window; 0 = train_seq_len")
+    eval_stride: Count = Field(0, description="tokens between two windows; 0 = windows do not overlap")
+    sw_eval_batch: Positive = Field(32, description="sliding windows per batch")
+    eval_cache_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of the logits of recent tokens")
+    eval_bigram_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of what followed the current token")
+    eval_cache_size: Count = Field(0, description="n-gram cache: tokens it looks back; 0 = off")
+    eval_cache_delay: int = Field(0, ge=0, le=1, description="n-gram cache: 0 = aligned; 1 = one position late, as "
+                                  "the reference")  # fmt: skip
