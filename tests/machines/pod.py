@@ -1,6 +1,6 @@
 """A machine to rent: a real sshd on the loopback, with a disk of its own, that can be killed, rebooted and cut off.
 
-What is to go wrong is done to it: see Pod. Its processes are known by a word in their environment.
+A word in the environment of its processes identifies them.
 """
 
 import contextlib
@@ -37,28 +37,24 @@ SetEnv PGOLF_POD={word} HOME={folder}/home PATH={path}
 """
 
 
-def need_sshd() -> None:
-    if ABSENT:
-        pytest.skip(f"{', '.join(ABSENT)} not here: Debian has openssh-server and rsync", allow_module_level=True)
-    if os.geteuid() == 0:
-        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # sshd of root refuses to start without
-
-
 class Pod:
-    """A context manager: up inside of it. `disk` is its folder; path: of the shell there.
+    """A context manager, up inside of it. `disk` is its folder, path the PATH of its shell.
 
     kill() ends every process at once, as when the machine dies; start() boots it again, with the disk as it was.
-    cut() drops every connection and takes no more, while the machine goes on; mend() takes them again.
+    cut() drops every connection and accepts no more, while the machine goes on; reconnect() accepts them again.
     """
 
     def __init__(self, folder: Path, path: str = f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin"):
+        if ABSENT:
+            pytest.skip(f"{', '.join(ABSENT)} not installed: tools/install.py --test-tools")
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # root's sshd refuses to start without
         self.folder, self.path, self.word = folder, path, secrets.token_hex(8)
         self.disk = folder / "disk"
         for name in ("disk", "home"):
             (folder / name).mkdir(parents=True)
         for name in ("host_key", "key", "other_key"):
-            words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
-            subprocess.run(words, check=True)
+            subprocess.run([*["ssh-keygen", "-q", "-t", "ed25519", "-N"], "", "-f", folder / name], check=True)
         shutil.copy(folder / "key.pub", folder / "authorized_keys")
         self.process: subprocess.Popen | None = None
         self.sockets = tempfile.mkdtemp()  # short: a socket's path has 108 characters at most
@@ -66,7 +62,7 @@ class Pod:
 
     def __enter__(self) -> "Pod":
         self.start()
-        self.mend()
+        self.reconnect()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,7 +72,7 @@ class Pod:
 
     def yaml(self, **keys: object) -> Path:
         """POD.yaml of this machine, and how it is used in tests."""
-        # A tenth of a second less a connection: without what is safe from quantum computers, and most over another's.
+        # A tenth of a second less per connection: no post-quantum key exchange, and one shared connection.
         quick = ["KexAlgorithms=curve25519-sha256", "ControlMaster=auto", "ControlPersist=5"]
         options = ["BatchMode=yes", "ConnectTimeout=10", "StrictHostKeyChecking=accept-new", *quick]
         options += [f"UserKnownHostsFile={self.folder}/known_hosts", f"ControlPath={self.sockets}/%C"]
@@ -95,7 +91,7 @@ class Pod:
         config.write_text(CONFIG.format(folder=self.folder, word=self.word, path=self.path))
         words = [SSHD, "-D", "-e", "-f", config, "-p", str(self.wire.behind)]
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for line in self.process.stderr:  # an event, not a time: it says when it listens
+        for line in self.process.stderr:
             if b"Server listening" in line:
                 break
         else:
@@ -107,7 +103,7 @@ class Pod:
             shutil.copyfileobj(stream, log)
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs on it, but for sshd."""
+        """Everything that runs on it, except sshd."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -120,7 +116,7 @@ class Pod:
             return
         sshd = psutil.Process(self.process.pid)
         family = [sshd, *sshd.children(recursive=True)]
-        while family:  # until nobody is left who could have started another
+        while family:  # until no process is left that could have started another
             for process in family:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -129,14 +125,14 @@ class Pod:
         self.process = None
 
     def replace_disk(self) -> None:
-        """Another machine by the same address, which was killed before."""
+        """Become another machine at the same address; kill() first."""
         self.disk.rename(self.folder / f"disk-{secrets.token_hex(4)}")
         self.disk.mkdir()
 
     def cut(self) -> None:
         self.wire.close()
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         self.wire.open()
 
 
@@ -147,7 +143,7 @@ def _user() -> str:
 
 
 class _Wire:
-    """A TCP proxy: port is ours and stays, behind is the machine's."""
+    """A TCP proxy: port stays, behind is the machine's present port."""
 
     def __init__(self):
         self.port, self.behind, self.listener = 0, 0, None
@@ -182,7 +178,7 @@ class _Wire:
             except OSError:  # the machine is down
                 client.close()
                 continue
-            for one in (client, server):  # as ssh asks for on its own end
+            for one in (client, server):  # as ssh sets it on its own end
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 self.pairs.append((client, server))

@@ -1,0 +1,84 @@
+"""Local run directories of a remote job: what they lack, and why their runs ended."""
+
+import re
+from pathlib import Path
+
+from pgolf.machines.pod import RemoteError
+from pgolf.runs import integrity
+from pgolf.runs.directory import INTERRUPTED, write_failure, write_interruption
+from pgolf.runs.result import RunError, read_json, read_result
+from pgolf.sweeps.sweep_file import Sweep
+
+
+def run_dirs(sweep: Sweep) -> list[Path]:
+    """Folders of all runs and stages of a sweep."""
+    return [sweep.directory / name for name in [*sweep.runs, *(stage.notebook for stage in sweep.stages)]]
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether the run has a result and every file matches it."""
+    try:
+        result = read_result(run_dir)
+    except RunError:
+        return False
+    return result is not None and not integrity.damage(run_dir, vars(result), thorough=True)
+
+
+def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[str]]:
+    """(what forbids the teardown, runs without a result), in sentences.
+
+    log: the attempt's output; a run that failed without an error.json gets its reason from there. all_ran: the
+    attempt's exit status was 0.
+    """
+    problems, failed = [], []
+    stages = [stage.notebook for stage in sweep.stages]
+    for run_dir in run_dirs(sweep):
+        name, stage = f"{sweep.name}/{run_dir.name}", run_dir.name in stages
+        if not run_dir.is_dir() or not any(path.name != ".lock" for path in run_dir.iterdir()):
+            if all_ran or not stage:
+                problems.append(f"{name}: there are no files of it")
+            else:
+                failed.append(f"{name}: was not run, since runs before it failed")
+            continue
+        try:
+            result = read_result(run_dir)
+        except RunError as error:
+            problems.append(str(error))
+            continue
+        if result is None:
+            failed.append(f"{name}: {_reason(run_dir, log)}")
+        elif damage := integrity.damage(run_dir, vars(result), thorough=True):
+            problems.append(f"{name}: damaged: {damage}")
+        if lacking := integrity.lacking(run_dir, training=not stage):
+            problems.append(f"{name}: has no {', '.join(lacking)}")
+    return problems, failed
+
+
+def _reason(run_dir: Path, log: str) -> str:
+    """Why a run has no result, in one line; written to error.json if it is not there."""
+    if read_json(run_dir / "error.json") is None:
+        said = re.search(rf"^{re.escape(run_dir.name)} +FAILED: (.*)$", log, re.MULTILINE)
+        write_failure(run_dir, RemoteError(said[1] if said else "ended without a result and without a message"))
+    error = read_json(run_dir / "error.json") or {}
+    return " ".join(f"{error.get('error')}: {error.get('message')}".split())
+
+
+def interrupt(sweeps: tuple[Sweep, ...], why: str) -> str:
+    """Mark runs that began and have neither a result nor an error of their own; returns their names, or 'no run'."""
+    marked = []
+    for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
+        if (run_dir / "config.json").exists() and not (run_dir / "result.json").exists():
+            error = read_json(run_dir / "error.json")
+            if error is None or error.get("error") == INTERRUPTED:
+                write_interruption(run_dir, why)
+                marked.append(f"{run_dir.parent.name}/{run_dir.name}")
+    return ", ".join(marked) or "no run"
+
+
+def forget_errors(sweeps: tuple[Sweep, ...], interruptions_only: bool = False) -> None:
+    """Delete error.json of runs without a result: they are tried again, or were not interrupted after all."""
+    for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
+        error = read_json(run_dir / "error.json") or {}
+        forget = not interruptions_only or error.get("error") == INTERRUPTED
+        if forget and not (run_dir / "result.json").exists():
+            (run_dir / "error.json").unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""The file that names a rented machine, POD.yaml, and its checks.
+
+host: 203.0.113.7        # required; all other keys have these defaults
+user: root
+port: 22
+key: ''                  # private key, relative to this file or absolute; '' = ssh's own choice
+dir: pgolf-remote        # folder on the machine, absolute or relative to the user's home
+gpus: 1                  # needed on the machine; 0 = none
+free_gb: 5               # free disk beyond the estimate for code, data and runs
+python: ''               # a Python on the machine that has the dependencies; '' = tools/install.py makes .venv there
+setup: ''                # shell command, run on the machine in the checkout before the job
+data: push               # push the folders of shards that the runs use; there = they are there, or setup brings them
+pull_seconds: 10
+teardown: ''             # shell command, run on this machine once every file is local and verified
+give_up_minutes: 30      # without a connection
+ssh_options: [BatchMode=yes, ConnectTimeout=10, ServerAliveInterval=5, ServerAliveCountMax=3, …]
+
+setup and teardown are code: use a POD.yaml only if you would run it as a script.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]*$")]
+# Options of ssh_config(5) that start no command on this machine and forward nothing to the other one.
+SSH_OPTIONS = frozenset(
+    "AddressFamily BatchMode BindAddress BindInterface CertificateFile CheckHostIP Ciphers Compression "
+    "ConnectionAttempts ConnectTimeout ControlMaster ControlPath ControlPersist GlobalKnownHostsFile "
+    "HostKeyAlgorithms HostKeyAlias IdentitiesOnly IdentityAgent IPQoS KexAlgorithms LogLevel MACs "
+    "NumberOfPasswordPrompts PreferredAuthentications ProxyJump PubkeyAcceptedAlgorithms RekeyLimit "
+    "ServerAliveCountMax ServerAliveInterval StrictHostKeyChecking TCPKeepAlive UserKnownHostsFile".lower().split()
+)
+EXPECTED = {
+    "host": "a name or address, like 203.0.113.7",
+    "dir": "a folder named with letters, digits and . _ + = - / alone, absolute or relative to the user's home",
+    "python": "an absolute path on the machine, like /usr/bin/python3, or ''",
+}
+PROXY_JUMP = re.compile(r"[\w][\w.@:,\[\]-]*")  # hosts alone: ssh makes a command of it
+
+
+class RemoteError(ValueError):
+    """A remote job that cannot be done as asked; the message says what would be right."""
+
+
+def _allowed(option: str) -> str:
+    name, _, value = option.partition("=")
+    if name.lower() not in SSH_OPTIONS or (name.lower() == "proxyjump" and not PROXY_JUMP.fullmatch(value)):
+        raise ValueError(
+            "an option NAME=VALUE that runs no command on this machine; ProxyCommand, LocalCommand and their like are "
+            "refused here: put them into ~/.ssh/config, under a Host that host: names"
+        )
+    return option
+
+
+class Pod(BaseModel):
+    """A machine, its folder, and what a job needs on it; the module's docstring describes each key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[][A-Za-z0-9_.:%\]-]*$")]
+    user: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")] = "root"
+    port: Annotated[int, Field(gt=0, lt=65536)] = 22
+    key: Line = ""
+    # Only characters that neither a shell nor rsync interprets.
+    dir: Annotated[str, Field(pattern=r"^/?[A-Za-z0-9_.][A-Za-z0-9_.+=/-]*$")] = "pgolf-remote"
+    gpus: Annotated[int, Field(ge=0)] = 1
+    free_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    python: Annotated[str, Field(pattern=r"^(/[^\r\n\x00]*)?$")] = ""
+    setup: str = ""
+    data: Literal["push", "there"] = "push"
+    pull_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    teardown: str = ""
+    give_up_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    ssh_options: list[Annotated[Line, AfterValidator(_allowed)]] = [
+        *("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
+        "StrictHostKeyChecking=accept-new",
+    ]
+
+    @property
+    def login(self) -> str:
+        return f"{self.user}@{self.host}" if self.user else self.host
+
+    @property
+    def address(self) -> str:
+        """For messages, and for `ssh -p`."""
+        return f"{self.login} port {self.port}"
+
+    @property
+    def place(self) -> dict:
+        """The fields that distinguish a machine and its folder from others."""
+        return {"host": self.host, "port": self.port, "user": self.user, "dir": self.dir}
+
+
+def load_pod(path: str | Path) -> Pod:
+    """Read and check POD.yaml. Raises one RemoteError that names everything that is wrong with it."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RemoteError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    except OSError as error:
+        raise RemoteError(f"{path}: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise RemoteError(f"{path}: expected a mapping with host:, found {type(content).__name__}")
+    try:
+        pod = Pod(**{str(key): value for key, value in content.items()})
+    except ValidationError as error:
+        problems = "\n".join(f"  - {_sentence(e)}" for e in error.errors())
+        raise RemoteError(f"{path}:\n{problems}") from error
+    if pod.key:
+        pod = pod.model_copy(update={"key": str(path.parent.absolute() / Path(pod.key).expanduser())})
+        if not Path(pod.key).is_file():
+            raise RemoteError(f"{path}:\n  - key: no such file: {pod.key}")
+    return pod
+
+
+def _sentence(error: dict) -> str:
+    """One line for one pydantic error."""
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(name, Pod.model_fields, n=1, cutoff=0.5)
+        return f"{name}: no such key; the keys are {', '.join(Pod.model_fields)}" + (
+            f"; did you mean {nearest[0]}?" if nearest else ""
+        )
+    if error["type"] == "missing":
+        return f"{name}: is missing, and has no default"
+    message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name}: {error['input']!r}: expected {EXPECTED.get(name, message)}"
