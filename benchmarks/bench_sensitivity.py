@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from pgolf.runs.result import CHECKPOINT
-from pgolf.studies.sensitivity import COARSE, estimated_rises, exact_scores
+from pgolf.studies import sensitivity
 from pgolf.training.round_trip import finished, load_checkpoint, model_of, open_dataset, pick_device, pick_dtype
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import quantize_state
+from pgolf_core.model import roles
+from pgolf_core.quantization.sensitivity import exact_scores
 
 
 def timed(work: Callable[[], dict]) -> tuple[dict, float, float]:
@@ -37,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("--tokens", type=int, default=32_768, help="of validation (default 32768)")
-    parser.add_argument("--change", default=COARSE, help=f"quantizer of one tensor at a time (default {COARSE})")
+    parser.add_argument("--change", default=sensitivity.COARSE, help=f"quantizer (default {sensitivity.COARSE})")
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,7 +47,7 @@ def main() -> None:
     dataset, state = open_dataset(config), load_checkpoint(arguments.run / CHECKPOINT)
     device, dtype = pick_device(config), pick_dtype(config, pick_device(config))
     tokens = dataset.validation(config.train_seq_len, arguments.tokens)
-    quantized = quantize_state(state, config.export)
+    quantized = quantize_state(state, config.export, roles=roles(config.model))
     changes = {name: t for name, t in quantized.state_dict().items() if name not in quantized.floats}
     model = model_of(state, config, device)
 
@@ -61,7 +63,7 @@ def main() -> None:
         return exact_scores(model, changes, tokens, dataset.byte_table, config.eval, dtype)
 
     def estimate() -> dict[str, float]:
-        return estimated_rises(state, changes, config, dataset, tokens)
+        return sensitivity.estimate(state, changes, config, dataset, tokens)
 
     evaluate(model, tokens[: config.train_seq_len + 1], dataset.byte_table, config.eval, dtype)  # warm
     results, figures = {}, {"tokens": tokens.numel() - 1, "tensors": len(changes), "change": arguments.change}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +51,18 @@ class TokenStream:
             self.offset += len(part)
             n -= len(part)
         return np.concatenate(parts)
+
+
+def sequences(shards: Iterable[str | Path], tokens: int, length: int, batch_tokens: int = 8192) -> Iterator[Tensor]:
+    """(B, length) int64 ids from the beginning of the shards, at most batch_tokens of them per batch.
+
+    In all there are `tokens` of them, rounded up to whole sequences.
+    """
+    stream, left = TokenStream(shards), -(-tokens // length)
+    while left:
+        count = min(left, max(1, batch_tokens // length))
+        yield torch.from_numpy(stream.take(count * length).astype("int64")).view(count, length)
+        left -= count
 
 
 class DocumentStream:

@@ -43,6 +43,8 @@ CODE_MODULES = (
     "evaluate",
     "files",
     "knobs",
+    "layers/__init__",
+    "layers/attention",
     "model",
     "parameters",
     "quantization/__init__",

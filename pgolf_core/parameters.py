@@ -111,5 +111,5 @@ def _pattern(name: str) -> str:
 
 def tensor_place(name: str) -> tuple[int | None, str]:
     """'blocks.3.mlp.fc.weight' -> (3, 'mlp.fc'); outside the blocks (None, name without '.weight')."""
-    block, part = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+?)(?:\.weight)?", name).groups()
+    block, part = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.*?)(?:\.weight)?", name).groups()
     return (None if block is None else int(block)), part

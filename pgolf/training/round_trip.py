@@ -23,6 +23,7 @@ from pgolf.runs import directory
 from pgolf.runs.directory import locked
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, evaluation_protocol, read_result, write_result
 from pgolf.training.launch import local_rank
+from pgolf_core.batches import sequences
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, evaluate
@@ -228,7 +229,7 @@ def calibration_of(
         return None
     model = GPT(config.model).to(device)
     model.load_state_dict(state)
-    return calibrate(model, config, dataset, config.calibration_tokens)
+    return calibrate(model, sequences(dataset.train_shards, config.calibration_tokens, config.train_seq_len))
 
 
 def scored_tokens(config: RunConfig, dataset: Dataset, roundtrip: bool = False) -> Tensor:

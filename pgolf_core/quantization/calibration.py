@@ -1,30 +1,32 @@
-"""What the loss feels of each weight: second moments of its inputs and gradients, from one pass over training text.
+"""Per-weight loss sensitivity: second moments of inputs and of gradients, from one pass over training text.
 
 The gradient of a weight is a sum over tokens of (gradient of the output) ⊗ (input). With labels drawn from the
 model itself its mean square is the Fisher information, which is the curvature of the loss where the model fits
-its data, so half of Fisher · (change)² predicts what a change of the weight costs, in nats a token.
+its data. Half of Fisher · (change)² then predicts what a change of the weight costs, in nats per token.
+
+Weights are recorded by use: each lookup in a declared table and each product of activations with a declared matrix,
+however often and by whichever module it is called, adds token by token to that weight's statistics; cross terms
+between two uses are left out. Any other use (a weight that generates weights, one that is cut or summed) is recorded
+as the squared gradient of a whole sequence: unbiased too, since drawn labels make tokens independent, but noisier.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from pgolf.data.dataset import Dataset
-from pgolf_core.batches import TokenStream
-from pgolf_core.config import RunConfig
-from pgolf_core.model import GPT
-from pgolf_core.parameters import roles_of
+from pgolf_core.parameters import RoleError, roles_of
 
-CALIBRATION_BATCH_TOKENS = 8192  # activations and gradients of so many are held at a time
+PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
 @dataclass
 class Statistics:
-    """Of one weight (rows, cols), summed over `tokens` tokens; float32, on the CPU once calibrate returns.
+    """Sums over `tokens` tokens for one weight (rows, cols); float32, on the CPU once `calibrate` returns.
 
     row_fisher (rows,): squares of the gradient, token by token, summed over each row.
     fisher (rows, cols): the same, not summed; None where the second moments are collected.
@@ -42,38 +44,80 @@ class Statistics:
         return self.row_fisher / self.hessian.diagonal().sum().clamp_min(1e-30)
 
     def cost(self, change: Tensor) -> float:
-        """Predicted rise of the loss in nats a token when the weight changes by (rows, cols)."""
+        """Predicted rise of the loss in nats per token when the weight changes by (rows, cols)."""
         change = change.float()
         if self.hessian is None:
             return 0.5 * (self.fisher * change.square()).sum().item() / self.tokens
         return 0.5 * (self.row_weight @ (change @ self.hessian * change).sum(1)).item() / self.tokens
 
+    def add_product(self, rows: Tensor, cols: Tensor) -> None:
+        """Add gradients of n tokens, each rows (n, R) ⊗ cols (n, C)."""
+        rows, cols = rows.flatten(0, -2).float(), cols.flatten(0, -2).float()
+        squares = rows.square()
+        self.row_fisher.addmv_(squares.T, cols.square().sum(1))
+        if self.fisher is not None:
+            self.fisher.addmm_(squares.T, cols.square())
+        if self.hessian is not None:
+            self.hessian.addmm_((cols * squares.sum(1, keepdim=True)).T, cols)
+
+    def add_lookup(self, ids: Tensor, cols: Tensor) -> None:
+        """Add gradients of n lookups: cols (n, C) in the row of each id."""
+        ids, cols = ids.flatten(), cols.flatten(0, -2).float()
+        squares = cols.square()
+        self.row_fisher.index_add_(0, ids, squares.sum(1))
+        if self.fisher is not None:
+            self.fisher.index_add_(0, ids, squares)
+        if self.hessian is not None:
+            self.hessian.addmm_(cols.T, cols)
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Add the gradient (rows, cols) of a whole sequence."""
+        squares = gradient.float().square()
+        self.row_fisher += squares.sum(1)
+        if self.fisher is not None:
+            self.fisher += squares
+        if self.hessian is not None:
+            self.hessian.addmm_(gradient.float().T, gradient.float())
+
 
 Calibration = dict[str, Statistics]
 
 
-def calibrate(
-    model: GPT, config: RunConfig, dataset: Dataset, tokens: int, hessians: bool = True, seed: int = 0
-) -> Calibration:
-    """Statistics of every 2-D weight from the first `tokens` tokens of the training split, in one pass.
+def calibrate(model: nn.Module, sequences: Iterable[Tensor], hessians: bool = True, seed: int = 0) -> Calibration:
+    """Statistics of every declared weight that is no control parameter, over token ids: sequences of (B, T) int64.
 
     With hessians the second moments are collected, which rounding needs; without them the whole diagonal of the
-    Fisher information, which is enough to estimate and cheaper. Tokens are rounded up to whole sequences of
-    train_seq_len.
+    Fisher information, which is enough to estimate and cheaper. The seed draws the labels. The model is run in
+    evaluation mode and left as it was. Raises RoleError naming a weight that the model does not use.
     """
-    device = next(model.parameters()).device
-    calibration: Calibration = {}
-    roles = roles_of(model)
-    for name, parameter in model.named_parameters():
-        if not roles[name].is_control:
-            rows, cols = parameter.shape
-            fisher = None if hessians else torch.zeros(rows, cols, device=device)
-            hessian = torch.zeros(cols, cols, device=device) if hessians else None
-            calibration[name] = Statistics(torch.zeros(rows, device=device), fisher, hessian)
-    generator = torch.Generator().manual_seed(seed)
-    with _recording(model, calibration):
-        for ids in _sequences(config, dataset, tokens):
-            _one_batch(model, ids.to(device), calibration, generator)
+    device, calibration = next(model.parameters()).device, {}
+    weights = {name: model.get_parameter(name) for name, role in roles_of(model).items() if not role.is_control}
+    for name, (rows, cols) in ((name, weight.shape) for name, weight in weights.items()):
+        fisher = None if hessians else torch.zeros(rows, cols, device=device)
+        hessian = torch.zeros(cols, cols, device=device) if hessians else None
+        calibration[name] = Statistics(torch.zeros(rows, device=device), fisher, hessian)
+    generator, by_sequence = torch.Generator().manual_seed(seed), None
+    with _without_weight_gradients(model):
+        for batch in sequences:
+            if by_sequence is None:
+                with _Recorder(weights, calibration) as probe:
+                    model(batch[:1].to(device))
+                recorder = _Recorder({name: weights[name] for name in probe.used}, calibration)
+                by_sequence = {
+                    name: weight.requires_grad_() for name, weight in weights.items() if name not in probe.used
+                }
+            for ids in batch.split(1 if by_sequence else len(batch)):
+                with recorder:
+                    logits = model(ids.to(device)).float().flatten(0, 1)
+                drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
+                F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+                for name, weight in by_sequence.items():
+                    if weight.grad is None:
+                        raise RoleError(f"weight {name} is declared, but the model does not use it")
+                    calibration[name].add_gradient(weight.grad)
+                    weight.grad = None
+            for statistics in calibration.values():
+                statistics.tokens += batch.numel()
     for statistics in calibration.values():
         for name in ("row_fisher", "fisher", "hessian"):
             value = getattr(statistics, name)
@@ -81,88 +125,76 @@ def calibrate(
     return calibration
 
 
-def _sequences(config: RunConfig, dataset: Dataset, tokens: int) -> Iterator[Tensor]:
-    """(B, T) token ids in the order of the training stream."""
-    stream, length = TokenStream(dataset.train_shards), config.train_seq_len
-    left = -(-tokens // length)
-    while left:
-        count = min(left, max(1, CALIBRATION_BATCH_TOKENS // length))
-        yield torch.from_numpy(stream.take(count * length).astype("int64")).view(count, length)
-        left -= count
+class _Recorder(TorchFunctionMode):
+    """Inside `with`, lookups in and products with the weights (name -> parameter) will add to their statistics.
+
+    A product counts if its other side has a gradient, which begins at the lookups: then it is made of activations.
+    `used` names the weights that were seen.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], calibration: Calibration):
+        super().__init__()
+        self.weights, self.calibration, self.used = weights, calibration, set()
+        self.names = {weight.data_ptr(): name for name, weight in weights.items()}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func is F.embedding or func is F.linear or func in PRODUCTS:
+            left, right = _operands(*args, **kwargs)
+            if func in PRODUCTS and right.ndim == 2:
+                right = right.mT
+            uses = self.lookup(left, right) if func is F.embedding else self.products(left, right)
+            for name, add in uses:
+                self.used.add(name)
+                if not output.requires_grad:  # a lookup; its copy may be changed in place
+                    output = output.requires_grad_().clone()
+                output.register_hook(add)
+        return output
+
+    def lookup(self, ids: Tensor, table: Tensor) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
+        """The table's name and the function that adds a gradient of the output to its statistics."""
+        if found := self.find(table):
+            yield found[0], lambda gradient: self.calibration[found[0]].add_lookup(ids, gradient)
+
+    def products(self, left: Tensor, right: Tensor) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
+        """As `lookup`, for each side of left @ right.T that is a weight."""
+        if left.requires_grad and (found := self.find(right)):
+            yield found[0], self.adder(*found, left.detach())
+        if right.requires_grad and (found := self.find(left)):  # the transpose of right @ left.T
+            add = self.adder(*found, right.detach())
+            yield found[0], lambda gradient: add(gradient.mT)
+
+    def adder(self, name: str, transposed: bool, x: Tensor) -> Callable[[Tensor], None]:
+        """The function that adds a gradient of x @ weight.T, or of x @ weight, to the weight's statistics."""
+        statistics = self.calibration[name]
+        if transposed:
+            return lambda gradient: statistics.add_product(x, gradient)
+        return lambda gradient: statistics.add_product(gradient, x)
+
+    def find(self, t: Tensor) -> tuple[str, bool] | None:
+        """(name, whether transposed) of the weight that t is, or is a whole view of."""
+        if name := self.names.get(t.data_ptr()):
+            weight = self.weights[name]
+            for transposed, view in ((False, weight), (True, weight.mT)):
+                if t.shape == view.shape and t.stride() == view.stride():
+                    return name, transposed
+        return None
 
 
-def _one_batch(model: GPT, ids: Tensor, calibration: Calibration, generator: torch.Generator) -> None:
-    """Forward, labels from the model's own distribution, backward; the hooks see the rest."""
-    hidden = model.hidden(ids)
-    logits = model.head(hidden)
-    logits.retain_grad()
-    probabilities = logits.detach().float().softmax(-1).flatten(0, 1)
-    drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator).flatten().to(ids.device)
-    F.cross_entropy(logits.float().flatten(0, 1), drawn, reduction="sum").backward()
-    cap = model.config.logit_softcap
-    before_cap = (logits.grad * (1 - (logits.detach() / cap).square())).flatten(0, 1).float()
-    if model.lm_head is None:
-        inputs = hidden.detach().flatten(0, 1).float()
-        if model.tok_emb_proj is not None:  # used a second time, transposed
-            projection = model.tok_emb_proj.weight.detach().float()
-            inner = before_cap @ model.tok_emb.weight.detach().float()
-            _add(calibration["tok_emb_proj.weight"], inputs, inner)
-            inputs = inputs @ projection
-        _add(calibration["tok_emb.weight"], before_cap, inputs)
-    else:
-        _add(calibration["lm_head.weight"], before_cap, hidden.detach().flatten(0, 1).float())
-    for statistics in calibration.values():
-        statistics.tokens += ids.numel()
-    model.zero_grad(set_to_none=True)
-
-
-def _add(statistics: Statistics, rows: Tensor, cols: Tensor) -> None:
-    """Gradients of n tokens, each rows (n, R) ⊗ cols (n, C), into the sums."""
-    squares = rows.square()
-    statistics.row_fisher.addmv_(squares.T, cols.square().sum(1))
-    if statistics.fisher is not None:
-        statistics.fisher.addmm_(squares.T, cols.square())
-    if statistics.hessian is not None:
-        weighted = cols * squares.sum(1, keepdim=True)
-        statistics.hessian.addmm_(weighted.T, cols)
+def _operands(input: Tensor, other: Tensor | None = None, *args, weight: Tensor | None = None, **kwargs) -> tuple:
+    return input, other if weight is None else weight
 
 
 @contextmanager
-def _recording(model: GPT, calibration: Calibration) -> Iterator[None]:
-    """Inside the block every linear layer and the embedding record inputs and gradients as they are used."""
-
-    def linear(name: str):
-        def after_forward(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            seen = inputs[0].detach().flatten(0, -2)
-            output.register_hook(
-                lambda gradient: _add(calibration[name], gradient.flatten(0, -2).float(), seen.float())
-            )
-
-        return after_forward
-
-    def embedding(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        def after_backward(gradient: Tensor) -> None:
-            statistics, ids = calibration["tok_emb.weight"], inputs[0].flatten()
-            gradient = gradient.flatten(0, -2).float()
-            squares = gradient.square()
-            statistics.row_fisher.index_add_(0, ids, squares.sum(1))  # the rows of a lookup are one-hot
-            if statistics.fisher is not None:
-                statistics.fisher.index_add_(0, ids, squares)
-            if statistics.hessian is not None:
-                statistics.hessian.addmm_(gradient.T, gradient)
-
-        output.register_hook(after_backward)
-
-    handles = [model.tok_emb.register_forward_hook(embedding)]
-    for name, module in model.named_modules():
-        # A separate head gets its gradient before the soft cap from _one_batch, as the tied one does.
-        if isinstance(module, nn.Linear) and module is not model.lm_head:
-            handles.append(module.register_forward_hook(linear(f"{name}.weight")))
-    training = model.training
-    model.eval()
+def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the block only activations have gradients, and the model is in evaluation mode."""
+    training, wanted = model.training, {p: p.requires_grad for p in model.parameters()}
+    model.eval().requires_grad_(False)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
+        for parameter, requires_grad in wanted.items():
+            parameter.requires_grad_(requires_grad)

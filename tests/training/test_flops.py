@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pgolf.training import flops
 from pgolf_core.config import RunConfig
-from pgolf_core.model import GPT, window_mask
+from pgolf_core.layers.attention import window_mask
+from pgolf_core.model import GPT
 
 SHAPE = dict(track="nano", train_seq_len=64, train_batch_tokens=512, model_dim=96, num_heads=4, num_kv_heads=2)
 

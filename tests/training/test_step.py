@@ -11,7 +11,8 @@ from torch.nn.attention import flex_attention as flex
 
 from pgolf.training import round_trip
 from pgolf_core.config import RunConfig
-from pgolf_core.model import GPT, window_mask
+from pgolf_core.layers.attention import window_mask
+from pgolf_core.model import GPT
 from pgolf_core.optim import make_optimizers, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
 
@@ -82,7 +83,7 @@ def test_blocks_of_flex_attention_see_what_the_mask_sees(heads, head_dim, monkey
 
     flex_blocks = flex.create_block_mask
     monkeypatch.setattr(flex, "create_block_mask", on_cpu)
-    monkeypatch.setattr("pgolf_core.model.find_spec", lambda name: True)
+    monkeypatch.setattr("pgolf_core.layers.attention.find_spec", lambda name: True)
     blocks = window_mask(96, 17, torch.device("cuda"))
     assert made == [torch.device("cuda")]
     with torch.no_grad():

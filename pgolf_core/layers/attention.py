@@ -1,0 +1,89 @@
+"""Causal attention: grouped-query heads, QK norm, rotary positions, an optional window.
+
+Shapes: B sequences, T positions, D model, H heads, K key/value heads, C head dimension.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import flex_attention as flex
+
+from pgolf_core.knobs import ModelConfig
+from pgolf_core.parameters import declare, matrix
+
+Mask = Tensor | flex.BlockMask | None  # None = plain causal attention
+Positions = tuple[Tensor, Tensor, Mask]  # cos and sin (T, C/2), mask
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last axis without a gain, in x's dtype: autocast on CUDA may widen it."""
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
+
+
+def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (first half, second half) of each head of x (B, H, T, C) by its position's angles."""
+    x1, x2 = x.chunk(2, dim=-1)  # (B, H, T, C/2) each
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+
+
+def rotary_angles(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of shape (T, C/2), float32."""
+    frequency = 1 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
+    return angle.cos(), angle.sin()
+
+
+def window_mask(length: int, window: int, device: torch.device) -> Mask:
+    """Query i sees key j iff 0 <= i - j < window: (T, T) bool, or FlexAttention's blocks on a GPU with Triton."""
+
+    def sees(b, h, i, j):
+        return (i >= j) & (i - j < window)
+
+    if device.type == "cuda" and find_spec("triton"):
+        return flex.create_block_mask(sees, None, None, length, length, device=device)
+    position = torch.arange(length, device=device)
+    return sees(None, None, position[:, None], position[None, :])
+
+
+@cache
+def compiled_flex_attention():
+    """FlexAttention for a model that is not compiled: run as plain operations it would hold all scores of a head."""
+    return torch.compile(flex.flex_attention)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """q (B, H, T, C), k and v (B, K, T, C) -> (B, H, T, C)."""
+    k, v, gqa = k.to(q.dtype), v.to(q.dtype), k.size(1) != q.size(1)
+    if mask is None or isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+    flex_attention = flex.flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    return flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
+
+
+class CausalSelfAttention(nn.Module):
+    """Grouped-query attention with QK norm, rotary positions and a learned gain per query head."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        D, kv_dim = config.model_dim, config.num_kv_heads * config.head_dim
+        self.c_q = declare(nn.Linear(D, D, bias=False), matrix("attn_in"))
+        self.c_k = declare(nn.Linear(D, kv_dim, bias=False), matrix("attn_in"))
+        self.c_v = declare(nn.Linear(D, kv_dim, bias=False), matrix("attn_in"))
+        self.proj = declare(nn.Linear(D, D, bias=False), matrix("attn_out"))
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> Tensor:
+        """x (B, T, D), q_gain (H,) -> (B, T, D)."""
+        B, T, D = x.shape
+        q = self.c_q(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, C)
+        k = self.c_k(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
+        v = self.c_v(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
+        q, k = norm(q), norm(k)
+        q, k = apply_rotary_emb(q, cos, sin), apply_rotary_emb(k, cos, sin)
+        q = q * q_gain.to(q.dtype)[:, None, None]
+        y = attention(q, k, v, mask)  # (B, H, T, C)
+        return self.proj(y.transpose(1, 2).reshape(B, T, D))
