@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from pgolf.cli.arguments import add_workers, count
 from pgolf.processes import gpu_groups, kill_family, visible_gpus
 from pgolf_core.config import ConfigError
@@ -36,30 +38,19 @@ def worker(arguments: argparse.Namespace) -> int:
     command += ["--memory-limit", "0", "--no-dashboard"]
     groups = [f"GPU {e['CUDA_VISIBLE_DEVICES']}" for e in environments if e]
     print(f"{len(environments)} at a time: {' | '.join(groups) or 'on the CPU'}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from a batch system whose time is up
     processes = []
-
-    def stop(*_) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)  # from a batch system whose time is up
     try:
         for environment in environments:
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=os.environ | environment,
-                    start_new_session=True,  # POSIX: Ctrl-C reaches only this process, which ends them
-                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
-                )
-            )
+            # A session of its own, POSIX, or process group, Windows: Ctrl-C reaches only this process, which ends them.
+            apart = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+            processes.append(subprocess.Popen(command, env=os.environ | environment, **apart))
         while any(process.poll() is None for process in processes):
             time.sleep(POLL_SECONDS)
     finally:
         for process in processes:
             process.terminate()  # a worker then tells the scheduler
-        deadline = time.monotonic() + STOP_SECONDS
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS / 5)
+        psutil.wait_procs([psutil.Process(p.pid) for p in processes if p.poll() is None], timeout=STOP_SECONDS)
         for process in processes:
             kill_family(process.pid)
     print(f"the scheduler at {arguments.address} is gone")

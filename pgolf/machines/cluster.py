@@ -5,7 +5,6 @@ goes to one named worker, and if that is lost to another, where it continues fro
 happens on the worker.
 """
 
-import importlib.util
 import logging
 import threading
 import time
@@ -27,7 +26,7 @@ from pgolf.sweeps.sweep_file import Sweep, SweepError
 CONNECT_SECONDS = 10
 POLL_SECONDS = 0.1
 VISIBLE_SECONDS = 60.0  # within these, a shared disk shows here what another machine wrote
-ANSWER_SECONDS = 10.0  # for the worker to hand over its outcome
+ANSWER_SECONDS = 10.0  # for a worker to hand over its outcome
 STOP_SECONDS = 10.0
 
 
@@ -54,7 +53,7 @@ class ClusterPool(Pool):
     notebooks: list[str]
     data: dict[str, dict]  # fingerprint -> knobs of a run on this data
     ranks: int  # GPUs that the largest run trains on, if it finds any; 0: all runs train on the CPU
-    local: dict = field(default_factory=dict)  # worker.about of this process
+    local: dict  # worker.about of this process
     on_gpus: bool | None = None  # set by the first workers; None = none is accepted yet
     workers: dict[str, Worker] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)  # addresses that take tasks, according to the scheduler
@@ -65,14 +64,10 @@ class ClusterPool(Pool):
     data_lock: threading.Lock = field(default_factory=threading.Lock)
     is_waiting: bool = False
 
-    @property
-    def address(self) -> str:
-        return self.client.scheduler.address
-
     def start(self, job: Job) -> bool:
         busy = {one.address for one, _ in self.active.values()}
         free = [one for one in self.workers.values() if one.address in self.idle - busy]
-        if not free or (self.on_gpus is None and self.ranks):
+        if not free:
             return False
         name = f"{job.run_dir.parent.name}/{job.run_dir.name}"
         task = self.client.submit(
@@ -98,8 +93,9 @@ class ClusterPool(Pool):
             raise self._lost(job, f"fails: {error}") from error
         if outcome["returncode"] is None:
             raise self._lost(job, "closes")
-        if outcome["complete"]:
-            _wait_until_visible(job.run_dir / "result.json")
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while outcome["complete"] and not (job.run_dir / "result.json").exists() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
         del self.active[job]
         return outcome["returncode"]
 
@@ -126,10 +122,10 @@ class ClusterPool(Pool):
         if self.client.status != "running" or "workers" not in info:
             return  # the client is reconnecting
         self._update({address: about["status"] for address, about in info["workers"].items()})
-        self._separate_devices()
         waits = not self.workers and not self.checking
         if waits and not self.is_waiting:
-            say(f"no workers at {self.address}: waiting for some (`pgolf worker {self.address}` on a machine)")
+            address = self.client.scheduler.address
+            say(f"no workers at {address}: waiting for some (`pgolf worker {address}` on a machine)")
         self.is_waiting = waits
 
     def _update(self, status: dict[str, str]) -> None:
@@ -142,6 +138,8 @@ class ClusterPool(Pool):
                 del known[address]
         for address in self.idle - self.workers.keys() - self.checking.keys() - self.refused.keys():
             self.checking[address] = _in_background(self._check, address)
+        if self.on_gpus is None and not all(answer.done() for answer in self.checking.values()):
+            return  # the first workers decide together what the sweep trains on
         for address in [address for address, answer in self.checking.items() if answer.done()]:
             try:
                 self.workers[address] = self.checking.pop(address).result()
@@ -149,6 +147,9 @@ class ClusterPool(Pool):
                 continue
             except Exception as error:  # an unknown environment may answer with anything
                 self._refuse(address, str(error))
+        if self.on_gpus is None and self.workers:
+            self.on_gpus = any(one.gpus for one in self.workers.values())
+        self._separate_devices()
 
     def _refuse(self, address: str, why: str) -> None:
         self.refused[address] = f"worker {address} {why}"
@@ -156,16 +157,13 @@ class ClusterPool(Pool):
 
     def _separate_devices(self) -> None:
         """A sweep trains on GPUs or on CPUs, as its first workers do: scores of both would not compare."""
-        if not self.ranks or (self.checking and self.on_gpus is None):
-            return
-        if self.on_gpus is None and self.workers:
-            self.on_gpus = any(one.gpus for one in self.workers.values())
-        why = "sees no GPU, and this sweep trains on GPUs: stop it, or check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        if not self.on_gpus:
-            why = "has GPUs, and this sweep trains on CPUs: to use GPUs alone, stop the sweep and start it again"
-        for one in [one for one in self.workers.values() if bool(one.gpus) != self.on_gpus]:
-            del self.workers[one.address]
-            self._refuse(one.address, f"({one.host}) {why}")
+        why = "has GPUs, and this sweep trains on CPUs: to use GPUs alone, stop the sweep and start it again"
+        if self.on_gpus:
+            why = "sees no GPU, and this sweep trains on GPUs: stop it, or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        for one in list(self.workers.values()):
+            if self.ranks and bool(one.gpus) != self.on_gpus:
+                del self.workers[one.address]
+                self._refuse(one.address, f"({one.host}) {why}")
 
     def _check(self, address: str) -> Worker:
         """The worker at an address. SweepError says why it cannot do the sweep's runs; OSError or KeyError: gone."""
@@ -174,9 +172,7 @@ class ClusterPool(Pool):
         except (OSError, KeyError):
             raise
         except Exception as error:  # Dask wraps what its unpickling met
-            raise SweepError(
-                f"has no pgolf of this version ({error}): install this checkout there and restart the worker"
-            ) from None
+            raise SweepError(f"has no pgolf of this version ({error}): install this checkout, restart it") from None
         where = f"({about['host']}, {about['root']})"
         if problem := self._mismatch(about):
             raise SweepError(f"{where} {problem}")
@@ -202,7 +198,7 @@ class ClusterPool(Pool):
                 "PGOLF_RUNS set to the same shared folder; `pgolf remote` serves machines without one"
             )
         if 0 < about["gpus"] < self.ranks:
-            return f"sees {_count(about['gpus'], 'GPU')}, and a run here trains on {self.ranks}"
+            return f"sees {about['gpus']} of the {self.ranks} GPUs that a run here trains on: start it with --gpus"
         return ""
 
     def _data_problem(self, address: str) -> str:
@@ -221,13 +217,6 @@ class ClusterPool(Pool):
     def _call(self, address: str, function, *args):
         """The answer of a function of worker.py on that worker; OSError or KeyError if it is gone."""
         return self.client.run(worker.call, function, *args, workers=[address])[address]
-
-
-def _wait_until_visible(path: Path) -> None:
-    """A shared disk may show late what another machine wrote."""
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
 
 
 def _in_background(function, *args) -> Future:
@@ -260,7 +249,7 @@ def connect(address: str, sweep: Sweep) -> Iterator[ClusterPool]:
         local = worker.about(canary.name, notebooks)
         pool = ClusterPool(client, canary.name, notebooks, data, ranks, local)
         pool.checked.add((local["machine"], local["root"]))
-        _introduce(pool)
+        _check_first_workers(pool)
         yield pool
     finally:
         canary.unlink(missing_ok=True)
@@ -282,31 +271,19 @@ def _client(address: str):
     try:
         return distributed.Client(**where, timeout=CONNECT_SECONDS, name="pgolf-sweep", set_as_default=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise SweepError(
-            f"--cluster {address}: no scheduler answers there ({reason}); start `dask scheduler`"
-        ) from None
+        why = " ".join(str(error).split())
+        raise SweepError(f"--cluster {address}: no scheduler answers there ({why}); start `dask scheduler`") from None
 
 
-def _introduce(pool: ClusterPool) -> None:
+def _check_first_workers(pool: ClusterPool) -> None:
     """Check the workers that are there, and print what the cluster is. SweepError if all of them are refused."""
     pool.refresh()
     while pool.checking:
         time.sleep(POLL_SECONDS)
         pool.refresh()
-    if pool.refused and not pool.workers:
+    workers, address = pool.workers.values(), pool.client.scheduler.address
+    if pool.refused and not workers:
         lines = "\n".join(f"  - {problem}" for problem in pool.refused.values())
-        raise SweepError(f"{pool.address}: no worker can do these runs:\n{lines}")
-    hosts, gpus = {one.host for one in pool.workers.values()}, sum(one.gpus for one in pool.workers.values())
-    line = f"cluster {pool.address}: {_count(len(pool.workers), 'worker')}"
-    if pool.workers:
-        line += f" on {_count(len(hosts), 'machine')}, {_count(gpus, 'GPU') if gpus else 'no GPU'}"
-    say(line)
-    if pool.client.run_on_scheduler(importlib.util.find_spec, "bokeh"):
-        say(f"dashboard: {pool.client.dashboard_link}")
-    else:
-        say("no dashboard: `pip install bokeh` where the scheduler runs, and start it again")
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
+        raise SweepError(f"{address}: no worker can do these runs:\n{lines}")
+    machines, gpus = len({one.host for one in workers}), sum(one.gpus for one in workers)
+    say(f"cluster {address}: workers {len(workers)}, machines {machines}, GPUs {gpus}; {pool.client.dashboard_link}")

@@ -12,8 +12,8 @@ import platform
 import subprocess
 import sys
 import threading
-import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ import filelock
 import psutil
 
 from pgolf.processes import kill_family, visible_gpus
-from pgolf.runs import integrity
+from pgolf.runs import directory, integrity
 from pgolf.runs.code import code_digest
 from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps import kernel_process
@@ -34,11 +34,6 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask
 STARTED_WITH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # this file, as this process imported it
 
 _one_at_a_time = threading.Lock()  # a run has the worker's GPUs to itself, however many threads the worker has
-
-
-def runs_root() -> Path:
-    """This machine's runs folder, as runs.RUNS but without pandas."""
-    return Path(os.environ.get("PGOLF_RUNS", ROOT / "runs")).resolve()
 
 
 async def call(function, *args):
@@ -56,8 +51,8 @@ def about(canary: str, notebooks: list[str]) -> dict:
         "host": platform.node(),
         "machine": f"{platform.node()} {uuid.getnode():x}",
         "root": str(ROOT),
-        "runs": str(runs_root()),
-        "sees_runs": (runs_root() / canary).is_file(),
+        "runs": str(directory.RUNS),
+        "sees_runs": (directory.RUNS / canary).is_file(),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": metadata.version("torch").partition("+")[0],
         "code": code_digest(notebooks, fresh=True),
@@ -68,19 +63,13 @@ def about(canary: str, notebooks: list[str]) -> dict:
 
 def fingerprints(knobs: list[dict]) -> list[dict]:
     """Per run: {'fingerprint': …} of its data, or {'problem': …}. Builds embedded corpora that are missing."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pgolf.machines.worker"],
-        input=json.dumps(knobs),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        env=environment(),
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return [{"problem": lines[-1]} for _ in knobs]
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "pgolf.machines.worker"]
+    options = dict(capture_output=True, text=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(command, input=json.dumps(knobs), **options)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return [{"problem": lines[-1]} for _ in knobs]
 
 
 def main() -> None:
@@ -109,38 +98,43 @@ def execute(job: dict) -> dict:
     from distributed import get_worker
 
     worker = get_worker()
-    key, run_dir = worker.get_current_task(), runs_root() / job["name"]
-    unwanted = {"returncode": None, "complete": False}
+    key, run_dir = worker.get_current_task(), directory.RUNS / job["name"]
 
-    def wanted() -> bool:
+    def is_wanted() -> bool:
         task = worker.state.tasks.get(key)
         return task is not None and task.state != "cancelled" and worker.status.name in ("running", "paused")
 
+    unwanted = {"returncode": None, "complete": False}
     if os.getpid() != job["pid"]:  # a restarted process took the address of the worker that was checked
         return unwanted
     while not _one_at_a_time.acquire(timeout=POLL_SECONDS):  # another sweep's run
-        if not wanted():
+        if not is_wanted():
             return unwanted
-    process = None
     try:
-        if is_complete(run_dir):
-            return {"returncode": 0, "complete": True}
-        _wait_for_lock(run_dir)
-        if not wanted():
-            return unwanted
-        notebook = ROOT / "notebooks" / job["notebook"]
-        own = environment(worker.nanny is not None)
-        process = kernel_process.start(run_dir, notebook, job["parameters"], runs_root(), own)
-        while process.poll() is None:
-            if not wanted():
-                return unwanted
-            time.sleep(POLL_SECONDS)
-        return {"returncode": process.returncode, "complete": (run_dir / "result.json").exists()}
+        return _execute(job, run_dir, is_wanted, worker.nanny is not None) or unwanted
     finally:
-        if process is not None and process.poll() is None:
+        _one_at_a_time.release()
+
+
+def _execute(job: dict, run_dir: Path, is_wanted: Callable[[], bool], has_nanny: bool) -> dict | None:
+    """Outcome of a job's notebook; None if it was ended because it is not wanted."""
+    if is_complete(run_dir):
+        return {"returncode": 0, "complete": True}
+    # Until no kernel writes this run; after LOCK_SECONDS the next kernel reports that itself.
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with suppress(filelock.Timeout), filelock.FileLock(run_dir / ".lock").acquire(timeout=LOCK_SECONDS):
+        pass
+    notebook = ROOT / "notebooks" / job["notebook"]
+    process = kernel_process.start(run_dir, notebook, job["parameters"], directory.RUNS, environment(has_nanny))
+    try:
+        while is_wanted():
+            with suppress(subprocess.TimeoutExpired):
+                return {"returncode": process.wait(POLL_SECONDS), "complete": (run_dir / "result.json").exists()}
+        return None
+    finally:
+        if process.returncode is None:
             kill_family(process.pid)
             process.wait()
-        _one_at_a_time.release()
 
 
 def is_complete(run_dir: Path) -> bool:
@@ -151,17 +145,10 @@ def is_complete(run_dir: Path) -> bool:
     return False
 
 
-def _wait_for_lock(run_dir: Path) -> None:
-    """Wait until no kernel writes this run; after LOCK_SECONDS the next kernel reports that itself."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with suppress(filelock.Timeout), filelock.FileLock(run_dir / ".lock").acquire(timeout=LOCK_SECONDS):
-        pass
-
-
-def environment(of_nanny: bool = False) -> dict[str, str]:
-    """This process's environment, without the thread limits its nanny added: a run's knobs set its threads."""
+def environment(has_nanny: bool) -> dict[str, str]:
+    """This process's environment without the thread limits that its nanny added: a run's knobs set its threads."""
     own = dict(os.environ)
-    if of_nanny:
+    if has_nanny:
         with suppress(psutil.Error):
             before = psutil.Process(os.getppid()).environ()
             own = {name: value for name, value in own.items() if name not in THREADS or name in before}

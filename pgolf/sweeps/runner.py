@@ -68,7 +68,7 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
         try:
             # The best run is known only once no run is missing; a finished stage is checked then.
             done = read_result(sweep.directory / stage.notebook) is not None and not jobs
-            if not (done and is_complete(stage_job(sweep, stage, best_run(sweep)))):
+            if not (done and is_stage_complete(stage_job(sweep, stage, best_run(sweep)))):
                 stages.append(stage)
         except RunError as error:
             problems.append(str(error))
@@ -77,7 +77,7 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
     return jobs, stages
 
 
-def is_complete(stage: Job) -> bool:
+def is_stage_complete(stage: Job) -> bool:
     """True if a stage's job is done. Raises RunError if it is, but on another run or with other parameters."""
     result = read_result(stage.run_dir)
     if result is None:
@@ -147,7 +147,7 @@ def run_sweep(
             for stage in stages:
                 try:
                     job = stage_job(sweep, stage, best_run(sweep))
-                    if not is_complete(job):
+                    if not is_stage_complete(job):
                         failures += run_jobs(pool, [job], bar)
                 except RunError as error:
                     failures.append(failed(stage.notebook, str(error), sweep.directory / stage.notebook))

@@ -8,8 +8,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import psutil
@@ -19,6 +19,7 @@ import yaml
 from pgolf.cli import cluster as cli_cluster
 from pgolf.cli.main import main
 from pgolf.machines import cluster, worker
+from pgolf.processes import kill_family
 from pgolf.runs import directory
 from pgolf.runs.result import read_result
 from pgolf.runs.table import load_runs
@@ -87,16 +88,8 @@ class Machines:
         return run_sweep(path, open_pool=partial(cluster.connect, self.file))
 
     def kill(self, process):
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in family:
-            child.kill() if child.is_running() else None
+        kill_family(process.pid)
         process.wait()
-
-    def close(self):
-        for process in [*self.workers, self.scheduler]:
-            if process.poll() is None:
-                self.kill(process)
 
 
 @pytest.fixture
@@ -104,7 +97,8 @@ def machines(folder):
     pytest.importorskip("distributed", reason='no Dask: pip install -e ".[cluster]"')
     opened = Machines(folder)
     yield opened
-    opened.close()
+    for process in [*opened.workers, opened.scheduler]:
+        opened.kill(process)
 
 
 def wait_for(condition, seconds=60):
@@ -151,35 +145,29 @@ def test_every_run_is_done_once_though_workers_are_killed(embedded, folder, mach
     for _ in range(3):
         machines.add(directory.RUNS, nanny=True)
     machines.wait(3)
-    rng, kills, trouble = random.Random(7), [], []
+    rng, kills = random.Random(7), []
 
     def strike():
-        victim = rng.choice(machines.workers)
-        if not (children := notebooks_of(victim)):
-            return
-        if len(kills) % 2:  # a whole machine; another takes its place
-            machines.workers.remove(victim)
-            machines.kill(victim)
-            machines.add(directory.RUNS, nanny=True)
-        else:  # a process that its nanny starts again
-            children[0].parent().kill()
-        kills.append(victim)
-        assert psutil.wait_procs(children, timeout=10)[1] == []
+        while len(kills) < 5 and len(list(directory.RUNS.glob("s/*/result.json"))) < 11:
+            time.sleep(rng.uniform(0.5, 3))
+            victim = rng.choice(machines.workers)
+            if not (children := notebooks_of(victim)):
+                continue
+            if len(kills) % 2:  # a whole machine; another takes its place
+                machines.workers.remove(victim)
+                machines.kill(victim)
+                machines.add(directory.RUNS, nanny=True)
+            else:  # a process that its nanny starts again
+                children[0].parent().kill()
+            kills.append(victim)
+            assert psutil.wait_procs(children, timeout=10)[1] == []
 
-    def kill():
-        try:
-            while len(kills) < 5 and len(list(directory.RUNS.glob("s/*/result.json"))) < 11:
-                time.sleep(rng.uniform(0.5, 3))
-                strike()
-        except BaseException as error:
-            trouble.append(error)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    failures = machines.run(path)
-    killer.join()
+    with ThreadPoolExecutor(1) as thread:
+        killer = thread.submit(strike)
+        failures = machines.run(path)
+        killer.result()
     said = capfd.readouterr()
-    assert trouble == [] and failures == [] and len(kills) == 5
+    assert failures == [] and len(kills) == 5
     assert said.out.count("goes to another") >= 3  # a victim may have been between two runs
     for name in names:
         assert sum(line.startswith(f"{name} ") and " bpb " in line for line in said.out.splitlines()) == 1
@@ -214,10 +202,10 @@ def test_a_killed_workers_run_continues_on_another_and_unfit_workers_are_named(e
         machines.workers.remove(victim)
         machines.kill(victim)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    failures = machines.run(path)
-    killer.join()
+    with ThreadPoolExecutor(1) as thread:
+        killer = thread.submit(kill)
+        failures = machines.run(path)
+        killer.result()
     said = capfd.readouterr().out
     assert [f.run for f in failures] == ["bad"] and "TrainError: training loss is nan" in failures[0].reason
     assert said.count("bad ") == 2 and said.count("goes to another") == 1  # forecast, failure: no second attempt
@@ -316,7 +304,7 @@ def pool(client=None, data=None, ranks=1):
         ({"code": "d"}, "has other code"),
         ({"started_with": "t"}, "was started before its code changed: restart it"),
         ({"sees_runs": False}, "its own is /there/runs"),
-        ({"gpus": 1}, "sees 1 GPU, and a run here trains on 2"),
+        ({"gpus": 1}, "sees 1 of the 2 GPUs that a run here trains on"),
     ],
 )
 def test_a_worker_that_cannot_do_the_runs_is_refused(differs, says):

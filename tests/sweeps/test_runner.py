@@ -16,7 +16,7 @@ from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT, RunError, read_result
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.jobs import progress
-from pgolf.sweeps.runner import is_complete, missing, plan, run_sweep, stage_job
+from pgolf.sweeps.runner import is_stage_complete, missing, plan, run_sweep, stage_job
 from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
@@ -235,10 +235,10 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
 
     sweep = load_sweep(path)
     job = stage_job(sweep, sweep.stages[0], "a")
-    assert is_complete(job)
+    assert is_stage_complete(job)
     assert read_result(job.run_dir).source == "s/a"
     with pytest.raises(RunError, match=r"made from s/a, and the best run is now s/b; delete that folder"):
-        is_complete(replace(job, parameters=job.parameters | {"source": "b"}))
+        is_stage_complete(replace(job, parameters=job.parameters | {"source": "b"}))
     with pytest.raises(SweepError, match=r"sensitivity: made with parameters .*1024.*, not .*2048"):
         run_sweep(sweeps(content | {"runs": {"a": {}}, "stages": [{"sensitivity": {"tokens": 2048}}]}))
 
