@@ -144,8 +144,8 @@ def audit(arguments: argparse.Namespace) -> int:
         if any(told.get(name) != value for name, value in source.about().items()):
             raise DataError(f"{arguments.source}: not what {arguments.folder} was made of, as its dataset.json tells")
         options["documents"] = prepare.validation_texts(source, told)
-    found = audit.inspect(folder, **options, **limits)
-    print(audit.words(found))
+    found = audit.audit_folder(folder, **options, **limits)
+    print(audit.format_audit(found))
     if found.thorough and not any(limits.values()):
         audit.store(Dataset.open(folder), found)  # runs on it tell that it was done, or refuse it
     return 0 if found.ok else 1

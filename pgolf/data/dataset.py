@@ -23,6 +23,7 @@ from pgolf_core.tokens import ByteTable, Tokenizer
 
 DESCRIPTION = "dataset.json"
 SPLITS = ("train", "val")
+LISTED = ("name", "tokens", "sha256")  # facts of a shard in dataset.json
 
 
 def validation_tokens(
@@ -85,24 +86,20 @@ class Dataset:
     def open(cls, directory: str | Path, tokenizer_path: str | Path = "", *, vocab_size: int = 0) -> Dataset:
         """Open and check a folder. tokenizer_path "": the tokenizer beside the shards. vocab_size 0: any.
 
-        Raises DataError for a damaged shard, a tokenizer of other shards, or a difference from dataset.json.
+        Raises DataError with a line per damaged shard, wrong tokenizer or difference from dataset.json.
         """
-        dataset = cls._read(ROOT / directory, tokenizer_path, vocab_size)
-        listed, present = listed_shards(dataset.about), dataset.shards
-        names = sorted(name for name in listed | present if listed.get(name) != present.get(name)) if listed else []
-        sha256 = dataset.description["tokenizer_sha256"]
-        if dataset.about.get("tokenizer_sha256", sha256) != sha256:
-            names.append(dataset.tokenizer_path.name)
-        if names:
-            raise DataError(
-                f"{dataset.directory}: {', '.join(names)} not as dataset.json lists; the same `pgolf data` command "
-                "makes the folder whole again"
-            )
+        directory = ROOT / directory
+        about = read_about(directory)
+        dataset = cls._read(directory, about, tokenizer_path, vocab_size)
+        if about.get("tokenizer_sha256", sha256 := dataset.description["tokenizer_sha256"]) != sha256:
+            raise DataError(_not_as_listed(dataset.tokenizer_path))
         return dataset
 
     @classmethod
-    def _read(cls, directory: Path, tokenizer_path: str | Path = "", vocab_size: int = 0) -> Dataset:
-        """The folder's content, not compared with dataset.json."""
+    def _read(
+        cls, directory: Path, about: dict | None = None, tokenizer_path: str | Path = "", vocab_size: int = 0
+    ) -> Dataset:
+        """The folder's content, compared with its dataset.json if `about` is given."""
         shards = {split: shard_paths(directory, split) for split in SPLITS}
         own = next((directory / name for name in tokenizers.NAMES if (directory / name).exists()), None)
         tokenizer_path = ROOT / tokenizer_path if tokenizer_path else own or directory / tokenizers.NAMES[0]
@@ -117,21 +114,27 @@ class Dataset:
                 f"vocab_size={vocab_size}, but the tokenizer {tokenizer_path} has vocab_size={tokenizer.vocab_size}; "
                 f"set vocab_size={tokenizer.vocab_size} or name another tokenizer_path"
             )
-        facts = _shard_facts(directory, shards["train"] + shards["val"])
+        facts, problems = _shard_facts(directory, shards["train"] + shards["val"])
         for name, fact in facts.items():
             if fact["max_token"] >= tokenizer.vocab_size:
-                raise DataError(
+                problems[name] = (
                     f"{directory / name}: holds token {fact['max_token']}, and the tokenizer's last is "
                     f"{tokenizer.vocab_size - 1} (vocab_size={tokenizer.vocab_size}); shards and tokenizer do not "
                     "belong together"
                 )
+        listed = listed_shards(about or {})
+        for name in listed | facts if listed else ():
+            fact = facts.get(name, {})
+            if name not in problems and any(fact.get(key) != listed.get(name, {}).get(key) for key in LISTED):
+                problems[name] = _not_as_listed(directory / name)
+        if problems:
+            raise DataError("\n".join(problems.values()))
         description = {"tokenizer_sha256": checksum(tokenizer_path)}
         for split, paths in shards.items():
-            listed = [{"name": path.name} | facts[path.name] for path in paths]
-            description[split] = [{key: shard[key] for key in ("name", "tokens", "sha256")} for shard in listed]
-            description[f"{split}_tokens"] = sum(shard["tokens"] for shard in listed)
-        about, table = read_about(directory), ByteTable.of(tokenizer)
-        return cls(directory, tokenizer_path, tokenizer, shards["train"], shards["val"], table, description, about)
+            description[split] = [{key: facts[path.name][key] for key in LISTED} for path in paths]
+            description[f"{split}_tokens"] = sum(shard["tokens"] for shard in description[split])
+        train, val, table = shards["train"], shards["val"], ByteTable.of(tokenizer)
+        return cls(directory, tokenizer_path, tokenizer, train, val, table, description, about or {})
 
     @property
     def shards(self) -> dict[str, dict]:
@@ -205,22 +208,35 @@ def listed_shards(about: dict) -> dict[str, dict]:
     return {shard["name"]: shard for split in SPLITS for shard in about.get(split, {}).get("shards", [])}
 
 
-def _shard_facts(directory: Path, paths: list[Path]) -> dict[str, dict]:
-    """Name -> size, mtime_ns, tokens, max_token, sha256; files whose size and mtime are cached are not read again."""
+def _not_as_listed(path: Path) -> str:
+    command = "the same `pgolf data` command makes the folder whole again"
+    return f"{path}: {'' if path.exists() else 'missing, '}not as {DESCRIPTION} lists; {command}"
+
+
+def _shard_facts(directory: Path, paths: list[Path]) -> tuple[dict[str, dict], dict[str, str]]:
+    """name -> name, size, mtime_ns, tokens, max_token, sha256 of each shard; name -> error of each damaged one.
+
+    Files whose size and mtime are cached are not read again, headers are.
+    """
     cache_path = directory / ".shards.json"
-    cache, facts = read_json(cache_path) or {}, {}
+    cache, facts, errors = read_json(cache_path) or {}, {}, {}
     for path in paths:
-        tokens = read_shard(path)  # checks the header
-        stat = path.stat()
-        key = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        known = cache.get(path.name, {})
-        if key.items() <= known.items():
-            facts[path.name] = known
+        try:
+            tokens = read_shard(path)
+        except DataError as error:
+            errors[path.name] = str(error)
             continue
-        facts[path.name] = key | {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
+        stat = path.stat()
+        fact = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        known = cache.get(path.name, {})
+        if fact.items() <= known.items():
+            fact = known
+        else:
+            fact |= {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
+        facts[path.name] = fact
     if facts != cache:
         _write_cache(cache_path, facts)
-    return facts
+    return {name: {"name": name} | fact for name, fact in facts.items()}, errors
 
 
 def _write_cache(path: Path, content: dict) -> None:

@@ -1,41 +1,46 @@
-"""What the documents of a split come to, walked through once: tokens, bytes by the table, bytes of their text."""
+"""Statistics of a split from one pass over its documents: tokens, bytes by the byte table, bytes of their text."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pgolf.data.dataset import Dataset
 from pgolf_core.shards import read_shard
-from pgolf_core.tokens import ByteTable, SentencePiece, Tokenizer
+from pgolf_core.tokens import SentencePiece, Tokenizer
 
-BATCH = 1 << 20  # tokens looked at together
-LONGEST = 1 << 24  # tokens; a longer document is cut: shards without BOS must not fill the memory
-# The first documents of each shard that are decoded, and of these encoded again: split, thorough -> how many.
-DECODED = {("val", True): 1 << 62, ("val", False): 500, ("train", True): 2000, ("train", False): 0}
-ENCODED = {("val", True): 1000, ("val", False): 50, ("train", True): 0, ("train", False): 0}
+BATCH = 1 << 20  # tokens per batch
+LONGEST = 1 << 24  # tokens; a longer document is cut, which bounds memory for shards without BOS
+ALL = 1 << 62
+# (split, thorough) -> documents decoded per batch, decoded in all, and encoded again in all.
+SAMPLES = {
+    ("val", True): (ALL, ALL, 1000),
+    ("val", False): (500, 500, 50),
+    ("train", True): (20, ALL, 0),
+    ("train", False): (0, 0, 0),
+}
 MARK = "▁"  # SentencePiece's space
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Whole documents that begin in one shard: tokens (n,), where each starts (d,); `first`: the first one's number."""
+class Batch(NamedTuple):
+    """Whole documents: tokens (n,), offset of each document (d,), number of the first."""
 
-    shard: int
-    first: int
     tokens: np.ndarray
     starts: np.ndarray
+    first: int
 
-    def rows(self, count: int | None = None) -> list[np.ndarray]:
-        return np.split(self.tokens, self.starts[1:])[:count]
+    def rows(self) -> list[np.ndarray]:
+        """Tokens of each document."""
+        return np.split(self.tokens, self.starts[1:])
 
     def keys(self) -> list[bytes]:
-        """A hash of each document's tokens after BOS, b"" where there are none."""
+        """Hash of each document's tokens after BOS; b"" for an empty document."""
         content, ends = memoryview(self.tokens).cast("B"), [*self.starts[1:].tolist(), len(self.tokens)]
         return [
             hashlib.blake2b(content[2 * start + 2 : 2 * end], digest_size=16).digest() if end - start > 1 else b""
@@ -43,117 +48,116 @@ class Batch:
         ]
 
 
-def batches(paths: list[Path], bos: int, progress: Callable[[str], object]) -> Iterator[Batch]:
-    """All documents in order, some BATCH tokens at a time; one that spans shards is put together, in its own batch."""
-    rest, shard, first = [], 0, 0  # parts of a document that may go on in the next shard, and where it begins
-    for i, path in enumerate(paths):
-        progress(path.name)
-        tokens = read_shard(path)
-        starts = np.flatnonzero(tokens == bos)
-        rest.append(tokens[: starts[0] if len(starts) else len(tokens)])
-        if len(starts) or sum(map(len, rest)) > LONGEST:
-            yield from _put_together(rest, shard, first)
-            rest = []
-        done = 0
-        while done + 1 < len(starts):
-            end = min(max(done + 1, int(np.searchsorted(starts, starts[done] + BATCH))), len(starts) - 1)
-            yield Batch(i, done, np.array(tokens[starts[done] : starts[end]]), starts[done:end] - starts[done])
-            done = end
-        if len(starts):
-            rest, shard, first = [tokens[starts[-1] :]], i, done
-    yield from _put_together(rest, shard, first)
+def batches(paths: list[Path], bos: int) -> Iterator[Batch]:
+    """All documents of the shards in order, about BATCH tokens at a time."""
+    tokens, first = np.empty(0, np.uint16), 0
+    for path in paths:
+        shard = read_shard(path)
+        for at in range(0, len(shard), BATCH):
+            tokens = np.concatenate([tokens, shard[at : at + BATCH]])
+            starts = np.append(0, np.flatnonzero(tokens[1:] == bos) + 1)
+            end = len(tokens) if len(tokens) > LONGEST else starts[-1]  # the last document may go on
+            if end:
+                starts = starts[starts < end]
+                yield Batch(tokens[:end], starts, first)
+                tokens, first = tokens[end:], first + len(starts)
+    if len(tokens):
+        yield Batch(tokens, np.zeros(1, int), first)
 
 
-def _put_together(parts: list[np.ndarray], shard: int, first: int) -> Iterator[Batch]:
-    tokens = np.concatenate(parts) if parts else np.empty(0, np.uint16)
-    for at in range(0, len(tokens), LONGEST):
-        yield Batch(shard, first, tokens[at : at + LONGEST], np.zeros(1, int))
+class Comparison:
+    """Bytes of documents by the byte table compared with the bytes of their text."""
+
+    def __init__(self):
+        self.documents = self.counted = self.true = self.differing = 0
+        self.first = ""  # first difference
+
+    def add(self, batch: Batch, counted: np.ndarray, texts: Iterable[str]) -> None:
+        true = np.array([len(text.encode()) for text in texts], np.int64)
+        counted = counted[: len(true)]
+        self.documents += len(true)
+        self.counted += int(counted.sum())
+        self.true += int(true.sum())
+        different = np.flatnonzero(counted != true)
+        if len(different) and not self.differing:
+            i = different[0]
+            self.first = f"document {batch.first + i:,}, {counted[i]:,} not {true[i]:,}"
+        self.differing += len(different)
 
 
-class Survey:
-    """What the documents of a split come to. The lists name documents: (place, bytes by the table, bytes of text)."""
+class SplitStats:
+    """Statistics of one split; `add` takes its batches in order."""
 
-    def __init__(self, name: str, dataset: Dataset, table: ByteTable, thorough: bool):
-        self.name, self.tokenizer = name, dataset.tokenizer
+    def __init__(self, name: str, dataset: Dataset, thorough: bool):
+        self.name, self.dataset, self.tokenizer, self.thorough = name, dataset, dataset.tokenizer, thorough
         self.shards = dataset.val_shards if name == "val" else dataset.train_shards
         self.available = dataset.description[f"{name}_tokens"]
+        table = dataset.byte_table
         self.base, self.boundary = table.base_bytes.numpy(), table.is_boundary.numpy()
         self.full = self.base + table.has_leading_space.numpy()
         self.control = np.array([i != self.tokenizer.bos and p.boundary for i, p in enumerate(self.tokenizer.pieces)])
         self.mark = [byte_token(self.tokenizer, value) for value in MARK.encode()]
-        self.to_decode, self.to_encode = DECODED[name, thorough], ENCODED[name, thorough]
-        self.parts: list[np.ndarray] = [np.empty((2, 0), np.int64)]  # (2, d) tokens and bytes of documents, a batch
-        self.tokens = self.headless = self.spelled = self.texts = 0
-        self.decoded = self.table_bytes = self.text_bytes = self.encoded = self.lossy = self.recut = 0
-        self.inside: dict[int, list] = {}  # control token -> how many, the place of the first
-        self.differ: list[tuple[str, int, int]] = []
-        self.differ_from_texts: list[tuple[str, int, int]] = []
+        self.parts: list[np.ndarray] = [np.empty((2, 0), np.int64)]  # per batch: (2, d) tokens, bytes of documents
+        self.tokens = self.headless = 0  # headless: documents without BOS
+        self.spelled_spaces = 0  # lone spaces spelled by the three byte tokens of MARK
+        self.inside: dict[int, list] = {}  # control token inside a document -> [count, document of the first]
+        self.compared = Comparison()  # with the source texts if they are given, else with the decoded tokens
+        self.decoded = self.encoded = self.retokenized = 0  # documents decoded; encoded again; giving other tokens
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document, (d,); once all are added."""
+        """Tokens of each document, (d,); read after the last `add`."""
         return np.concatenate(self.parts, 1)[0]
 
     @cached_property
     def bytes(self) -> np.ndarray:
+        """Bytes of each document by the table, (d,); read after the last `add`."""
         return np.concatenate(self.parts, 1)[1]
 
-    @cached_property
+    @property
     def documents(self) -> int:
-        """That begin with BOS."""
+        """Number of documents that begin with BOS."""
         return len(self.bytes) - self.headless
 
-    def place(self, batch: Batch, i: int) -> str:
-        return f"document {batch.first + i:,} of {self.shards[batch.shard].name}"
-
     def count(self, tokens: np.ndarray) -> np.ndarray:
-        """Bytes of each token (n,), as ByteTable.count has them; before the first is no token."""
+        """Bytes of each token (n,), as ByteTable.count counts them; the first has no previous token."""
         counts = self.full[tokens]
         after = np.append(0, np.flatnonzero(self.boundary[tokens[:-1]]) + 1)
         counts[after] = self.base[tokens[after]]
         return counts
 
-    def add(self, batch: Batch, texts: Iterable[str] = ()) -> None:
-        """texts: of the documents, where they are known."""
-        tokens, starts = batch.tokens, batch.starts
+    def add(self, batch: Batch, sources: Iterator[str] | None = None) -> None:
+        """Add a batch. `sources` iterates over the split's source texts and goes on with those of its documents."""
+        tokens, starts, first = batch
         sizes = np.add.reduceat(self.count(tokens), starts, dtype=np.int64)
         self.tokens += len(tokens)
         self.headless += int((tokens[starts] != self.tokenizer.bos).sum())
         self.parts.append(np.stack([np.diff(starts, append=len(tokens)), sizes]))
         for at in np.flatnonzero(self.control[tokens]):
-            place = self.place(batch, int(np.searchsorted(starts, at, "right")) - 1)
-            self.inside.setdefault(int(tokens[at]), [0, place])[0] += 1
+            document = first + int(np.searchsorted(starts, at, "right")) - 1
+            self.inside.setdefault(int(tokens[at]), [0, document])[0] += 1
         if isinstance(self.tokenizer, SentencePiece) and None not in self.mark:
             at = np.flatnonzero(tokens[:-2] == self.mark[0])
-            self.spelled += int(((tokens[at + 1] == self.mark[1]) & (tokens[at + 2] == self.mark[2])).sum())
-        prefix = self.tokenizer.normalize("a").removesuffix("a")  # the space that some models add is no text
-        for i, (size, text) in enumerate(zip(sizes.tolist(), texts, strict=False)):
-            self.texts += 1
-            if size != (true := len(self.tokenizer.normalize(text).removeprefix(prefix).encode())):
-                self.differ_from_texts.append((self.place(batch, i), size, true))
-        if self.to_decode > batch.first:
-            self.decode(batch, batch.rows(self.to_decode - batch.first), sizes)
-
-    def decode(self, batch: Batch, rows: list[np.ndarray], sizes: np.ndarray) -> None:
+            self.spelled_spaces += int(((tokens[at + 1] == self.mark[1]) & (tokens[at + 2] == self.mark[2])).sum())
+        per_batch, to_decode, to_encode = SAMPLES[self.name, self.thorough]
+        rows = batch.rows() if per_batch and self.decoded < to_decode else []
+        rows = rows[: min(per_batch, to_decode - self.decoded)]
         texts = self.tokenizer.decode([row.tolist() for row in rows])
-        true = [len(text.encode()) for text in texts]
-        self.decoded += len(rows)
-        self.text_bytes += sum(true)
-        self.table_bytes += int(sizes[: len(rows)].sum())
-        for i in np.flatnonzero(sizes[: len(rows)] != true):
-            self.differ.append((self.place(batch, i), int(sizes[i]), true[i]))
-        texts = texts[: max(0, self.to_encode - batch.first)]
-        again = self.tokenizer.encode(texts)
-        self.encoded += len(texts)
-        self.recut += sum(not np.array_equal(new, row) for new, row in zip(again, rows, strict=False))
-        spelled = self.tokenizer.decode([new.tolist() for new in again])
-        self.lossy += sum(text != new for text, new in zip(texts, spelled, strict=True))
+        again = self.tokenizer.encode(texts[: to_encode - self.encoded])
+        self.decoded += len(texts)
+        self.encoded += len(again)
+        self.retokenized += sum(not np.array_equal(new, row) for new, row in zip(again, rows, strict=False))
+        if sources is not None:
+            prefix = self.tokenizer.normalize("a").removesuffix("a")  # the space that some models prepend is not text
+            texts = [self.tokenizer.normalize(text).removeprefix(prefix) for text in islice(sources, len(starts))]
+        self.compared.add(batch, sizes, texts)
 
     def figures(self) -> dict:
+        """JSON-ready figures; all but shards and tokens describe the tokens_read."""
         return {
             "shards": len(self.shards),
             "tokens": self.available,
-            "tokens_read": self.tokens,  # the rest is about these
+            "tokens_read": self.tokens,
             "documents": self.documents,
             "bytes": int(self.bytes.sum()),
             "empty_documents": int((self.bytes == 0).sum()),
@@ -163,7 +167,7 @@ class Survey:
 
 
 def byte_token(tokenizer: Tokenizer, value: int) -> int | None:
-    """The token that stands for a byte, None where there is none."""
+    """The token for a byte value; None if the tokenizer has none."""
     if not isinstance(tokenizer, SentencePiece):
         return tokenizer.offset + value
     token = tokenizer.processor.piece_to_id(f"<0x{value:02X}>")

@@ -94,7 +94,7 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
             if (run_dir / name).exists():
                 shutil.copyfile(run_dir / name, unfinished / name)
         atomic_write(unfinished / "code.tar.xz", code)
-        atomic_write(unfinished / "audit.txt", audit.words(found) + "\n")
+        atomic_write(unfinished / "audit.txt", audit.format_audit(found) + "\n")
         atomic_write(unfinished / "submission.json", json.dumps(claims, indent=1))
         os.replace(unfinished, out)
     return out
