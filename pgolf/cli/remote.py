@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from pgolf.cli.arguments import add_knobs, existing_file, knobs_of
 
@@ -16,9 +17,7 @@ def add_commands(commands) -> None:
     def action(function, name: str, text: str, files: str) -> None:
         sub = actions.add_parser(name, help=text, description=text)
         sub.set_defaults(command=function)
-        sub.add_argument(
-            "pod", type=existing_file, metavar="POD.yaml", help="the machine; keys in pgolf/machines/pod.py"
-        )
+        sub.add_argument("pod", type=existing_file, metavar="POD.yaml", help="the machine; see pgolf/machines/pod.py")
         sub.add_argument("files", type=existing_file, nargs=files, metavar="SWEEP.yaml")
         sub.add_argument("--scale", default="", metavar="nano", help="see `pgolf sweep`")
         sub.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="see `pgolf sweep`")
@@ -35,14 +34,13 @@ def add_commands(commands) -> None:
 # Torch takes seconds to import, so the machinery is imported by the commands that need it; status needs none.
 
 
+say = partial(print, flush=True)
+
+
 def _job(arguments: argparse.Namespace):
     from pgolf.machines.job import load_job
 
     return load_job(arguments.pod, arguments.files, knobs_of(arguments.knobs), arguments.scale, arguments.seeds)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _explained(attempt: Callable, *arguments: object):
@@ -61,7 +59,7 @@ def _explained(attempt: Callable, *arguments: object):
 def check(arguments: argparse.Namespace) -> int:
     from pgolf.machines import preflight
 
-    _explained(preflight.check, _job(arguments), _say)
+    _explained(preflight.check, _job(arguments), say)
     return 0
 
 
@@ -70,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     job = _job(arguments)
     try:
-        return _explained(remote.run, job, _say)
+        return _explained(remote.run, job, say)
     except KeyboardInterrupt:
         if not (known := job.known()):  # nothing was started
             raise
@@ -85,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 def pull(arguments: argparse.Namespace) -> int:
     from pgolf.machines import remote
 
-    return _explained(remote.pull_once, _job(arguments), _say)
+    return _explained(remote.pull_once, _job(arguments), say)
 
 
 def status(_: argparse.Namespace) -> int:

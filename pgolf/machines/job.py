@@ -101,25 +101,20 @@ def load_job(
 ) -> Job:
     """Read and check everything that defines the job. Raises RemoteError or SweepError."""
     pod = load_pod(pod_file)
-    sweeps = tuple(load_sweep(file, knobs, scale, seeds) for file in files)
-    if len({sweep.name for sweep in sweeps}) < len(sweeps):
-        raise RemoteError(f"two of {', '.join(map(str, files))} are the same sweep; name each once")
+    sweeps = {file: load_sweep(file, knobs, scale, seeds) for file in files}
     words = [word for name, value in knobs.items() for word in ("-k", f"{name}={value}")]
     words += ["--scale", scale] if scale else []
     words += ["--seeds", *map(str, seeds)] if seeds else []
-    content = {
-        sweep.name: [
-            {run: config.hash for run, config in sweep.runs.items()},
-            [[stage.notebook, stage.parameters] for stage in sweep.stages],
-        ]
-        for sweep in sweeps
-    }
-    texts = {  # a sweep may be named after its file, so the name stays
-        f"{i}-{sweep.name}/{Path(file).name}": Path(file).read_text(encoding="utf-8")
-        for i, (sweep, file) in enumerate(zip(sweeps, files, strict=True))
-    }
-    job_id = f"{sweeps[0].name if sweeps else 'none'}-{digest(content)}"
-    return Job(pod, Path(pod_file).absolute(), sweeps, texts, tuple(words), job_id)
+    content, texts = {}, {}
+    for i, (file, sweep) in enumerate(sweeps.items()):
+        if sweep.name in content:
+            raise RemoteError(f"two of {', '.join(map(str, files))} are the same sweep; name each once")
+        stages = [[stage.notebook, stage.parameters] for stage in sweep.stages]
+        content[sweep.name] = [{run: config.hash for run, config in sweep.runs.items()}, stages]
+        # A sweep may be named after its file, so the name stays.
+        texts[f"{i}-{sweep.name}/{Path(file).name}"] = Path(file).read_text(encoding="utf-8")
+    job_id = f"{next(iter(content), 'none')}-{digest(content)}"
+    return Job(pod, Path(pod_file).absolute(), tuple(sweeps.values()), texts, tuple(words), job_id)
 
 
 def look(job: Job) -> Look:
@@ -141,23 +136,26 @@ def _look(lines: list[tuple[str, str]]) -> Look:
     return Look(kind, number, status, verified, tuple(words for name, words in lines if name == "other"))
 
 
-def refuse_other_jobs(job: Job, found: Look | None) -> None:
-    """RemoteError if a job other than this one is on the machine and its files are not verified."""
-    for words in found.others if found else ():
-        other, _, what = words.partition(" ")
-        command = state.read(other).get("command") or "`pgolf remote run` where it was started"
-        raise RemoteError(
-            f"{job.pod.address}: another job is on this machine: {other} ({what}); finish it first: {command}. If "
-            f"nothing of it is needed, delete {job.pod.dir}/jobs/{other} there"
-        )
+def mark_verified(job: Job, number: int) -> Look:
+    """Note on the machine that the files of the job's attempt are verified; what is there then."""
+    return _look(_lines(call(job.pod, "verified", job.id, str(number))))
+
+
+def other_job(job: Job, found: Look) -> str:
+    """In words, a job other than this one on the machine whose files are not verified; '' if there is none."""
+    others = dict(words.split(" ", 1) for words in found.others)
     for other, known in state.states().items():  # in other folders of the machine
         same = (known.get("host"), known.get("port")) == (job.pod.host, job.pod.port)
         other_folder = (known.get("user"), known.get("dir")) != (job.pod.user, job.pod.dir)
         if other != job.id and same and other_folder and not known.get("verified"):
-            raise RemoteError(
-                f"{job.pod.address}: another job is on this machine: {other} in {known['dir']}; finish it first: "
-                f"{known['command']}. If that machine is gone, delete {state.folder(other)}"
-            )
+            others[other] = f"in {known['dir']}"
+    for other, what in others.items():
+        command = state.read(other).get("command") or "`pgolf remote run` where it was started"
+        return (
+            f"{job.pod.address}: another job is on this machine: {other} ({what}); finish it first: {command}. If "
+            f"nothing of it is needed, delete {state.folder(other)}, and jobs/{other} there"
+        )
+    return ""
 
 
 def start(job: Job, number: int, say: Say, push: bool = True) -> None:
@@ -169,7 +167,8 @@ def start(job: Job, number: int, say: Say, push: bool = True) -> None:
     owner = f"{socket.gethostname()}:{directory.RUNS.absolute()}"
     lines = _lines(call(pod, "reserve", job.id, token, owner, *job.names))
     found = _look(lines)
-    refuse_other_jobs(job, found)
+    if why := other_job(job, found):
+        raise RemoteError(why)
     if found.kind != "running":
         if push:
             transfer.push_code(pod, job.sweeps, say)

@@ -153,11 +153,17 @@ work() {
     [ -z "$setup" ] || sh -c "$setup" || { echo "setup failed"; exit 3; }
     if [ "$gpus" -gt 0 ]; then  # else a rented machine would train on its CPU
         "$python" -c 'import sys, torch
-n, needed = torch.cuda.device_count(), int(sys.argv[1])
-sys.exit(0 if n >= needed else f"torch {torch.__version__} sees {n} GPUs, {needed} are needed: the driver is too old "
-         "for it, or it has no CUDA; take another machine, or set python: to one that sees them")' "$gpus" || exit 3
+n = torch.cuda.device_count()
+sys.exit(n < int(sys.argv[1]) and f"torch {torch.__version__} sees {n} GPUs, {sys.argv[1]} are needed: set python:")
+' "$gpus" || exit 3
     fi
     "$python" -m pgolf.cli.main sweep "$@"
+}
+
+# JOB N: note that the files of attempt N are verified, if it is still the last one; then its state.
+verified() {
+    case $(cd "$top/jobs/$1" && state) in "ended $2 "*) echo "$2" > "$top/jobs/$1/verified" ;; esac
+    look "$1"
 }
 
 # SWEEP...: sha256 of every file of these folders of runs.
@@ -190,9 +196,8 @@ print("lacks=" + " ".join(name for name in sys.argv[1].split() if name not in th
 }
 
 case $command in
-    look | reserve | start | checksums | probe) "$command" "$@" && echo end ;;
+    look | reserve | start | verified | checksums | probe) "$command" "$@" && echo end ;;
     code | attempt) "$command" "$@" ;;
-    verified) echo "$2" > "$top/jobs/$1/verified" ;;
     make-canary) mkdir -p "$top/runs/$1" "$top/jobs/$1-job" && head -c 100000 /dev/urandom > "$top/runs/$1/canary" ;;
     remove-canary) rm -rf "${top:?}/runs/$1" "${top:?}/jobs/$1-job" ;;
     *) fail "job.sh: no command $command" ;;

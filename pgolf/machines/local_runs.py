@@ -1,6 +1,7 @@
 """Local run directories of a remote job: what they lack, and why their runs ended."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from pgolf.machines.pod import RemoteError
@@ -31,14 +32,13 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
     attempt's exit status was 0.
     """
     problems, failed = [], []
-    stages = [stage.notebook for stage in sweep.stages]
     for run_dir in run_dirs(sweep):
-        name, stage = f"{sweep.name}/{run_dir.name}", run_dir.name in stages
+        name, stage = f"{sweep.name}/{run_dir.name}", run_dir.name not in sweep.runs
         if not run_dir.is_dir() or not any(path.name != ".lock" for path in run_dir.iterdir()):
-            if all_ran or not stage:
-                problems.append(f"{name}: there are no files of it")
-            else:
+            if stage and not all_ran:
                 failed.append(f"{name}: was not run, since runs before it failed")
+            else:
+                problems.append(f"{name}: there are no files of it")
             continue
         try:
             result = read_result(run_dir)
@@ -46,7 +46,11 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
             problems.append(str(error))
             continue
         if result is None:
-            failed.append(f"{name}: {_reason(run_dir, log)}")
+            if read_json(run_dir / "error.json") is None:
+                said = re.search(rf"^{re.escape(run_dir.name)} +FAILED: (.*)$", log, re.MULTILINE)
+                write_failure(run_dir, RemoteError(said[1] if said else "ended without a result and a message"))
+            error = read_json(run_dir / "error.json") or {}
+            failed.append(f"{name}: " + " ".join(f"{error.get('error')}: {error.get('message')}".split()))
         elif damage := integrity.damage(run_dir, vars(result), thorough=True):
             problems.append(f"{name}: damaged: {damage}")
         if lacking := integrity.lacking(run_dir, training=not stage):
@@ -54,31 +58,25 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
     return problems, failed
 
 
-def _reason(run_dir: Path, log: str) -> str:
-    """Why a run has no result, in one line; written to error.json if it is not there."""
-    if read_json(run_dir / "error.json") is None:
-        said = re.search(rf"^{re.escape(run_dir.name)} +FAILED: (.*)$", log, re.MULTILINE)
-        write_failure(run_dir, RemoteError(said[1] if said else "ended without a result and without a message"))
-    error = read_json(run_dir / "error.json") or {}
-    return " ".join(f"{error.get('error')}: {error.get('message')}".split())
+def _unfinished(sweeps: tuple[Sweep, ...]) -> Iterator[tuple[Path, dict | None]]:
+    """Folders of the runs without a result, and what their error.json says."""
+    for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
+        if not (run_dir / "result.json").exists():
+            yield run_dir, read_json(run_dir / "error.json")
 
 
 def interrupt(sweeps: tuple[Sweep, ...], why: str) -> str:
     """Mark runs that began and have neither a result nor an error of their own; returns their names, or 'no run'."""
     marked = []
-    for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
-        if (run_dir / "config.json").exists() and not (run_dir / "result.json").exists():
-            error = read_json(run_dir / "error.json")
-            if error is None or error.get("error") == INTERRUPTED:
-                write_interruption(run_dir, why)
-                marked.append(f"{run_dir.parent.name}/{run_dir.name}")
+    for run_dir, error in _unfinished(sweeps):
+        if (run_dir / "config.json").exists() and (error or {}).get("error", INTERRUPTED) == INTERRUPTED:
+            write_interruption(run_dir, why)
+            marked.append(f"{run_dir.parent.name}/{run_dir.name}")
     return ", ".join(marked) or "no run"
 
 
 def forget_errors(sweeps: tuple[Sweep, ...], interruptions_only: bool = False) -> None:
     """Delete error.json of runs without a result: they are tried again, or were not interrupted after all."""
-    for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
-        error = read_json(run_dir / "error.json") or {}
-        forget = not interruptions_only or error.get("error") == INTERRUPTED
-        if forget and not (run_dir / "result.json").exists():
+    for run_dir, error in _unfinished(sweeps):
+        if not interruptions_only or (error or {}).get("error") == INTERRUPTED:
             (run_dir / "error.json").unlink(missing_ok=True)

@@ -1,20 +1,5 @@
 """The file that names a rented machine, POD.yaml, and its checks.
 
-host: 203.0.113.7        # required; all other keys have these defaults
-user: root
-port: 22
-key: ''                  # private key, relative to this file or absolute; '' = ssh's own choice
-dir: pgolf-remote        # folder on the machine, absolute or relative to the user's home
-gpus: 1                  # needed on the machine; 0 = none
-free_gb: 5               # free disk beyond the estimate for code, data and runs
-python: ''               # a Python on the machine that has the dependencies; '' = tools/install.py makes .venv there
-setup: ''                # shell command, run on the machine in the checkout before the job
-data: push               # push the folders of shards that the runs use; there = they are there, or setup brings them
-pull_seconds: 10
-teardown: ''             # shell command, run on this machine once every file is local and verified
-give_up_minutes: 30      # without a connection
-ssh_options: [BatchMode=yes, ConnectTimeout=10, ServerAliveInterval=5, ServerAliveCountMax=3, …]
-
 setup and teardown are code: use a POD.yaml only if you would run it as a script.
 """
 
@@ -28,19 +13,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]*$")]
 # Options of ssh_config(5) that start no command on this machine and forward nothing to the other one.
-SSH_OPTIONS = frozenset(
+SSH_OPTIONS = (
     "AddressFamily BatchMode BindAddress BindInterface CertificateFile CheckHostIP Ciphers Compression "
     "ConnectionAttempts ConnectTimeout ControlMaster ControlPath ControlPersist GlobalKnownHostsFile "
     "HostKeyAlgorithms HostKeyAlias IdentitiesOnly IdentityAgent IPQoS KexAlgorithms LogLevel MACs "
     "NumberOfPasswordPrompts PreferredAuthentications ProxyJump PubkeyAcceptedAlgorithms RekeyLimit "
-    "ServerAliveCountMax ServerAliveInterval StrictHostKeyChecking TCPKeepAlive UserKnownHostsFile".lower().split()
+    "ServerAliveCountMax ServerAliveInterval StrictHostKeyChecking TCPKeepAlive UserKnownHostsFile"
 )
+PROXY_JUMP = re.compile(r"[\w][\w.@:,\[\]-]*")  # hosts alone: ssh makes a command of it
 EXPECTED = {
     "host": "a name or address, like 203.0.113.7",
     "dir": "a folder named with letters, digits and . _ + = - / alone, absolute or relative to the user's home",
     "python": "an absolute path on the machine, like /usr/bin/python3, or ''",
 }
-PROXY_JUMP = re.compile(r"[\w][\w.@:,\[\]-]*")  # hosts alone: ssh makes a command of it
 
 
 class RemoteError(ValueError):
@@ -49,7 +34,9 @@ class RemoteError(ValueError):
 
 def _allowed(option: str) -> str:
     name, _, value = option.partition("=")
-    if name.lower() not in SSH_OPTIONS or (name.lower() == "proxyjump" and not PROXY_JUMP.fullmatch(value)):
+    if name.lower() not in SSH_OPTIONS.lower().split() or (
+        name.lower() == "proxyjump" and not PROXY_JUMP.fullmatch(value)
+    ):
         raise ValueError(
             "an option NAME=VALUE that runs no command on this machine; ProxyCommand, LocalCommand and their like are "
             "refused here: put them into ~/.ssh/config, under a Host that host: names"
@@ -58,24 +45,24 @@ def _allowed(option: str) -> str:
 
 
 class Pod(BaseModel):
-    """A machine, its folder, and what a job needs on it; the module's docstring describes each key."""
+    """A machine, its folder, and what a job needs on it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[][A-Za-z0-9_.:%\]-]*$")]
     user: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")] = "root"
     port: Annotated[int, Field(gt=0, lt=65536)] = 22
-    key: Line = ""
-    # Only characters that neither a shell nor rsync interprets.
+    key: Line = ""  # private key, relative to POD.yaml; '' = ssh's own choice
+    # Absolute or relative to the user's home; only characters that neither a shell nor rsync interprets.
     dir: Annotated[str, Field(pattern=r"^/?[A-Za-z0-9_.][A-Za-z0-9_.+=/-]*$")] = "pgolf-remote"
-    gpus: Annotated[int, Field(ge=0)] = 1
-    free_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    python: Annotated[str, Field(pattern=r"^(/[^\r\n\x00]*)?$")] = ""
-    setup: str = ""
-    data: Literal["push", "there"] = "push"
+    gpus: Annotated[int, Field(ge=0)] = 1  # needed on the machine
+    free_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0  # beyond the estimate for code, data and runs
+    python: Annotated[str, Field(pattern=r"^(/[^\r\n\x00]*)?$")] = ""  # has all dependencies; '' = .venv is made there
+    setup: str = ""  # shell command, run there in the checkout before the job
+    data: Literal["push", "there"] = "push"  # there: the shards are there, or setup brings them
     pull_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    teardown: str = ""
-    give_up_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    teardown: str = ""  # shell command, run here once every file is verified
+    give_up_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0  # without a connection
     ssh_options: list[Annotated[Line, AfterValidator(_allowed)]] = [
         *("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
         "StrictHostKeyChecking=accept-new",

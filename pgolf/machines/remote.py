@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -19,14 +20,14 @@ from pgolf.machines import local_runs, state, transfer
 from pgolf.machines.job import Job, Look, Say, look
 from pgolf.machines.pod import RemoteError
 from pgolf.machines.preflight import check
-from pgolf.machines.ssh import UnreachableError, call
+from pgolf.machines.ssh import UnreachableError
 from pgolf.runs import directory
 from pgolf.runs.directory import hold_lock
 from pgolf.runs.result import TIME
 from pgolf.sweeps.runner import missing
 
 RESTARTS = 3  # of a job that died, without a run completed since it was started
-LONGEST_WAIT = 30.0  # seconds between rounds of a follower in trouble
+LONGEST_WAIT = 30.0  # seconds between rounds in trouble
 LONGEST_ROUND = 60.0  # seconds that a round without a connection takes
 
 
@@ -36,52 +37,32 @@ def run(job: Job, say: Say) -> int:
     Exit status: 0 all complete; 1 some runs failed, and all their files are local; 2 the machine must stay, or is
     lost. Raises RemoteError if nothing could be started.
     """
-    with contextlib.ExitStack() as locks:
-        _lock(job, locks)
-        known = job.known()
-        if known.get("verified") and job.pod.teardown and (known.get("teardown") or {}).get("status") != 0:
-            if _is_still_local(job, say):
-                return _teardown(job, say)
-        elif (not known or known.get("verified")) and not any(any(missing(sweep)) for sweep in job.sweeps):
+    with _locked(job):
+        known, found = job.known(), None
+        verified, torn = bool(known.get("verified")), (known.get("teardown") or {}).get("status") == 0
+        fresh = not known or (verified and (torn or not job.pod.teardown))
+        if fresh and not any(any(missing(sweep)) for sweep in job.sweeps):
             say(f"every run is complete here, nothing to do; the machine of {job.pod_file} is not asked")
             return 0
-        return _start_or_find(job, say)
-
-
-def _start_or_find(job: Job, say: Say) -> int:
-    known, found = job.known(), None
-    fresh = not known or bool(known.get("verified"))
-    if fresh:
-        check(job, say)
-        found = look(job)
-    else:
-        with contextlib.suppress(UnreachableError):  # the follower waits for the machine
-            found = look(job)
-    if found and found.kind == "ended" and not found.died and found.number == known.get("reported"):
-        if not fresh:
+        if fresh:
             check(job, say)
-        return Follower(job, say, job.next_number(found)).follow()
-    if fresh and found.kind == "none":
-        return Follower(job, say, job.next_number(found)).follow()
-    if found:
-        say(f"found on {job.pod.address}: {found.kind}" + (f", attempt {found.number}" if found.number else ""))
-    return Follower(job, say).follow()
-
-
-def _is_still_local(job: Job, say: Say) -> bool:
-    """Whether every file that was verified still is; otherwise the state says that nothing is verified."""
-    all_ran = job.known().get("status") == 0
-    problems = [problem for sweep in job.sweeps for problem in local_runs.shortfalls(sweep, "", all_ran)[0]]
-    if problems:
-        say("no longer as it was verified:" + "".join(f"\n  - {problem}" for problem in problems))
-        job.update(state="unverified", verified=None, reported=None)
-    return not problems
+            found = look(job)
+        else:
+            with contextlib.suppress(RemoteError):  # the follower waits for the machine
+                found = look(job)
+        again = found and found.kind == "ended" and found.number == known.get("reported") and (fresh or not verified)
+        if again and not fresh:
+            check(job, say)
+        if again or (fresh and found.kind == "none"):
+            return Follower(job, say, job.next_number(found)).follow()
+        if found:
+            say(f"found on {job.pod.address}: {found.kind}" + (f", attempt {found.number}" if found.number else ""))
+        return Follower(job, say).follow()
 
 
 def pull_once(job: Job, say: Say) -> int:
     """Pull what is there now, and say how things stand."""
-    with contextlib.ExitStack() as locks:
-        _lock(job, locks)
+    with _locked(job):
         found = look(job)
         if found.kind == "none":
             raise RemoteError(f"{job.pod.address}: no job {job.id} in {job.pod.dir}; `pgolf remote run` starts it")
@@ -90,11 +71,14 @@ def pull_once(job: Job, say: Say) -> int:
     return 0
 
 
-def _lock(job: Job, locks: contextlib.ExitStack) -> None:
-    for sweep in job.sweeps:
-        sweep.directory.mkdir(parents=True, exist_ok=True)
-        busy = f"{sweep.directory}: this sweep runs here already, or another process pulls it"
-        locks.enter_context(hold_lock(sweep.directory / ".lock", 0, busy))
+@contextlib.contextmanager
+def _locked(job: Job) -> Iterator[None]:
+    with contextlib.ExitStack() as locks:
+        for sweep in job.sweeps:
+            sweep.directory.mkdir(parents=True, exist_ok=True)
+            busy = f"{sweep.directory}: this sweep runs here already, or another process pulls it"
+            locks.enter_context(hold_lock(sweep.directory / ".lock", 0, busy))
+        yield
 
 
 def _pull(job: Job, found: Look) -> transfer.Pulled:
@@ -114,10 +98,6 @@ def _counts(job: Job) -> str:
     return f"{_complete(job)} of {len(job.run_dirs)} runs complete here"
 
 
-def _log(job: Job, number: int) -> Path:
-    return state.folder(job.id) / f"attempt-{number}.log"
-
-
 class Follower:
     """Pulls until the job ends and is verified, however often the connection breaks or the job dies."""
 
@@ -125,9 +105,8 @@ class Follower:
         """attempt: number of the attempt to start first; 0 = there is one."""
         self.job, self.say, self.attempt, self.push = job, say, attempt, True
         self.restarts, self.complete = 0, _complete(job)
-        self.ended, self.wait = False, job.pod.pull_seconds
-        self.trouble = ""  # the problem that was reported last; since when, for how long without suspensions, and
-        self.since, self.seconds, self.last = 0.0, 0.0, 0.0  # the time of the last round that had one
+        self.wait, self.trouble = job.pod.pull_seconds, ""  # trouble: the problem that was reported last,
+        self.since, self.seconds, self.last = 0.0, 0.0, 0.0  # since when, for how long awake, and its last round
         # Logs that are local already were shown.
         self.shown = {path: path.stat().st_size for path in state.folder(job.id).glob("attempt-*.log")}
         self.held: dict[Path, filelock.BaseFileLock] = {}
@@ -151,14 +130,13 @@ class Follower:
                 self.say(f"started on {self.job.pod.address}; it continues there whatever happens here")
                 self.attempt = 0
             found = look(self.job)
-            self.ended = found.kind == "ended" and not found.died
             if found.kind != "none":
                 pulled = _pull(self.job, found)
                 self._show_log(found.number)
                 if not pulled.whole:
                     raise OSError(f"{self.job.pod.address}: not every file can be read there")
-            if self.ended:
-                return _teardown(self.job, self.say) if _verify(self.job, found, self.say) else 2
+            if found.kind == "ended" and not found.died:
+                return self._teardown() if self._is_verified(found) else 2
             if self.trouble:
                 self.say(f"pulling again; {_counts(self.job)}")
             self.trouble, self.wait = "", self.job.pod.pull_seconds
@@ -168,6 +146,8 @@ class Follower:
         except (RemoteError, OSError) as error:
             if self.attempt and not isinstance(error, UnreachableError | OSError):
                 raise  # it cannot be started as asked
+            if isinstance(error, UnreachableError) and self._was_torn_down():
+                return self._teardown()
             return self._in_trouble(error)
         return None
 
@@ -180,12 +160,10 @@ class Follower:
             "dead": "runs, and the job on it died without an exit status",
             "ended": f"runs, and the job on it was killed (exit status {found.status})",
         }[found.kind]
-        marked = local_runs.interrupt(self.job.sweeps, f"the machine {self.job.pod.host} {what}")
-        self.job.update(state="died")
-        self.say(f"{self.job.pod.address} {what}; interrupted: {marked}")
+        self._interrupt("died", f"the machine {self.job.pod.host} {what}")
         if self.restarts == RESTARTS:
             self.say(f"the job died {RESTARTS + 1} times, and no run was completed meanwhile; the machine stays")
-            self.say(f"see {_log(self.job, found.number)}. The same command tries again")
+            self.say(f"see {self._log(found.number)}. The same command tries again")
             return 2
         self.push = found.kind == "none"  # otherwise with the code that it began with
         if self.push:
@@ -204,29 +182,33 @@ class Follower:
         self.seconds = self.seconds + since_last if self.trouble else 0.0
         self.since, self.last = self.since if self.trouble else time.time(), instant
         if self.seconds > 60 * self.job.pod.give_up_minutes:
-            return self._give_up(words, isinstance(error, UnreachableError))
+            when = time.strftime(TIME, time.gmtime(self.since))
+            if isinstance(error, UnreachableError):
+                last = self.job.known().get("last_pull") or "none"
+                why = f"the machine {self.job.pod.host} has not been reachable since {when}; last pull {last}"
+                self._interrupt("lost", why)
+            else:
+                self.job.update(state="unverified")
+                self.say(f"NOT VERIFIED, so the machine must stay: {words}")
+            self.say("it is still paid for if it exists. The same command continues, with another host: too")
+            return 2
         if words != self.trouble:
             self.say(f"{words}; trying again")
         self.trouble = words
         self.wait = max(self.job.pod.pull_seconds, min(2 * self.wait, LONGEST_WAIT))
         return None
 
-    def _give_up(self, words: str, unreachable: bool) -> int:
-        if unreachable:
-            last = self.job.known().get("last_pull") or "none"
-            when = time.strftime(TIME, time.gmtime(self.since))
-            why = f"the machine {self.job.pod.host} has not been reachable since {when}; last pull {last}"
-            marked = local_runs.interrupt(self.job.sweeps, why)
-            self.say(f"{why}. Interrupted: {marked}; {_counts(self.job)}. If it still exists it is still paid for")
-        else:
-            self.say(f"NOT VERIFIED, so the machine must stay: {words}")
-        self.job.update(state="lost" if unreachable else "unverified")
-        self.say("the same command continues with it, or with another host: in POD.yaml")
-        return 2
+    def _interrupt(self, kind: str, why: str) -> None:
+        marked = local_runs.interrupt(self.job.sweeps, why)
+        self.job.update(state=kind)
+        self.say(f"{why}. Interrupted: {marked}; {_counts(self.job)}")
+
+    def _log(self, number: int) -> Path:
+        return state.folder(self.job.id) / f"attempt-{number}.log"
 
     def _show_log(self, number: int) -> None:
         """The lines that the job printed since the last pull."""
-        path = _log(self.job, number)
+        path = self._log(number)
         if path.exists():
             with open(path, "rb") as f:
                 f.seek(self.shown.get(path, 0))
@@ -248,72 +230,60 @@ class Follower:
             elif not active and run_dir in self.held:
                 self.held.pop(run_dir).release()
 
+    def _is_verified(self, found: Look) -> bool:
+        """Whether every file there is local, equal and complete; if so it is noted here and there. Says what is not."""
+        job, log = self.job, self._log(found.number).read_text(encoding="utf-8", errors="replace")
+        job.update(ended=state.now(), status=found.status)
+        if not (found.status == 0 or (found.status == 1 and re.search(r"^pgolf: \d+ failed: ", log, re.MULTILINE))):
+            last = next((line for line in reversed(log.splitlines()) if line.strip()), "without a message")
+            self._interrupt("failed", f"the job on {job.pod.host} ended with exit status {found.status}: {last}")
+            self.say(f"see {self._log(found.number)}; the machine stays, and the same command tries again")
+            job.update(reported=found.number)
+            return False
+        problems, failed, reported = [], [], found.number
+        for name, why in transfer.differing(job.pod, job.id, job.names).items():
+            hint = ", where it is truncated: if nothing needs it, delete it there" if why == transfer.TRUNCATED else ""
+            problems.append(f"{name}: not local as it is on the machine{hint}")
+        for sweep in job.sweeps:
+            short, without = local_runs.shortfalls(sweep, log, found.status == 0)
+            problems, failed = problems + short, failed + without
+        for line in failed:
+            self.say(f"  {line}")
+        if not problems:
+            if hasattr(os, "sync"):
+                os.sync()  # to disk: a power cut after the teardown must not lose what is only in memory
+            now, reported = jobs.mark_verified(job, found.number), None  # what is wrong there may be over next time
+            problems += [] if now.verified else [f"attempt {now.number} of the job has begun there"]
+            problems += filter(None, [jobs.other_job(job, now)])
+        if problems:
+            self.say("NOT VERIFIED, so the machine must stay:" + "".join(f"\n  - {line}" for line in problems))
+            job.update(state="unverified", reported=reported, verified=None, teardown=None)
+            return False
+        job.update(state="verified", verified=state.now(), reported=found.number, failed=failed)
+        self.say(f"{_counts(job)}, {len(failed)} failed; every file is local and verified: the machine may go")
+        return True
 
-def _verify(job: Job, found: Look, say: Say) -> bool:
-    """Whether every file there is local, equal and complete; if so it is noted here and there. Says what is not."""
-    log = _log(job, found.number).read_text(encoding="utf-8", errors="replace")
-    failures_told = re.search(r"^pgolf: \d+ failed: ", log, re.MULTILINE)
-    job.update(ended=state.now(), status=found.status)
-    if not (found.status == 0 or (found.status == 1 and failures_told)):
-        last = next((line for line in reversed(log.splitlines()) if line.strip()), "without a message")
-        why = f"the job on {job.pod.host} ended with exit status {found.status}: {last}"
-        local_runs.interrupt(job.sweeps, why)
-        job.update(state="failed", reported=found.number)
-        say(f"{why}\nsee {_log(job, found.number)}; the machine stays, and the same command tries again")
-        return False
-    problems, failed = [], []
-    for name, why in transfer.differing(job.pod, job.id, job.names).items():
-        hint = ", where it is truncated: if nothing needs it, delete it there" if why == transfer.TRUNCATED else ""
-        problems.append(f"{name}: not local as it is on the machine{hint}")
-    for sweep in job.sweeps:
-        short, without = local_runs.shortfalls(sweep, log, found.status == 0)
-        problems, failed = problems + short, failed + without
-    for line in failed:
-        say(f"  {line}")
-    if problems:
-        say("NOT VERIFIED, so the machine must stay:" + "".join(f"\n  - {line}" for line in problems))
-        job.update(state="unverified", reported=found.number)
-        return False
-    if hasattr(os, "sync"):
-        os.sync()  # to disk: the teardown must not depend on memory that a power cut would clear
-    call(job.pod, "verified", job.id, str(found.number))
-    job.update(state="verified", verified=state.now(), reported=found.number, failed=failed)
-    say(f"{_counts(job)}, {len(failed)} failed; every file is local and verified: the machine may go")
-    return True
+    def _was_torn_down(self) -> bool:
+        """Whether a teardown was begun that may have ended the machine, and every file is still local."""
+        known = self.job.known()
+        all_ran = known.get("status") == 0
+        return bool(known.get("verified") and known.get("teardown")) and not any(
+            local_runs.shortfalls(sweep, "", all_ran)[0] for sweep in self.job.sweeps
+        )
 
-
-def _teardown(job: Job, say: Say) -> int:
-    """Run the teardown of a verified job; again only if it failed or was cut short. The exit status, see run()."""
-    known, command = job.known(), job.pod.teardown
-    if not known.get("verified"):
-        raise RemoteError(f"{job.pod.address}: job {job.id} is not verified on this machine, so it is not torn down")
-    status = 1 if known.get("failed") else 0
-    if not command:
-        say("no teardown: is set; stop the machine yourself")
-        return status
-    try:
-        found = look(job)
-    except RemoteError as error:
-        if not known.get("teardown"):
-            say(f"{error}; what else is on it is not known, so the machine stays. The same command tries again")
-            return 2
-        found = None  # the teardown that was begun may have ended it
-    try:
-        jobs.refuse_other_jobs(job, found)
-    except RemoteError as error:
-        say(f"{error}. Until then the machine stays")
-        return 2
-    if found and not found.verified:
-        job.update(state="unverified", verified=None, reported=None)
-        say("an attempt of this job is there that was not verified; the same command continues with it")
-        return 2
-    say(f"teardown: {command}")
-    job.update(teardown={"command": command, "begun": state.now()})
-    code = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL).returncode
-    job.update(teardown={"command": command, "begun": state.now(), "status": code})
-    if code:
-        say(f"TEARDOWN FAILED (exit status {code}): THE MACHINE IS STILL PAID FOR. By hand: {command}")
-        say("or give the same command again, which tries it again")
-        return 2
-    say("torn down")
-    return status
+    def _teardown(self) -> int:
+        """Run the teardown of a verified job. The exit status, see run()."""
+        job, known, command = self.job, self.job.known(), self.job.pod.teardown
+        if not known.get("verified"):
+            raise RuntimeError(f"{job.pod.address}: job {job.id} is not verified there, so it is not torn down")
+        if command:
+            self.say(f"teardown: {command}")
+            job.update(teardown={"command": command, "begun": state.now()})
+            code = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL).returncode
+            job.update(teardown={"command": command, "begun": state.now(), "status": code})
+            if code:
+                self.say(f"TEARDOWN FAILED (exit status {code}): THE MACHINE IS STILL PAID FOR. By hand: {command}")
+                self.say("or give the same command again, which tries it again")
+                return 2
+        self.say("torn down" if command else "no teardown: is set; stop the machine yourself")
+        return 1 if known.get("failed") else 0

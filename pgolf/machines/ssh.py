@@ -37,8 +37,6 @@ def call(pod: Pod, command: str, *words: str, stdin: str = "", timeout: float = 
         done = subprocess.run(command_line, input=stdin.encode(), capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         raise UnreachableError(f"{pod.address}: connected, and no answer for {timeout:.0f} s") from None
-    except FileNotFoundError:
-        raise RemoteError("ssh is not installed here; install OpenSSH's client") from None
     said, printed = (text.decode(errors="replace") for text in (done.stderr, done.stdout))
     if done.returncode == 255:
         raise UnreachableError(why_unreachable(pod, said))
@@ -61,15 +59,10 @@ def rsync(pod: Pod, words: Sequence[str], cwd: Path, names: Sequence[str] | None
     listed = ["--files-from=-", "--from0"] if names is not None else []
     stdin = b"\0".join(os.fsencode(name) for name in names or ())
     command_line = ["rsync", "-e", shell, "--timeout=600", *listed, *words]
-    try:
-        done = subprocess.run(command_line, cwd=cwd, input=stdin, capture_output=True)
-    except FileNotFoundError:
-        raise RemoteError("rsync is not installed here; install it") from None
+    done = subprocess.run(command_line, cwd=cwd, input=stdin, capture_output=True)
     said = done.stderr.decode(errors="replace")
     if "No space left on device" in said or "Disk quota exceeded" in said:
         raise RemoteError(f"{cwd if words[-1] == '.' else pod.address}: the disk is full; make room")
-    if "command not found" in said or "rsync: not found" in said:
-        raise RemoteError(f"{pod.address}: rsync is not installed there: apt-get install rsync")
     if done.returncode in CONNECTION_LOST:
         raise UnreachableError(why_unreachable(pod, said))
     if done.returncode not in (0, VANISHED, PARTIAL):
@@ -86,20 +79,20 @@ def at(pod: Pod, *paths: str) -> list[str]:
 
 def why_unreachable(pod: Pod, said: str) -> str:
     """ssh's error output in one line, with the keys of POD.yaml to look at."""
-    known = f"[{pod.host}]:{pod.port}" if pod.port != 22 else pod.host
+    why = _last_line(said) or "without a message"
     if "verification failed" in said:
+        known = f"[{pod.host}]:{pod.port}" if pod.port != 22 else pod.host
         why = f"another machine answers than the one known by this address; if it was replaced: ssh-keygen -R '{known}'"
     elif "Permission denied" in said:
         why = f"the key {pod.key or 'that ssh offers'} is not accepted; put its .pub into authorized_keys there"
     elif any(words in said for words in ("resolve", "refused", "timed out", "No route", "unreachable")):
-        why = f"{_last_line(said)}; look at host: and port:, and whether the machine is up"
+        why += "; look at host: and port:, and whether the machine is up"
     else:
-        why = f"the connection broke: {_last_line(said) or 'without a message'}"
+        why = f"the connection broke: {why}"
     return f"{pod.address}: {why}"
 
 
 def _last_line(text: str) -> str:
     """The last informative line; rsync ends with one about its source code."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("rsync error:", "Warning: Permanently added"))]
-    return (telling or lines or [""])[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("rsync error:")]
+    return lines[-1] if lines else ""

@@ -25,7 +25,6 @@ from pgolf_core.config import ROOT
 RESUME = "resume.pt"
 MUTABLE_AFTER_COMPLETION = ("notebook.ipynb", "kernel.log", "job.json")
 TRUNCATED = "truncated on the machine"
-MAX_PULLS = 4  # to make local files equal to the machine's at the end
 
 
 # Push
@@ -50,19 +49,18 @@ def code_files() -> list[str]:
 def data_files(sweeps: tuple[Sweep, ...]) -> list[str]:
     """Shards and tokenizers of the runs, relative to ROOT. DataError; RemoteError if they are outside of ROOT."""
     names: set[str] = set()
-    root = ROOT.absolute()
     configs = [config for sweep in sweeps for config in sweep.runs.values()]
     for config in {(c.data_path, c.tokenizer, c.tokenizer_path, c.vocab_size): c for c in configs}.values():
         dataset = open_dataset(config)
-        absolute = any(map(os.path.isabs, (config.data_path, config.tokenizer_path)))
         for path in [*dataset.directory.absolute().iterdir(), dataset.tokenizer_path.absolute()]:
-            if absolute or not path.is_relative_to(root) or ".." in path.parts:
+            absolute = os.path.isabs(config.data_path) or os.path.isabs(config.tokenizer_path)
+            if absolute or ".." in path.parts or not path.is_relative_to(ROOT.absolute()):
                 raise RemoteError(
-                    f"data: push: {path} must be below {root} and data_path relative to it, since the folder has "
+                    f"data: push: {path} must be below {ROOT} and data_path relative to it, since the folder has "
                     "another path on the machine; or copy it there yourself and set data: there"
                 )
             if path.is_file() and not path.name.endswith((".tmp", ".lock")):
-                names.add(path.relative_to(root).as_posix())
+                names.add(path.relative_to(ROOT.absolute()).as_posix())
     return sorted(names)
 
 
@@ -209,20 +207,15 @@ def _result_waits_for(arrived: Path, run_dir: Path) -> str:
 
 
 def differing(pod: Pod, job_id: str, names: list[str]) -> dict[str, str]:
-    """Files whose local sha256 is not the machine's, after MAX_PULLS pulls, and what is known of why.
+    """Pull; then the files whose local sha256 is not the machine's, and what is known of why.
 
     Files of which the local copy is better do not count. Raises UnreachableError, RemoteError or OSError.
     """
-    kept: dict[str, str] = {}
-    for i in range(MAX_PULLS):
-        pulled = pull(pod, job_id, names, compare_contents=i > 0)
-        kept |= pulled.kept
-        lines = call(pod, "checksums", *names, timeout=3600).splitlines()
-        if lines[-1:] != ["end"]:
-            raise UnreachableError(f"{pod.address}: the connection broke while files were read there")
-        there = {line[66:]: line[:64] for line in lines[:-1] if line[66:] not in kept}
-        local = {name: directory.RUNS / name for name in there}
-        differ = [n for n, path in local.items() if not path.is_file() or checksum(path) != there[n]]
-        if not differ:
-            break
+    pulled = pull(pod, job_id, names, compare_contents=True)
+    lines = call(pod, "checksums", *names, timeout=3600).splitlines()
+    if lines[-1:] != ["end"]:
+        raise UnreachableError(f"{pod.address}: the connection broke while files were read there")
+    there = {line[66:]: line[:64] for line in lines[:-1] if line[66:] not in pulled.kept}
+    local = {name: directory.RUNS / name for name in there}
+    differ = [name for name, path in local.items() if not path.is_file() or checksum(path) != there[name]]
     return {name: pulled.refused.get(name, "") for name in differ}

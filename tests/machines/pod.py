@@ -5,8 +5,8 @@ A word in the environment of its processes identifies them.
 
 import contextlib
 import os
+import pwd
 import secrets
-import select
 import shutil
 import socket
 import subprocess
@@ -41,7 +41,7 @@ class Pod:
     """A context manager, up inside of it. `disk` is its folder, path the PATH of its shell.
 
     kill() ends every process at once, as when the machine dies; start() boots it again, with the disk as it was.
-    cut() drops every connection and accepts no more, while the machine goes on; reconnect() accepts them again.
+    cut() drops every connection and accepts no more, while the machine goes on; start() accepts them again.
     """
 
     def __init__(self, folder: Path, path: str = f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin"):
@@ -58,15 +58,15 @@ class Pod:
         shutil.copy(folder / "key.pub", folder / "authorized_keys")
         self.process: subprocess.Popen | None = None
         self.sockets = tempfile.mkdtemp()  # short: a socket's path has 108 characters at most
-        self.wire = _Wire()
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
 
     def __enter__(self) -> "Pod":
         self.start()
-        self.reconnect()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
         self.kill()
         shutil.rmtree(self.sockets)
 
@@ -76,20 +76,17 @@ class Pod:
         quick = ["KexAlgorithms=curve25519-sha256", "ControlMaster=auto", "ControlPersist=5"]
         options = ["BatchMode=yes", "ConnectTimeout=10", "StrictHostKeyChecking=accept-new", *quick]
         options += [f"UserKnownHostsFile={self.folder}/known_hosts", f"ControlPath={self.sockets}/%C"]
-        content = {"host": "127.0.0.1", "user": _user(), "port": self.wire.port, "key": str(self.folder / "key")}
-        content |= {"dir": str(self.disk / "pgolf"), "gpus": 0, "free_gb": 0, "pull_seconds": 0.05}
-        content |= {"ssh_options": options}
+        content = {"host": "127.0.0.1", "user": pwd.getpwuid(os.geteuid()).pw_name, "port": self.port}
+        content |= {"key": str(self.folder / "key"), "dir": str(self.disk / "pgolf"), "gpus": 0, "free_gb": 0}
+        content |= {"pull_seconds": 0.05, "ssh_options": options}
         path = self.folder / "POD.yaml"
         path.write_text(yaml.safe_dump(content | keys))
         return path
 
     def start(self) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.wire.behind = s.getsockname()[1]
         config = self.folder / "sshd_config"
         config.write_text(CONFIG.format(folder=self.folder, word=self.word, path=self.path))
-        words = [SSHD, "-D", "-e", "-f", config, "-p", str(self.wire.behind)]
+        words = [SSHD, "-D", "-e", "-f", config, "-p", str(self.port)]
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for line in self.process.stderr:
             if b"Server listening" in line:
@@ -111,83 +108,23 @@ class Pod:
                     found.append(process)
         return found
 
+    def cut(self) -> None:
+        if self.process is not None:
+            listener = psutil.Process(self.process.pid)
+            for process in [listener, *(p for p in listener.children(recursive=True) if p.name().startswith("sshd"))]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            self.process.wait()
+            self.process = None
+
     def kill(self) -> None:
-        if self.process is None:
-            return
-        sshd = psutil.Process(self.process.pid)
-        family = [sshd, *sshd.children(recursive=True)]
-        while family:  # until no process is left that could have started another
+        self.cut()
+        while family := self.processes():  # until no process is left that could have started another
             for process in family:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            family = self.processes()
-        self.process.wait()
-        self.process = None
 
     def replace_disk(self) -> None:
         """Become another machine at the same address; kill() first."""
         self.disk.rename(self.folder / f"disk-{secrets.token_hex(4)}")
         self.disk.mkdir()
-
-    def cut(self) -> None:
-        self.wire.close()
-
-    def reconnect(self) -> None:
-        self.wire.open()
-
-
-def _user() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.geteuid()).pw_name
-
-
-class _Wire:
-    """A TCP proxy: port stays, behind is the machine's present port."""
-
-    def __init__(self):
-        self.port, self.behind, self.listener = 0, 0, None
-        self.pairs: list[tuple[socket.socket, socket.socket]] = []
-        self.lock = threading.Lock()
-
-    def open(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def close(self) -> None:
-        if self.listener is None:
-            return
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.listener = None
-        with self.lock:
-            for one in [one for pair in self.pairs for one in pair]:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            try:
-                server = socket.create_connection(("127.0.0.1", self.behind), timeout=5)
-            except OSError:  # the machine is down
-                client.close()
-                continue
-            for one in (client, server):  # as ssh sets it on its own end
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self.lock:
-                self.pairs.append((client, server))
-            threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
-
-    def _carry(self, a: socket.socket, b: socket.socket) -> None:
-        with contextlib.suppress(OSError), a, b:
-            while True:
-                for one in select.select([a, b], [], [])[0]:
-                    if not (content := one.recv(1 << 16)):
-                        return
-                    (b if one is a else a).sendall(content)

@@ -112,12 +112,10 @@ def test_status_reads_what_is_known_and_loads_no_torch(job, tmp_path):
 def test_a_job_of_another_user_or_folder_of_the_machine_is_another_job(job):
     other = replace(job, id="large-1", pod=job.pod.model_copy(update={"user": "another"}))
     other.update(started="then")
-    with pytest.raises(RemoteError, match="another job is on this machine: large-1 in pgolf-remote"):
-        jobs.refuse_other_jobs(job, None)
+    assert "another job is on this machine: large-1 (in pgolf-remote)" in jobs.other_job(job, jobs.Look("none"))
     other.update(verified="then")
-    jobs.refuse_other_jobs(job, None)
     replace(other, id="large-2", pod=job.pod.model_copy(update={"port": 23})).update(started="then")
-    jobs.refuse_other_jobs(job, None)
+    assert jobs.other_job(job, jobs.Look("none")) == ""
 
 
 def test_the_command_and_settings_of_a_job_hold_the_local_knobs(job, tmp_path, monkeypatch):

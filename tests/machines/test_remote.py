@@ -88,7 +88,7 @@ def test_a_machine_killed_at_random_moments(make, pod, pulls, said, monkeypatch)
         killer.join()
     assert len(killed) == 10, killed
     assert_all_local(pod)
-    assert said.has("died without an exit status; interrupted: small/")
+    assert said.has("died without an exit status. Interrupted: small/")
 
 
 def test_a_laptop_killed_at_random_moments(make, pod):
@@ -114,7 +114,7 @@ def test_a_laptop_killed_at_random_moments(make, pod):
 def test_a_network_cut_and_restored(make, pod, pulls, said):
     job = make(waits=THIRD)
     pulls.then = lambda n: pod.cut() if n == 3 else None
-    said.when["refused"] = pod.reconnect
+    said.when["refused"] = pod.start
     said.when["pulling again"] = lambda: go(pod)
     assert remote.run(job, said) == 0
     assert_all_local(pod)
@@ -144,7 +144,7 @@ def test_a_job_given_up_here_went_on_there(make, pod, pulls, said):
     pulls.then = lambda n: pod.cut() if f"{SECOND}/config.json" in pulls.all[-1] else None
     assert remote.run(job, said) == 2
     assert list(load_runs(directory.RUNS / "small").status) == ["complete", "interrupted"]
-    pod.reconnect()
+    pod.start()
     states = []
 
     def see(n: int) -> None:
