@@ -25,6 +25,22 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Look:
+    """A job as its machine sees it. kind: none, running, ended, or dead (it neither runs nor ended)."""
+
+    kind: str
+    number: int = 0  # of the last attempt
+    status: int = 0  # its exit status
+    verified: bool = False  # all files of that attempt were verified on the user's machine
+    others: tuple[str, ...] = ()  # "JOB STATE" of other jobs that are not verified
+    runs: tuple[str, ...] = ()  # reserve: "ROWS RUN" of runs there, see transfer.push_runs
+
+    @property
+    def died(self) -> bool:
+        return self.kind in ("none", "dead") or (self.kind == "ended" and self.status >= 128)  # killed by a signal
+
+
+@dataclass(frozen=True)
 class Job:
     """Sweeps to run on a pod. id identifies the sweeps' content, whatever the machine."""
 
@@ -71,24 +87,20 @@ class Job:
         facts = self.pod.place | {"sweeps": self.names, "command": self.command}
         state.write(self.id, self.known() | facts | news)
 
-    def next_number(self, found: "Look") -> int:
+    def ask(self, command: str, *words: str) -> Look:
+        """Run look, reserve, start or verified of job.sh on this job; what is there then. Raises as `call` does."""
+        lines = [line.partition(" ")[::2] for line in call(self.pod, command, self.id, *words).splitlines()]
+        if not lines or lines[-1][0] != "end":
+            raise UnreachableError(f"{self.pod.address}: the connection broke in the answer to {command}")
+        kind, *numbers = dict(lines)["state"].split()
+        number, status = (*map(int, numbers), 0, 0)[:2]
+        verified = kind == "ended" and dict(lines).get("verified") == str(number)
+        others, runs = (tuple(words for name, words in lines if name == key) for key in ("other", "run"))
+        return Look(kind, number, status, verified, others, runs)
+
+    def next_number(self, found: Look) -> int:
         """Number of the attempt after the one found, and after all that were started from here on any machine."""
         return max(found.number, state.read(self.id).get("number") or 0) + 1
-
-
-@dataclass(frozen=True)
-class Look:
-    """A job as its machine sees it. kind: none, running, ended, or dead (it neither runs nor ended)."""
-
-    kind: str
-    number: int = 0  # of the last attempt
-    status: int = 0  # its exit status
-    verified: bool = False  # all files of that attempt were verified on the user's machine
-    others: tuple[str, ...] = ()  # "JOB STATE" of other jobs that are not verified
-
-    @property
-    def died(self) -> bool:
-        return self.kind in ("none", "dead") or (self.kind == "ended" and self.status >= 128)  # killed by a signal
 
 
 def _knobs() -> dict[str, str]:
@@ -117,30 +129,6 @@ def load_job(
     return Job(pod, Path(pod_file).absolute(), tuple(sweeps.values()), texts, tuple(words), job_id)
 
 
-def look(job: Job) -> Look:
-    """Ask the machine for the job's state."""
-    return _look(_lines(call(job.pod, "look", job.id)))
-
-
-def _lines(said: str) -> list[tuple[str, str]]:
-    lines = [line.partition(" ")[::2] for line in said.splitlines()]
-    if not lines or lines[-1][0] != "end":
-        raise UnreachableError(f"the connection broke in the machine's answer {said!r}")
-    return lines
-
-
-def _look(lines: list[tuple[str, str]]) -> Look:
-    kind, *numbers = dict(lines)["state"].split()
-    number, status = (*map(int, numbers), 0, 0)[:2]
-    verified = kind == "ended" and dict(lines).get("verified") == str(number)
-    return Look(kind, number, status, verified, tuple(words for name, words in lines if name == "other"))
-
-
-def mark_verified(job: Job, number: int) -> Look:
-    """Note on the machine that the files of the job's attempt are verified; what is there then."""
-    return _look(_lines(call(job.pod, "verified", job.id, str(number))))
-
-
 def other_job(job: Job, found: Look) -> str:
     """In words, a job other than this one on the machine whose files are not verified; '' if there is none."""
     others = dict(words.split(" ", 1) for words in found.others)
@@ -165,21 +153,20 @@ def start(job: Job, number: int, say: Say, push: bool = True) -> None:
     """
     pod, token = job.pod, secrets.token_hex(4)
     owner = f"{socket.gethostname()}:{directory.RUNS.absolute()}"
-    lines = _lines(call(pod, "reserve", job.id, token, owner, *job.names))
-    found = _look(lines)
+    found = job.ask("reserve", token, owner, *job.names)
     if why := other_job(job, found):
         raise RemoteError(why)
     if found.kind != "running":
         if push:
             transfer.push_code(pod, job.sweeps, say)
-        transfer.push_runs(pod, job.sweeps, [words for name, words in lines if name == "run"], say)
+        transfer.push_runs(pod, job.sweeps, found.runs, say)
         texts = {"job.sh": JOB_SCRIPT.read_text(encoding="utf-8"), "settings.sh": job.settings, **job.files}
         for name, text in texts.items():
             atomic_write(state.folder(job.id) / name, text)
         transfer.send(pod, f"jobs/{job.id}/", state.folder(job.id), sorted(texts))
         note(job, Look("starting", number))
         runs = [f"{run_dir.parent.name}/{run_dir.name}" for run_dir in job.run_dirs]
-        found = _look(_lines(call(pod, "start", job.id, str(number), token, *runs)))
+        found = job.ask("start", str(number), token, *runs)
     note(job, found)
 
 

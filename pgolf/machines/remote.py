@@ -17,7 +17,7 @@ import filelock
 
 from pgolf.machines import job as jobs
 from pgolf.machines import local_runs, state, transfer
-from pgolf.machines.job import Job, Look, Say, look
+from pgolf.machines.job import Job, Look, Say
 from pgolf.machines.pod import RemoteError
 from pgolf.machines.preflight import check
 from pgolf.machines.ssh import UnreachableError
@@ -46,10 +46,10 @@ def run(job: Job, say: Say) -> int:
             return 0
         if fresh:
             check(job, say)
-            found = look(job)
+            found = job.ask("look")
         else:
             with contextlib.suppress(RemoteError):  # the follower waits for the machine
-                found = look(job)
+                found = job.ask("look")
         again = found and found.kind == "ended" and found.number == known.get("reported") and (fresh or not verified)
         if again and not fresh:
             check(job, say)
@@ -63,7 +63,7 @@ def run(job: Job, say: Say) -> int:
 def pull_once(job: Job, say: Say) -> int:
     """Pull what is there now, and say how things stand."""
     with _locked(job):
-        found = look(job)
+        found = job.ask("look")
         if found.kind == "none":
             raise RemoteError(f"{job.pod.address}: no job {job.id} in {job.pod.dir}; `pgolf remote run` starts it")
         pulled = _pull(job, found)
@@ -129,7 +129,7 @@ class Follower:
                 jobs.start(self.job, self.attempt, self.say, self.push)
                 self.say(f"started on {self.job.pod.address}; it continues there whatever happens here")
                 self.attempt = 0
-            found = look(self.job)
+            found = self.job.ask("look")
             if found.kind != "none":
                 pulled = _pull(self.job, found)
                 self._show_log(found.number)
@@ -252,7 +252,7 @@ class Follower:
         if not problems:
             if hasattr(os, "sync"):
                 os.sync()  # to disk: a power cut after the teardown must not lose what is only in memory
-            now, reported = jobs.mark_verified(job, found.number), None  # what is wrong there may be over next time
+            now, reported = job.ask("verified", str(found.number)), None  # what is wrong there may be over next time
             problems += [] if now.verified else [f"attempt {now.number} of the job has begun there"]
             problems += filter(None, [jobs.other_job(job, now)])
         if problems:

@@ -8,6 +8,7 @@ leaves whole files, never shorter than before.
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def push_code(pod: Pod, sweeps: tuple[Sweep, ...], say) -> None:
     call(pod, "code", str(len(code)), _git("rev-parse", "HEAD").strip(), dirty, stdin="\n".join(code) + "\n")
 
 
-def push_runs(pod: Pod, sweeps: tuple[Sweep, ...], there: list[str], say) -> None:
+def push_runs(pod: Pod, sweeps: tuple[Sweep, ...], there: Sequence[str], say) -> None:
     """Push the files of complete runs, and of unfinished ones that are further here than on the machine.
 
     there: "ROWS RUN" of the runs there: rows of metrics that the resume file covers, or "complete".

@@ -1,11 +1,13 @@
 """Fixtures of the remote tests: a local checkout, a rented machine, a job on it, and what each pull left."""
 
+import argparse
 import json
 import random
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -13,6 +15,7 @@ import torch
 import yaml
 from pod import Pod
 
+from pgolf.cli import remote as cli_remote
 from pgolf.disk import checksum
 from pgolf.machines import job as jobs
 from pgolf.machines import preflight, remote, transfer
@@ -100,18 +103,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in names.items() if "/." not in f"/{name}"}
 
 
-@dataclass
-class Pulls:
-    """all: local files after each pull. then(n) is called after the nth."""
-
-    all: list
-    then: object
-
-
 @pytest.fixture
 def pulls(monkeypatch, local):
-    """Records each pull, and holds it to the promise that nothing local became less."""
-    pulls, real = Pulls([], lambda n: None), transfer.pull
+    """all: local files after each pull, held to the promise that nothing became less. then(n) follows the nth."""
+    pulls, real = SimpleNamespace(all=[], then=lambda n: None), transfer.pull
 
     def pull(*arguments, **options):
         try:
@@ -158,7 +153,6 @@ class Said(list):
     """Lines that were said. when: words -> what to do once a line has them, once."""
 
     def __init__(self):
-        super().__init__()
         self.when: dict[str, object] = {}
 
     def __call__(self, line: str) -> None:
@@ -173,3 +167,21 @@ class Said(list):
 @pytest.fixture
 def said():
     return Said()
+
+
+def attempts(pod: Pod, job) -> list[str]:
+    folder = pod.disk / "pgolf/jobs" / job.id
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("attempt-") and not path.suffix)
+
+
+def go(pod: Pod) -> None:
+    """Let the run that waits end, on a new disk too."""
+    (pod.disk / "pgolf").mkdir(exist_ok=True)
+    (pod.disk / "pgolf/go").touch()
+
+
+def pgolf_remote(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    cli_remote.add_commands(parser.add_subparsers())
+    arguments = parser.parse_args(["remote", *map(str, words)])
+    return arguments.command(arguments)

@@ -1,6 +1,5 @@
 """POD.yaml, the checks before money is spent, and what is known of jobs without a network."""
 
-import argparse
 import errno
 import os
 import shutil
@@ -10,9 +9,8 @@ from dataclasses import replace
 
 import pytest
 from pod import Pod
-from rented import FIRST
+from rented import FIRST, pgolf_remote
 
-from pgolf.cli import remote as cli_remote
 from pgolf.machines import job as jobs
 from pgolf.machines import preflight, remote, ssh, state, transfer
 from pgolf.machines.pod import RemoteError, load_pod
@@ -63,13 +61,6 @@ def job(local, tmp_path):
     (tmp_path / "POD.yaml").write_text("host: nowhere.invalid\npython: /usr/bin/python3\ngpus: 0")
     (tmp_path / "small.yaml").write_text("track: nano\nruns: {one: {}}")
     return jobs.load_job(tmp_path / "POD.yaml", [tmp_path / "small.yaml"], {})
-
-
-def pgolf_remote(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    cli_remote.add_commands(parser.add_subparsers())
-    arguments = parser.parse_args(["remote", *map(str, words)])
-    return arguments.command(arguments)
 
 
 def test_ctrl_c_says_how_things_stand(job, tmp_path, monkeypatch, capsys):
@@ -150,7 +141,7 @@ def test_an_address_that_gives_only_a_terminal(job, tmp_path, monkeypatch):
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(RemoteError, match="no support of PTY; this address takes terminals alone: use"):
-        jobs.look(job)
+        job.ask("look")
 
 
 @pytest.mark.slow
@@ -188,7 +179,7 @@ def test_a_machine_that_cannot_be_reached_is_named_before_anything_starts(make, 
     with pytest.raises(ssh.UnreachableError, match="1 of 7 checks failed"):
         remote.run(job, said)
     with pytest.raises(ssh.UnreachableError, match=words):
-        jobs.look(job)
+        job.ask("look")
 
 
 @pytest.mark.slow

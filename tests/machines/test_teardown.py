@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from rented import FIRST, SECOND, THIRD, assert_all_local, contents
+from rented import FIRST, SECOND, THIRD, assert_all_local, attempts, contents, go
 
 from pgolf.machines import job as jobs
 from pgolf.machines import remote, state, transfer
@@ -15,11 +15,6 @@ from pgolf.runs import directory
 from pgolf.runs.table import load_runs
 
 pytestmark = pytest.mark.slow
-
-
-def attempts(pod, job) -> list[str]:
-    folder = pod.disk / "pgolf/jobs" / job.id
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("attempt-") and not path.suffix)
 
 
 def test_everything_is_local_before_the_teardown(make, pod, pulls, said, tmp_path):
@@ -43,16 +38,22 @@ def test_everything_is_local_before_the_teardown(make, pod, pulls, said, tmp_pat
     assert not load_runs(directory.RUNS).sweep.str.startswith(".").any()
 
 
-def test_a_failed_run_is_local_with_its_reason_and_tried_again(make, pod, pulls, said, tmp_path):
-    count = f"echo x >> {tmp_path}/torn"
-    assert remote.run(make(fails=[SECOND], teardown=count), said) == 1
+def test_a_failed_run_is_local_with_its_reason_and_a_failed_teardown_and_run_are_tried_again(make, pod, said, tmp_path):
+    job = make(fails=[SECOND], teardown=f"echo x >> {tmp_path}/torn; exit 3")
+    for count in (1, 2, 3):
+        assert remote.run(job, said) == 2
+        assert said.has(f"TEARDOWN FAILED (exit status 3): THE MACHINE IS STILL PAID FOR. By hand: {job.pod.teardown}")
+        assert (tmp_path / "torn").read_text() == "x\n" * count
+        if count == 2:
+            pod.kill()  # the machine is gone: what is known here is enough
     table = load_runs(directory.RUNS / "small").set_index("run")
     assert list(table.status) == ["complete", "failed", "complete"]
     assert table.problem.iloc[1] == "TrainError: as asked"
-    assert said.has("1 failed; every file is local and verified: the machine may go") and said[-1] == "torn down"
-    assert remote.run(make(teardown=count), said) == 0  # the machine is there after all
+    assert said.has("1 failed; every file is local and verified: the machine may go")
+    assert remote.run(make(fails=[SECOND], teardown="true"), said) == 1 and said[-1] == "torn down"
+    pod.start()  # the machine is there after all
+    assert remote.run(make(teardown="true"), said) == 0 and said[-1] == "torn down"
     assert_all_local(pod)
-    assert (tmp_path / "torn").read_text() == "x\nx\n"
 
 
 def test_no_teardown_before_the_least_is_local(make, pod, said, tmp_path):
@@ -64,17 +65,6 @@ def test_no_teardown_before_the_least_is_local(make, pod, said, tmp_path):
         said.clear()
     with pytest.raises(RuntimeError, match="not verified there, so it is not torn down"):
         remote.Follower(job, said)._teardown()
-
-
-def test_a_teardown_that_fails_or_was_begun_is_tried_again(make, pod, said, tmp_path):
-    job = make(teardown=f"echo x >> {tmp_path}/torn; exit 3")
-    for count in (1, 2, 3):
-        assert remote.run(job, said) == 2
-        assert said.has(f"TEARDOWN FAILED (exit status 3): THE MACHINE IS STILL PAID FOR. By hand: {job.pod.teardown}")
-        assert (tmp_path / "torn").read_text() == "x\n" * count
-        if count == 2:
-            pod.kill()  # the machine is gone: what is known here is enough
-    assert remote.run(make(teardown="true"), said) == 0
 
 
 def test_what_one_machine_verified_tears_no_other_down(make, pod, said, tmp_path):
@@ -109,7 +99,7 @@ def test_no_teardown_while_another_job_there_is_not_verified(make, pod, said, tm
     (other / "attempt-1").write_text(claim if kind == "running" else "1 another-boot")
     if kind == "ended":
         (other / "attempt-1.status").write_text("0\n")
-    (pod.disk / "pgolf/go").touch()
+    go(pod)
     for verified in ("", "0", "2"):  # another attempt of it was
         (other / "verified").write_text(verified)
         assert remote.run(job, said) == 2 and not (tmp_path / "torn").exists()
@@ -144,8 +134,8 @@ def test_files_lost_here_since_the_verification_are_pulled_again(make, pod, said
     assert (tmp_path / "torn").exists() and attempts(pod, job) == ["attempt-1"]
 
 
-def test_files_that_differ_only_in_content_are_pulled_again(make, pod, said, monkeypatch):
-    job, real = make(), transfer.differing
+def test_files_that_differ_only_in_content_are_pulled_again_and_not_for_ever(make, pod, said, tmp_path, monkeypatch):
+    job, real = make(teardown=f"touch {tmp_path}/torn", give_up_minutes=0.001), transfer.differing
 
     def spoil(*arguments):
         paths = [runs / f"small/{THIRD}/kernel.log" for runs in (pod.disk / "pgolf/runs", directory.RUNS)]
@@ -154,20 +144,14 @@ def test_files_that_differ_only_in_content_are_pulled_again(make, pod, said, mon
             os.utime(path, (1e9, 1e9))
         return real(*arguments)
 
-    monkeypatch.setattr(transfer, "differing", spoil)
-    assert remote.run(job, said) == 0
-    assert_all_local(pod)
-
-
-def test_what_cannot_be_verified_is_not_tried_for_ever(make, pod, said, tmp_path, monkeypatch):
-    job = make(teardown=f"touch {tmp_path}/torn", give_up_minutes=0.001)
-
-    def differing(*_):
+    def refuse(*_):
         raise RemoteError("a file there cannot be read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "differing", differing)
+        patch.setattr(transfer, "differing", refuse)
         assert remote.run(job, said) == 2
     assert said.has("NOT VERIFIED, so the machine must stay: a file there cannot be read")
     assert job.known()["state"] == "unverified" and not (tmp_path / "torn").exists()
+    monkeypatch.setattr(transfer, "differing", spoil)
     assert remote.run(job, said) == 0 and (tmp_path / "torn").exists()
+    assert_all_local(pod)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rented import contents, finished_run
@@ -92,6 +93,20 @@ def test_a_file_truncated_there_is_not_verified(pod, make):
         path.write_text(content)
     (pod.disk / "pgolf/jobs" / job.id).mkdir(parents=True)
     assert transfer.differing(job.pod, job.id, ["small"]) == {config: transfer.TRUNCATED}
+
+
+@pytest.mark.parametrize("there, pushed", [("10", 0), ("5", 0), ("4", 2), ("complete", 0), ("", 2)])
+def test_runs_are_pushed_where_they_are_further_here(local, monkeypatch, there, pushed):
+    run = directory.RUNS / "small/run"
+    run.mkdir(parents=True)
+    (run / "resume.pt").touch()
+    (run / "error.json").touch()
+    (run / "metrics.jsonl").write_text("{}\n" * 5)
+    sent = []
+    monkeypatch.setattr(transfer, "send", lambda pod, target, cwd, names, *options: sent.extend(names))
+    sweep = SimpleNamespace(directory=run.parent, runs={"run": None}, stages=())
+    transfer.push_runs(None, (sweep,), [f"{there} small/run"] if there else [], lambda line: None)
+    assert sent == ["small/run/metrics.jsonl", "small/run/resume.pt"][:pushed]
 
 
 def test_code_is_what_git_tracks(local, monkeypatch):
