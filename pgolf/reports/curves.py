@@ -1,4 +1,4 @@
-"""Curves of training: its loss and the validation bpb of the raw weights, against steps and seconds."""
+"""Training curves: loss and validation bpb of the pre-quant weights, against steps and seconds."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,57 +8,62 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from pgolf.reports.figures import COLOURS, short
+from pgolf.reports.figures import COLOURS
+from pgolf.reports.labels import short
 from pgolf.runs.table import load_metrics
 
-PANELS = ("step", "train_loss"), ("step", "val_bpb"), ("train_seconds", "val_bpb")
+AXES = ("step", "train_loss"), ("step", "val_bpb"), ("train_seconds", "val_bpb")
 LABELS = {
     "step": "step",
     "train_seconds": "seconds of training",
-    "train_loss": "training loss (nats a token)",
-    "val_bpb": "validation bpb, raw weights",
+    "train_loss": "training loss (nats per token)",
+    "val_bpb": "validation bpb, pre-quant",
 }
 
 
 def plot_training(run_dirs: Iterable[str | Path], names: Sequence[str]) -> Figure:
-    """A line a run; names: of the runs, in the order of their directories."""
-    figure, axes = panels()
-    handles = []
+    """One line per run; names: of the runs, in the order of their directories."""
+    figure, axes = new_axes()
     for i, (run_dir, name) in enumerate(zip(run_dirs, names, strict=True)):
-        look = line(i)
-        draw(axes, run_dir, **look)
-        handles.append(Line2D([], [], label=short(name), **look))
+        draw(axes, run_dir, label=short(name), **line_style(i))
     finish(axes)
-    figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8)
     return figure
 
 
-def panels() -> tuple[Figure, np.ndarray]:
-    """An empty figure of PANELS; those against steps show the same ones."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.7), layout="constrained")
+def choose(runs: pd.DataFrame, most: int = 8) -> pd.DataFrame:
+    """Few of one sweep's training runs: the baseline run, the best, the worst two."""
+    runs = runs.assign(val_bpb=runs.val_bpb.astype(float)).sort_values("val_bpb")
+    baseline = runs[runs.run == runs.control][:1]
+    rest = runs.drop(baseline.index)
+    return pd.concat([baseline, rest if len(runs) <= most else pd.concat([rest[: most - 3], rest[-2:]])])
+
+
+def new_axes() -> tuple[Figure, np.ndarray]:
+    """An empty figure with one axes per pair of AXES; axes against steps share their limits."""
+    figure, axes = plt.subplots(1, len(AXES), figsize=(11, 3.7), layout="constrained")
     axes[1].sharex(axes[0])
     return figure, axes
 
 
-def line(place: int) -> dict:
-    """The look of one line among many: every colour in one style, then every colour in the next."""
+def line_style(place: int) -> dict:
+    """Looks of many lines: every colour in one style, then every colour in the next."""
     style = ("-", "--", ":")[place // len(COLOURS) % 3]
     return dict(color=COLOURS[place % len(COLOURS)], lw=1.4, ls=style)
 
 
 def draw(axes: Iterable[Axes], run_dir: str | Path, **look) -> None:
-    """One run's line in each panel, as far as metrics.jsonl has it."""
+    """One run's line in each axes, as far as metrics.jsonl has it."""
     rows = load_metrics(run_dir).reindex(columns=list(LABELS)).apply(pd.to_numeric, errors="coerce")
-    for ax, (x, y) in zip(axes, PANELS, strict=True):
+    for ax, (x, y) in zip(axes, AXES, strict=True):
         points = rows[(rows.step > 0) & (rows[x] > 0) & np.isfinite(rows[[x, y]]).all(axis=1)]
         ax.plot(points[x], points[y], marker="o" if y == "val_bpb" else None, ms=3, **look)
 
 
 def finish(axes: Iterable[Axes]) -> None:
-    """Name the axes; cut off the first sixth, which is far above all that is told apart later."""
-    for ax, (x, y) in zip(axes, PANELS, strict=True):
+    """Name the axes; the first sixth of each line may be cut off: it lies far above all later differences."""
+    for ax, (x, y) in zip(axes, AXES, strict=True):
         ax.set(xlabel=LABELS[x], ylabel=LABELS[y])
         lines = [points for points in (drawn.get_xydata() for drawn in ax.lines) if len(points)]
         if lines:

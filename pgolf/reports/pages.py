@@ -1,4 +1,4 @@
-"""The pages: notebooks/report_*.ipynb executed over a folder of runs, and an index that links them."""
+"""Report pages: notebooks/report_<page>.ipynb executed over a folder of runs, and an index that links them."""
 
 import html
 import os
@@ -12,42 +12,31 @@ from urllib.parse import quote
 
 import nbformat
 
-from pgolf.runs import directory
+from pgolf.runs.directory import RUNS
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.kernel_process import KernelProcess
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
 
 REPORTS = ROOT / "reports"
-PAGES = {  # of notebooks/report_<page>.ipynb: its title and what it asks
+PAGES = {  # notebooks/report_<page>.ipynb: title and question
     "frontier": ("The frontier", "What is the lowest bits-per-byte that fits in N bytes?"),
-    "leader": ("Leaders", "Which legal run is the best of its kind, and how sure is that?"),
-    "sweep": ("Sweeps", "What did each factor do to bits per byte and to bytes, and was it luck?"),
+    "leaderboard": ("Leaderboard", "Which legal run is the best of its kind, and how sure is that?"),
+    "sweep": ("Sweeps", "What did each factor do to bits per byte and to bytes, and is it significant?"),
     "repeatability": ("Repeatability", "How far apart do equal runs end, and how many seeds does a claim need?"),
     "curves": ("Training curves", "How did loss fall with steps and with seconds?"),
-    "growth": ("Bytes and training", "Why did 15.2 MB become 30.9 MB?"),
     "export": ("Exports of each checkpoint", "One checkpoint, every way to store it: which file scores best?"),
     "imports": ("Imported logs", "What do other people's logs say, and does it agree with what was claimed?"),
 }
-SLOWEST = ("frontier", "sweep", "curves")  # begun first
+SLOWEST = ("frontier", "sweep", "curves")  # started first
 AT_ONCE = 2  # pages; each is a kernel of some hundred MB
-
-
-class ReportError(RuntimeError):
-    """A report that could not be drawn; the message says why."""
-
-
-def href(path: str | Path, out: str | Path) -> str:
-    """Link to a file from a page in out; relative, unless they lie on two drives."""
-    path, out = Path(path).resolve(), Path(out).resolve()
-    return quote(Path(os.path.relpath(path, out)).as_posix()) if path.drive == out.drive else path.as_uri()
-
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="script-src 'none'">
 <title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.5em; }}
@@ -70,10 +59,16 @@ tbody tr:nth-child(even) {{ background: #f5f5f5; }}
 """
 
 
-def write_reports(root: str | Path = directory.RUNS, out: str | Path = REPORTS) -> list[Path]:
-    """Every page of PAGES as write_report, and before them index.html. ReportError naming all that failed."""
+class ReportError(RuntimeError):
+    """A report that could not be drawn; the message says why."""
+
+
+def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS) -> list[Path]:
+    """Write out/index.html and every page of PAGES; their paths, the index first.
+
+    The index is written even if pages fail; then ReportError names all that failed.
+    """
     count = min(AT_ONCE, os.cpu_count() or 1)
-    order = sorted(PAGES, key=lambda page: page not in SLOWEST)
     idle = SimpleQueue()
 
     def draw(page: str) -> Path:
@@ -86,10 +81,45 @@ def write_reports(root: str | Path = directory.RUNS, out: str | Path = REPORTS) 
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         for _ in range(count):
             idle.put(stack.enter_context(KernelProcess()))
-        pages = {page: pool.submit(draw, page) for page in order}
-    if failed := [str(page.exception()) for page in pages.values() if page.exception()]:
+        pages = {page: pool.submit(draw, page) for page in sorted(PAGES, key=lambda page: page not in SLOWEST)}
+        try:
+            failed = [str(page.exception()) for page in pages.values() if page.exception()]
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    index = _write_index(Path(root), Path(out))
+    if failed:
         raise ReportError("\n".join(failed))
-    return [_write_index(Path(root), Path(out)), *(pages[page].result() for page in PAGES)]
+    return [index, *(pages[page].result() for page in PAGES)]
+
+
+def write_report(root: str | Path = RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:
+    """Execute notebooks/report_<page>.ipynb over the runs below root; writes out/<page>.html, figures/, tables/.
+
+    The page needs no network. Every file is written atomically; figures of a former report of this page that this one
+    does not have are removed. Raises ReportError naming what failed.
+    """
+    with KernelProcess() as kernel:
+        return _write_page(kernel, root, out, page)
+
+
+def _write_page(kernel: KernelProcess, root: str | Path, out: str | Path, page: str) -> Path:
+    from nbconvert import HTMLExporter  # slow to import, and only reports need it
+
+    root, out = Path(root).resolve(), Path(out).resolve()
+    notebook = ROOT / "notebooks" / f"report_{page}.ipynb"
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / "report.ipynb"
+        if reason := kernel.run(notebook, executed, {"root": str(root), "out": str(out)}):
+            raise ReportError(f"{notebook.name}: {reason}")
+        cells = nbformat.read(executed, as_version=4)
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    body, _ = exporter.from_notebook_node(cells)
+    for figure in (out / "figures").glob(f"{page}_*.png"):
+        if figure.stat().st_mtime < start - 2:  # file systems round times
+            figure.unlink()
+    return atomic_write(out / f"{page}.html", PAGE.format(title=PAGES[page][0], nav=_links(page), body=body))
 
 
 def _write_index(root: Path, out: Path) -> Path:
@@ -107,32 +137,3 @@ def _write_index(root: Path, out: Path) -> Path:
 def _links(page: str) -> str:
     titles = {"index": "All reports"} | {name: title for name, (title, _) in PAGES.items()}
     return " · ".join(title if name == page else f'<a href="{name}.html">{title}</a>' for name, title in titles.items())
-
-
-def write_report(root: str | Path = directory.RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:
-    """Execute notebooks/report_<page>.ipynb over the runs below root; out/<page>.html, figures/, tables/.
-
-    The page needs no network. Every file takes its place whole; figures of a former report of this name that this
-    one does not have are removed. Raises ReportError naming what failed.
-    """
-    with KernelProcess() as kernel:
-        return _write_page(kernel, root, out, page)
-
-
-def _write_page(kernel: KernelProcess, root: str | Path, out: str | Path, page: str) -> Path:
-    from nbconvert import HTMLExporter  # loads slowly, and only the reports need it
-
-    root, out = Path(root).resolve(), Path(out).resolve()
-    notebook = ROOT / "notebooks" / f"report_{page}.ipynb"
-    start = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        executed = Path(folder) / "report.ipynb"
-        if reason := kernel.run(notebook, executed, {"root": str(root), "out": str(out)}):
-            raise ReportError(f"{notebook.name}: {reason}")
-        cells = nbformat.read(executed, as_version=4)
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
-    body, _ = exporter.from_notebook_node(cells)
-    for figure in (out / "figures").glob(f"{page}_*.png"):
-        if figure.stat().st_mtime < start - 2:  # file systems round times
-            figure.unlink()
-    return atomic_write(out / f"{page}.html", PAGE.format(title=PAGES[page][0], nav=_links(page), body=body))

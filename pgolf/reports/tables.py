@@ -1,119 +1,281 @@
-"""Tables for the reader: every figure as text, with its unit in the heading and its interval beside it."""
+"""Tables for readers: a list of columns turns rows into text, a notebook's table or lines for the terminal.
 
-import json
-from collections.abc import Iterable
+A column is (head, source, form). source: a column of the rows; two, a value and half of its 95 % interval; or a
+function of the rows that gives the values. form: a format specification, (specification, factor), a function of one
+value, or "" for words, which stand left.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 from scipy import stats
 
-from pgolf.analysis import diff, statistics
+from pgolf.analysis import statistics
 from pgolf.analysis.frontier import comparable, fold, frontier_table, not_counted, panel_title
 
-WORDS = (
-    "run",
-    "kind",
-    "note",
-    "file",
-    "at most",
-    "the solver",
-    "best of the others",
-    "tensor",
-    "sweep",
-    "track",
-    "status",
-    "verdict",
-    "seeds",
-    "of",
-    "from",
-    "scored as",
-)  # left-aligned
+Column = tuple[str, str | tuple[str, str] | Callable[[pd.DataFrame], Iterable], str | tuple[str, float] | Callable]
+MISSING = "–"
+WIDE = 24  # characters; a column of longer words is wrapped
+MILLI = (".2f", 1e3)  # bpb shown as milli-bpb
 
 
-def in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """frontier_table for the reader; a note says whether a run is better or worse than its control."""
-    notes = []
-    for row in rows.itertuples():
-        words = ["control"] if row.is_control else []
-        words += ["on the front"] if row.on_front else []
-        words += ["over cap"] if row.over_cap else []
-        words += [verdict_in_words(row)] if row.verdict else []
-        notes.append(", ".join(words))
-
-    return pd.DataFrame(
-        {
-            "run": names_of(rows),
-            "kind": rows.kind.to_numpy(),
-            "bpb": figures(rows.bpb, ".4f"),
-            "Δ control": with_interval(rows.delta_bpb, rows.delta_half.mask(rows.is_control, 0.0), ".4f"),
-            "quantised": with_interval(rows.quantisation_bpb, rows.quantisation_half, ".4f"),
-            "total bytes": figures(rows.total_bytes, ",.0f"),
-            "left to cap": figures(rows.headroom, ",.0f"),
-            "parameters": figures(rows.parameters, ",.0f"),
-            "steps": figures(rows.steps, ",.0f"),
-            "train s": figures(rows.train_seconds, ",.0f"),
-            "note": notes,
-        }
-    )
+def format_table(rows: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """The rows as text, one column per specification."""
+    return pd.DataFrame({head: _format_column(rows, source, form) for head, source, form in columns})
 
 
-def verdict_in_words(row) -> str:
-    """'better (paired, 5 seeds)'. row: verdict and method, as of noise.Comparison."""
+def _format_column(rows: pd.DataFrame, source, form) -> list[str]:
+    spec, factor = form if isinstance(form, tuple) else (form, 1.0)
+    if isinstance(source, tuple):
+        value, half = source
+        return [format_interval(*pair, spec, factor) for pair in zip(rows[value], rows[half], strict=True)]
+    values = source(rows) if callable(source) else rows[source]
+    write = spec if callable(spec) else str if not spec else lambda value: format_number(value, spec, factor)
+    return [MISSING if np.ndim(value) == 0 and pd.isna(value) else write(value) for value in values]
+
+
+def format_number(value: float | None, form: str, factor: float = 1.0) -> str:
+    """A number with a typographic minus; – if it is missing."""
+    return MISSING if pd.isna(value) else format(factor * value, form).replace("-", "−")
+
+
+def format_interval(value: float, half: float, form: str, factor: float = 1.0) -> str:
+    """'+0.0031 ± 0.0012': a difference and half of its 95 % interval; ± ? if that is not known."""
+    text = format_number(value, "+z" + form, factor)
+    if pd.isna(value) or half == 0 or (value == 0 and pd.isna(half)):
+        return text
+    return f"{text} ± {'?' if pd.isna(half) else format(factor * half, form)}"
+
+
+def format_verdict(row) -> str:
+    """'better (paired, 5 seeds)'. row: verdict and method of a statistics.Comparison."""
     if row.verdict in ("better", "worse"):
         return f"{row.verdict} ({row.method})"
     return {"not known": row.method, "equal": "equal to the last bit"}.get(row.verdict, row.verdict)
 
 
-def with_interval(values: Iterable[float], halves: Iterable[float], form: str, factor: float = 1.0) -> list[str]:
-    """'+0.0031 ± 0.0012': a difference and half of its 95 % interval; ± ? where that is not known."""
-    texts = []
-    for value, half in zip(values, halves, strict=True):
-        text = "–" if pd.isna(value) else format(factor * value, "+z" + form).replace("-", "−")
-        if not (pd.isna(value) or half == 0):
-            text += " ± ?" if pd.isna(half) else f" ± {format(factor * half, form)}"
-        texts.append(text)
-    return texts
+def format_count(count: float) -> str:
+    """A number of seeds as statistics.seeds_needed gives it, not None."""
+    return f"over {statistics.MOST_SEEDS:,}" if count == np.inf else f"{count:,.0f}"
 
 
-def styled(text: pd.DataFrame) -> Styler:
-    """A table in words for a notebook or page: words to the left, what is on the front in bold."""
-    left = [i for i, name in enumerate(text) if name in WORDS]
-    notes = text.get("note", pd.Series("", index=text.index)).astype(str)
-    bold = notes.str.contains("on the front").map({True: "font-weight: 600", False: ""})
+def format_seeds(seeds: list[int]) -> str:
+    """'1337, 1338'; '1337 × 3' for repeats."""
+    counts = pd.Series(seeds).value_counts(sort=False)
+    return ", ".join(f"{seed} × {count}" if count > 1 else f"{seed}" for seed, count in counts.items())
+
+
+def format_range(ends: tuple[float, float]) -> str:
+    return " to ".join(f"{end:,.0f}" for end in dict.fromkeys(ends))
+
+
+def names_of(rows: pd.DataFrame) -> list[str]:
+    """Run names; with the sweep if there are several."""
+    if rows.sweep.nunique() < 2:
+        return list(rows.run)
+    return [f"{sweep}/{run}" if sweep else run for sweep, run in zip(rows.sweep, rows.run, strict=True)]
+
+
+def notes_of(rows: pd.DataFrame) -> list[str]:
+    """What a row is (baseline run, on the front, over cap), and the test's verdict on it."""
+    flags = {"is_control": "baseline run", "on_front": "on the front", "over_cap": "over cap"}
+    return [
+        ", ".join([*(words for name, words in flags.items() if getattr(row, name, False)), format_verdict(row)])
+        .removesuffix(", ")
+        for row in rows.itertuples()
+    ]  # fmt: skip
+
+
+def _words(*heads: str) -> list[Column]:
+    """Columns of text whose heads are the names of their sources."""
+    return [(head, head, "") for head in heads]
+
+
+FRONTIER: list[Column] = [  # of analysis.frontier.frontier_table
+    ("run", names_of, ""),
+    *_words("kind"),
+    ("bpb", "bpb", ".4f"),
+    ("Δ baseline", ("delta_bpb", "delta_half"), ".4f"),
+    ("quantization cost", ("quantisation_bpb", "quantisation_half"), ".4f"),
+    ("total bytes", "total_bytes", ",.0f"),
+    ("left to cap", "headroom", ",.0f"),
+    ("parameters", "parameters", ",.0f"),
+    ("steps", "steps", ",.0f"),
+    ("train s", "train_seconds", ",.0f"),
+    ("note", notes_of, ""),
+]
+NOT_COUNTED: list[Column] = _words("sweep", "run", "why")
+EXPORTS: list[Column] = [  # of analysis.frontier.exports
+    ("file", "variant", ""),
+    ("kind", "family", ""),
+    ("bpb", "bpb", ".5f"),
+    ("Δ pre-quant", ("delta_raw", "half_raw"), MILLI),
+    ("Δ int8 zlib", ("delta_plain", "half_plain"), MILLI),
+    ("total bytes", "total_bytes", ",.0f"),
+    ("of int8 zlib", "share", ".1%"),
+    (
+        "note",
+        lambda rows: np.select([rows.on_front, rows.fixed_front], ["on the front", "behind the solver's"], ""),
+        "",
+    ),
+]
+
+
+def _best_file(who: str) -> Callable[[pd.DataFrame], list[str]]:
+    return lambda rows: [
+        MISSING if pd.isna(size) else f"{name}, {size:,.0f} B"
+        for name, size in zip(rows[who], rows[f"{who}_bytes"], strict=True)
+    ]
+
+
+WITHIN: list[Column] = [  # of analysis.frontier.within
+    ("at most", lambda rows: [f"{row.share:.0%} = {row.limit:,} B" for row in rows.itertuples()], ""),
+    ("the solver", _best_file("solver"), ""),
+    ("solver: bpb", "solver_bpb", ".5f"),
+    ("best of the others", _best_file("fixed"), ""),
+    ("fixed: bpb", "fixed_bpb", ".5f"),
+    ("solver − others (milli-bpb)", ("delta_bpb", "half"), MILLI),
+    ("note", lambda rows: rows.verdict.fillna(""), ""),
+]
+SENSITIVITY: list[Column] = [  # of a sensitivity stage's table
+    ("tensor", "tensor", ""),
+    ("rise (milli-bpb)", ("delta_bpb", "delta_half"), (".3f", 1e3)),
+    ("estimated", "estimated_delta_bpb", ("+z.3f", 1e3)),
+    ("coded bytes", "tensor_bytes", ",.0f"),
+    ("change of the file (B)", "delta_bytes", "+,.0f"),
+    ("milli-bpb per kB", "bpb_per_kb", ("+z.4f", 1e3)),
+]
+SWEEP_EXPORTS: list[Column] = [  # exports among the rows of analysis.seed_groups
+    ("file", "arm", ""),
+    ("bpb", "bpb", ".5f"),
+    ("Δ its run (milli-bpb)", ("delta", "half"), MILLI),
+    ("total bytes", "total_bytes", ",.0f"),
+    ("note", notes_of, ""),
+]
+REFERENCE: list[Column] = [  # of analysis.reference_results
+    *_words("sweep", "run", "track"),
+    ("bpb", lambda rows: rows.bpb_text.replace("", MISSING), ""),
+    ("score", lambda rows: rows.score.where(rows.bpb.notna(), MISSING), ""),
+    ("total bytes", "bytes", ",.0f"),
+    *_words("status", "verdict"),
+]
+HISTORY: list[Column] = [  # of analysis.seed_groups.history, with the leaders' names
+    ("finished (UTC)", lambda rows: rows.finished.str.replace("T", " "), ""),
+    ("cap", "cap_bytes", ",.0f"),
+    ("run", "name", ""),
+    ("mean bpb by then", "bpb", ".4f"),
+    ("total bytes", "total_bytes", ",.0f"),
+]
+REPEATS: list[Column] = [  # of analysis.seed_groups.repeats
+    ("run", lambda rows: [", ".join(p[:6]) + (" …" if len(p) > 6 else "") for p in rows.places], ""),
+    ("track", lambda rows: rows.track + np.where(rows.clocked, ", time-limited", ""), ""),
+    ("seed", "seed", ",.0f"),
+    ("runs", "n", ",.0f"),
+    ("spread (bpb)", "spread", lambda spread: f"{spread:.4f}" if spread else "0"),
+    ("same file", lambda rows: np.where(rows.same_file, "yes", "no"), ""),
+]
+IMPORTS: list[Column] = [  # imported logs among all runs
+    *_words("sweep", "run", "status", "seed"),
+    ("bpb", "bpb", ".5f"),
+    ("scored as", "protocol", ""),
+    ("pre-quant bpb", "prequant_val_bpb", ".5f"),
+    ("total bytes", "total_bytes", ",.0f"),
+    ("steps", "steps", ",.0f"),
+    ("train s", "train_seconds", ",.0f"),
+    ("note", lambda rows: np.where(rows.over_cap.eq(True), "over cap", ""), ""),
+]
+
+
+def sweep_columns(rows: pd.DataFrame, reference: pd.DataFrame) -> list[Column]:
+    """Columns for a sweep's configs. reference: arm, bpb, bytes of the reference's own runs; may be empty."""
+    columns: list[Column] = [
+        ("run", "arm", ""),
+        ("seeds", "seeds", format_seeds),
+        ("bpb", "bpb", ".4f"),
+        ("Δ baseline", ("delta", "half"), ".4f"),
+        ("p", "p", ".2g"),
+        ("note", notes_of, ""),
+        ("seeds needed", "needed", format_count),
+        ("total bytes", "total_bytes", ",.0f"),
+    ]
+    if (rows.clock > 0).any():  # the steps that a time limit leaves explain most of a score
+        columns.append(("steps", "steps", format_range))
+    if len(reference):
+        means = reference.groupby("arm")[["bpb", "bytes"]].mean().astype(float)
+        columns.append(("reference bpb", lambda rows: rows.arm.map(means.bpb), ".4f"))
+        columns.append(("reference bytes", lambda rows: rows.arm.map(means.bytes), ",.0f"))
+    return columns
+
+
+def seed_noise(noises: dict) -> pd.DataFrame:
+    """Rows for SEED_NOISE. noises: of analysis.seed_groups.floors, by track and time limit; None = not known."""
+    rows = [{"track": key[0], "limit": key[1], **asdict(noise)} for key, noise in noises.items() if noise]
+    return pd.DataFrame(rows)
+
+
+def _seeds_for(milli: float) -> Callable[[pd.DataFrame], list]:
+    return lambda rows: [statistics.seeds_needed(1e-3 * milli, sd, paired=False) for sd in rows.sd]
+
+
+SEED_NOISE: list[Column] = [
+    (
+        "track",
+        lambda rows: [f"{r.track or '–'}{f', limit {r.limit:g} s' * (r.limit > 0)}" for r in rows.itertuples()],
+        "",
+    ),
+    ("standard deviation (milli-bpb)", "sd", MILLI),
+    ("samples", lambda rows: rows.df + rows.arms, ",.0f"),
+    ("configs", "arms", ",.0f"),
+    ("sampled", lambda rows: np.where(rows.repeats, "repeats of one seed", "seeds"), ""),
+    (
+        "two runs differ significantly by (milli-bpb)",
+        lambda rows: stats.t.ppf(1 - statistics.LEVEL / 2, rows.df) * rows.sd * 2**0.5,
+        (".1f", 1e3),
+    ),
+    *((f"seeds per config for {milli}", _seeds_for(milli), format_count) for milli in (5, 2, 1)),
+]
+
+
+def by_worth(rows: pd.DataFrame) -> pd.DataFrame:
+    """A sensitivity stage's tensors, the one where a byte is worth most first."""
+    return rows[rows.tensor != ""].sort_values("bpb_per_kb", ascending=False)
+
+
+def by_record(logs: pd.DataFrame) -> pd.DataFrame:
+    """Imported logs, a record's together, the best record first."""
+    best = logs.groupby("sweep").bpb.transform("min").astype(float)
+    return logs.assign(best=best).sort_values(["best", "sweep", "run"])
+
+
+def show(rows: pd.DataFrame, columns: Sequence[Column]) -> Styler:
+    """The table that a notebook or page shows, its text escaped."""
+    return styled(format_table(rows, columns), [head for head, _, form in columns if form == ""])
+
+
+def styled(text: pd.DataFrame, left: Sequence[str]) -> Styler:
+    """Text as a table without index; the columns `left` are aligned left, rows on the front are bold."""
+    text = text.reset_index(drop=True)
+    places = [i for i, head in enumerate(text) if head in left]
+    wide = [head for head in text if text[head].map(len).max() > WIDE]
+    notes = text.get("note", pd.Series("", index=text.index))
+    bold = ["font-weight: 600" if "on the front" in note else "" for note in notes]
     return (
-        text.reset_index(drop=True)
-        .style.hide(axis="index")
-        .apply(lambda column: bold.to_list())
-        .set_properties(subset=text.columns[left], **{"text-align": "left"})
-        .set_properties(
-            subset=[name for name in text if name in ("run", "sweep", "scored as", "note", "verdict")],
-            **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "14em"},
-        )
-        .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in left])
+        text.style.hide(axis="index")
+        .format(escape="html")
+        .apply(lambda column: bold)
+        .set_properties(subset=[head for head in text if head in left], **{"text-align": "left"})
+        .set_properties(subset=wide, **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "14em"})
+        .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in places])
     )
 
 
-def summary(table: pd.DataFrame, best: int = 20) -> str:
-    """All runs for a terminal, a block a panel: control first, then by bpb, * on the front."""
-    blocks = []
-    for key, panel in comparable(table):
-        rows = frontier_table(panel)
-        shown = fold(rows, best)
-        twins = shown.groupby(["kind", "bpb", "total_bytes"]).run  # exports that chose the same residuals
-        shown = shown.assign(run=shown.run + twins.transform("size").map(lambda n: f" +{n - 1} alike" if n > 1 else ""))
-        hidden = len(rows) - len(shown)
-        shown = shown[twins.cumcount() == 0]
-        text = in_words(shown).drop(columns=["parameters", "steps", "train s"])
-        text["run"] = np.where(shown.on_front, "* ", "  ") + text.run.to_numpy(object)
-        for name in ("run", "kind", "note"):
-            text[name] = text[name].str.ljust(text[name].str.len().max())
-        text.columns = [name.ljust(len(text[name].iloc[0])) if name in ("run", "kind") else name for name in text]
-        block = f"{panel_title(key)}\n{text.to_string(index=False)}"
-        if hidden:
-            block += f"\n  and {hidden:,} more off the front"
-        blocks.append(block)
-    left_out = not_counted(table)
+def summary(runs: pd.DataFrame, best: int = 20) -> str:
+    """All runs for a terminal, a block per comparison group: baseline runs first, then by bpb, * on the front."""
+    blocks = [_summary_block(panel_title(key), group, best) for key, group in comparable(runs)]
+    left_out = not_counted(runs)
     if len(left_out):
         lines = [f"  {name}  {why}" for name, why in zip(names_of(left_out)[:best], left_out.why, strict=False)]
         lines += [f"  and {len(left_out) - best:,} more"] if len(left_out) > best else []
@@ -121,326 +283,17 @@ def summary(table: pd.DataFrame, best: int = 20) -> str:
     return "\n\n".join(blocks) or "no runs yet"
 
 
-def data_in_words(panel: pd.DataFrame) -> str:
-    """What the scores of a panel stand on: which part of which validation split, and what its audit found."""
-    facts = {json.dumps(told, sort_keys=True): told for told in panel.data if isinstance(told, dict) and told}
-    sentences = []
-    for told in facts.values():
-        share = told["scored_fraction"]
-        text = f"{told['folder']}: " + ("all" if share > 0.999 else f"{share:.1%}") + " of its validation split"
-        text += f", the published {told['published']}" if told["published"] else ", which is not published data"
-        text += f"; {told['train_tokens']:,} training tokens; {told['audit']} audit"
-        # How much is scored is said already.
-        found = [finding for finding in told["findings"] if "of the validation split is scored" not in finding]
-        sentences.append(f"{text}: {'; '.join(found) if found else 'nothing found'}.")
-    if len(panel) > sum(1 for told in panel.data if isinstance(told, dict) and told):
-        sentences.append("Older runs were not audited." if sentences else "These runs were not audited.")
-    return "Scored: " + " ".join(sorted(sentences))
-
-
-def exports_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """exports() for the reader, as in_words."""
-    return pd.DataFrame(
-        {
-            "file": rows.variant,
-            "kind": rows.family,
-            "bpb": [f"{bpb:.5f}" for bpb in rows.bpb],
-            "Δ raw": with_interval(rows.delta_raw, rows.half_raw, ".2f", 1e3),
-            "Δ plain": with_interval(rows.delta_plain, rows.half_plain, ".2f", 1e3),
-            "total bytes": figures(rows.total_bytes, ",.0f"),
-            "of plain": figures(rows.share, ".1%"),
-            "note": np.select([rows.on_front, rows.fixed_front], ["on the front", "behind the solver's alone"], ""),
-        }
-    )
-
-
-def within_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """within() for the reader; a missing file is –."""
-    words = {"at most": [f"{row.share:.0%} = {row.limit:,} B" for row in rows.itertuples()]}
-    for who, heading in (("solver", "the solver"), ("fixed", "best of the others")):
-        sizes = figures(rows[f"{who}_bytes"], ",.0f")
-        names = rows[who].fillna("–")
-        words[heading] = [f"{name}, {size} B" if size != "–" else "–" for name, size in zip(names, sizes, strict=True)]
-        words[f"{who}: bpb"] = figures(rows[f"{who}_bpb"], ".5f")
-    words["solver − others (milli-bpb)"] = with_interval(rows.delta_bpb, rows.half, ".2f", 1e3)
-    words["note"] = [verdict if isinstance(verdict, str) else "" for verdict in rows.verdict]
-    return pd.DataFrame(words)
-
-
-def sensitivity_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """map_sensitivity's rows for the reader, tensors where a byte is worth most first."""
-    rows = rows[rows.tensor != ""].sort_values("bpb_per_kb", ascending=False)
-    return pd.DataFrame(
-        {
-            "tensor": rows.tensor,
-            "rise (milli-bpb)": with_interval(rows.delta_bpb, rows.delta_half, ".3f", 1e3),
-            "estimated": figures(1e3 * rows.estimated_delta_bpb, "+z.3f"),
-            "its bytes, coded": figures(rows.tensor_bytes, ",.0f"),
-            "change of the file (B)": figures(rows.delta_bytes, "+,.0f"),
-            "worth (milli-bpb a 1,000 B)": figures(1e3 * rows.bpb_per_kb, "+z.4f"),
-        }
-    )
-
-
-def arms_in_words(rows: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """arms.arms of a sweep for the reader; ledger: arm, bpb, bytes of the seed, to stand beside; may be empty."""
-    table = pd.DataFrame(
-        {
-            "run": rows.arm,
-            "seeds": [seeds_in_words(seeds) for seeds in rows.seeds],
-            "bpb": figures(rows.bpb, ".4f"),
-            "Δ control": with_interval(rows.delta, rows.half, ".4f"),
-            "p": figures(rows.p, ".2g"),
-            "note": [
-                ", ".join(
-                    (["control"] if row.is_control else [])
-                    + (["over cap"] if row.over_cap else [])
-                    + ([verdict_in_words(row)] if row.verdict else [])
-                )
-                for row in rows.itertuples()
-            ],
-            "seeds needed": [count_in_words(n) for n in rows.needed],
-            "total bytes": figures(rows.total_bytes, ",.0f"),
-        }
-    )
-    if (rows.clock > 0).any():  # what a clock leaves of them is most of what it does to a score
-        table["steps"] = [f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}" for low, high in rows.steps]
-    if len(ledger):
-        theirs = ledger.groupby("arm")[["bpb", "bytes"]].mean().reindex(rows.arm)
-        table["the seed's bpb"] = figures(theirs.bpb.to_numpy(float), ".4f")
-        table["its bytes"] = figures(theirs.bytes.to_numpy(float, na_value=np.nan), ",.0f")
-    return table
-
-
-def count_in_words(count: float | None) -> str:
-    """Of seeds_needed."""
-    if pd.isna(count):
-        return "–"
-    return f"over {statistics.MOST_SEEDS:,}" if np.isinf(count) else f"{count:,.0f}"
-
-
-def seeds_in_words(seeds: list[int]) -> str:
-    """'1337, 1338', '1337 × 3' for repeats."""
-    counts = pd.Series(seeds).value_counts(sort=False)
-    return ", ".join(f"{seed} × {count}" if count > 1 else f"{seed}" for seed, count in counts.items())
-
-
-def claims_in_words(rows: pd.DataFrame, panel: pd.DataFrame, changes: dict[str, list[str]]) -> list[str]:
-    """A sentence for each arm of a sweep that did not change just what its file says. changes: of sweep.json."""
-    lines = []
-    for control in rows[rows.is_control][:1].itertuples():
-        base = {int(panel.seed[i]): panel.path[i] for i in reversed(control.index)}
-        for arm in rows[~rows.is_control & rows.arm.isin(changes.keys())].itertuples():
-            problems = {}
-            for i in arm.index:
-                differs = diff.between(panel.path[i], base.get(int(panel.seed[i]), panel.path[control.index[0]]))
-                claimed = {*changes[arm.arm], *(set(changes.get(control.arm, [])) & set(differs.setting))} - {"seed"}
-                if problem := diff.judge(differs, claimed):
-                    problems.setdefault(problem, []).append(panel.run[i])
-            for problem, names in problems.items():
-                lines.append(f"**{', '.join(names)}: not a clean comparison**: {problem}.")
-    return lines
-
-
-def exports_of_sweep_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """A sweep's exports, rows of arms.arms, smallest first: against the run of the same weights."""
-    rows = rows.sort_values(["total_bytes", "bpb"]).drop_duplicates(["total_bytes", "bpb"])
-    return pd.DataFrame(
-        {
-            "file": rows.arm,
-            "bpb": figures(rows.bpb, ".5f"),
-            "Δ its run (milli-bpb)": with_interval(rows.delta, rows.half, ".2f", 1e3),
-            "total bytes": figures(rows.total_bytes, ",.0f"),
-            "note": [", ".join(filter(None, ["over cap" * row.over_cap, row.verdict])) for row in rows.itertuples()],
-        }
-    )
-
-
-def ledger_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ledger.load for the reader."""
-    return pd.DataFrame(
-        {
-            "sweep": rows.sweep,
-            "run": rows.run,
-            "track": rows.track,
-            "bpb": [text or "–" for text in rows.bpb_text],
-            "of": rows.score.where(rows.bpb.notna(), "–"),
-            "total bytes": figures(rows.bytes.to_numpy(float, na_value=np.nan), ",.0f"),
-            "status": rows.status,
-            "verdict": rows.verdict,
-        }
-    )
-
-
-def leader_in_words(leader, rows: pd.DataFrame, panel: pd.DataFrame) -> list[str]:
-    """Why a row of arms.leaders leads, and by how much. rows: of arms.arms."""
-    first = rows.loc[leader.arm]
-    files = ", ".join(f"{panel.run[i]} (seed {panel.seed[i]:.0f}) {panel.bpb[i]:.4f}" for i in first["index"])
-    fits = f"{leader.candidates} that fit" if leader.candidates > 1 else "one that fits"
-    text = f"**{first.sweep}/{first.arm}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
-    text += f"{first.total_bytes:,} bytes, the lowest of {fits}; all its runs: {files}."
-    lines = [text]
-    if leader.second is not None and not pd.isna(leader.second):
-        second = rows.loc[leader.second]
-        text = f"Next: {second.sweep}/{second.arm}, "
-        text += with_interval([leader.delta], [leader.half], ".4f")[0] + " bpb. "
-        if leader.verdict == "worse":
-            text += f"The lead is real by the test ({leader.method}, p {leader.p:.2g})."
-        elif leader.verdict == "not known":
-            text += f"Whether that is more than luck is not known: {leader.method}."
-        else:
-            text += f"By the test the two are not told apart ({leader.method}, p {leader.p:.2g})."
-        if pd.isna(leader.record_p):
-            text += " The challenge's rule (0.005 nats at p < 0.01) asks for several seeds of both."
-        else:
-            is_record = "a record" if leader.record else "no record"
-            text += f" By the challenge's rule (0.005 nats at p < 0.01) it is {is_record}: p {leader.record_p:.2g}."
-        lines.append(text)
-    return lines
-
-
-def history_in_words(steps: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """arms.history for the reader, the last first."""
-    table = pd.DataFrame(
-        {
-            "finished (UTC)": steps.finished.str.replace("T", " "),
-            "cap": figures(steps.cap_bytes, ",.0f"),
-            "run": names,
-            "mean bpb by then": figures(steps.bpb, ".4f"),
-            "total bytes": figures(steps.total_bytes, ",.0f"),
-        }
-    )
-    return table.iloc[::-1][:30]
-
-
-def repeats_in_words(rows: pd.DataFrame) -> list[str]:
-    """What arms.repeats says of each track, with a clock and without."""
-    if rows.empty:
-        return ["No run was repeated with an equal seed: `repeats: 2` in a sweep file does it."]
-    lines = []
-    for (track, clocked), own in rows.groupby(["track", "clocked"]):
-        what = f"{track or 'no track'}, {'under a clock' if clocked else 'fixed steps'}: {own.n.sum()} runs in "
-        what += f"{len(own)} sets of equal knobs and seed; "
-        if own.spread.max() == 0:
-            files = " and all artifacts of a set are the same file" if own.same_file.all() else ""
-            lines.append(f"{what}zero spread{files}.")
-        else:
-            worst = own.iloc[own.spread.to_numpy().argmax()]
-            text = f"{what}**they differ by up to {worst.spread:.4f} bpb** ({', '.join(worst.places[:4])})"
-            lines.append(text + (": a clock ends them at different steps." if clocked else ", and they must not."))
-    return lines
-
-
-def repeat_sets_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """arms.repeats for the reader."""
-    return pd.DataFrame(
-        {
-            "run": [", ".join(places[:6]) + (" …" if len(places) > 6 else "") for places in rows.places],
-            "track": rows.track + np.where(rows.clocked, ", clock", ""),
-            "seed": rows.seed,
-            "runs": rows.n,
-            "spread (bpb)": [f"{spread:.4f}" if spread else "0" for spread in rows.spread],
-            "same file": np.where(rows.same_file, "yes", "no"),
-        }
-    )
-
-
-def floors_in_words(floors: dict) -> pd.DataFrame:
-    """arms.floors for the reader: what one run against one must differ by, and the seeds for smaller differences."""
-    rows = []
-    for (track, clock), floor in floors.items():
-        alone = stats.t.ppf(1 - statistics.LEVEL / 2, floor.df) * floor.sd * 2**0.5
-        row = {
-            "track": f"{track or 'no track'}{f', clock of {clock:g} s' if clock else ''}",
-            "standard deviation (milli-bpb)": f"{1e3 * floor.sd:.2f}",
-            "from": f"{floor.df + floor.arms} {'repeats' if floor.repeats else 'seeds'} of {floor.arms} arms",
-            "one against one differs by (milli-bpb)": f"{1e3 * alone:.1f}",
-        }
-        for milli in (5, 2, 1):
-            n = statistics.seeds_needed(1e-3 * milli, floor.sd, paired=False)
-            row[f"seeds an arm for {milli}"] = count_in_words(n)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def growth_in_words(rows: pd.DataFrame) -> str:
-    """One sentence a way to store: bits a parameter at the first and the last length. rows: of frontier.growth."""
-    texts = []
-    for how, own in rows.groupby("how", sort=False):
-        first, last = own.iloc[0], own.iloc[-1]
-        texts.append(
-            f"{how}: {first.bits:.2f} bits a parameter after {first.steps:,} steps, {last.bits:.2f} after "
-            f"{last.steps:,} ({last.bits / first.bits:.2f} times)."
-        )
-    return " ".join(texts)
-
-
-def growth_table_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """frontier.growth's rows for the reader."""
-    return pd.DataFrame(
-        {
-            "file": rows.how,
-            "steps": figures(rows.steps, ",.0f"),
-            "bits a parameter": figures(rows.bits, ".2f"),
-            "total bytes": figures(rows.bytes, ",.0f"),
-            "bpb": figures(rows.bpb, ".4f"),
-            "lost (milli-bpb)": with_interval(rows.cost, rows.half, ".2f", 1e3),
-        }
-    )
-
-
-def imports_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """Imported logs for the reader, a record's together, the best record first."""
-    best = rows.groupby("sweep").bpb.transform("min").astype(float)
-    rows = rows.assign(best=best).sort_values(["best", "sweep", "run"])
-    return pd.DataFrame(
-        {
-            "sweep": rows.sweep,
-            "run": rows.run,
-            "status": rows.status,
-            "seed": [str(seed) for seed in rows.seed.fillna("–")],
-            "bpb": figures(rows.bpb.astype(float), ".5f"),
-            "scored as": rows.protocol.fillna("–"),
-            "before rounding": figures(rows.prequant_val_bpb.astype(float), ".5f"),
-            "total bytes": figures(rows.total_bytes.astype(float), ",.0f"),
-            "steps": figures(rows.steps.astype(float), ",.0f"),
-            "train s": figures(rows.train_seconds.astype(float), ",.0f"),
-            "note": np.where(rows.over_cap.eq(True), "over cap", ""),
-        }
-    )
-
-
-def _value(value: object) -> str:
-    return "–" if value is None else f"`{value}`"
-
-
-def pair_in_words(pair) -> str:
-    """A row of difference.nearest."""
-    rows = pair.differs
-    knobs = list(rows.setting[rows.kind == "knob"])
-    others = ", ".join(rows.setting[rows.kind.isin(["chance", "identity"])]) or "nothing"
-    text = f"**{pair.ours}** against {pair.theirs}: "
-    if pair.found is not None:
-        change = with_interval([pair.found.delta], [pair.found.half], ".5f")[0]
-        text = f"{text}{change} bpb over all logs of both, {verdict_in_words(pair.found)}; "
-    if not knobs:
-        return (
-            f"{text}**the logged configurations differ in nothing but {others}**: no change of a knob is in these logs."
-        )
-    rows = rows[rows.kind == "knob"]
-    shown = [f"`{r.setting}` {_value(r.theirs)} → {_value(r.ours)}" for r in rows[:8].itertuples()]
-    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-    count = f"{len(knobs)} settings differ" if len(knobs) > 1 else "1 setting differs"
-    return f"{text}{count}: {', '.join(shown)}{more}."
-
-
-def figures(values: Iterable[float], form: str) -> list[str]:
-    """Numbers as text, – where there is none."""
-    return ["–" if pd.isna(value) else format(value, form).replace("-", "−") for value in values]
-
-
-def names_of(rows: pd.DataFrame) -> list[str]:
-    """Run names; with the sweep where there are several."""
-    if rows.sweep.nunique() < 2:
-        return list(rows.run)
-    return [f"{sweep}/{run}" if sweep else run for sweep, run in zip(rows.sweep, rows.run, strict=True)]
+def _summary_block(title: str, group: pd.DataFrame, best: int) -> str:
+    rows = frontier_table(group)
+    shown = fold(rows, best)
+    hidden = len(rows) - len(shown)
+    twins = shown.groupby(["kind", "bpb", "total_bytes"]).run  # exports that chose the same residuals
+    shown = shown.assign(run=shown.run + twins.transform("size").map(lambda n: f" +{n - 1} alike" if n > 1 else ""))
+    shown = shown[twins.cumcount() == 0]
+    text = format_table(shown, [column for column in FRONTIER if column[0] not in ("parameters", "steps", "train s")])
+    text["run"] = np.where(shown.on_front, "* ", "  ") + text.run.to_numpy(object)
+    for head in ("run", "kind", "note"):
+        text[head] = text[head].str.ljust(text[head].str.len().max())
+    text.columns = [head.ljust(len(text[head].iloc[0])) if head in ("run", "kind") else head for head in text]
+    block = f"{title}\n{text.to_string(index=False)}"
+    return block + (f"\n  and {hidden:,} more off the front" if hidden else "")

@@ -6,7 +6,7 @@ import pytest
 from test_frontier import make_run
 
 from pgolf.analysis import diff, frontier, seed_groups
-from pgolf.reports import tables
+from pgolf.reports import sentences
 from pgolf.runs.result import Result, RunError, read_json, write_result
 from pgolf.runs.table import load_runs
 from pgolf_core.files import atomic_write
@@ -73,7 +73,7 @@ def test_records_are_held_against_the_nearest_configuration(tmp_path):
         **common | {"clip": 9.0, "data_dir": "../sp8192"},
     )
     pairs = diff.nearest(load_runs(tmp_path))
-    texts = [tables.pair_in_words(pair) for pair in pairs.itertuples()]
+    texts = [sentences.describe_pair(pair) for pair in pairs.itertuples()]
     assert "**second/seed5** against first/seed1: −0.00100 ± ? bpb over all logs of both, one seed each" in texts[0]
     assert "differ in nothing but seed, run_id, logfile" in texts[0]
     assert "1 setting differs: `clip` `12.0` → `9.0`" in texts[1]
@@ -97,7 +97,7 @@ def test_every_seed_of_an_arm_is_checked_and_a_change_that_did_not_happen_is_sai
     changes = {"control": [], "wide": ["model_dim"], "deep": ["matrix_lr", "num_layers"]}
     atomic_write(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
     ((_, panel),) = frontier.comparable(load_runs(tmp_path))
-    lines = sorted(tables.claims_in_words(seed_groups.arms(panel), panel, changes))
+    lines = sorted(sentences.unclean_comparisons(seed_groups.arms(panel), panel, changes))
     assert lines == [
         "**deep-s1, deep-s2: not a clean comparison**: claimed and not changed: num_layers.",
         "**wide-s2: not a clean comparison**: outside of the knobs: git_commit.",

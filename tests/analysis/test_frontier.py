@@ -206,10 +206,9 @@ def test_labels_do_not_cover_one_another(tmp_path, count):
         bpb = 2.5 - 0.002 * i + 0.01 * (i % 3)
         make_run(tmp_path, f"a/run-{i}", total=500_000 + 3_000 * i, bpb=bpb, knobs={"iterations": i + 1})
     ((_, panel),) = frontier.comparable(load_runs(tmp_path))
-    figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
-    plots.plot_frontier(panel, ax)
+    figure = plots.plot_frontier(frontier.frontier_table(panel))
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in ax.texts if text.get_text().startswith("run-")]
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text().startswith("run-")]
     assert 1 <= len(boxes) <= 2 * plots.LABELS
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     plt.close(figure)
@@ -240,9 +239,8 @@ def test_of_many_exports_few_are_listed(tmp_path):
     shown = frontier.fold(rows, 20)
     assert (shown.kind == "train").sum() == 5 and (shown.kind == "export").sum() == 5
     assert shown[shown.kind == "export"].on_front.all()
-    figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
-    plots.plot_frontier(panel, ax)
-    texts = [text.get_text() for text in ax.texts]
+    figure = plots.plot_frontier(rows)
+    texts = [text.get_text() for text in figure.axes[0].texts]
     assert "40 exports of control" in texts and len(texts) <= 8
     assert [text for text in texts if text.startswith("cap ")] == ["cap 1,000,000 B"]  # none of the solver's own
     plt.close(figure)
@@ -265,7 +263,7 @@ def test_exports_of_one_checkpoint(tmp_path):
     assert against.solver[1.0] == "file-09" and pd.isna(against.solver[0.5])
     assert against.fixed[1.0] == "as trained" and against.fixed[0.5] == "file-06" and pd.isna(against.fixed[0.2])
     assert against.delta_bpb[1.0] == pytest.approx(0.1 * 0.8**9 + 0.01 - 0.002)
-    assert tables.within_in_words(against.reset_index()).iloc[2, 1] == "–"
+    assert tables.format_table(against.reset_index(), tables.WITHIN).iloc[2, 1] == "–"
 
 
 @pytest.mark.parametrize(
@@ -288,10 +286,9 @@ def test_export_labels_do_not_cover_one_another(tmp_path):
     make_exports(tmp_path, "a/control", 40)
     ((_, panel),) = frontier.comparable(load_runs(tmp_path))
     ((_, _, rows),) = frontier.checkpoints(panel)
-    figure, ax = plt.subplots(figsize=(11, 5.5), layout="constrained")
-    plots.plot_exports(rows, ax)
+    figure = plots.plot_exports(rows)
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in ax.texts]
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert 5 <= len(boxes) <= plots.LABELS + 8
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     plt.close(figure)
@@ -343,7 +340,7 @@ def test_report_of_exports(tmp_path):
         atomic_write(figure, b"")
         os.utime(figure, (0, 0))
     text = report.write_report(tmp_path / "runs", tmp_path / "out", "export").read_text(encoding="utf-8")
-    words = ("51 files of 1 checkpoint", "a/control", "file-00", "as trained", "here the fronts", "best of the others")
+    words = ("51 files, here the fronts", "a/control", "file-00", "as trained", "best of the others")
     for word in (*words, "Spearman", "tok_emb.weight", "older version", "a/lab/notebook.ipynb"):
         assert word in text, word
     assert "file-41" not in text  # neither on a front nor the seed's
@@ -356,7 +353,7 @@ def test_report_of_exports(tmp_path):
 def test_pages_load_no_torch():
     """It takes as long as all else that they load."""
     code = "import sys; from pgolf.analysis import diff, reference_results; "
-    code += "from pgolf.reports import curves, pages, sweep_figures; "
+    code += "from pgolf.reports import curves, monitor, notebook, pages, sentences, sweep_figures; "
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
@@ -370,4 +367,4 @@ def test_reports_of_no_runs_say_so(tmp_path):
     for name, text in texts.items():
         assert "yet" in text, name
         assert f'href="{name}.html"' in index.read_text(encoding="utf-8") and 'href="index.html"' in text
-    assert "export_lab.ipynb" in texts["export"] and "No map of a checkpoint yet" in texts["export"]
+    assert "export_lab.ipynb" in texts["export"] and "no maps of a checkpoint" in texts["export"]

@@ -11,7 +11,7 @@ import pytest
 from test_frontier import make_run
 
 from pgolf.analysis import frontier, seed_groups, statistics
-from pgolf.reports import tables
+from pgolf.reports import sentences, tables
 from pgolf.runs.result import read_json, read_result, write_result
 from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig, digest
@@ -79,7 +79,9 @@ def test_one_seed_alone_is_no_evidence(tmp_path):
     make_run(tmp_path, "s/wide", bpb=2.1, knobs={"model_dim": 256})
     rows = seed_groups.arms(panel_of(tmp_path)).set_index("arm")
     assert (rows.verdict["wide"], rows.method["wide"]) == ("not known", "one seed each")
-    assert "± ?" in tables.in_words(frontier.frontier_table(panel_of(tmp_path)))["Δ control"].iloc[1]
+    assert (
+        "± ?" in tables.format_table(frontier.frontier_table(panel_of(tmp_path)), tables.FRONTIER)["Δ baseline"].iloc[1]
+    )
 
 
 def test_equal_knobs_and_seed_are_repeats_whatever_their_sweep(tmp_path):
@@ -93,9 +95,9 @@ def test_equal_knobs_and_seed_are_repeats_whatever_their_sweep(tmp_path):
     rows = seed_groups.repeats(panel_of(tmp_path))
     assert rows.n.tolist() == [3, 2] and rows.spread.tolist() == [0, pytest.approx(0.03)]
     assert rows.places[0] == ["s/control", "t/base_a", "t/base_b"]
-    lines = tables.repeats_in_words(rows)
+    lines = sentences.describe_repeats(rows)
     assert any("fixed steps" in line and "zero spread" in line for line in lines)
-    assert any("under a clock" in line and "differ by up to 0.0300" in line for line in lines)
+    assert any("time-limited" in line and "differ by up to 0.0300" in line for line in lines)
 
 
 def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
@@ -106,11 +108,12 @@ def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
     tell(tmp_path, ["control", "lucky", "good", "large"], seeds=(1, 2, 3))
     panel = panel_of(tmp_path)
     rows = seed_groups.candidates(panel)
-    (leader,) = seed_groups.leaders(panel, rows).itertuples()
+    leaders = seed_groups.leaders(panel, rows)
+    (leader,) = leaders.itertuples()
     assert rows.arm[leader.arm] == "good" and rows.arm[leader.second] == "control" and leader.candidates == 3
     assert leader.delta == pytest.approx(0.0496, abs=1e-4) and leader.verdict == "worse" and leader.record
-    lines = tables.leader_in_words(leader, rows, panel)
-    assert "good-s2 (seed 2) 2.4622" in lines[0] and "The lead is real" in lines[1]
+    lines = sentences.describe_leaders(leaders, rows, panel)
+    assert "good-s2 (seed 2) 2.4622" in lines[0] and "The lead is significant" in lines[1]
 
 
 def test_leaders_change_as_runs_finish(tmp_path):
@@ -136,10 +139,11 @@ def test_equal_knobs_of_two_sweeps_are_one_candidate(tmp_path):
     make_run(tmp_path, "b/other", bpb=2.46, knobs=clock | {"num_layers": 3}, roundtrip_val_loss=2.46)
     panel = panel_of(tmp_path)
     rows = seed_groups.candidates(panel)
-    (leader,) = seed_groups.leaders(panel, rows).itertuples()
+    leaders = seed_groups.leaders(panel, rows)
+    (leader,) = leaders.itertuples()
     assert leader.candidates == 2 and len(rows.runs[leader.arm]) == 6 and rows.bpb[leader.arm] == pytest.approx(2.455)
     assert leader.verdict == "not told apart" and not leader.record
-    assert "asks for several seeds" in tables.leader_in_words(leader, rows, panel)[1]
+    assert "asks for several seeds" in sentences.describe_leaders(leaders, rows, panel)[1]
 
 
 def test_an_export_of_the_luckiest_seed_does_not_lead(tmp_path):

@@ -97,7 +97,7 @@ def test_a_run_at_work_then_silent_then_killed(tmp_path):
         assert look(tmp_path)["a"].state == "running"
         aged(folder / "a", 200)
         a = look(tmp_path)["a"]
-        assert a.state == "stalled" and "(3 min)" in a.note and "usually one every 2 s" in a.note
+        assert a.state == "stalled" and "(3.3 min)" in a.note and "usually one every 2 s" in a.note
         assert math.isnan(a.seconds_left)
         with (
             pytest.raises(RunError, match="another process"),
@@ -184,7 +184,7 @@ def test_damaged_metrics_hide_no_run(tmp_path, damage):
         with hold_lock(run_dir / ".lock", 0, "held"):
             table = monitor.state(tmp_path, "s")
             assert list(table.state) == ["running"]
-            monitor.in_words(table)
+            monitor.format_state(table)
             monitor.plot_live(table)
     plt.close("all")
 
@@ -233,7 +233,7 @@ def test_what_is_left_of_a_run(tmp_path):
         with hold_lock(folder / ".lock", 0, "held"):
             table = monitor.state(tmp_path, "s", now=now)
             assert monitor.seconds_left(table) == pytest.approx(34 + 2 * 50)  # d and e, one at a time
-            assert "about 2 min left" in monitor.overview(table, now)
+            assert "about 2.2 min left" in monitor.overview(table, now)
         table = monitor.state(tmp_path, "s", now=now)
         assert monitor.seconds_left(table) == pytest.approx(34)  # nobody will start d and e
 
@@ -313,7 +313,7 @@ def test_words_are_in_order_and_counted(tmp_path):
         done(folder / f"r{i}", total_bytes=1000 + i, cap_bytes=1001)
     begun(folder / "r5")
     table = monitor.state(tmp_path, "s")
-    words = monitor.in_words(table)
+    words = monitor.format_state(table)
     assert list(words.state) == ["dead", "waiting", *["complete"] * 4]
     assert words.step[0] == "10 of 100" and words.step[2] == "100"
     assert set(words.note[words.run == "r3"]) == {"over its cap by 2 bytes"}
@@ -343,12 +343,11 @@ def test_a_look_at_2000_runs_is_quick(tmp_path):
 
 def test_gpus_in_words():
     said = "0, NVIDIA H100 80GB HBM3, 41000, 81559\n1, NVIDIA H100 80GB HBM3, [N/A], [N/A]\n\n"
-    table = pd.DataFrame(monitor._smi_rows(said), columns=["device", "name", "used_bytes", "total_bytes"])
-    words = monitor.gpu_words(table).splitlines()
-    assert words[0] == "- GPU 0, NVIDIA H100 80GB HBM3: 40.0 of 79.6 GiB in use"
-    assert words[1].endswith("memory not known")
-    assert "No GPU here" in monitor.gpu_words(table[:0])
-    assert list(monitor.gpus().columns) == list(table.columns)
+    lines = monitor.format_gpus(said).splitlines()
+    assert lines[0] == "- GPU 0, NVIDIA H100 80GB HBM3: 40.0 of 79.6 GiB in use"
+    assert lines[1].endswith("memory not known") and len(lines) == 2
+    assert "No GPU here" in monitor.format_gpus("")
+    assert "GPU" in monitor.gpus()
 
 
 def test_the_notebook(tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from test_frontier import make_run
 from test_seed_groups import make_arm, panel_of, tell
 
-from pgolf.analysis import frontier, seed_groups
-from pgolf.reports import curves, figures, sweep_figures, tables
+from pgolf.analysis import seed_groups
+from pgolf.reports import curves, figures, sweep_figures
 from pgolf.runs.result import read_json
 
 
@@ -67,7 +67,7 @@ def seed_of(rows: pd.DataFrame) -> pd.DataFrame:
 def test_one_numeric_factor_is_a_curve(sweep, ledger):
     panel = panel_of(sweep)
     rows = seed_groups.arms(panel)
-    assert sweep_figures.factor(rows, panel) == "model_dim"
+    assert sweep_figures.numeric_knob(rows, panel) == "model_dim"
     figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows) if ledger else seed_of(rows)[:0])
     assert len(figure.axes) == 2 + ledger
     figure.draw_without_rendering()
@@ -82,11 +82,11 @@ def test_several_factors_are_names(sweep):
     make_run(sweep, "s/both", bpb=2.45, knobs={"model_dim": 256, "num_layers": 3, "seed": 1})
     panel = panel_of(sweep)
     rows = seed_groups.arms(panel)
-    assert sweep_figures.factor(rows, panel) == ""
+    assert sweep_figures.numeric_knob(rows, panel) == ""
     figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(rows.arm)
     shown = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert shown == {"control", "better", "worse", "not told apart"}
+    assert shown == {"baseline", "better", "worse", "not told apart"}
     assert collisions(figure) == []
 
 
@@ -95,7 +95,7 @@ def test_many_arms_are_cut(tmp_path):
         make_run(tmp_path, f"s/arm-{i}", bpb=2.5 + 0.001 * i, knobs={"num_layers": 1 + i % 8, "model_dim": 64 + 8 * i})
     panel = panel_of(tmp_path)
     figure = sweep_figures.plot_sweep(seed_groups.arms(panel), panel, pd.DataFrame(columns=["arm", "bpb", "bytes"]))
-    assert len(figure.axes[0].get_yticklabels()) == sweep_figures.ARMS
+    assert len(figure.axes[0].get_yticklabels()) == sweep_figures.CONFIGS
     assert collisions(figure) == []
 
 
@@ -107,7 +107,7 @@ def test_seeds(sweep):
     assert collisions(figure) == []
 
 
-def test_leaders_are_named_once_each(tmp_path):
+def test_the_leaderboard_names_each_leader_once(tmp_path):
     for minute in range(12):
         run_dir = make_run(tmp_path, f"s/leader-{minute}", bpb=2.6 - 0.01 * minute, knobs={"num_layers": minute + 1})
         content = read_json(run_dir / "result.json") | {
@@ -119,9 +119,8 @@ def test_leaders_are_named_once_each(tmp_path):
     rows = seed_groups.arms(panel)
     steps = seed_groups.history(panel, rows)
     assert len(steps) == 12
-    figure, ax = plt.subplots(figsize=(10, 3.6), layout="constrained")
-    sweep_figures.plot_leaders(steps, [f"s/{rows.arm[arm]}" for arm in steps.arm], ax)
-    assert collisions(figure) == []
+    steps = steps.assign(name="s/" + steps.arm.map(rows.arm))
+    assert collisions(sweep_figures.plot_leaderboard(steps)) == []
 
 
 def test_training_curves(tmp_path):
@@ -143,24 +142,3 @@ def test_curves_show_what_is_told_apart_late(tmp_path):
     assert losses.get_ylim()[1] == pytest.approx(1.03 * (8 / 11 + 2))
     assert [list(map(float, ax.lines[0].get_xdata())) for ax in (by_step, by_seconds)] == [[60.0], [30.0]]
     assert by_step.get_xlim() == losses.get_xlim()
-
-
-def test_growth_is_drawn_from_runs_of_several_lengths(tmp_path):
-    rng = np.random.default_rng(2)
-    for steps, total in ((30, 200_000), (60, 250_000), (120, 300_000), (240, 380_000)):
-        for quantizer, size in (("absmax", total), ("step:0.2", 210_000)):
-            nats = list(rng.normal(2500, 100, 64))
-            make_run(
-                tmp_path, f"growth/{quantizer[:4]}_{steps}", bpb=2.5, total=size, parameters=300_000, steps=steps,
-                knobs={"iterations": steps, "quantizer": quantizer}, prequant_val_bpb=2.49,
-                roundtrip_block_nats=nats, prequant_block_nats=list(np.array(nats) - rng.normal(8, 2, 64)),
-            )  # fmt: skip
-    ((name, rows),) = frontier.growth(panel_of(tmp_path))
-    assert name == "2 × 192, sweep growth" and list(rows.steps) == [30, 60, 120, 240] * 2
-    int8 = rows[rows.how.str.startswith("absmax")]
-    assert int8.bits.iloc[-1] == pytest.approx(8 * 360_000 / 300_000) and int8.bits.is_monotonic_increasing
-    assert "absmax" in tables.growth_in_words(rows) and "(2.00 times)" in tables.growth_in_words(rows)
-    figure = sweep_figures.plot_growth(rows)
-    assert "bits a parameter" in figure.axes[0].get_ylabel()
-    assert collisions(figure) == []
-    assert frontier.growth(panel_of(tmp_path).query("steps < 100")) == []

@@ -1,0 +1,68 @@
+"""A report notebook's runs, and how it shows texts, tables and figures and leaves them on disk."""
+
+import html
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+
+from pgolf.reports import figures
+from pgolf.runs.directory import RUNS
+from pgolf.runs.table import load_runs
+from pgolf_core.config import ROOT
+from pgolf_core.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Page:
+    """The runs that a page is about, and the folder for its figures/ and tables/; None: only shown."""
+
+    root: Path
+    out: Path | None
+    runs: pd.DataFrame
+
+    def show(self, *content) -> None:
+        """Display Markdown texts, whose HTML is escaped, and tables; '' is left out."""
+        for one in content:
+            if not isinstance(one, str):
+                display(one)
+            elif one:
+                display(Markdown(html.escape(one, quote=False)))
+
+    def heading(self, text: str, level: int = 2) -> None:
+        self.show(f"{'#' * level} {text or 'runs without a sweep'}")
+
+    def figure(self, figure: Figure, *name) -> None:
+        """Display a figure and write it as figures/<name>.png, its parts joined by _."""
+        display(figures.save(figure, self.out, "_".join(str(part) for part in name).replace("/", "_")))
+
+    def csv(self, name: str, rows: pd.DataFrame | list[pd.DataFrame]) -> None:
+        rows = rows if isinstance(rows, pd.DataFrame) else pd.concat(rows) if rows else pd.DataFrame()
+        if self.out:
+            atomic_write(self.out / "tables" / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n"))
+
+    def none_yet(self, found, what: str, how: str) -> None:
+        """Say that there are none yet, and how to make some, unless some were found."""
+        if not len(found):
+            self.show(f"**There are no {what} in `{os.path.relpath(self.root, ROOT)}` yet.** {how}")
+
+    def links(self, runs: pd.DataFrame) -> str:
+        """Markdown links to the executed notebooks of runs; relative, unless they lie on two drives."""
+        here, links = (self.out or self.root).resolve(), []
+        for run in runs.itertuples():
+            path = (run.path / "notebook.ipynb").resolve()
+            href = quote(Path(os.path.relpath(path, here)).as_posix()) if path.drive == here.drive else path.as_uri()
+            links.append(f"[{run.sweep}/{run.run}]({href})")
+        return ", ".join(links)
+
+
+def begin(root: str, out: str) -> Page:
+    """A report notebook's first call: sets the style of figures and loads the runs. root: '' = runs/."""
+    plt.rcParams.update(figures.STYLE)
+    folder = Path(root or RUNS)
+    return Page(folder, Path(out) if out else None, load_runs(folder))

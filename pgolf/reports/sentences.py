@@ -1,0 +1,213 @@
+"""Sentences of the report pages, in Markdown."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pgolf.analysis import diff, frontier
+from pgolf.reports.figures import rank_correlation
+from pgolf.reports.tables import format_interval, format_verdict
+from pgolf.runs.result import read_json
+
+
+def listed(items: Sequence[str], most: int, between: str = ", ") -> str:
+    """'a, b and 3 more'."""
+    items = list(items)
+    return between.join(items[:most]) + (f"{between}and {len(items) - most:,} more" if len(items) > most else "")
+
+
+def lines(items: Sequence[str], most: int = 8) -> str:
+    """A Markdown list; '' if there are no items."""
+    return "- " + listed(items, most, "\n- ") if len(items) else ""
+
+
+def run_counts(runs: pd.DataFrame) -> str:
+    counts = ", ".join(f"{count:,} {status}" for status, count in runs.status.value_counts().sort_index().items())
+    over, groups = frontier.scored(runs).over_cap.sum(), len(frontier.comparable(runs))
+    text = f"{len(runs):,} runs in {runs.sweep.nunique()} sweeps: {counts or 'none yet'}."
+    text += f" Over their cap, so never on a front: {over}." if over else ""
+    return text + (f" They fall into {groups} groups that cannot be compared." if groups > 1 else "")
+
+
+def best_run(rows: pd.DataFrame) -> str:
+    """The best of a frontier_table that fits its cap."""
+    for run in rows[~rows.over_cap].nsmallest(1, "bpb").itertuples():
+        text = f"Best that fits its cap, of {len(rows):,} runs: **{run.sweep}/{run.run}**, {run.bpb:.4f} bpb in "
+        return f"{text}{run.total_bytes:,} bytes."
+    return f"{len(rows):,} runs, none fits its cap."
+
+
+def share(shown: pd.DataFrame, rows: pd.DataFrame) -> str:
+    return f"{len(shown)} of {len(rows):,} runs." if len(shown) < len(rows) else ""
+
+
+def not_listed(rows: pd.DataFrame, shown: pd.DataFrame, file: str) -> str:
+    """Where the rows are that a table does not show; '' if it shows all."""
+    return f"{len(rows) - len(shown):,} more are in tables/{file}.csv." if len(shown) < len(rows) else ""
+
+
+def describe_data(group: pd.DataFrame) -> str:
+    """What the scores of a group stand on: which part of which validation split, and what its audit found."""
+    known = [told for told in group.data if isinstance(told, dict) and told]
+    texts = []
+    for told in {json.dumps(told, sort_keys=True): told for told in known}.values():
+        share = told["scored_fraction"]
+        text = f"{told['folder']}: {'all' if share > 0.999 else f'{share:.1%}'} of its validation split"
+        text += f", the published {told['published']}" if told["published"] else ", which is not published data"
+        found = [finding for finding in told["findings"] if "of the validation split is scored" not in finding]
+        text += f"; {told['train_tokens']:,} training tokens; {told['audit']} audit: "
+        texts.append(text + ("; ".join(found) or "nothing found") + ".")
+    if len(group) > len(known):
+        texts.append("Older runs were not audited." if texts else "These runs were not audited.")
+    return "Scored: " + " ".join(sorted(texts))
+
+
+def made(runs: pd.DataFrame) -> str:
+    """Commits and versions that made the scored runs, and the time now."""
+    columns = ["git_commit", "git_dirty", "torch", "python", "platform"]
+    table = pd.DataFrame(list(frontier.scored(runs).environment)).reindex(columns=columns).fillna("").astype(str)
+    texts = [
+        f"{run.n:,} runs: commit {run.git_commit[:9] or 'unknown'}{' with changes' * (run.git_dirty == 'True')}, "
+        f"torch {run.torch}, Python {run.python}, {run.platform}"
+        for run in table.value_counts().reset_index(name="n").itertuples()
+    ]
+    return f"Written {time.strftime('%Y-%m-%d %H:%M')}.\n\n" + lines(texts)
+
+
+def left_out(runs: pd.DataFrame) -> str:
+    """Runs that are counted nowhere, and why."""
+    rows = frontier.not_counted(runs)
+    texts = [f"{run.run}: {run.why}" for run in rows.itertuples()]
+    return "Counted nowhere:\n\n" + lines(texts) if texts else ""
+
+
+def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[str, list[str]]) -> list[str]:
+    """One sentence per config of a sweep that did not change just what its file says. changes: of sweep.json."""
+    texts = []
+    for baseline in rows[rows.is_control][:1].itertuples():
+        base = {int(group.seed[i]): group.path[i] for i in reversed(baseline.index)}
+        for config in rows[~rows.is_control & rows.arm.isin(changes.keys())].itertuples():
+            problems = {}
+            for i in config.index:
+                differs = diff.between(group.path[i], base.get(int(group.seed[i]), group.path[baseline.index[0]]))
+                claimed = {*changes[config.arm], *(set(changes.get(baseline.arm, [])) & set(differs.setting))} - {
+                    "seed"
+                }
+                if problem := diff.judge(differs, claimed):
+                    problems.setdefault(problem, []).append(group.run[i])
+            for problem, names in problems.items():
+                texts.append(f"**{', '.join(names)}: not a clean comparison**: {problem}.")
+    return texts
+
+
+def about_sweep(folder: Path) -> str:
+    """A sweep's question, or that its sweep.json is damaged."""
+    about = read_json(folder / "sweep.json")
+    if about is None and (folder / "sweep.json").exists():
+        return "**sweep.json is damaged**: the next `pgolf sweep` writes it; until then no baseline run is known."
+    return (about or {}).get("question") or ""
+
+
+def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: dict) -> str:
+    """What it means for one group's rows that a sweep is in several comparison groups; '' if it is in one."""
+    lost = bool(about.get("control")) and not rows.is_control.any()
+    more = " Its baseline run was scored on other text or in other windows: nothing can be said between them."
+    return "" if groups < 2 else f"**{title}**: not comparable with the others of this sweep.{more * lost}"
+
+
+def describe_leaders(leaders: pd.DataFrame, rows: pd.DataFrame, group: pd.DataFrame) -> list[str]:
+    """Why each of seed_groups.leaders leads, and by how much. rows: of seed_groups.candidates."""
+    if leaders.empty:
+        return [f"{len(group):,} runs, and none fits its cap: no leader."]
+    return [text for leader in leaders.itertuples() for text in _describe_leader(leader, rows, group)]
+
+
+def _describe_leader(leader, rows: pd.DataFrame, group: pd.DataFrame) -> list[str]:
+    first = rows.loc[leader.arm]
+    files = ", ".join(f"{group.run[i]} (seed {group.seed[i]:.0f}) {group.bpb[i]:.4f}" for i in first["index"])
+    text = f"**{first.sweep}/{first.arm}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
+    text += f"{first.total_bytes:,} bytes, the lowest of {leader.candidates} that fit; all its runs: {files}."
+    if leader.second is None or pd.isna(leader.second):
+        return [text]
+    second = rows.loc[leader.second]
+    lead = f"Next: {second.sweep}/{second.arm}, {format_interval(leader.delta, leader.half, '.4f')} bpb. "
+    if leader.verdict == "not known":
+        lead += f"Whether the lead is significant is not known: {leader.method}."
+    else:
+        word = "" if leader.verdict == "worse" else "not "
+        lead += f"The lead is {word}significant ({leader.method}, p {leader.p:.2g})."
+    rule = "By the challenge's rule (0.005 nats at p < 0.01) it is "
+    rule += "not decided: that asks for several seeds of both." if pd.isna(leader.record_p) else (
+        f"{'a' if leader.record else 'no'} record: p {leader.record_p:.2g}."
+    )  # fmt: skip
+    return [text, f"{lead} {rule}"]
+
+
+def describe_repeats(rows: pd.DataFrame) -> list[str]:
+    """What seed_groups.repeats says of each track, time-limited or not."""
+    if rows.empty:
+        return ["No run was repeated with an equal seed yet: `repeats: 2` in a sweep file does it."]
+    texts = []
+    for (track, limited), own in rows.groupby(["track", "clocked"]):
+        text = f"{track or 'no track'}, {'time-limited' if limited else 'fixed steps'}: {own.n.sum()} runs in "
+        text += f"{len(own)} sets of equal knobs and seed; "
+        if own.spread.max() == 0:
+            text += f"zero spread{' and all artifacts of a set are the same file' if own.same_file.all() else ''}."
+        else:
+            worst = own.iloc[own.spread.to_numpy().argmax()]
+            text += f"**they differ by up to {worst.spread:.4f} bpb** ({listed(worst.places, 4)})"
+            text += ": their time limit ends them at different steps." if limited else ", and they must not."
+        texts.append(text)
+    return texts
+
+
+def noise_known(noise: pd.DataFrame) -> str:
+    """'' if several seeds tell the noise. noise: of tables.seed_noise."""
+    known = len(noise) and not noise.repeats.all()
+    return "" if known else "**No config was trained with several seeds yet: the seed noise is not known.**"
+
+
+def scored_on(title: str, links: str) -> str:
+    return f"Scored on {title}." + (f" Notebooks: {links}." if links else "")
+
+
+def files(rows: pd.DataFrame, shown: pd.DataFrame) -> str:
+    return f"{len(rows)} files, {'' if len(shown) == len(rows) else 'here the fronts, '}smallest first:"
+
+
+def describe_map(rows: pd.DataFrame, link: str) -> str:
+    """How a sensitivity stage changed its tensors, or that it is too old to draw."""
+    if not is_map(rows):
+        return f"{link} is of an older version; delete that folder and run it again."
+    text = f"{link}: each of {len(rows) - 1} tensors changed by `{rows.change.iloc[0]}`. "
+    return f"{text}Spearman rank correlation of estimated and exact rise of bpb: {rank_correlation(rows):.2f}."
+
+
+def is_map(rows: pd.DataFrame) -> bool:
+    return {"estimated_delta_bpb", "delta_half"} <= set(rows)
+
+
+def remarks(logs: pd.DataFrame) -> list[str]:
+    """What is odd about imported logs, and where they disagree with what was claimed."""
+    found = [(run.run, read_json(run.path / "import.json") or {}) for run in logs.itertuples()]
+    return [f"{run}: {text}" for run, log in found for kind in ("flags", "disagreements") for text in log.get(kind, [])]
+
+
+def describe_pair(pair) -> str:
+    """A row of diff.nearest."""
+    rows = pair.differs
+    text = f"**{pair.ours}** against {pair.theirs}: "
+    if pair.found is not None:
+        change = format_interval(pair.found.delta, pair.found.half, ".5f")
+        text += f"{change} bpb over all logs of both, {format_verdict(pair.found)}; "
+    knobs = [
+        f"`{row.setting}` " + " → ".join("–" if value is None else f"`{value}`" for value in (row.theirs, row.ours))
+        for row in rows[rows.kind == "knob"].itertuples()
+    ]
+    if knobs:
+        return f"{text}{len(knobs)} setting{'s differ' if len(knobs) > 1 else ' differs'}: {listed(knobs, 8)}."
+    others = ", ".join(rows.setting[rows.kind.isin(["chance", "identity"])]) or "nothing"
+    return f"{text}**the logged configurations differ in nothing but {others}**: no change of a knob is in these logs."
