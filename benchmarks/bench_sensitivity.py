@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgolf.runs.result import CHECKPOINT
+from pgolf.runs.result import CHECKPOINT, finished_run
 from pgolf.studies import sensitivity
-from pgolf.training.round_trip import finished, load_checkpoint, model_of, open_dataset, pick_device, pick_dtype
+from pgolf.training.device import pick_device, pick_dtype
+from pgolf.training.inputs import open_dataset
+from pgolf.training.round_trip import load_checkpoint, model_of
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import quantize_state
 from pgolf_core.model import roles
@@ -43,9 +45,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = finished(arguments.run)[1].with_knobs(quantizer=arguments.change)
+    config = finished_run(arguments.run)[1].with_knobs(quantizer=arguments.change)
     dataset, state = open_dataset(config), load_checkpoint(arguments.run / CHECKPOINT)
-    device, dtype = pick_device(config), pick_dtype(config, pick_device(config))
+    device, dtype = pick_device(config.train), pick_dtype(config.train, pick_device(config.train))
     tokens = dataset.validation(config.train_seq_len, arguments.tokens)
     quantized = quantize_state(state, config.export, roles=roles(config.model))
     changes = {name: t for name, t in quantized.state_dict().items() if name not in quantized.floats}

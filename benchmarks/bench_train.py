@@ -15,35 +15,28 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import yaml
 
 from pgolf.training import flops
+from pgolf.training.device import cpu_threads, deterministic_kernels, not_compiled, pick_device, pick_dtype
 from pgolf.training.launch import joined
-from pgolf.training.round_trip import (
-    cpu_threads,
-    deterministic_kernels,
-    not_compiled,
-    pick_device,
-    pick_dtype,
-    to_precision,
-)
-from pgolf_core.batches import Batches, training_stream
+from pgolf_core import train as core
+from pgolf_core.batches import training_stream
 from pgolf_core.config import RunConfig
-from pgolf_core.distributed import GradientSum, Ranks
-from pgolf_core.model import GPT
-from pgolf_core.optim import make_optimizers, step_optimizers
-from pgolf_core.regularizers import CompressionRegularizer
+from pgolf_core.distributed import Ranks
 from pgolf_core.shards import write_shard
+from pgolf_core.train import TrainState, make_state, train_step
 
 # As the notes ran them; all with the pressure on weights at interval 4.
 PRESSURE = dict(compression_reg_weight=0.005, compression_grid_reg_weight=0.1, compression_reg_interval=4)
@@ -69,82 +62,43 @@ TEXT_TOKENS = 8_000_000
 
 def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
     """Milliseconds by phase and whole, of this rank; steps is rounded up to whole intervals of the regulariser."""
-    device = pick_device(config)
-    dtype = pick_dtype(config, device)
+    device = pick_device(config.train)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.manual_seed(config.seed)
-    model = GPT(config.model).to(device)
-    to_precision(model, dtype)
-    optimizers, regularizer = make_optimizers(model, config, ranks), CompressionRegularizer(model, config)
-    gradients = GradientSum(model.parameters(), ranks)
-    why_eager = not_compiled(config, device)
-    model.positions(torch.empty(1, config.train_seq_len, 0, device=device))
-    loss_of = model.loss if why_eager else torch.compile(model.loss, fullgraph=True, dynamic=False)
-    passes = config.data.grad_accum
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    def step(index: int, batches: Batches, clock) -> dict[str, float]:
-        seconds = dict.fromkeys(PHASES, 0.0)
-        for _ in range(passes):
-            start = clock()
-            x, y = (t.to(device, non_blocking=True) for t in batches.next())
-            seconds["data"] += (loaded := clock()) - start
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss = loss_of(x, y) / passes
-            seconds["forward"] += (done := clock()) - loaded
-            loss.backward()
-            seconds["backward"] += (summing := clock()) - done
-            gradients.add()
-            seconds["gradients"] += clock() - summing
-        start = clock()
-        gradients.finish()
-        seconds["gradients"] += (summed := clock()) - start
-        penalty, sampled = regularizer(index)
-        if sampled:
-            (config.compression_reg_weight * penalty).backward()
-        seconds["regulariser"] += (done := clock()) - summed
-        step_optimizers(optimizers, 1.0, config.muon_momentum)
-        seconds["optimiser"] += clock() - done
-        return seconds
-
-    first = config.compression_reg_warmup_steps  # from where the regulariser takes part
+    why_eager = not_compiled(config.train, device)
     steps = -(-steps // config.compression_reg_interval) * config.compression_reg_interval
     with tempfile.TemporaryDirectory() as folder, deterministic_kernels(config.deterministic and device.type == "cuda"):
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, TEXT_TOKENS, dtype=np.uint16)
         write_shard(Path(folder) / "fineweb_train_000000.bin", tokens)
         stream = training_stream([Path(folder) / "fineweb_train_000000.bin"], config.data, bos=1)
-        batches = Batches(stream, config.data, ranks.rank, pin=device.type == "cuda")
-        began = now()
-        for index in range(WARM_STEPS):
-            step(first + index, batches, now)
-        warm_seconds = now() - began
+        state = make_state(config, stream, device, pick_dtype(config.train, device), ranks, not why_eager)
+        first = state.step = config.compression_reg_warmup_steps  # from where the regulariser takes part
+        began = finished_queue(device)
+        for _ in range(WARM_STEPS):
+            train_step(state, 1.0)
+        warm_seconds = finished_queue(device) - began
         graphs = _graphs()
-        phased = [step(first + index, batches, now) for index in range(steps)]
+        state.step = first + WARM_STEPS
+        seconds = phases(state, steps)
+        state.step = first + WARM_STEPS
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("warn")
-            times = [time.perf_counter()]
-            start = now()
-            for index in range(steps):
-                step(first + index, batches, time.perf_counter)
-                times.append(time.perf_counter())
+            start = finished_queue(device)
+            for _ in range(steps):
+                train_step(state, 1.0)
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-            whole = (now() - start) / steps
+            whole = (finished_queue(device) - start) / steps
         syncs = sum("synchronizing" in str(w.message) for w in caught)
-        batches.seek(stream.start)  # the thread lets go of the file
-    milliseconds = {phase: 1000 * statistics.mean(p[phase] for p in phased) for phase in PHASES}
+        state.batches.seek(stream.start)  # the thread lets go of the file
+    milliseconds = {phase: 1000 * seconds[phase] / steps for phase in PHASES}
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
         "tokens_a_step": config.train_batch_tokens,
         "ranks": ranks.size,
-        "passes_a_step": passes,
+        "passes_a_step": state.grad_accum,
         "phases_ms": milliseconds,
         "step_ms": 1000 * whole,
         "tokens_a_second": config.train_batch_tokens / whole,
@@ -158,6 +112,43 @@ def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
         "host_syncs": syncs,
         "warm_up_seconds": warm_seconds,
     }
+
+
+def finished_queue(device: torch.device) -> float:
+    """The host's clock after the device's queue has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def phases(state: TrainState, steps: int) -> dict[str, float]:
+    """Seconds by phase of train_step's own parts, each timed with the device's queue finished before and after."""
+    seconds = dict.fromkeys((*PHASES, "passes"), 0.0)
+
+    def timed(phase: str, function):
+        def call(*arguments):
+            start = finished_queue(state.device)
+            result = function(*arguments)
+            seconds[phase] += finished_queue(state.device) - start
+            return result
+
+        return call
+
+    with ExitStack() as patches:
+        for owner, name, phase in (
+            (state.batches, "next", "data"),
+            (state, "loss", "forward"),
+            (state.gradients, "add", "gradients"),
+            (state.gradients, "finish", "gradients"),
+            (core, "accumulate_gradients", "passes"),
+            (core, "backward_regularizer", "regulariser"),
+            (core, "step_optimizers", "optimiser"),
+        ):
+            patches.enter_context(mock.patch.object(owner, name, timed(phase, getattr(owner, name))))
+        for _ in range(steps):
+            train_step(state, 1.0)
+    seconds["backward"] = seconds["passes"] - seconds["data"] - seconds["forward"] - seconds["gradients"]
+    return seconds
 
 
 def _graphs() -> int:
@@ -179,7 +170,7 @@ def in_processes(name: str, config: RunConfig, steps: int) -> dict:
 
 def work(knobs: str, out: str, steps: int) -> None:
     config = RunConfig.from_file(knobs)
-    with cpu_threads(config), joined(config, Path(out).parent / "none") as ranks:
+    with cpu_threads(config.cpu_threads), joined(config.world_size, Path(out).parent / "none") as ranks:
         measured = measure(config, ranks, steps)
         if ranks.first:
             Path(out).write_text(json.dumps(measured))

@@ -18,7 +18,7 @@ from pgolf.runs import directory
 from pgolf.runs.result import read_result
 from pgolf.sweeps import pool, runner
 from pgolf.sweeps.sweep_file import load_sweep
-from pgolf.training.round_trip import open_dataset
+from pgolf.training.inputs import open_dataset
 
 BAR_SECONDS = 6.0
 FILE = """

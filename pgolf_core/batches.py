@@ -1,4 +1,4 @@
-"""Token streams and batches: shards in order, or their documents shuffled, the next batch made while a step runs."""
+"""Token streams and batches: shards in order or documents shuffled; the next batch is prepared while a step runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pgolf_core.shards import read_shard
 
 MAPPED = 64  # shards mapped at a time: macOS allows 256 open files
 Position = tuple[int, int, int]
-AHEAD = ThreadPoolExecutor(1, "batches")  # one thread for all: an idle one for each training of a notebook adds up
+CPU = torch.device("cpu")
+AHEAD = ThreadPoolExecutor(1, "batches")  # one thread per process, however many trainings a notebook runs
 
 
 class TokenStream:
-    """Tokens of shards in order, from the first again after the last, for ever."""
+    """Endless tokens: the shards in order, again and again."""
 
     start = (0, 0)
 
@@ -36,7 +37,7 @@ class TokenStream:
 
     def seek(self, position: tuple[int, int]) -> None:
         self.index, self.offset = position
-        self.tokens = read_shard(self.paths[self.index])  # one mapped at a time
+        self.tokens = read_shard(self.paths[self.index])  # only one shard is mapped
         assert 0 <= self.offset <= len(self.tokens), f"position {position} of {len(self.tokens)} tokens"
 
     def take(self, n: int) -> np.ndarray:
@@ -66,7 +67,7 @@ def sequences(shards: Iterable[str | Path], tokens: int, length: int, batch_toke
 
 
 class DocumentStream:
-    """The same tokens, document by document in an order that the seed decides; after the last, in another order.
+    """Endless tokens, document by document in an order drawn from (seed, epoch).
 
     Finding the documents reads every shard once: 0.1 s for 100,000,000 tokens that are in memory already.
     """
@@ -81,7 +82,7 @@ class DocumentStream:
             starts.append(np.flatnonzero(tokens == bos) + sum(lengths))
             lengths.append(len(tokens))
         self.shard_ends = np.cumsum(lengths)
-        # What comes before the first BOS is a document too; a document may span shards.
+        # Text before the first BOS is a document too; a document may span shards.
         starts = np.concatenate([[0], *starts, self.shard_ends[-1:]])
         self.bounds = np.unique(starts)  # document k is tokens bounds[k]..bounds[k + 1] of all shards in a row
         self._mapped = lru_cache(MAPPED)(lambda index: read_shard(self.paths[index]))
@@ -89,7 +90,7 @@ class DocumentStream:
 
     @property
     def position(self) -> Position:
-        """(epoch, documents of it that are done, tokens of the next that are done): `seek` goes back to it."""
+        """(epoch, documents done in it, tokens done of the next document): `seek` goes back to it."""
         return self.epoch, self.done, self.offset
 
     def seek(self, position: Position) -> None:
@@ -114,7 +115,7 @@ class DocumentStream:
         return np.concatenate(parts)
 
     def _tokens(self, first: int, last: int) -> list[np.ndarray]:
-        """Tokens first..last of all shards in a row, a piece a shard."""
+        """Tokens first..last of all shards in a row, one array per shard."""
         parts = []
         while first < last:
             shard = int(np.searchsorted(self.shard_ends, first, side="right"))
@@ -126,46 +127,58 @@ class DocumentStream:
 
 
 def training_stream(paths: Iterable[str | Path], config: DataConfig, bos: int) -> TokenStream | DocumentStream:
-    """What the knobs ask for: shards in order, or shuffle_documents as the seed of an order of documents."""
+    """A TokenStream, or with shuffle_documents a DocumentStream with that seed."""
     return DocumentStream(paths, bos, config.shuffle_documents) if config.shuffle_documents else TokenStream(paths)
 
 
 class Batches:
-    """Micro-batches of one process, each made by a thread while the one before is trained on.
+    """Inputs of one process's forward passes, on its device; a thread prepares the next while a step runs.
 
-    All processes together take world_size * (local + 1) tokens off the stream; rank r owns the r-th span of
-    local + 1. A micro-batch has config.microbatches of these. Give every rank a stream of its own: each walks over the
-    others' spans. pin: in memory that a GPU copies from without waiting for the host.
+    All processes together take world_size * (local + 1) tokens off the stream per micro-batch; rank r owns the r-th
+    local + 1 of them. A pass has config.microbatches of these. Every rank needs a stream of its own: it skips the
+    tokens of the others. Copies to a GPU go through pinned memory and do not block the host.
     """
 
-    def __init__(self, stream: TokenStream | DocumentStream, config: DataConfig, rank: int = 0, pin: bool = False):
+    def __init__(
+        self,
+        stream: TokenStream | DocumentStream,
+        config: DataConfig,
+        rank: int = 0,
+        device: torch.device = CPU,
+    ):
         assert 0 <= rank < config.world_size, f"rank {rank} of {config.world_size}"
-        self.stream, self.config, self.rank, self.pin = stream, config, rank, pin
+        self.stream, self.config, self.rank, self.device = stream, config, rank, device
         self.local = config.train_batch_tokens // (config.world_size * config.grad_accum * config.microbatches)
         assert self.local and self.local % config.train_seq_len == 0, (self.local, config.train_seq_len)
         self.position = stream.position  # after the last batch given; the stream itself is one ahead
         self._ahead: Future | None = None
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, both (spans · local / train_seq_len, train_seq_len) int64 on the CPU."""
+        """Inputs and targets, both (microbatches · local / train_seq_len, train_seq_len) int64."""
         ahead, self._ahead = self._ahead or AHEAD.submit(self._make), None
         x, y, self.position = ahead.result()
         self._ahead = AHEAD.submit(self._make)
-        return x, y
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def seek(self, position: tuple[int, ...]) -> None:
-        """Go on from a `position`."""
+        """Continue from a `position`."""
         if self._ahead:
-            wait([self._ahead])  # what it made, or failed with, is of the place that is left
+            wait([self._ahead])  # its batch, or its error, belongs to the old position
             self._ahead = None
         self.stream.seek(tuple(position))
         self.position = self.stream.position
+
+    def state_dict(self) -> dict:
+        return {"position": list(self.position)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seek(state["position"])
 
     def _make(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         taken = self.stream.take(self.config.microbatches * self.config.world_size * (self.local + 1))
         own = taken.reshape(self.config.microbatches, self.config.world_size, self.local + 1)[:, self.rank]
         own = torch.from_numpy(own.astype(np.int64))
         x, y = (part.reshape(-1, self.config.train_seq_len) for part in (own[:, :-1], own[:, 1:]))
-        if self.pin:
+        if self.device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
         return x, y, self.stream.position

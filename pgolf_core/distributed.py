@@ -1,7 +1,7 @@
-"""The processes that train one run together: sums over them, and gradients added in one order.
+"""The processes that train one run together (ranks): sums, broadcasts, and gradients added in one order.
 
 DDP adds gradients in the order of its rings. Here they are added in the order in which one process would add them,
-for the same bytes on the wire, so a run does not depend on how many processes train it.
+for the same bytes on the wire, so the result of a run does not depend on the number of processes.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process's place among those that train a run. `ALONE` is the only one; its methods cost nothing."""
+    """One process's rank among those that train a run. `ALONE` is a single process; its methods cost nothing."""
 
     rank: int = 0
     size: int = 1
@@ -32,43 +32,53 @@ class Ranks:
         return tensor
 
     def share(self, content: Any) -> Any:
-        """Rank 0's content on every rank, through the hosts: nobody waits for a GPU."""
+        """Rank 0's content on every rank, sent between hosts: no rank waits for its GPU."""
         if self.size == 1:
             return content
         box = [content]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def clock(self, seconds: float) -> float:
-        """Rank 0's reading on every rank."""
+    def share_float(self, value: float) -> float:
+        """Rank 0's number on every rank; cheaper than `share`, for every step."""
         if self.size == 1:
-            return seconds
-        reading = torch.tensor(seconds, dtype=torch.float64)
-        dist.broadcast(reading, src=0)
-        return reading.item()  # a tensor of the host
+            return value
+        box = torch.tensor(value, dtype=torch.float64)  # on the host
+        dist.broadcast(box, src=0)
+        return box.item()
+
+    def hold_same(self, tensors: Iterable[Tensor]) -> bool:
+        """True if every rank's tensors have the same bits (compared by the sum of each tensor's bits as integers)."""
+        if self.size == 1:
+            return True
+        integers = {2: torch.int16, 4: torch.int32}
+        sums = torch.stack([t.detach().view(integers[t.element_size()]).sum(dtype=torch.int64) for t in tensors])
+        extremes = torch.cat([sums, -sums])
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        return torch.equal(extremes[: len(sums)], -extremes[len(sums) :])
 
 
 ALONE = Ranks()
 
 
 class GradientSum:
-    """The mean gradient of all ranks' micro-batches, summed in the order of their spans: that of a single process.
+    """The mean gradient of all ranks, summed in the order of micro-batches that a single process has.
 
-    Every rank owns a slice of all gradients. After each backward pass the ranks exchange slices and each adds what it
-    gets, rank by rank; after the last one the sums go to everybody. For one pass a step that is as many bytes as
-    all-reduce sends, 2 · (n − 1)/n of the gradients.
+    Every rank owns a slice of all gradients. After each backward pass the ranks exchange slices, and each adds the
+    ones it receives in order of rank; after the last pass the sums go to all. With one pass per step these are as many
+    bytes as all-reduce sends, 2 · (n − 1)/n of the gradients.
     """
 
     def __init__(self, parameters: Iterable[Tensor], ranks: Ranks):
         self.ranks = ranks
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for p in filter(Tensor.numel, parameters):  # one layer has no skip weights, and they no gradient
+        for p in filter(Tensor.numel, parameters):  # with one layer skip_weights is empty
             by_dtype.setdefault(p.dtype, []).append(p)
         self.groups = list(by_dtype.values()) if ranks.size > 1 else []
         self.sums: list[Tensor | None] = [None] * len(self.groups)
 
     def add(self) -> None:
-        """Take the gradients of the micro-batch that has just gone backward."""
+        """Take the gradients of the backward pass that has just ended."""
         n = self.ranks.size
         for i, group in enumerate(self.groups):
             flat = torch.cat([p.grad.flatten() for p in group])
@@ -81,7 +91,7 @@ class GradientSum:
                 p.grad = None
 
     def finish(self) -> None:
-        """Give every parameter its mean gradient; the next `add` begins anew."""
+        """Give every parameter its mean gradient and start over."""
         for i, group in enumerate(self.groups):
             whole = self.sums[i].new_empty(self.ranks.size * self.sums[i].numel())
             dist.all_gather(list(whole.view(self.ranks.size, -1)), self.sums[i])

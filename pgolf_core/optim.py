@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, Ranks
+from pgolf_core.knobs import TrainConfig
 from pgolf_core.parameters import roles_of
 
 
@@ -153,7 +154,7 @@ def step_optimizers(optimizers: list[torch.optim.Optimizer], lr_factor: float, m
         optimizer.zero_grad(set_to_none=True)
 
 
-def lr_factor(config: RunConfig, step: int, elapsed_ms: float, reserve_seconds: float = 0.0) -> float:
+def lr_factor(config: TrainConfig, step: int, elapsed_ms: float, reserve_seconds: float = 0.0) -> float:
     """What the learning rates are multiplied by at this step, elapsed_ms of training after the start.
 
     Without a clock: 1, then a linear fall to 0 over the last warmdown_iters. With one, the same shape in
@@ -168,7 +169,7 @@ def lr_factor(config: RunConfig, step: int, elapsed_ms: float, reserve_seconds: 
     return min(1.0, remaining_ms / warmdown_ms) if warmdown_ms else 1.0
 
 
-def muon_momentum(config: RunConfig, step: int) -> float:
+def muon_momentum(config: TrainConfig, step: int) -> float:
     """Rises linearly from muon_momentum_warmup_start to muon_momentum over muon_momentum_warmup_steps."""
     if not config.muon_momentum_warmup_steps:
         return config.muon_momentum

@@ -20,7 +20,7 @@ from pgolf.machines.ssh import UnreachableError, at, call, rsync
 from pgolf.runs import directory, integrity
 from pgolf.runs.result import RunError, read_json, read_result
 from pgolf.sweeps.sweep_file import Sweep
-from pgolf.training.round_trip import open_dataset
+from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ROOT
 
 RESUME = "resume.pt"

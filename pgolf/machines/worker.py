@@ -74,7 +74,7 @@ def fingerprints(knobs: list[dict]) -> list[dict]:
 
 def main() -> None:
     """`fingerprints` in a process of its own: knobs of runs as JSON on stdin, the answers on stdout."""
-    from pgolf.training.round_trip import open_dataset
+    from pgolf.training.inputs import open_dataset
     from pgolf_core.config import RunConfig
 
     answers = []

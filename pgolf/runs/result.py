@@ -8,6 +8,7 @@ from pathlib import Path
 from pgolf.disk import checksum, read_json
 from pgolf_core.config import RunConfig, digest
 from pgolf_core.files import atomic_write
+from pgolf_core.knobs import EvalConfig
 
 ARTIFACT = "artifact.pgolf"
 CHECKPOINT = "checkpoint.safetensors"
@@ -82,12 +83,12 @@ class Result:
         return over if over and over > self.train_seconds / self.steps else 0.0
 
 
-def evaluation_protocol(config: RunConfig) -> str:
+def evaluation_protocol(config: EvalConfig) -> str:
     """Window and stride of the evaluation, which decide the context of each target; only equal ones are comparable.
 
     The n-gram cache is not part of it: it predicts the same targets from the same context.
     """
-    return f"window {config.eval_window}, stride {config.eval_stride or config.eval_window}"
+    return f"window {config.eval_seq_len}, stride {config.eval_stride or config.eval_seq_len}"
 
 
 def write_result(run_dir: Path, result: Result) -> Result:
@@ -111,6 +112,22 @@ def read_result(run_dir: str | Path) -> Result | None:
     if content.get("checksum") and content["checksum"] != _checksum(content):
         raise RunError(f"{path}: changed since the run wrote it; delete the directory to run it again")
     return Result(**content)
+
+
+def finished_run(run_dir: Path) -> tuple[Result, RunConfig]:
+    """A run's result and config. RunError if it is incomplete."""
+    result = read_result(run_dir)
+    if result is None:
+        raise RunError(f"{run_dir}: incomplete or not there; only a finished run can be studied")
+    return result, RunConfig.from_file(run_dir / "config.json")
+
+
+def stored_result(run_dir: Path, source_dir: Path, source: Result) -> Result | None:
+    """The result in run_dir, if any. RunError if it was made from another training of its source."""
+    result = read_result(run_dir)
+    if result is not None and result.checkpoint_sha256 != source.checkpoint_sha256:
+        raise RunError(f"{run_dir}: made from another training of {source_dir.name}; delete that folder")
+    return result
 
 
 def _checksum(content: dict) -> str:

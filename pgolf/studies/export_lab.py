@@ -5,20 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pgolf.analysis.frontier import INT8_ZLIB_BASELINE
-from pgolf.runs.directory import locked
 from pgolf.runs.result import CHECKPOINT, Result, read_result
-from pgolf.training.round_trip import (
-    calibration_of,
-    cpu_threads,
-    export_checkpoint,
-    finished,
-    load_checkpoint,
-    open_dataset,
-    pick_device,
-    scoring_config,
-    stored,
-    write_stage,
-)
+from pgolf.studies.reexport import export_checkpoint, run_stage, scoring_config
+from pgolf.training.device import pick_device
+from pgolf.training.inputs import open_dataset
+from pgolf.training.round_trip import calibration_of, load_checkpoint
 from pgolf_core.config import RunConfig
 from pgolf_core.quantization.calibration import Calibration
 
@@ -81,7 +72,7 @@ def solver_variants(caps: Iterable[int]) -> Variants:
 
 def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> Result:
     """A run with a sub-run for each of residual_variants, and the solver's file of as many bytes as the plain one."""
-    return _stage("residual_allocation", source_dir, run_dir, residual_variants(budgets), (1.0,), (), knobs)
+    return _lab("residual_allocation", source_dir, run_dir, residual_variants(budgets), (1.0,), (), knobs)
 
 
 def export_lab(
@@ -98,10 +89,10 @@ def export_lab(
     shares: caps as shares of the seed's format (int8 under zlib) on this checkpoint; caps: bytes besides.
     """
     variants = {"plain": INT8_ZLIB_BASELINE} | lab_variants(steps, codecs)
-    return _stage("export_lab", source_dir, run_dir, variants, tuple(shares), tuple(caps), knobs)
+    return _lab("export_lab", source_dir, run_dir, variants, tuple(shares), tuple(caps), knobs)
 
 
-def _stage(
+def _lab(
     kind: str,
     source_dir: str | Path,
     run_dir: str | Path,
@@ -110,53 +101,63 @@ def _stage(
     caps: tuple[int, ...],
     knobs: dict,
 ) -> Result:
-    """A result whose table compares all variants with the first, named plain; knobs are for all of them.
+    """A result whose table compares all variants with the first, named plain; knobs apply to all of them.
 
-    Sub-runs that are complete are not done again. Raises RunError when the source is incomplete, ConfigError on
-    knobs of training.
+    Sub-runs that are complete are not done again. Raises RunError if the source is incomplete, ConfigError on knobs
+    of training.
     """
     source_dir, run_dir = Path(source_dir), Path(run_dir)
-    source, config = finished(source_dir)
-    config = scoring_config(config, knobs)
-    with locked(run_dir, config), cpu_threads(config):
-        result = stored(run_dir, source_dir, source)
-        if result is not None and _answers(result.table, variants, shares, caps):
-            return result
+
+    def table_of(config: RunConfig) -> tuple[list[dict], str]:
         rows: list[dict] = []
         calibration = None
         todo = list(variants.items())
         while todo:
             name, own = todo.pop(0)
-            place = run_dir / re.sub(r"[^\w.]+", "-", name)
-            if calibration is None and read_result(place) is None:
+            variant_dir = run_dir / re.sub(r"[^\w.]+", "-", name)
+            if calibration is None and read_result(variant_dir) is None:
                 calibration = _calibration(source_dir, scoring_config(config, own))
-            variant = export_checkpoint(source_dir, place, calibration, **knobs | own)
-            bpb, size = variant.roundtrip_val_bpb, variant.total_bytes
-            plain = rows[0] if rows else {"bpb": bpb, "total_bytes": size}
-            row = {"variant": name, "bpb": bpb, "delta_bpb": bpb - plain["bpb"], "total_bytes": size}
-            row |= {"delta_bytes": size - plain["total_bytes"], "share": size / plain["total_bytes"]}
-            row |= {"raw_bpb": variant.prequant_val_bpb, "bytes": variant.bytes, "knobs": own}
-            row |= {"block_nats": variant.roundtrip_block_nats, "raw_block_nats": variant.prequant_block_nats}
-            rows.append(row | {"text_bytes": variant.roundtrip_bytes})
+            variant = export_checkpoint(source_dir, variant_dir, calibration, **knobs | own)
+            rows.append(_row(name, own, variant, rows[0] if rows else None))
             if len(rows) == 1:
                 todo += _solver_variants(rows[0], shares, caps).items()
-            print(f"{name:36} {bpb:.5f} bpb {row['delta_bpb']:+.5f}  {size:>11,} B  {row['share']:.3f}")
-        return write_stage(run_dir, kind, source_dir, source, config, variant.data_fingerprint, rows)
+            print("{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}".format(**rows[-1]))
+        return rows, variant.data_fingerprint
+
+    def answers(stored: Result) -> bool:
+        asked = variants | _solver_variants(stored.table[0], shares, caps)
+        return {row["variant"]: row["knobs"] for row in stored.table} == asked
+
+    return run_stage(kind, source_dir, run_dir, knobs, table_of, answers)
+
+
+def _row(name: str, knobs: dict, variant: Result, plain: dict | None) -> dict:
+    """A variant's row of the table; delta_* and share compare it with the first row."""
+    bpb, size = variant.roundtrip_val_bpb, variant.total_bytes
+    plain = plain or {"bpb": bpb, "total_bytes": size}
+    return {
+        "variant": name,
+        "bpb": bpb,
+        "delta_bpb": bpb - plain["bpb"],
+        "total_bytes": size,
+        "delta_bytes": size - plain["total_bytes"],
+        "share": size / plain["total_bytes"],
+        "raw_bpb": variant.prequant_val_bpb,
+        "bytes": variant.bytes,
+        "knobs": knobs,
+        "block_nats": variant.roundtrip_block_nats,
+        "raw_block_nats": variant.prequant_block_nats,
+        "text_bytes": variant.roundtrip_bytes,
+    }
 
 
 def _calibration(source_dir: Path, config: RunConfig) -> Calibration | None:
-    """For a variant that needs it; the next ones share it, since they differ in no knob of calibration."""
+    """Statistics for a variant that needs them; all variants share them, since none changes a calibration knob."""
     if not config.export.needs_calibration:
         return None
     state = load_checkpoint(source_dir / CHECKPOINT)
-    return calibration_of(state, config, open_dataset(config), pick_device(config))
+    return calibration_of(state, config, open_dataset(config), pick_device(config.train))
 
 
 def _solver_variants(plain: dict, shares: tuple[float, ...], caps: tuple[int, ...]) -> Variants:
     return solver_variants(sorted({*caps, *(int(share * plain["total_bytes"]) for share in shares)}, reverse=True))
-
-
-def _answers(table: list[dict], variants: Variants, shares: tuple[float, ...], caps: tuple[int, ...]) -> bool:
-    """Whether a stored table has just the variants that are asked for."""
-    asked = variants | _solver_variants(table[0], shares, caps)
-    return {row["variant"]: row["knobs"] for row in table} == asked

@@ -6,22 +6,11 @@ from torch import Tensor
 
 from pgolf.analysis.statistics import compare_text
 from pgolf.data.dataset import Dataset
-from pgolf.runs.directory import locked
 from pgolf.runs.result import CHECKPOINT, Result, RunError
-from pgolf.training.round_trip import (
-    calibration_of,
-    cpu_threads,
-    finished,
-    load_checkpoint,
-    model_of,
-    open_dataset,
-    pick_device,
-    pick_dtype,
-    scored_tokens,
-    scoring_config,
-    stored,
-    write_stage,
-)
+from pgolf.studies.reexport import run_stage
+from pgolf.training.device import pick_device, pick_dtype
+from pgolf.training.inputs import open_dataset, scored_tokens
+from pgolf.training.round_trip import calibration_of, load_checkpoint, model_of
 from pgolf_core.artifact.format import Quantized, pack
 from pgolf_core.batches import sequences
 from pgolf_core.config import RunConfig
@@ -44,7 +33,7 @@ def estimate(
     state: dict[str, Tensor], changes: dict[str, Tensor], config: RunConfig, dataset: Dataset, tokens: Tensor
 ) -> dict[str, float]:
     """`estimated_rises` for a state dict, always in float32, with Fisher information from the training split."""
-    model = GPT(config.model).to(pick_device(config))
+    model = GPT(config.model).to(pick_device(config.train))
     model.load_state_dict(state)
     fisher_tokens = max(1, min(FISHER_TOKENS, tokens.numel() // FISHER_SHARE))
     text = sequences(dataset.train_shards, fisher_tokens, config.train_seq_len)
@@ -86,7 +75,7 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
     and lost when they are saved; negative if more bytes score worse. Raises ValueError when no tensor is quantised.
     """
     config = _probe(config, change)
-    device, role_of = pick_device(config), roles(config.model)
+    device, role_of = pick_device(config.train), roles(config.model)
     quantized = quantize_state(state, config.export, calibration_of(state, config, dataset, device), role_of)
     names = [name for name in state if name in quantized.integers or name in quantized.indices]
     if not names:
@@ -98,8 +87,8 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
     else:
         base, changes = state, {name: rounded[name] for name in names}
     own, files = _coded_bytes(quantized, {name: floats[name] for name in names}, floats, change, config.codec)
-    tokens = scored_tokens(config, dataset, roundtrip=True)
-    model, dtype = model_of(base, config, device), pick_dtype(config, device)
+    tokens = scored_tokens(dataset, config.train_seq_len, config.eval, roundtrip=True)
+    model, dtype = model_of(base, config, device), pick_dtype(config.train, device)
     scores = exact_scores(model, changes, tokens, dataset.byte_table, config.eval, dtype)
     estimates = estimate(base, changes, config, dataset, tokens)
     rows = []
@@ -166,21 +155,21 @@ def map_sensitivity(
     complete. Raises RunError when the source is not complete or the stored map is of another change, ConfigError on
     knobs of training.
     """
-    source_dir, run_dir = Path(source_dir), Path(run_dir)
-    source, config = finished(source_dir)
-    config = scoring_config(
-        config, knobs | (dict(roundtrip_val_max_tokens=tokens, roundtrip_val_max_documents=0) if tokens else {})
-    )
-    with locked(run_dir, config), cpu_threads(config):
-        if (result := stored(run_dir, source_dir, source)) is not None:
-            if (was := result.table[0]["change"]) != change:
-                raise RunError(f"{run_dir}: a map of change={was}, not {change}; choose another folder")
-            return result
+    limits = dict(roundtrip_val_max_tokens=tokens, roundtrip_val_max_documents=0) if tokens else {}
+
+    def table_of(config: RunConfig) -> tuple[list[dict], str]:
         dataset = open_dataset(config)
-        rows = sensitivity(load_checkpoint(source_dir / CHECKPOINT), config, dataset, change)
+        rows = sensitivity(load_checkpoint(Path(source_dir) / CHECKPOINT), config, dataset, change)
         for row in rows:
             print(
                 f"{row['tensor'] or 'unchanged':32} {row['bpb']:.5f} bpb {row['delta_bpb']:+.5f}  "
                 f"estimated {row['estimated_delta_bpb']:+.5f}  {row['delta_bytes']:+,} B"
             )
-        return write_stage(run_dir, "sensitivity", source_dir, source, config, dataset.fingerprint, rows)
+        return rows, dataset.fingerprint
+
+    def answers(stored: Result) -> bool:
+        if (was := stored.table[0]["change"]) != change:
+            raise RunError(f"{run_dir}: a map of change={was}, not {change}; choose another folder")
+        return True
+
+    return run_stage("sensitivity", source_dir, run_dir, knobs | limits, table_of, answers)

@@ -14,8 +14,10 @@ from pathlib import Path
 from pgolf.data import audit
 from pgolf.disk import explain_disk_errors
 from pgolf.runs import directory, integrity
-from pgolf.runs.result import ARTIFACT, Result
-from pgolf.training.round_trip import cpu_threads, finished, model_of, open_dataset, pick_device, score_model
+from pgolf.runs.result import ARTIFACT, Result, finished_run
+from pgolf.training.device import cpu_threads, pick_device
+from pgolf.training.inputs import open_dataset
+from pgolf.training.round_trip import model_of, score_model
 from pgolf_core.artifact.format import from_arrays, read
 from pgolf_core.config import ROOT
 from pgolf_core.evaluate import Score
@@ -37,7 +39,7 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     Default folder: reports/submissions/<sweep>_<run>. Raises SubmissionError, RunError, DataError.
     """
     run_dir = Path(run_dir).resolve()
-    result, config = finished(run_dir)
+    result, config = finished_run(run_dir)
     out = Path(out or SUBMISSIONS / f"{run_dir.parent.name}_{run_dir.name}").absolute()
     if out.exists():
         raise SubmissionError(f"{out}: is there already; delete it or name another folder with --out")
@@ -45,7 +47,7 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
         raise SubmissionError(f"{run_dir}: has no artifact with a score; train it with final_roundtrip_eval=1")
     if damage := integrity.damage(run_dir, vars(result), thorough=True):
         raise SubmissionError(f"{run_dir}: damaged ({damage}): not what the run wrote")
-    dataset, device = open_dataset(config), pick_device(config)
+    dataset, device = open_dataset(config), pick_device(config.train)
     code = _code(run_dir / ARTIFACT)
     found = audit.audit(dataset, seq_len=config.train_seq_len)
     audit.store(dataset, found)
@@ -62,7 +64,7 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     _raise(run_dir, problems)
 
     unfinished = out.with_name(f"{out.name}.unfinished")
-    with explain_disk_errors(out), cpu_threads(config):
+    with explain_disk_errors(out), cpu_threads(config.cpu_threads):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         model = model_of(load(run_dir / ARTIFACT), config, device)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pgolf.runs import directory, integrity
 from pgolf.runs.directory import check_config, hold_lock
-from pgolf.runs.result import RunError, read_json, read_result
+from pgolf.runs.result import RunError, read_json, read_result, stored_result
 from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
 from pgolf.sweeps.pool import LocalPool, Pool, run_jobs, worker_environments
 from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, load_sweep
 from pgolf.training.forecast import check
-from pgolf.training.round_trip import open_dataset, stored
+from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.files import atomic_write
 
@@ -88,7 +88,7 @@ def is_stage_complete(stage: Job) -> bool:
             f"{stage.run_dir}: made from {result.source}, and the best run is now {source}; delete that folder"
         )
     if (current := read_result(directory.RUNS / source)) is not None:
-        stored(stage.run_dir, directory.RUNS / source, current)  # refuses a result of another training
+        stored_result(stage.run_dir, directory.RUNS / source, current)  # refuses a result of another training
     before = (read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
     old, new = ({k: v for k, v in p.items() if k not in (*GIVEN, "source")} for p in (before, stage.parameters))
     if old != new:

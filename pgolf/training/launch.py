@@ -40,7 +40,7 @@ def under_torchrun() -> bool:
 
 
 @contextmanager
-def joined(config: RunConfig, run_dir: Path) -> Iterator[Ranks]:
+def joined(world_size: int, run_dir: Path) -> Iterator[Ranks]:
     """The ranks of this run inside the block. Raises ConfigError where torchrun started another number of them.
 
     A rank that is told to end (SIGTERM: another one died, a job scheduler wants the machine) leaves error.json, even
@@ -50,9 +50,9 @@ def joined(config: RunConfig, run_dir: Path) -> Iterator[Ranks]:
         yield ALONE
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if size != config.world_size:
+    if size != world_size:
         raise ConfigError(
-            f"world_size={config.world_size}, and torchrun started {size} processes; give --nproc_per_node and "
+            f"world_size={world_size}, and torchrun started {size} processes; give --nproc_per_node and "
             "world_size the same number"
         )
     end_with_sweep()

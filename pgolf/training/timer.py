@@ -1,4 +1,4 @@
-"""The training clock: seconds of training as the device spends them, what stands apart from them, and when to stop."""
+"""Training time as the device spends it: what counts toward the wallclock limit, what is excluded, when to stop."""
 
 import time
 from collections.abc import Iterator
@@ -8,92 +8,94 @@ import torch
 
 from pgolf_core.distributed import Ranks
 
-APART = ("warmup", "validation", "forecast", "resume files")  # what the challenge's clock does not count
+EXCLUDED = ("warmup", "validation", "forecast", "resume files")  # not counted, as in the challenge
 
 
-class Clock:
-    """Counts from start() on, but while it is `stopped`.
+class TrainTimer:
+    """Counts training seconds from start() on, except inside `excluded` blocks.
 
-    of: seconds on the challenge's clock, 0 = none; reserve of them are not for training. trained: seconds up to the
-    last stop. reading: when the last step ends, or is to end, the same on all ranks. ran_out: no further step.
+    limit_s: wallclock limit, 0 = none. calibration_reserve_s: part of it kept for calibration after training.
+    trained_s: seconds up to the last excluded block. step_end_s: end of the last step, measured or extrapolated, equal
+    on all ranks. expired: no further step fits.
     """
 
-    def __init__(self, device: torch.device, of: float):
-        self.device, self.of, self.reserve = device, of, 0.0
-        self.trained, self.reading, self.ran_out = 0.0, 0.0, False
-        self.apart = dict.fromkeys(APART, 0.0)
+    def __init__(self, device: torch.device, limit_s: float):
+        self.device, self.limit_s, self.calibration_reserve_s = device, limit_s, 0.0
+        self.trained_s, self.step_end_s, self.expired = 0.0, 0.0, False
+        self.excluded_s = dict.fromkeys(EXCLUDED, 0.0)
         self._started: float | None = None
-        self._queued: torch.cuda.Event | None = None  # the end of the last step in the device's queue
+        self._queued: torch.cuda.Event | None = None  # end of the last step in the device's queue
 
     @property
-    def limit(self) -> float:
-        """Seconds of training, 0 = none."""
-        return self.of and self.of - self.reserve
+    def train_limit_s(self) -> float:
+        """Seconds of training, 0 = no limit."""
+        return self.limit_s and self.limit_s - self.calibration_reserve_s
 
-    def state(self) -> dict:
-        """What a resume file keeps."""
-        kept = {"elapsed": self.trained, "clock_ran_out": self.ran_out, "reserve": self.reserve}
-        return kept | {"apart": dict(self.apart)}
+    def state_dict(self) -> dict:
+        names = ("trained_s", "expired", "calibration_reserve_s")
+        return {name: getattr(self, name) for name in names} | {"excluded_s": dict(self.excluded_s)}
 
-    def resume(self, state: dict) -> None:
-        """Go on where a resume file was written; what stood apart since is added."""
-        self.trained = state["elapsed"]
-        self.apart = {what: seconds + state["apart"][what] for what, seconds in self.apart.items()}
-        # As it was decided then, since a reading is ahead of what was trained.
-        self.ran_out = state.get("clock_ran_out", False) or 0 < self.limit <= self.trained
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a resume file; what this process has excluded so far is added."""
+        self.trained_s, self.calibration_reserve_s = state["trained_s"], state["calibration_reserve_s"]
+        self.excluded_s = {what: seconds + state["excluded_s"][what] for what, seconds in self.excluded_s.items()}
+        # Decided before the kill, since step_end_s was ahead of trained_s.
+        self.expired = state["expired"] or 0 < self.train_limit_s <= self.trained_s
 
     def start(self) -> None:
-        """From here on it counts."""
-        self._started, self.reading = time.perf_counter(), self.trained
+        self._started, self.step_end_s = time.perf_counter(), self.trained_s
 
     def seconds(self) -> float:
-        """Of training up to now, the device's queue finished."""
+        """Training seconds up to now, after the device's queue has finished."""
         if self._started is None:
-            return self.trained
+            return self.trained_s
         self._queued = None
-        return self.trained + seconds_since(self._started, self.device)
+        return self.trained_s + seconds_since(self._started, self.device)
 
     @contextmanager
-    def stopped(self, what: str) -> Iterator[None]:
-        """While something of APART is done."""
-        self.trained = self.seconds()
+    def excluded(self, what: str) -> Iterator[None]:
+        """Stop counting inside the block and add its seconds to excluded_s[what]."""
+        self.trained_s = self.seconds()
         began = time.perf_counter()
         yield
-        self.apart[what] += seconds_since(began, self.device)
+        self.excluded_s[what] += seconds_since(began, self.device)
         if self._started is not None:
             self._started, self._queued = time.perf_counter(), mark(self.device)
 
-    def read(self, step: int, ranks: Ranks) -> None:
-        """After so many steps, the last of which may be in the device's queue still: it is counted, as long as they
-        take. Nothing is waited for but the step before it, else the host would read steps ahead of the device."""
-        if not self.limit:
+    def update(self, step: int, ranks: Ranks) -> None:
+        """After `step` steps, of which the last may still be in the device's queue: it counts as one mean step.
+
+        Synchronize only with the previous step, so the host can enqueue at most one step ahead of the device.
+        """
+        if not self.train_limit_s:
             return
         before, self._queued = self._queued, mark(self.device)
         if before is not None:
             before.synchronize()
-        seconds = self.trained + time.perf_counter() - self._started
-        self.reading = ranks.clock(seconds * step / (step - 1) if before is not None else seconds)
-        self.ran_out = self.reading >= self.limit
+        seconds = self.trained_s + time.perf_counter() - self._started
+        self.step_end_s = ranks.share_float(seconds * step / (step - 1) if before is not None else seconds)
+        self.expired = self.step_end_s >= self.train_limit_s
 
     def fraction(self, step: int, steps: int) -> float:
-        """Of the training done after so many of the steps; 0 before the first."""
-        share = self.reading / self.limit if self.limit else 0.0
+        """Share of the training that `step` of `steps` steps are; 0 before the first step."""
+        share = self.step_end_s / self.train_limit_s if self.train_limit_s else 0.0
         return min(1.0, max(step / steps, share)) if step else 0.0
 
-    def budget(self, calibration: float = 0.0) -> dict:
-        """Seconds on the challenge's clock: limit (0 = none), train and calibration, which reads training text too,
-        their sum counted, and over, by how much that exceeds the limit (by up to a step, as the reference does);
-        apart: what no clock counts. Export and the final score are apart too, see export_seconds and eval_seconds of
-        a result.
+    def budget(self, calibration_s: float = 0.0) -> dict:
+        """The field `budget` of a result, in seconds.
+
+        limit (0 = none); train; calibration, which reads training text and so counts too; counted: their sum; over:
+        how far it exceeds the limit (up to one step, as in the reference); apart: excluded seconds by cause. Export
+        and the final score are excluded as well, see export_seconds and eval_seconds.
         """
-        counted = self.trained + calibration
-        over = max(0.0, counted - self.of) if self.of else 0.0
-        account = dict(limit=self.of, train=self.trained, calibration=calibration, counted=counted, over=over)
-        return account | {"apart": dict(self.apart)}
+        counted = self.trained_s + calibration_s
+        over = max(0.0, counted - self.limit_s) if self.limit_s else 0.0
+        seconds = dict(limit=self.limit_s, train=self.trained_s, calibration=calibration_s, counted=counted, over=over)
+        return seconds | {"apart": dict(self.excluded_s)}
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
-    """The end of what is in the device's queue now; None where there is no queue."""
+    """An event at the end of the device's queue; None on devices without one."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -102,7 +104,7 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 def seconds_since(start: float, device: torch.device) -> float:
-    """Host seconds since start, the device's queue finished."""
+    """Seconds since start on the host's clock, after the device's queue has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

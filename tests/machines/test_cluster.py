@@ -25,7 +25,7 @@ from pgolf.runs.result import read_result
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.runner import run_sweep
 from pgolf.sweeps.sweep_file import SweepError, load_sweep
-from pgolf.training.round_trip import open_dataset
+from pgolf.training.inputs import open_dataset
 from pgolf.training.run import train
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 

@@ -13,7 +13,7 @@ from pgolf.runs import integrity
 from pgolf.runs.directory import write_interruption
 from pgolf.runs.result import RunError, read_result
 from pgolf.runs.table import load_runs
-from pgolf.training.round_trip import export_checkpoint
+from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 

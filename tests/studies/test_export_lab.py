@@ -6,7 +6,9 @@ import pytest
 from pgolf.runs.result import ARTIFACT, RunError, read_result
 from pgolf.runs.table import best_training_run, load_runs, training_run_named
 from pgolf.studies.export_lab import allocate_residuals, export_lab, residual_variants
-from pgolf.training.round_trip import model_of, open_dataset, pick_device, score_model
+from pgolf.training.device import pick_device
+from pgolf.training.inputs import open_dataset
+from pgolf.training.round_trip import model_of, score_model
 from pgolf.training.run import train
 from pgolf_core.artifact.format import load
 from pgolf_core.config import ConfigError, RunConfig
@@ -82,7 +84,9 @@ def test_lab_scores_a_file_of_every_kind(source, tmp_path):
         assert 0.998 * share < row["share"] <= share and sum(row["bytes"].values()) == 2 * row["total_bytes"]
     config = RunConfig.from_file(tmp_path / "lab" / "step-0.4-gptq-fisher" / "config.json")
     loaded = load(tmp_path / "lab" / "step-0.4-gptq-fisher" / ARTIFACT)
-    score = score_model(model_of(loaded, config, pick_device(config)), config, open_dataset(config), roundtrip=True)
+    score = score_model(
+        model_of(loaded, config, pick_device(config.train)), config, open_dataset(config), roundtrip=True
+    )
     assert score.val_bpb == rows["step 0.4 gptq fisher"]["bpb"]
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
     assert export_lab(source, tmp_path / "lab", **lab) == result

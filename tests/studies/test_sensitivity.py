@@ -6,7 +6,9 @@ import torch
 from pgolf.runs.result import CHECKPOINT, RunError
 from pgolf.studies import sensitivity
 from pgolf.studies.sensitivity import map_sensitivity, protect
-from pgolf.training.round_trip import load_checkpoint, model_of, open_dataset, pick_device, score_model
+from pgolf.training.device import pick_device
+from pgolf.training.inputs import open_dataset
+from pgolf.training.round_trip import load_checkpoint, model_of, score_model
 from pgolf.training.run import train
 from pgolf_core.artifact.format import load, pack
 from pgolf_core.config import ConfigError, RunConfig
@@ -71,12 +73,12 @@ def test_map_of_one_tensor_rounded(trained, source, tmp_path, capsys):
     assert result.kind == "sensitivity" and result.source == "sweep/run"
     assert len(capsys.readouterr().out.splitlines()) == len(result.table) == 14
     rows = {row["tensor"]: row for row in result.table}
-    raw = model_of(state, config, pick_device(config))
+    raw = model_of(state, config, pick_device(config.train))
     assert rows[""]["bpb"] == score_model(raw, config.with_knobs(val_max_tokens=2048), dataset).val_bpb
     name = "blocks.1.mlp.proj.weight"
     row, export = rows[name], config.with_knobs(quantizer="step:1.5").export
     quantized = quantize_state(state, export)
-    changed = model_of(state | {name: quantized.state_dict()[name]}, config, pick_device(config))
+    changed = model_of(state | {name: quantized.state_dict()[name]}, config, pick_device(config.train))
     assert row["bpb"] == score_model(changed, config.with_knobs(val_max_tokens=2048), dataset).val_bpb
     assert (row["layer"], row["part"], row["change"]) == (1, "mlp.proj", "step:1.5")
     counts = quantized.integers[name].q.unique(return_counts=True)[1]
@@ -103,7 +105,7 @@ def test_map_of_one_tensor_protected_is_what_its_file_scores(trained, source, tm
         path = tmp_path / f"file{tensor}"
         path.write_bytes(pack(stored, export.codec).bytes)
         score = score_model(
-            model_of(load(path), config, pick_device(config)), config.with_knobs(val_max_tokens=2048), dataset
+            model_of(load(path), config, pick_device(config.train)), config.with_knobs(val_max_tokens=2048), dataset
         )
         assert (rows[tensor]["bpb"], rows[tensor]["bytes"]) == (score.val_bpb, path.stat().st_size)
     assert torch.equal(load(path)[name], state[name].half().float())

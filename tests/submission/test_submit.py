@@ -12,7 +12,7 @@ from pgolf.data.dataset import describe
 from pgolf.runs.result import ARTIFACT, read_result
 from pgolf.submission import submit as submission
 from pgolf.submission.submit import SubmissionError, submit
-from pgolf.training import round_trip
+from pgolf.training import inputs
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 from pgolf_core.files import DataError
@@ -131,7 +131,7 @@ def test_validation_text_in_training(folder, tmp_path, monkeypatch):
     run = trained(tmp_path / "s" / "r", leaky)
     with pytest.raises(SubmissionError, match=r"nothing to submit\n  - 8 of 8 validation documents"):
         submit(run, tmp_path / "out")
-    round_trip._data_facts.cache_clear()
+    inputs._data_facts.cache_clear()
     with pytest.raises(DataError, match="8 of 8 validation documents"):
         trained(tmp_path / "s" / "another", leaky)
 

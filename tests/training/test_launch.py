@@ -139,7 +139,7 @@ def test_one_process_adds_nothing():
     gradients.finish()
     assert p.grad is kept
     assert ALONE.share("x") == "x"
-    assert ALONE.clock(1.5) == 1.5
+    assert ALONE.share_float(1.5) == 1.5
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

@@ -24,9 +24,10 @@ from pgolf.data.dataset import Dataset, validation_tokens
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, read_result, write_result
 from pgolf.runs.table import load_metrics, load_runs
-from pgolf.training.round_trip import export_checkpoint
-from pgolf.training.run import TrainError, train
-from pgolf.training.timer import Clock
+from pgolf.studies.reexport import export_checkpoint
+from pgolf.training.resume import TrainError
+from pgolf.training.run import train
+from pgolf.training.timer import TrainTimer
 from pgolf_core import optim
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import load
@@ -265,8 +266,8 @@ def test_the_clock_is_read_a_step_behind_the_queue(finished, tmp_path, monkeypat
         "pgolf.training.timer.mark": lambda device: SimpleNamespace(synchronize=partial(wait_for, steps[0])),
         "pgolf.training.timer.time": SimpleNamespace(perf_counter=lambda: now[0]),
         "pgolf.training.timer.seconds_since": seconds_since,
-        "pgolf.training.run.step_optimizers": step_optimizers,
-        "pgolf_core.distributed.Ranks.clock": lambda _, reading: readings.append(reading) or reading,
+        "pgolf_core.train.step_optimizers": step_optimizers,
+        "pgolf_core.distributed.Ranks.share_float": lambda _, reading: readings.append(reading) or reading,
     }.items():
         monkeypatch.setattr(name, stand_in)
     knobs = dict(iterations=9, max_wallclock_seconds=35, val_loss_every=0, train_log_every=0, resume_every_seconds=99)
@@ -281,13 +282,11 @@ def test_the_clock_is_read_a_step_behind_the_queue(finished, tmp_path, monkeypat
 
 def test_a_run_that_was_to_be_over_trains_no_further_step():
     """The step in the queue ended sooner than was thought."""
-    clock = Clock(torch.device("cpu"), 35.0)
-    clock.trained, clock.ran_out = 34.0, True
-    again = Clock(torch.device("cpu"), 35.0)
-    again.resume(clock.state())
-    assert again.ran_out and again.trained == 34.0
-    again.resume({"elapsed": 34.0, "apart": clock.apart})  # of a file that does not say
-    assert not again.ran_out
+    timer = TrainTimer(torch.device("cpu"), 35.0)
+    timer.trained_s, timer.expired = 34.0, True
+    again = TrainTimer(torch.device("cpu"), 35.0)
+    again.load_state_dict(timer.state_dict())
+    assert again.expired and again.trained_s == 34.0
 
 
 def test_larger_passes_train_the_same(finished, tmp_path):
@@ -391,7 +390,7 @@ def test_resume_refuses_other_data(embedded, tmp_path):
     process.kill()
     process.wait()
     state = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
-    torch.save(state | {"made_by": ["other data", "cpu", "torch.float32"]}, tmp_path / "run" / "resume.pt")
+    torch.save(state | {"made_by": state["made_by"] | {"data": "other data"}}, tmp_path / "run" / "resume.pt")
     with pytest.raises(TrainError, match=r"resume\.pt: left by a run on other data"):
         train(tiny(**knobs), tmp_path / "run")
 

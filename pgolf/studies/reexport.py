@@ -1,0 +1,110 @@
+"""Runs made from a finished run's checkpoint: its re-export under other knobs, and the frame of every stage."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pgolf.runs.directory import describe_environment, locked
+from pgolf.runs.result import (
+    ARTIFACT,
+    CHECKPOINT,
+    Result,
+    evaluation_protocol,
+    finished_run,
+    stored_result,
+    write_result,
+)
+from pgolf.training.device import cpu_threads, pick_device
+from pgolf.training.inputs import open_dataset
+from pgolf.training.round_trip import load_checkpoint, model_of, round_trip, roundtrip_fields, score_model
+from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.knobs import EvalConfig, ExportConfig
+from pgolf_core.quantization.calibration import Calibration
+
+# Knobs that may differ from the source's; all others describe the training it had.
+SCORING_KNOBS = {
+    *ExportConfig.model_fields,
+    *EvalConfig.model_fields,
+    *("data_path", "tokenizer_path", "device", "precision", "cpu_threads"),
+}
+
+
+def scoring_config(config: RunConfig, knobs: dict) -> RunConfig:
+    """A finished run's config with other knobs. ConfigError naming those that would need another training."""
+    changed = config.with_knobs(**knobs)
+    if trained := sorted(config.differences(changed).keys() - SCORING_KNOBS):
+        raise ConfigError(
+            f"{', '.join(f'{k}={getattr(changed, k)!r}' for k in trained)}: the run was trained with "
+            f"{', '.join(f'{k}={getattr(config, k)!r}' for k in trained)}; train another run for that"
+        )
+    return changed
+
+
+def export_checkpoint(
+    source_dir: str | Path, run_dir: str | Path, calibration: Calibration | None = None, **knobs
+) -> Result:
+    """A run that exports and scores another run's checkpoint with other export or eval knobs.
+
+    calibration: of that checkpoint with the same knobs, if it was made before. Returns the stored result if the
+    directory is complete. Raises RunError or ConfigError.
+    """
+    source_dir, run_dir = Path(source_dir), Path(run_dir)
+    source, source_config = finished_run(source_dir)
+    config = scoring_config(source_config, knobs)
+    with locked(run_dir, config), cpu_threads(config.cpu_threads):
+        if (result := stored_result(run_dir, source_dir, source)) is not None:
+            return result
+        dataset, device = open_dataset(config), pick_device(config.train)
+        state = load_checkpoint(source_dir / CHECKPOINT)
+        trip = round_trip(state, config, dataset, run_dir / ARTIFACT, calibration)
+        raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
+        was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
+        same = was == (dataset.fingerprint, device.type, config.precision, config.eval)
+        if not (raw_nats and same and source.roundtrip_tokens == trip.score.tokens):
+            raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True)
+            raw_bpb, raw_nats = raw.val_bpb, raw.block_nats
+        result = replace(
+            source,
+            kind="export",
+            source=f"{source_dir.parent.name}/{source_dir.name}",
+            config_hash=config.hash,
+            environment=describe_environment(device),
+            **roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config.train_seq_len, config.eval),
+        )
+        return write_result(run_dir, result)
+
+
+def run_stage(
+    kind: str,
+    source_dir: str | Path,
+    run_dir: str | Path,
+    knobs: dict,
+    table_of: Callable[[RunConfig], tuple[list[dict], str]],
+    answers: Callable[[Result], bool],
+) -> Result:
+    """A run that studies another run's checkpoint: a table, and no score of its own that a frontier would take.
+
+    table_of(config) -> rows, and the fingerprint of the data they are about. answers(stored result): whether it is
+    what is asked for, and so returned. Raises RunError if the source is incomplete, ConfigError on knobs of training.
+    """
+    source_dir, run_dir = Path(source_dir), Path(run_dir)
+    source, config = finished_run(source_dir)
+    config = scoring_config(config, knobs)
+    with locked(run_dir, config), cpu_threads(config.cpu_threads):
+        result = stored_result(run_dir, source_dir, source)
+        if result is not None and answers(result):
+            return result
+        rows, fingerprint = table_of(config)
+        result = Result(
+            kind=kind,
+            config_hash=config.hash,
+            seed=source.seed,
+            track=source.track,
+            source=f"{source_dir.parent.name}/{source_dir.name}",
+            checkpoint_sha256=source.checkpoint_sha256,
+            data_fingerprint=fingerprint,
+            protocol=evaluation_protocol(config.eval),
+            environment=describe_environment(pick_device(config.train)),
+            table=rows,
+        )
+        return write_result(run_dir, result)

@@ -1,0 +1,79 @@
+"""What a run computes with: device, precision, compiler, deterministic kernels, CPU threads."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+
+from pgolf.training.launch import local_rank
+from pgolf_core.config import ConfigError
+from pgolf_core.knobs import TrainConfig
+
+# Deterministic cuBLAS needs a fixed workspace, and reads this at the first matrix product of the process.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pick_device(config: TrainConfig) -> torch.device:
+    """The torch.device of the knob; auto = cuda if there is one, else cpu. Each rank takes a GPU of its own.
+
+    Raises ConfigError if this machine does not have the device, or has fewer GPUs than ranks.
+    """
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if device == torch.device("cuda") and torch.cuda.is_available():
+        if local_rank() >= torch.cuda.device_count():
+            raise ConfigError(
+                f"world_size: rank {local_rank()} finds no GPU of its own, this machine has "
+                f"{torch.cuda.device_count()}; start one process per GPU"
+            )
+        return torch.device("cuda", local_rank())
+    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not present[device.type]():
+        raise ConfigError(f"device={config.device}: this machine has none; use device=auto or cpu")
+    return device
+
+
+def pick_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products; precision=auto is bfloat16 on cuda, float32 elsewhere."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.precision)
+
+
+def not_compiled(config: TrainConfig, device: torch.device) -> str:
+    """Why the model is not compiled on this machine; '' if it is."""
+    if not config.compile:
+        return "compile=0"
+    if device.type == "cuda":
+        return "" if find_spec("triton") else "this machine has no Triton"
+    compilers = ("c++", "g++", "clang++", "cl")
+    return "" if any(map(shutil.which, compilers)) else "this machine has no C++ compiler"
+
+
+@contextmanager
+def deterministic_kernels(on: bool) -> Iterator[None]:
+    """Inside the block, if on, CUDA gives the same bits each time; an operation that cannot raises RuntimeError."""
+    if not on:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads uninitialized memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """torch runs on `count` CPU threads inside the block; 0 = as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

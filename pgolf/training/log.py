@@ -1,0 +1,87 @@
+"""What a training prints and keeps: lines in log.txt and on the screen, rows in metrics.jsonl, a progress bar."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pgolf.processes import interactive
+from pgolf.runs.directory import metric_rows
+from pgolf.training.round_trip import RoundTrip
+from pgolf_core.evaluate import Score
+from pgolf_core.files import atomic_write
+
+
+class Log:
+    """Appends lines to log.txt and rows to metrics.jsonl; without a run directory (ranks other than 0) it is silent."""
+
+    def __init__(self, run_dir: Path | None, resume_step: int, iterations: int):
+        self.silent, self.iterations = run_dir is None, iterations
+        if self.silent:
+            return
+        self.text, self.rows = run_dir / "log.txt", run_dir / "metrics.jsonl"
+        if not resume_step:
+            self.text.unlink(missing_ok=True)
+        # Drop rows newer than the resume file; they will be logged again.
+        kept = [row for row in metric_rows(run_dir) if _before(row, resume_step)]
+        atomic_write(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def __call__(self, line: str, **row: float) -> None:
+        if self.silent:
+            return
+        tqdm.write(line)
+        with open(self.text, "a", encoding="utf-8", newline="\n") as f:
+            f.write(line + "\n")
+        if row:
+            with open(self.rows, "a", encoding="utf-8", newline="\n") as f:
+                f.write(json.dumps(row) + "\n")
+
+    def progress_bar(self, step: int) -> tqdm:
+        """In a notebook it goes to stdout like the lines, so that neither breaks up the other."""
+        stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+        hidden = self.silent or not interactive()
+        return tqdm(total=self.iterations, initial=step, unit="step", file=stream, disable=hidden)
+
+    def validation(self, step: int, score: Score, seconds: float) -> None:
+        self(
+            f"step:{step}/{self.iterations} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
+            f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / max(step, 1):.2f}ms",
+            step=step, val_loss=score.val_loss, val_bpb=score.val_bpb, train_seconds=seconds,
+        )  # fmt: skip
+
+    def training(self, step: int, nats: float, penalty: float, lr_scale: float, seconds: float, tokens: int) -> None:
+        """tokens: of one step."""
+        self(
+            f"step:{step}/{self.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "
+            f"step_avg:{1000 * seconds / step:.2f}ms comp_reg:{penalty:.6f}",
+            step=step, train_loss=nats, comp_reg=penalty, lr_factor=lr_scale, train_seconds=seconds,
+            tokens_per_second=step * tokens / seconds,
+        )  # fmt: skip
+
+    def round_trip(self, trip: RoundTrip, scheme: str) -> None:
+        account, score = trip.account, trip.score
+        codec = scheme.replace("_", "+")
+        self(f"Serialized model {codec}: {account.artifact} bytes (payload:{account.payload})")
+        self(f"Total submission size {codec}: {account.total} bytes (code:{account.code} cap:{account.cap})")
+        if not account.fits:
+            self(f"over the cap by {account.total - account.cap} bytes")
+        self(f"final_{scheme}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+
+    def budget(self, budget: dict, overtime: float) -> None:
+        if budget["limit"]:
+            counted = f"{budget['train']:.1f}s training + {budget['calibration']:.1f}s calibration"
+            self(f"clock:{counted} of {budget['limit']:g}s")
+        if overtime:
+            self(f"over the clock by {overtime:.1f} s")
+
+
+def bits_per_byte(nats: float, tokens_per_byte: float) -> float:
+    """Of a training loss in nats per token: approximate, for the progress bar."""
+    return nats / math.log(2) * tokens_per_byte
+
+
+def _before(row: dict, resume_step: int) -> bool:
+    """Whether the resume file covers this row; the step resumed at is trained but not validated yet."""
+    return row["step"] < resume_step or (row["step"] == resume_step and "val_bpb" not in row)

@@ -1,0 +1,142 @@
+"""From knobs to a training that is ready for its first step, or for the step after its resume file."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pgolf.data.dataset import Dataset
+from pgolf.runs.directory import describe_environment
+from pgolf.training.device import deterministic_kernels, not_compiled, pick_device, pick_dtype
+from pgolf.training.forecast import Forecast, forecast
+from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens
+from pgolf.training.log import Log
+from pgolf.training.resume import RESUME, TrainError, check_resume, read_resume
+from pgolf.training.round_trip import calibration_of
+from pgolf.training.timer import TrainTimer, seconds_since
+from pgolf_core.batches import training_stream
+from pgolf_core.config import RunConfig, environment_knobs
+from pgolf_core.distributed import Ranks
+from pgolf_core.evaluate import Score
+from pgolf_core.optim import newton_schulz_dtype
+from pgolf_core.train import TrainState, make_state, warm_up
+
+RESERVE_FACTOR = 1.25  # calibration time reserved, relative to the time measured before training
+
+
+@dataclass
+class Run:
+    """A training in progress: what a step needs (state) and what stands around it."""
+
+    directory: Path
+    ranks: Ranks
+    dataset: Dataset
+    facts: dict  # see data_facts
+    state: TrainState
+    timer: TrainTimer
+    log: Log
+    kernels: Callable[[], AbstractContextManager]  # deterministic on CUDA if the knob asks for it
+    val_tokens: Tensor
+    made_by: dict  # see check_resume
+    environment: dict
+    expected: Forecast
+    early_bytes: int | None = None  # size estimated from early weights
+    resumed: int = 0
+    val: Score | None = None
+
+
+def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Tensor] | None) -> Run:
+    """Open and check the data, build the model, warm up, reserve calibration time, and load the resume file."""
+    train, data, evaluation = config.train, config.data, config.eval
+    device = pick_device(train)
+    dtype = pick_dtype(train, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    if not ranks.first:
+        ranks.share(None)  # wait until rank 0 has built an embedded corpus that was missing
+    dataset = open_dataset(config)
+    if ranks.first:
+        ranks.share(None)
+    check_scored(dataset, data.train_seq_len, evaluation)  # before training is paid for
+    facts, _ = data_facts(dataset, data.train_seq_len, evaluation)
+    environment = describe_environment(device)
+    muon_dtype = newton_schulz_dtype(train.muon_dtype, device)
+    made_by = {
+        "data": dataset.fingerprint, "code": environment["code"], "device": device.type, "precision": str(dtype),
+        "muon_dtype": str(muon_dtype), "commit": environment["git_commit"],
+    }  # fmt: skip
+    resume = ranks.share(read_resume(run_dir / RESUME) if ranks.first else None)
+    if resume:
+        check_resume(run_dir / RESUME, resume, made_by)
+    log = Log(run_dir if ranks.first else None, resume["train"]["step"] if resume else 0, config.iterations)
+    why_eager = not_compiled(train, device)
+    stream = training_stream(dataset.train_shards, data, dataset.tokenizer.bos)
+    state = make_state(config, stream, device, dtype, ranks, not why_eager, initial)
+    run = Run(
+        run_dir, ranks, dataset, facts, state, TrainTimer(device, config.max_wallclock_seconds), log,
+        partial(deterministic_kernels, config.deterministic and device.type == "cuda"),
+        scored_tokens(dataset, data.train_seq_len, evaluation), made_by, environment, forecast(config),
+    )  # fmt: skip
+    _log_heading(run, config, why_eager, muon_dtype)
+    if warmup_steps := max(config.warmup_steps, 0 if why_eager else 1):
+        with run.timer.excluded("warmup"), run.kernels():
+            warm_up(state, warmup_steps)
+        log(f"warmup_steps:{warmup_steps} done and undone")
+    if config.max_wallclock_seconds and config.final_roundtrip_eval and config.export.needs_calibration:
+        run.timer.calibration_reserve_s = (
+            resume["timer"]["calibration_reserve_s"] if resume else ranks.share_float(_calibration_seconds(run, config))
+        )
+        _check_reserve(run)
+    if resume:
+        state.load_state_dict(resume["train"])
+        run.timer.load_state_dict(resume["timer"])
+        run.resumed, run.early_bytes = resume["resumed"] + 1, resume["early_bytes"]
+        log(f"resumed at step:{state.step} for the {run.resumed}. time")
+    return run
+
+
+def _log_heading(run: Run, config: RunConfig, why_eager: str, muon_dtype: torch.dtype) -> None:
+    state, dataset, facts, log = run.state, run.dataset, run.facts, run.log
+    parameters = sum(p.numel() for p in state.model.parameters())
+    log(
+        f"model:{config.num_layers}x{config.model_dim} params:{parameters} device:{state.device} dtype:{state.dtype} "
+        f"threads:{torch.get_num_threads()}"
+    )
+    kernels = "deterministic" if config.deterministic or state.device.type == "cpu" else "fastest"
+    compiled = f"off, {why_eager}" if why_eager else "on"
+    log(f"compile:{compiled} kernels:{kernels} ranks:{run.ranks.size} muon:{muon_dtype}")
+    log(f"data:{dataset.directory.name} fingerprint:{dataset.fingerprint[:12]} config:{config.hash}")
+    share = f"{facts['scored_fraction']:.2%} of the validation split scored"
+    log(f"audit:{facts['audit']}, {share}{''.join(f'; {finding}' for finding in facts['findings'])}")
+    if knobs := environment_knobs():
+        log("environment:" + " ".join(f"{k}={v}" for k, v in sorted(knobs.items())))
+    log(f"forecast:{run.expected.verdict(config.cap_bytes)}")
+
+
+def _calibration_seconds(run: Run, config: RunConfig) -> float:
+    """Seconds to reserve for calibration, which counts toward the wallclock limit; 0 on ranks other than 0."""
+    if not run.ranks.first:
+        return 0.0
+    weights, device = run.state.model.state_dict(), run.state.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # building a model draws random numbers
+        calibration_of(weights, config.with_knobs(calibration_tokens=1), run.dataset, device)  # builds kernels
+        with run.timer.excluded("warmup"):
+            began = time.perf_counter()
+            calibration_of(weights, config, run.dataset, device)
+            return RESERVE_FACTOR * seconds_since(began, device)
+
+
+def _check_reserve(run: Run) -> None:
+    timer = run.timer
+    if timer.calibration_reserve_s >= timer.limit_s:
+        raise TrainError(
+            f"max_wallclock_seconds={timer.limit_s:g}: calibration alone takes {timer.calibration_reserve_s:.0f} s; "
+            "lower calibration_tokens, or give it more time"
+        )
+    run.log(f"reserve:{timer.calibration_reserve_s:.1f}s of {timer.limit_s:g}s for calibration")

@@ -1,0 +1,150 @@
+"""One training step: forward and backward passes, regularizer, clipping, optimizer update."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pgolf_core.batches import CPU, Batches, DocumentStream, TokenStream
+from pgolf_core.config import RunConfig
+from pgolf_core.distributed import ALONE, GradientSum, Ranks
+from pgolf_core.knobs import TrainConfig
+from pgolf_core.model import GPT
+from pgolf_core.optim import make_optimizers, muon_momentum, step_optimizers
+from pgolf_core.regularizers import CompressionRegularizer
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """torch's random number generators: the CPU's, and the GPU's if the model is on one."""
+
+    device: torch.device
+
+    def state_dict(self) -> dict[str, Tensor]:
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state()} | cuda
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+@dataclass
+class TrainState:
+    """What training steps read and change; `step` of them are done. `stateful` lists all that a resume must restore."""
+
+    model: GPT
+    loss: Callable[[Tensor, Tensor], Tensor]  # model.loss, compiled or not
+    optimizers: list[torch.optim.Optimizer]
+    regularizer: CompressionRegularizer
+    gradients: GradientSum
+    batches: Batches
+    config: TrainConfig
+    grad_accum: int  # passes per step and process
+    regularizer_weight: float
+    dtype: torch.dtype  # of matrix products; float32, or autocast to it
+    step: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def stateful(self) -> dict:
+        """Name -> object with state_dict() and load_state_dict()."""
+        optimizers = {f"optimizer{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
+        return {"model": self.model, "batches": self.batches, "random": RandomState(self.device)} | optimizers
+
+    def state_dict(self) -> dict:
+        return {name: part.state_dict() for name, part in self.stateful().items()} | {"step": self.step}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self.stateful().items():
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+
+
+def make_state(
+    config: RunConfig,
+    stream: TokenStream | DocumentStream,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
+    compiled: bool = False,
+    initial: dict[str, Tensor] | None = None,
+) -> TrainState:
+    """The state before step 0: a model drawn with the knob seed, or `initial`, and its optimizers and batches."""
+    torch.manual_seed(config.seed)
+    model = GPT(config.model)
+    if initial is not None:
+        model.load_state_dict(initial)
+    model.to(device)
+    to_precision(model, dtype)
+    # Fill the table of positions before compiling: a graph traced while it is empty would be recompiled on step 2.
+    model.positions(torch.empty(1, config.train_seq_len, 0, device=device))
+    if compiled:
+        torch._dynamo.reset()  # drop graphs of earlier trainings in this process: torch keeps eight at most
+    data = config.data
+    return TrainState(
+        model,
+        torch.compile(model.loss, fullgraph=True, dynamic=False) if compiled else model.loss,
+        make_optimizers(model, config, ranks),
+        CompressionRegularizer(model, config),
+        GradientSum(model.parameters(), ranks),
+        Batches(stream, data, ranks.rank, device),
+        config.train,
+        data.grad_accum,
+        config.compression_reg_weight,
+        dtype,
+    )
+
+
+def to_precision(model: GPT, dtype: torch.dtype) -> None:
+    """Hold the embedding in dtype; linear weights and control parameters stay float32."""
+    model.tok_emb.to(dtype)
+
+
+def train_step(state: TrainState, lr_scale: float) -> tuple[Tensor, Tensor]:
+    """One optimizer update at base rates × lr_scale; returns this rank's mean loss (nats) and the regularizer's value.
+
+    Nothing in it synchronizes with the device, where both 0-d tensors stay.
+    """
+    loss = accumulate_gradients(state)
+    penalty = backward_regularizer(state)
+    if state.config.grad_clip_norm:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.config.grad_clip_norm)
+    step_optimizers(state.optimizers, lr_scale, muon_momentum(state.config, state.step))
+    state.step += 1
+    return loss, penalty
+
+
+def accumulate_gradients(state: TrainState) -> Tensor:
+    """The step's forward and backward passes, gradients averaged over ranks; this rank's mean loss, 0-d."""
+    total = torch.zeros((), device=state.device)
+    for _ in range(state.grad_accum):
+        x, y = state.batches.next()
+        with torch.autocast(x.device.type, dtype=state.dtype, enabled=state.dtype != torch.float32):
+            loss = state.loss(x, y) / state.grad_accum
+        loss.backward()
+        state.gradients.add()
+        total += loss.detach()
+    state.gradients.finish()
+    return total
+
+
+def backward_regularizer(state: TrainState) -> Tensor:
+    """Add the regularizer's gradient on steps that sample it; its value before the weight, 0-d, 0 on other steps."""
+    penalty, sampled = state.regularizer(state.step)
+    if sampled:
+        (state.regularizer_weight * penalty).backward()
+    return penalty
+
+
+def warm_up(state: TrainState, steps: int) -> None:
+    """Compile kernels and allocate memory with a few steps, then restore the state, random numbers included."""
+    before = copy.deepcopy(state.state_dict())
+    for _ in range(steps):
+        train_step(state, 1.0)
+    state.load_state_dict(before)
