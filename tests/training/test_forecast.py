@@ -6,12 +6,14 @@ import pytest
 import torch
 import yaml
 
+import pgolf.training.file_size as file_size
 import pgolf.training.forecast as forecast_module
 from pgolf.cli import main
 from pgolf.runs import directory
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.runner import run_sweep
-from pgolf.training.forecast import ForecastError, _area, forecast, forecast_from
+from pgolf.training.forecast import ForecastError, forecast, forecast_from
+from pgolf.training.growth import lr_area
 from pgolf.training.run import RESUME, TrainError, train
 from pgolf_core.config import RunConfig
 from pgolf_core.export import code_archive, export
@@ -61,7 +63,7 @@ def test_of_many_weights_some_stand_for_all(tmp_path, monkeypatch, codec):
     state = gaussian_state(config)
     account = export(state, config.export, tmp_path / "artifact")
     monkeypatch.setattr(forecast_module, "CHECKPOINT_WEIGHTS", 400_000)  # three blocks
-    monkeypatch.setitem(forecast_module.SAMPLES, codec, 300_000)
+    monkeypatch.setitem(file_size.SAMPLES, codec, 300_000)
     assert forecast_from(state, config, 1.0).bytes - account.code == pytest.approx(account.artifact, rel=0.02)
 
 
@@ -105,7 +107,7 @@ def test_the_solver_fills_its_cap_by_construction():
 def test_area_is_the_sum_of_the_schedule():
     for steps, warmdown in ((12, 0), (12, 5), (12, 40), (1, 1)):
         config = RunConfig(**TINY | dict(iterations=steps, warmdown_iters=warmdown, max_wallclock_seconds=0))
-        assert _area(steps, warmdown) == pytest.approx(sum(lr_factor(config, step, 0.0) for step in range(steps)))
+        assert lr_area(steps, warmdown) == pytest.approx(sum(lr_factor(config, step, 0.0) for step in range(steps)))
 
 
 def test_global_random_numbers_are_left_alone():
