@@ -27,8 +27,7 @@ def add_commands(commands) -> None:
     action(run, "run", "run what is missing of sweeps there, pull, verify, tear down; again: continue with that", "+")
     action(pull, "pull", "pull what is there now", "+")
     text = "every job that was started from here, as it was last seen"
-    sub = actions.add_parser("status", help=text, description=text)
-    sub.set_defaults(command=status)
+    actions.add_parser("status", help=text, description=text).set_defaults(command=status)
 
 
 # Torch takes seconds to import, so the machinery is imported by the commands that need it; status needs none.
@@ -49,11 +48,10 @@ def _explained(attempt: Callable, *arguments: object):
 
     try:
         return attempt(*arguments)
-    except BrokenPipeError:
-        raise
     except OSError as error:
-        where = error.filename or "here"
-        raise RemoteError(f"{where}: {error.strerror or error}; the same command continues") from error
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise RemoteError(f"{error.filename or 'here'}: {error.strerror}; the same command continues") from error
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -72,10 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if not (known := job.known()):  # nothing was started
             raise
-        what = {
-            "running": f"The job continues on {job.pod.address}; the same command finds it",
-            "verified": "Every file is local and verified; the same command continues with the teardown",
-        }.get(known["state"], f"The job was last seen {known['state']} there; the same command continues")
+        what = f"The job was last seen {known['state']} there; the same command continues"
+        if known["state"] == "running":
+            what = f"The job continues on {job.pod.address}; the same command finds it"
         print(f"\npgolf: stopped here. {what}", file=sys.stderr)
         return 130
 

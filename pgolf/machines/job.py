@@ -29,7 +29,7 @@ class Look:
     """A job as its machine sees it. kind: none, running, ended, or dead (it neither runs nor ended)."""
 
     kind: str
-    number: int = 0  # of the last attempt
+    number: int = 0  # last attempt
     status: int = 0  # its exit status
     verified: bool = False  # all files of that attempt were verified on the user's machine
     others: tuple[str, ...] = ()  # "JOB STATE" of other jobs that are not verified
@@ -48,7 +48,7 @@ class Job:
     pod_file: Path
     sweeps: tuple[Sweep, ...]
     files: dict[str, str]  # path in the job's folder -> text of the sweep file when it was read
-    words: tuple[str, ...]  # of `pgolf sweep`, after the files
+    words: tuple[str, ...]  # arguments of `pgolf sweep` after the files
     id: str
 
     @property
@@ -173,6 +173,6 @@ def start(job: Job, number: int, say: Say, push: bool = True) -> None:
 def note(job: Job, found: Look) -> None:
     """Write down the state in which the job was seen; of an attempt not known yet, forget what was known of others."""
     if job.known().get("number") != found.number:
-        forget_errors(job.sweeps)  # those of this attempt are pulled
+        forget_errors(job.sweeps)  # this attempt's are pulled
         state.write(job.id, {**job.pod.place, "number": found.number, "started": state.now()})
     job.update(state=found.kind)

@@ -59,7 +59,7 @@ class Pod(BaseModel):
     free_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0  # beyond the estimate for code, data and runs
     python: Annotated[str, Field(pattern=r"^(/[^\r\n\x00]*)?$")] = ""  # has all dependencies; '' = .venv is made there
     setup: str = ""  # shell command, run there in the checkout before the job
-    data: Literal["push", "there"] = "push"  # there: the shards are there, or setup brings them
+    data: Literal["push", "there"] = "push"  # 'there': not pushed, setup brings it or it is there
     pull_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     teardown: str = ""  # shell command, run here once every file is verified
     give_up_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0  # without a connection

@@ -26,7 +26,7 @@ from pgolf.runs.directory import hold_lock
 from pgolf.runs.result import TIME
 from pgolf.sweeps.runner import missing
 
-RESTARTS = 3  # of a job that died, without a run completed since it was started
+RESTARTS = 3  # attempts after deaths without a completed run between them
 LONGEST_WAIT = 30.0  # seconds between rounds in trouble
 LONGEST_ROUND = 60.0  # seconds that a round without a connection takes
 
@@ -105,8 +105,9 @@ class Follower:
         """attempt: number of the attempt to start first; 0 = there is one."""
         self.job, self.say, self.attempt, self.push = job, say, attempt, True
         self.restarts, self.complete = 0, _complete(job)
-        self.wait, self.trouble = job.pod.pull_seconds, ""  # trouble: the problem that was reported last,
-        self.since, self.seconds, self.last = 0.0, 0.0, 0.0  # since when, for how long awake, and its last round
+        # The problem reported last, when it began, how long it lasted without suspensions, and its last round.
+        self.trouble, self.since, self.seconds, self.last = "", 0.0, 0.0, 0.0
+        self.wait = job.pod.pull_seconds
         # Logs that are local already were shown.
         self.shown = {path: path.stat().st_size for path in state.folder(job.id).glob("attempt-*.log")}
         self.held: dict[Path, filelock.BaseFileLock] = {}
@@ -251,8 +252,8 @@ class Follower:
             self.say(f"  {line}")
         if not problems:
             if hasattr(os, "sync"):
-                os.sync()  # to disk: a power cut after the teardown must not lose what is only in memory
-            now, reported = job.ask("verified", str(found.number)), None  # what is wrong there may be over next time
+                os.sync()  # a power cut after the teardown must not lose what is only in memory
+            now, reported = job.ask("verified", str(found.number)), None  # the next command verifies again
             problems += [] if now.verified else [f"attempt {now.number} of the job has begun there"]
             problems += filter(None, [jobs.other_job(job, now)])
         if problems:

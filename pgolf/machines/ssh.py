@@ -25,7 +25,7 @@ def ssh_words(pod: Pod) -> list[str]:
 
 
 def call(pod: Pod, command: str, *words: str, stdin: str = "", timeout: float = 60) -> str:
-    """What a command of job.sh prints on the machine.
+    """Run a command of job.sh on the machine; returns what it prints.
 
     Raises UnreachableError without a connection or without an answer in `timeout` seconds, RemoteError for another
     exit status than 0, with the script's last line.

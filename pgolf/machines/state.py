@@ -1,4 +1,4 @@
-"""What is known locally of remote jobs: runs/.remote/<job>/state.json. Reading it needs neither torch nor a network."""
+"""Local knowledge of remote jobs: runs/.remote/<job>/state.json. Reading it needs neither torch nor a network."""
 
 import json
 import time

@@ -112,7 +112,7 @@ def send(pod: Pod, target: str, cwd: Path, names: list[str], *options: str) -> N
 
 @dataclass
 class Pulled:
-    """What a pull did, by <sweep>/<run>/<file>."""
+    """Files that a pull met, by <sweep>/<run>/<file>."""
 
     changed: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)  # files of which the local copy is better, and why

@@ -21,7 +21,7 @@ import yaml
 
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 ABSENT = [name for name, path in [("sshd", SSHD), *((n, shutil.which(n)) for n in ("ssh", "rsync"))] if not path]
-PYTHON = Path(sys.executable).resolve()  # of no virtual environment
+PYTHON = Path(sys.executable).resolve()  # the virtual environment's base
 CONFIG = """
 ListenAddress 127.0.0.1
 HostKey {folder}/host_key

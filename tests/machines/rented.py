@@ -81,7 +81,7 @@ def make(local, pod, tmp_path, monkeypatch):
 
 
 def finished_run(folder: Path, config) -> None:
-    """What a training of these knobs would leave, but for its log, metrics and environment."""
+    """Write the files of a training of these knobs, except log, metrics and environment."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.model_dump()))
     checkpoint = safetensors.torch.save({"w": torch.full((50_000,), config.matrix_lr)})

@@ -71,9 +71,7 @@ def test_ctrl_c_says_how_things_stand(job, tmp_path, monkeypatch, capsys):
     words = ["run", job.pod_file, tmp_path / "small.yaml"]
     with pytest.raises(KeyboardInterrupt):  # nothing was started
         pgolf_remote(*words)
-    for seen, said in (
-        ("running", "continues on root@nowhere.invalid"), ("died", "was last seen died"), ("verified", "Every file is"),
-    ):  # fmt: skip
+    for seen, said in (("running", "continues on root@nowhere.invalid"), ("died", "was last seen died")):
         job.update(started="then", state=seen)
         assert pgolf_remote(*words) == 130 and said in capsys.readouterr().err
 

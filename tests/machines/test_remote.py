@@ -382,7 +382,7 @@ def test_a_disk_that_runs_full_here(small_disk, make, pod, pulls, said, local):
 
 def test_a_real_sweep_end_to_end(embedded, pod, tmp_path, monkeypatch, said):
     monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
-    monkeypatch.setenv("MATRIX_LR", "0.03")  # of the local environment, which the machine does not have
+    monkeypatch.setenv("MATRIX_LR", "0.03")  # set locally, not on the machine
     base = {"num_layers": 1, "model_dim": 32, "num_heads": 2, "num_kv_heads": 1, "iterations": 4, "cpu_threads": 1}
     base |= {"val_max_tokens": 1024, "roundtrip_val_max_tokens": 1024, "val_batch_size": 1024}
     file = tmp_path / "real sweep.yaml"

@@ -23,7 +23,7 @@ def test_everything_is_local_before_the_teardown(make, pod, pulls, said, tmp_pat
     job = make(teardown=teardown, checked=True)
     assert remote.run(job, said) == 0
     assert_all_local(pod)
-    then = tmp_path / "then"  # as it was when the machine went
+    then = tmp_path / "then"  # copied when the machine went
     assert contents(then / "runs/small").items() >= contents(then / "disk/pgolf/runs/small").items()
     at_teardown = json.loads((then / "state.json").read_text())
     assert at_teardown["verified"] and at_teardown["teardown"].get("status") is None
@@ -32,7 +32,7 @@ def test_everything_is_local_before_the_teardown(make, pod, pulls, said, tmp_pat
     for runs in (directory.RUNS, pod.disk / "pgolf/runs", states):
         assert not list(runs.glob("_canary*"))
 
-    pod.kill()  # as it went
+    pod.kill()
     assert remote.run(job, said) == 0 and "nothing to do" in said[-1]
     assert "verified" in state.report()[0] and "teardown done" in state.report()[0]
     assert not load_runs(directory.RUNS).sweep.str.startswith(".").any()

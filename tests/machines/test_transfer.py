@@ -1,4 +1,4 @@
-"""What a pull may overwrite, what a push takes along, and job.sh on this machine."""
+"""Files that a pull may overwrite and a push takes along, and job.sh on this machine."""
 
 import json
 import os
