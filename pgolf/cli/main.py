@@ -201,19 +201,11 @@ def list_runs(arguments: argparse.Namespace) -> int:
 
 def import_log(arguments: argparse.Namespace) -> int:
     from pgolf.analysis import records
+    from pgolf.reports import text
     from pgolf.runs import directory
 
     imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or directory.RUNS)
-    names = [f"{run.run_dir.parent.name}/{run.run_dir.name}" for run in imported]
-    for run, name in zip(imported, names, strict=True):
-        bpb = "no final score" if run.bpb is None else f"{run.bpb:.8f} bpb"
-        size = "size unknown" if run.total_bytes is None else f"{run.total_bytes:,} bytes"
-        again = "  was imported before" if run.again else ""
-        print(f"{name:{max(map(len, names))}}  {run.status:10}  {bpb:14}  {size:>16}{again}")
-        for remark in run.remarks:
-            print(f"    {remark}")
-    for remark in remarks:
-        print(remark)
+    print("\n".join([*text.imports(imported), *remarks]))
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from pgolf.machines import worker
 from pgolf.runs import directory
 from pgolf.sweeps.jobs import Job, say
-from pgolf.sweeps.pool import Pool, WorkerLost
+from pgolf.sweeps.pool import WorkerLost
 from pgolf.sweeps.runner import datasets
 from pgolf.sweeps.sweep_file import Sweep, SweepError
 
@@ -45,8 +45,8 @@ class Worker:
 
 
 @dataclass(eq=False)
-class ClusterPool(Pool):
-    """A scheduler's workers: accepted, being checked, or refused."""
+class ClusterPool:
+    """A scheduler's workers: accepted, being checked, or refused. Methods as in sweeps.pool.LocalPool."""
 
     client: object
     canary: str

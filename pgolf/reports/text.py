@@ -1,14 +1,13 @@
-"""Tables for a terminal: all runs, and the bytes of an artifact."""
+"""Tables for a terminal: runs, imported logs, and the bytes of an artifact."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pgolf_core.artifact.format import ACCOUNT, PARTS
-
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pgolf_core.artifact.format import Unpacked
+    from pgolf.analysis.records import Imported
+    from pgolf_core.artifact.container import Unpacked
 
 
 def runs(table: "pd.DataFrame") -> str:
@@ -27,8 +26,24 @@ def runs(table: "pd.DataFrame") -> str:
     return "\n".join(_lines([("sweep", "run", "status", "bpb", "bytes", "cap", "seconds", ""), *rows], "<<<>>>><"))
 
 
+def imports(imported: "list[Imported]") -> list[str]:
+    """A line per imported log, and below it its remarks."""
+    rows = []
+    for run in imported:
+        bpb = "no final score" if run.bpb is None else f"{run.bpb:.8f} bpb"
+        size = "size unknown" if run.total_bytes is None else f"{run.total_bytes:,} bytes"
+        name = f"{run.run_dir.parent.name}/{run.run_dir.name}"
+        rows.append((name, run.status, bpb, size, "was imported before" if run.again else ""))
+    lines = _lines(rows, "<<<><")
+    return [
+        line for run, row in zip(imported, lines, strict=True) for line in (row, *(f"    {r}" for r in run.remarks))
+    ]
+
+
 def artifact(unpacked: "Unpacked") -> str:
     """Every byte of a file as text: by part, then by tensor if the codec stores tensors apart."""
+    from pgolf_core.artifact.format import ACCOUNT, PARTS  # with torch, which the other tables do not need
+
     total = sum(unpacked.parts.values())
     versions = ", ".join(f"{package} {version}" for package, version in unpacked.libraries.items())
     lines = [f"artifact version {unpacked.version}, {len(unpacked.arrays)} arrays; whole, checksums right"]
@@ -57,6 +72,6 @@ def artifact(unpacked: "Unpacked") -> str:
 def _lines(rows: Iterable[Iterable[str]], align: str) -> list[str]:
     """Rows as lines with padded columns. align: < or > per column."""
     rows = [list(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] or [0] * len(align)
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
     return [form.format(*row).rstrip() for row in rows]

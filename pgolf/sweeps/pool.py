@@ -1,4 +1,4 @@
-"""Workers that execute jobs, one each at a time: the loop over any pool, and the pool of processes on this machine."""
+"""The loop that runs jobs on a pool of workers, one each at a time; the pool of processes on this machine."""
 
 import os
 import subprocess
@@ -23,27 +23,11 @@ class WorkerLost(Exception):
     """The worker that ran a job is gone; the message names it. Another may run the job."""
 
 
-class Pool:
-    """Workers that execute one job each at a time; subclasses say how."""
+def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
+    """Execute all jobs. A job whose worker is lost is the next to start; however this ends, no process goes on.
 
-    def refresh(self) -> None:
-        """Notice workers that came or went."""
-
-    def start(self, job: Job) -> bool:
-        """Start a job on a free worker; False if there is none. Raises OSError."""
-        raise NotImplementedError
-
-    def poll(self, job: Job) -> int | None:
-        """Exit status of a started job's process; None while it runs. Raises WorkerLost."""
-        raise NotImplementedError
-
-    def stop(self, job: Job) -> None:
-        """End a started job's process."""
-        raise NotImplementedError
-
-
-def run_jobs(pool: Pool, jobs: list[Job], bar: tqdm) -> list[Failure]:
-    """Execute all jobs. A job whose worker is lost is the next to start; however this ends, no process goes on."""
+    pool: any object with the methods of LocalPool.
+    """
     waiting, active, failures, lost = list(jobs), {}, [], Counter()  # active: job -> when it started
     done = bar.n
     try:
@@ -80,26 +64,32 @@ def run_jobs(pool: Pool, jobs: list[Job], bar: tqdm) -> list[Failure]:
     return failures
 
 
-class LocalPool(Pool):
+class LocalPool:
     """One worker process per environment, which is added to that of this process."""
 
     def __init__(self, environments: list[dict[str, str]]):
         self.free = list(environments)
         self.started: dict[Job, tuple[subprocess.Popen, dict[str, str]]] = {}
 
+    def refresh(self) -> None:
+        """Notice workers that came or went: here none do."""
+
     def start(self, job: Job) -> bool:
+        """Start a job on a free worker; False if there is none. Raises OSError."""
         if not self.free:
             return False
         self.started[job] = start(job, self.free[0]), self.free.pop(0)
         return True
 
     def poll(self, job: Job) -> int | None:
+        """Exit status of a started job's process; None while it runs. Raises WorkerLost."""
         process, environment = self.started[job]
         if process.poll() is not None:
             self.free.append(environment)
         return process.returncode
 
     def stop(self, job: Job) -> None:
+        """End a started job's process."""
         kill_family(self.started[job][0].pid)
 
 

@@ -11,14 +11,14 @@ from pgolf.runs.directory import check_config, hold_lock
 from pgolf.runs.result import RunError, read_json, read_result, stored_result
 from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
-from pgolf.sweeps.pool import LocalPool, Pool, run_jobs, worker_environments
+from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments
 from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, load_sweep
 from pgolf.training.forecast import check
 from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.files import atomic_write
 
-OpenPool = Callable[[Sweep], AbstractContextManager[Pool]]
+OpenPool = Callable[[Sweep], AbstractContextManager]
 
 
 # From the sweep to its jobs

@@ -37,12 +37,9 @@ from pgolf_core.config import ROOT, ConfigError, RunConfig, did_you_mean
 NOTEBOOKS = ROOT / "notebooks"
 KEYS = ("name", "question", "track", "control", "nproc", "base", "runs", "grid", "seeds", "repeats", "stages")
 SHAPES = {
-    "base": (dict, "a mapping of knobs"),
-    "runs": (dict, "a mapping of run names"),
-    "grid": (dict, "a mapping from knobs to lists"),
-    "seeds": (list, "a list"),
-    "stages": (list, "a list"),
-}
+    "base": (dict, "a mapping of knobs"), "runs": (dict, "a mapping of run names"),
+    "grid": (dict, "a mapping from knobs to lists"), "seeds": (list, "a list"), "stages": (list, "a list"),
+}  # fmt: skip
 SCALES = ("nano",)  # a sweep can be shrunk to these
 GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; stages get `source` too
 NEEDED_BY_STAGES = ("final_roundtrip_eval", "save_raw_checkpoint")
@@ -242,14 +239,11 @@ def _stages(entries: list, problems: list[str]) -> tuple[dict, tuple[Stage, ...]
     """Parameters of train.ipynb, and the stages after it."""
     stages = []
     for entry in entries:
-        match entry:
-            case str():
-                stages.append(Stage(entry, {}))
-            case dict() if len(entry) == 1 and isinstance(next(iter(entry.values())), dict | None):
-                [(name, parameters)] = entry.items()
-                stages.append(Stage(name, dict(parameters or {})))
-            case _:
-                problems.append(f"stages: expected a notebook's name, or name: {{parameter: value}}, found {entry!r}")
+        named = {entry: None} if isinstance(entry, str) else entry
+        if isinstance(named, dict) and len(named) == 1 and isinstance(next(iter(named.values())), dict | None):
+            stages += [Stage(name, dict(parameters or {})) for name, parameters in named.items()]
+        else:
+            problems.append(f"stages: expected a notebook's name, or name: {{parameter: value}}, found {entry!r}")
     if not stages or stages[0].notebook != "train":
         stages.insert(0, Stage("train", {}))
     _check_stage(stages[0], [*GIVEN], problems)
@@ -287,11 +281,10 @@ def parameter_names(notebook: str | Path) -> list[str]:
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     sources = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    names = []
+    assigned = []
     for statement in ast.parse(sources[0] if sources else "").body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
+        assigned += statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return [target.id for target in assigned if isinstance(target, ast.Name)]
 
 
 def _no_such(what: str, name: str, known: Collection[str]) -> str:

@@ -1,13 +1,15 @@
 """The command line: help, refusals of one clear message, and a table that hides no run."""
 
+import errno
 import json
+import re
 
 import pytest
 import torch
 import yaml
 
 from pgolf.cli import main
-from pgolf.runs import directory
+from pgolf.runs import directory, table
 from pgolf.runs.directory import run_directories, run_name, write_failure
 from pgolf.runs.result import Result, read_result, write_result
 from pgolf_core.config import RunConfig
@@ -40,6 +42,34 @@ def test_alone_it_prints_help(capfd):
     assert status == 0 and err == ""
     for command in ("demo", "sweep", "train", "runs", "report", "artifact", "data"):
         assert f"    {command} " in out
+
+
+def test_it_says_its_version(capfd):
+    status, out, _ = pgolf(capfd, "--version")
+    assert status == 0 and re.fullmatch(r"pgolf \d+\.\d+\.\d+\n", out)
+
+
+@pytest.mark.parametrize("command", [("sweep", __file__), ("demo",), ("worker", "tcp://box:8786")])
+def test_the_former_name_of_workers_is_answered_with_the_new_one(capfd, command):
+    assert pgolf(capfd, *command, "--slots", 2) == (2, "", "pgolf: --slots is now --workers: use --workers 2\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/full/config.json"),
+            "/full/config.json: No space left on device",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), "[Errno 13] Permission denied"),
+    ],
+)
+def test_a_full_or_closed_disk_ends_with_one_line(capfd, monkeypatch, error, says):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(table, "load_runs", fail)
+    assert pgolf(capfd, "runs") == (2, "", f"pgolf: {says}\n")
 
 
 def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pgolf.runs import directory
 from pgolf.sweeps import pool
-from pgolf.sweeps.pool import Pool, WorkerLost, run_jobs, worker_environments
+from pgolf.sweeps.pool import LocalPool, WorkerLost, run_jobs, worker_environments
 from pgolf.sweeps.runner import plan
 from pgolf.sweeps.sweep_file import SweepError, load_sweep
 from pgolf_core.config import RunConfig
@@ -44,7 +44,7 @@ def test_each_worker_sees_as_many_gpus_as_a_run_trains_on(monkeypatch):
     assert gpus([RunConfig()], 3) == ["3", "5", "3"]
 
 
-class Fake(Pool):
+class Fake(LocalPool):
     """Jobs named lost lose their worker, full find a full disk, others end at once."""
 
     def __init__(self):
