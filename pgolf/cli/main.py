@@ -46,7 +46,8 @@ def main(words: list[str] | None = None) -> int:
 
 class _Version(argparse.Action):
     def __call__(self, parser, *_):
-        parser.exit(0, f"pgolf {metadata.version('pgolf')}\n")
+        print("pgolf", metadata.version("pgolf"))
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:

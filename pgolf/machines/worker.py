@@ -21,10 +21,10 @@ from pathlib import Path
 import filelock
 import psutil
 
+from pgolf.machines.local_runs import is_complete
 from pgolf.processes import kill_family, visible_gpus
-from pgolf.runs import directory, integrity
+from pgolf.runs import directory
 from pgolf.runs.code import code_digest
-from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps import kernel_process
 from pgolf_core.config import ROOT
 
@@ -135,14 +135,6 @@ def _execute(job: dict, run_dir: Path, is_wanted: Callable[[], bool], has_nanny:
         if process.returncode is None:
             kill_family(process.pid)
             process.wait()
-
-
-def is_complete(run_dir: Path) -> bool:
-    """True if a run's directory holds a result and every file it names, undamaged."""
-    with suppress(RunError, OSError):
-        result = read_result(run_dir)
-        return result is not None and not integrity.damage(run_dir, vars(result))
-    return False
 
 
 def environment(has_nanny: bool) -> dict[str, str]:

@@ -35,7 +35,6 @@ TINY = dict(
     cpu_threads=1,
 )  # fmt: skip
 LONG = TINY | dict(iterations=40, resume_every_seconds=0.1)
-needs_sigint = pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send Ctrl-C to one other alone")
 
 
 @pytest.fixture
@@ -73,9 +72,8 @@ class Machines:
         """A worker, or its nanny; two threads, which must not run two notebooks at a time."""
         words = ["worker", "--scheduler-file", self.file, "--nthreads", "2", "--nworkers", "1", "--no-dashboard"]
         words += ["--memory-limit", "0", "--host", "127.0.0.1", "--local-directory", str(self.folder)]
-        self.workers.append(
-            self.dask([*words, "--nanny" if nanny else "--no-nanny"], PGOLF_RUNS=str(runs_root), **environment)
-        )
+        words += ["--nanny" if nanny else "--no-nanny"]
+        self.workers.append(self.dask(words, PGOLF_RUNS=str(runs_root), **environment))
         return self.workers[-1]
 
     def wait(self, count):
@@ -223,46 +221,60 @@ CLIENT = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_ha
 CLIENT += "from pgolf.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
-def pgolf(*words, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, *words],
-        env=os.environ | {"PGOLF_RUNS": str(directory.RUNS)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.slow
-@needs_sigint
-def test_notebooks_end_with_their_sweep(embedded, folder, machines):
-    """Killed, or stopped by Ctrl-C; the worker stays, and does the next one's."""
-    process = machines.add(directory.RUNS)
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send Ctrl-C to one other alone")
+def test_notebooks_end_with_their_sweep_and_workers_with_their_command(embedded, folder, machines):
+    """A sweep killed, or stopped by Ctrl-C: the workers stay and do the next one's, until Ctrl-C to `pgolf worker`."""
+
+    def pgolf(*words):
+        return subprocess.Popen(
+            [sys.executable, "-c", CLIENT, *words],
+            env=os.environ | {"PGOLF_RUNS": str(directory.RUNS), "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    command = pgolf("worker", machines.file, "--workers", "2")
+    machines.wait(2)
     path = write_sweep(folder, {"runs": {"a": LONG | {"iterations": 2000}}})
     resume = directory.RUNS / "s" / "a" / "resume.pt"
     for end in (signal.SIGKILL, signal.SIGINT):
         resume.unlink(missing_ok=True)
         client = pgolf("sweep", str(path), "--cluster", machines.file)
         wait_for(lambda: resume.exists() or client.poll() is not None)  # noqa: B023
-        children = notebooks_of(process)
+        children = notebooks_of(command)
         assert len(children) == 2, client.communicate() if client.poll() is not None else children
         client.send_signal(end)
         out, err = client.communicate(timeout=30)
         assert "Traceback" not in out + err
         assert psutil.wait_procs(children, timeout=10)[1] == []
     assert client.returncode == 130 and "goes on where this one was" in err
-    assert process.poll() is None
+    family = psutil.Process(command.pid).children(recursive=True)
+    command.send_signal(signal.SIGINT)
+    out, _ = command.communicate(timeout=30)
+    assert command.returncode == 130 and "2 at a time: on the CPU" in out
+    assert family and psutil.wait_procs(family, timeout=5)[1] == []
 
 
 # Refusals
 
 
-def test_without_dask_it_says_what_to_install(embedded, folder, monkeypatch, capsys):
-    path = write_sweep(folder, {"runs": {"a": {}}})
+def test_without_dask_or_a_scheduler_it_says_what_is_missing(embedded, folder, monkeypatch, capsys):
+    pytest.importorskip("distributed", reason='no Dask: pip install -e ".[cluster]"')
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    words = ["sweep", str(write_sweep(folder, {"runs": {"a": {}}})), "--cluster"]
+
+    def refusal(*more):
+        assert main([*words, *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "tcp://127.0.0.1:1: no scheduler answers there" in refusal("tcp://127.0.0.1:1")
+    assert "nowhere.json: no such scheduler file, nor an address like tcp://host:8786" in refusal("nowhere.json")
+    assert "one notebook per worker that joined it" in refusal("tcp://127.0.0.1:1", "--workers", "2")
     monkeypatch.setitem(sys.modules, "distributed", None)
-    assert main(["sweep", str(path), "--cluster", "tcp://127.0.0.1:1"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert 'pip install -c constraints.txt -e ".[cluster]"' in line
+    assert 'pip install -c constraints.txt -e ".[cluster]"' in refusal("tcp://127.0.0.1:1")
     assert not list(directory.RUNS.glob(".canary*"))
 
 
@@ -270,21 +282,6 @@ def test_dask_is_imported_only_where_a_cluster_is_asked_for():
     code = "import sys, pgolf.cli.main, pgolf.sweeps.runner; print({'dask', 'distributed'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stderr
-
-
-def test_where_nothing_answers_it_says_so(embedded, folder, monkeypatch, capsys):
-    pytest.importorskip("distributed", reason='no Dask: pip install -e ".[cluster]"')
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    path = write_sweep(folder, {"runs": {"a": {}}})
-    for address, words in {
-        "tcp://127.0.0.1:1": "no scheduler answers there",
-        "nowhere.json": "no such scheduler file, nor an address like tcp://host:8786",
-    }.items():
-        assert main(["sweep", str(path), "--cluster", address]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert address in line and words in line
-    assert main(["sweep", str(path), "--cluster", "tcp://127.0.0.1:1", "--workers", "2"]) == 2
-    assert "one notebook per worker that joined it" in capsys.readouterr().err
 
 
 FIT = dict(python="3.12", torch="2.13.0", code="c", started_with="s", sees_runs=True, runs="/there/runs", gpus=0)
@@ -367,15 +364,3 @@ def test_a_worker_command_has_one_worker_per_group_of_gpus(monkeypatch):
         cli_cluster._environments(2, 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert cli_cluster._environments(2, 3) == [{}, {}, {}]
-
-
-@pytest.mark.slow
-@needs_sigint
-def test_a_worker_command_starts_workers_and_ends_them(folder, machines):
-    process = pgolf("worker", machines.file, "--workers", "2", CUDA_VISIBLE_DEVICES="")
-    machines.wait(2)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
-    assert process.returncode == 130 and "2 at a time: on the CPU" in out
-    assert psutil.wait_procs(family, timeout=5)[1] == []
