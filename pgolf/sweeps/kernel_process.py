@@ -1,16 +1,16 @@
-"""Processes that execute notebooks: one per run of a sweep, `python -m pgolf.sweeps.kernel_process job.json`, and one
-kernel for many report pages.
+"""A process that executes notebooks: one of a sweep, `python -m pgolf.sweeps.kernel_process job.json`, or report pages.
 
 papermill's working directory is process-wide, so every notebook of a sweep gets a process of its own. This module
 imports neither torch nor pandas: the kernel does, and loading them twice would add 2.5 s per run.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,7 @@ from pgolf.processes import SWEEP_PID, end_with_sweep, kill_family
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
 
-HISTORY = "--HistoryManager.hist_file=:memory:"  # two kernels would wait for each other's file
+COMMAND = [sys.executable, "-m", "pgolf.sweeps.kernel_process"]
 
 
 def start(
@@ -36,7 +36,7 @@ def start(
     own = {SWEEP_PID: str(os.getpid()), "PGOLF_RUNS": str(runs_root.resolve()), "PGOLF_ROOT": str(ROOT.resolve())}
     with open(run_dir / "kernel.log", "wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pgolf.sweeps.kernel_process", str(job_file.resolve())],
+            [*COMMAND, str(job_file.resolve())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -60,11 +60,10 @@ def own_kernels() -> type:
     return OwnKernel
 
 
-def execute(job: dict, cwd: str | None = None, **kernel) -> str | None:
+def execute(job: dict, **kernel) -> str | None:
     """Execute job's notebook with its parameters into job's output. Returns why it failed, in one line, or None.
 
-    cwd: folder that this process, and so the kernel it starts, changes to. kernel: `km`, the manager of a kernel that
-    stays, or `kernel_manager_class` for one that ends with the notebook.
+    kernel: `km`, a manager whose kernel stays, or `kernel_manager_class` for one that ends with the notebook.
     """
     # Imported here: kernels import this module for end_with_sweep and need neither.
     import papermill
@@ -78,7 +77,7 @@ def execute(job: dict, cwd: str | None = None, **kernel) -> str | None:
             kernel_name="python3",
             **kernel,
             progress_bar=False,
-            cwd=cwd,
+            cwd=str(Path(job["notebook"]).parent),
         )
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {' '.join(error.evalue.split())}"
@@ -90,64 +89,93 @@ def execute(job: dict, cwd: str | None = None, **kernel) -> str | None:
 class KernelProcess:
     """Executes notebooks one after another in one kernel, whose namespace is emptied before each.
 
-    Starting a kernel takes longer than most report pages. Not for training: what one run leaves behind in its process
-    must not reach the next.
+    Starting the process, papermill and a kernel takes longer than most report pages. Not for training: what one run
+    leaves behind in its process must not reach the next.
     """
 
     def __enter__(self) -> Self:
-        self._kernel = None
-        self._thread = ThreadPoolExecutor(1)  # the kernel's channels belong to the event loop of one thread
+        self._start()
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
-        if kind and self._kernel:
-            kill_family(self._kernel.provisioner.pid)
-        self._thread.submit(self._end).result()
-        self._thread.shutdown()
+        if kind:
+            kill_family(self._process.pid)
+        self._end()
+
+    def _start(self) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
+        self._process = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | {SWEEP_PID: str(os.getpid())},
+        )
+
+    def _end(self) -> str:
+        """Wait until the process ends. Returns the last line it wrote to stderr."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        status = self._process.wait()
+        with self._stderr as stderr:
+            stderr.seek(0)
+            lines = stderr.read().decode("utf-8", "replace").split("\n")
+        return ([line.strip() for line in lines if line.strip()] or [f"exit status {status}"])[-1]
 
     def run(self, notebook: Path, output: Path, parameters: dict) -> str | None:
         """Execute a notebook and wait for it. Returns why it failed, in one line, or None."""
         job = {"notebook": str(notebook), "output": str(output), "parameters": parameters}
-        return self._thread.submit(self._run, job).result()
+        try:
+            print(json.dumps(job), file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        except OSError:
+            answer = ""
+        if answer:
+            return json.loads(answer)
+        reason = self._end()
+        self._start()
+        return reason
 
-    def _run(self, job: dict) -> str | None:
-        from jupyter_core.utils import run_sync
 
-        if self._kernel and not run_sync(self._kernel.is_alive)():
-            self._end()
-        if not self._kernel:
-            self._kernel = own_kernels()(kernel_name="python3")
-            run_sync(self._kernel.start_kernel)(
-                cwd=str(Path(job["notebook"]).parent),
-                env=os.environ | {SWEEP_PID: str(os.getpid())},  # it ends with this process
-                extra_arguments=[HISTORY],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        run_sync(self._empty)()
-        return execute(job, km=self._kernel)
+def _serve() -> None:
+    """Execute jobs from stdin, one per line; answer each with a line of JSON on stdout."""
+    from jupyter_core.utils import run_sync
 
-    async def _empty(self) -> None:
-        client = self._kernel.client()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a kernel prints goes to stderr
+    kernel = None
+
+    async def empty() -> None:
+        client = kernel.client()
         client.start_channels()
         await client.wait_for_ready()
-        code = "from pgolf.processes import end_with_sweep; end_with_sweep()\n%reset -f"
-        await client.execute_interactive(code, silent=True)
+        await client.execute_interactive("%reset -f", silent=True)
         client.stop_channels()
 
-    def _end(self) -> None:
-        from jupyter_core.utils import run_sync
-
-        if self._kernel:
-            run_sync(self._kernel.shutdown_kernel)(now=True)
-            self._kernel = None
+    for line in sys.stdin:
+        if kernel and not run_sync(kernel.is_alive)():
+            run_sync(kernel.cleanup_resources)()  # its connection file
+            kernel = None
+        if kernel:
+            run_sync(empty)()
+        else:
+            kernel = own_kernels()(kernel_name="python3")
+        print(json.dumps(execute(json.loads(line), km=kernel)), file=answers, flush=True)
+    if kernel:
+        run_sync(kernel.shutdown_kernel)(now=True)
 
 
 def main() -> int:
     end_with_sweep()
     os.environ[SWEEP_PID] = str(os.getpid())  # the kernel ends with this process
+    if not sys.argv[1:]:
+        _serve()
+        return 0
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    reason = execute(job, str(Path(job["notebook"]).parent), kernel_manager_class=own_kernels())
+    reason = execute(job, kernel_manager_class=own_kernels())
     if reason:
         print(reason, file=sys.stderr)
     return 1 if reason else 0

@@ -37,6 +37,7 @@ def test_one_after_another(write, tmp_path):
         assert "the kernel died" in process.run(*write(KILLED.format("os.getpid()")))
         assert process.run(*write("print(greeting)")) is None
         assert said(executed) == "hello\n"
+        assert process.run(*write(KILLED.format("os.getppid()"))) is not None  # the process itself
         assert process.run(*write("import os; print(os.getpid())")) is None
         kernel = psutil.Process(int(said(executed)))
     assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE

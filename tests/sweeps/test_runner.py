@@ -90,6 +90,12 @@ def test_grid_and_seeds_name_their_runs(sweeps):
     assert list(load_sweep(sweeps(content), seeds=[6]).runs) == [name + "-s6" for name in names]
 
 
+def test_names_are_as_written_or_made_fit_for_folders(sweeps):
+    sweep = load_sweep(sweeps({"track": "nano", "grid": {"quantizer": ["step:0.2", "step:0.4"]}}))
+    assert list(sweep.runs) == ["quantizerstep-0.2", "quantizerstep-0.4"]
+    assert list(load_sweep(sweeps("track: nano\nruns: {010: {seed: 3}, on: {}}")).runs) == ["010", "on"]
+
+
 def test_repeats_have_equal_knobs(sweeps):
     sweep = load_sweep(
         sweeps({"track": "nano", "control": "base", "repeats": 2, "seeds": [1337, 2], "runs": {"base": {}}})
@@ -141,6 +147,7 @@ def test_at_nano_scale_factors_stay_and_shapes_shrink(sweeps):
         ({"runs": {"a": {"seed": 1}, "A": {"seed": 2}}}, ["name A: used twice (as a)"]),
         ({"runs": {"sensitivity": {}}, "stages": ["sensitivity"]}, ["name sensitivity: used twice"]),
         ("runs:\n  a: {seed: 1}\n  a: {seed: 2}\n", ["line 3: a is there twice"]),
+        ("runs:\n  ? [a, b]\n  : {}\n", ["line 2: a key must be text"]),
         ("runs: [", ["s.yaml"]),
         ("just words", ["a sweep is a mapping"]),
         ({"runs": {"a": {}, "b": {}, "c": {"seed": 1338}}}, ["runs a and b have the same knobs"]),
