@@ -1,8 +1,8 @@
-"""Seconds of a fast and a thorough audit of a folder as large as a published one with one train shard, made up here.
+"""Time a fast and a thorough audit of a made-up folder of the size of a published one with one train shard.
 
     python benchmarks/bench_audit.py [--val-tokens 62022133] [--train-tokens 100000000] [--rounds 3]
 
-Its documents are those of the embedded corpus, with a number before each so that none repeats; 1 GB of disk in all.
+Its documents are those of the embedded corpus, each with a number in front so that none repeats. Needs 1 GB of disk.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pgolf_core.shards import read_shard, write_shard
 
 
 def fill(path: Path, documents: list[np.ndarray], tokens: int, number: int) -> int:
-    """A shard of so many tokens; returns the number of the next document."""
+    """Write a shard of so many tokens; returns the number of the next document."""
     parts, left = [], tokens
     while left > 0:
         digits = [300 + int(digit) for digit in str(number)]

@@ -1,10 +1,10 @@
-"""Tokenising a file of documents: throughput beside bare SentencePiece, and the peak memory of all processes.
+"""Tokenise a file of documents: throughput relative to bare SentencePiece, and peak memory of all processes.
 
     python benchmarks/bench_tokenize.py [--megabytes 200] [--workers 2] [--rounds 3] [--tokenizer FILE] [--train]
 
-The bars are 0.8 of SentencePiece with as many threads (encode() of lists of 1024 texts in memory, its tokens dropped)
-and 1 GB. Both sides take turns in processes of their own. Ours goes from the .jsonl to the finished folder; starting
-Python and importing is left out of both times. --train measures making a tokenizer of the same text as well.
+The bars are 0.8 of SentencePiece with as many threads (encode() of lists of 1024 texts in memory, tokens discarded) and
+1 GB. The two take turns in processes of their own. pgolf is timed from the .jsonl to the finished folder; both times
+exclude the start of Python and imports. --train also trains tokenizers on the same text.
 """
 
 import argparse
@@ -35,10 +35,8 @@ import sys, time
 from pgolf.data import documents, prepare
 path, tokenizer, workers, out = sys.argv[1:]
 start = time.perf_counter()
-prepare.build(
-    documents.open_source(path), out, tokenizer_path=tokenizer, val_documents=200, keep_overlap=True,
-    workers=int(workers),
-)
+request = prepare.BuildRequest(tokenizer_path=tokenizer, val_documents=200, keep_overlap=True)
+prepare.build(documents.open_source(path), out, request, workers=int(workers))
 print(time.perf_counter() - start)
 """
 TRAIN = """
@@ -54,7 +52,7 @@ print(time.perf_counter() - start)
 
 
 def write_documents(path: Path, size: int) -> int:
-    """A .jsonl of the embedded corpus's documents, again and again, no two alike; UTF-8 bytes of their text."""
+    """Write a .jsonl of the embedded corpus's documents, repeated with numbers; returns the bytes of their text."""
     from pgolf.data import embedded_corpus
 
     texts, written, copy = [document.text for document in embedded_corpus.embedded_documents()], 0, 0
@@ -71,7 +69,7 @@ def write_documents(path: Path, size: int) -> int:
 
 
 def measure(program: str, *arguments: object) -> tuple[float, int]:
-    """Seconds that the program prints last, and the most bytes that it and its children held at a time."""
+    """Seconds that the program prints last, and the peak resident bytes of it and its children."""
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, encoding="utf-8"
     )
@@ -115,7 +113,7 @@ def main() -> None:
         print(f"peak memory {max(peaks) / 1e6:.0f} MB of all processes (bar: 1000)")
         for kind, vocab_size in (("bpe", 1024), ("bpe", 8192)) if options.train else ():
             seconds, peak = measure(TRAIN, path, kind, vocab_size, Path(folder) / f"{kind}{vocab_size}")
-            print(f"making {kind} {vocab_size} of it: {seconds:.0f} s, {peak / 1e6:.0f} MB", flush=True)
+            print(f"training {kind} {vocab_size}: {seconds:.0f} s, {peak / 1e6:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Where documents come from: .jsonl, .txt, .md and .parquet files, folders of them, or memory.
+"""Sources of documents: .jsonl, .txt, .md and .parquet files, folders of them, or texts in memory.
 
-A source is read in blocks of raw documents, and again from the position after any of them: skipping 40 GB of a .jsonl
-costs nothing. Whoever gets a block parses it, so that this can be done elsewhere than where the source is read.
+A source is read in blocks of raw documents, from its start or from the position after any block: skipping 40 GB of a
+.jsonl costs nothing. Blocks are parsed by their reader, so that several threads can share that work.
 """
 
 import gzip
@@ -22,26 +22,26 @@ from pgolf_core.files import DataError
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".md", ".parquet")
 PLAIN = (".txt", ".md")
 SPLITS = ("auto", "file", "blank", "line")
-BLOCK_BYTES = 1 << 19  # at least, where a source has as many: small enough to wait for, large enough to hand around
-BLOCK_ROWS = 256  # of .parquet, and of texts in memory
+BLOCK_BYTES = 1 << 19  # smallest block, unless the source ends
+BLOCK_ROWS = 256  # rows of .parquet, or texts in memory, per block
 
-Position = tuple[int, int, int]  # file, offset in it (bytes, unpacked ones of .gz; rows of .parquet), lines before that
+Position = tuple[int, int, int]  # file; offset in it: unpacked bytes, or rows of .parquet; lines before it
 START = (0, 0, 0)
-BLANK = re.compile(rb".*\n[ \t\r\f\v]*\n", re.DOTALL)  # up to the last blank line
+BLANK = re.compile(rb".*\n[ \t\r\f\v]*\n", re.DOTALL)  # everything up to the last blank line
 
 
 class Block(NamedTuple):
-    """Some documents, as they lie in the source."""
+    """Raw documents of a source."""
 
     raw: bytes | Sequence
     parse: Callable[[bytes | Sequence, Position], list[str]]
     begin: Position
     end: Position
     size: int  # bytes in memory
-    done: int  # bytes of the source, as Source.size counts them, up to the end of this block
+    done: int  # bytes of the source up to the end of this block, as Source.size counts them
 
     def texts(self) -> list[str]:
-        """The documents. DataError naming file and line where they are none."""
+        """The documents. DataError naming the file and line of a malformed one."""
         return self.parse(self.raw, self.begin)
 
 
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 class Files:
     """Files of documents, in order."""
 
-    root: Path  # a file, or the folder that holds all of them
+    root: Path  # the file, or the folder that holds all of them
     paths: tuple[Path, ...]
     field: str
     split: str
@@ -59,7 +59,7 @@ class Files:
         return sum(path.stat().st_size for path in self.paths)
 
     def about(self) -> dict:
-        """What tells this source from another: its options, and a digest of names, sizes and each file's first MB."""
+        """Identity of the source: its options, and a digest of names, sizes and the first MB of each file."""
         digest = hashlib.sha256()
         for path in self.paths:
             with open(path, "rb") as f:
@@ -70,7 +70,7 @@ class Files:
         return about | ({} if all(plain) else {"field": self.field}) | ({"split": self.split} if any(plain) else {})
 
     def modified(self) -> int:
-        """When a file last changed, in ns: an edit in the middle of one shows here only."""
+        """Last modification of a file in ns, which also shows an edit that `about` misses."""
         return max(path.stat().st_mtime_ns for path in self.paths)
 
     def blocks(self, begin: Position = START) -> Iterator[Block]:
@@ -97,7 +97,7 @@ class Texts:
 
     def __init__(self, texts: Sequence[str], name: str):
         self.documents, self.name = texts, name
-        self.size = sum(map(len, texts))  # characters, which is near enough for a bar
+        self.size = sum(map(len, texts))  # characters, close enough for a progress bar
 
     def about(self) -> dict:
         digest = hashlib.sha256(json.dumps(list(self.documents)).encode())
@@ -119,18 +119,18 @@ Source = Files | Texts
 
 
 def open_source(path: str | Path, field: str = "text", split: str = "auto") -> Files:
-    """The documents of a file, or of all files below a folder in the order of their names, hidden ones left out.
+    """Documents of a file, or of all files below a folder in the order of their names, without hidden ones.
 
-    A row of .jsonl or .parquet holds a document in its field. split says what a document of .txt and .md is: 'file',
-    what 'blank' lines separate, or a 'line'; 'auto' is blank for a single file and file for a folder of them. These
-    have no empty documents, and their line ends are '\\n' whatever they were. Raises DataError.
+    field: field of a .jsonl or .parquet row that holds the text. split: a document of .txt or .md is a whole 'file',
+    text between 'blank' lines, or a 'line'; 'auto' is blank for a single file and file in a folder. These have no empty
+    documents, and \\n as line end. Raises DataError.
     """
     path = Path(path)
     if split not in SPLITS:
         raise DataError(f"split={split}: choose one of {', '.join(SPLITS)}")
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; documents come from {', '.join(SUFFIXES)} or a folder of them"
+            f"{path}: no such file or folder; documents come from {', '.join(SUFFIXES)}, or a folder of them"
         )
     if path.is_dir():
         names = sorted(_name(below, path) for below in path.rglob("*") if _is(below, *SUFFIXES) and below.is_file())
@@ -144,7 +144,7 @@ def open_source(path: str | Path, field: str = "text", split: str = "auto") -> F
     split = ("file" if path.is_dir() else "blank") if split == "auto" else split
     files = Files(path, paths, field, split)
     if not files.size:
-        raise DataError(f"{path}: empty; a document at least is needed")
+        raise DataError(f"{path}: empty; at least one document is needed")
     return files
 
 
@@ -159,32 +159,27 @@ def _is(path: Path, *suffixes: str) -> bool:
 
 
 def _name(path: Path, root: Path) -> str:
-    """As it stands below the root: the same on every system."""
+    """Path below the root, equal on every system."""
     return path.relative_to(root).as_posix()
 
 
 # Files of lines
 
 
-def _last_line(raw: bytes) -> int:
-    return raw.rfind(b"\n") + 1
-
-
-def _last_blank(raw: bytes) -> int:
-    found = BLANK.match(raw)
-    return found.end() if found else 0
-
-
-ENDS = {"line": _last_line, "blank": _last_blank, "file": lambda raw: 0}  # -> where the last whole document ends
+ENDS = {  # split -> function: offset in raw bytes at which the last whole document ends, 0 if none does
+    "line": lambda raw: raw.rfind(b"\n") + 1,
+    "blank": lambda raw: match.end() if (match := BLANK.match(raw)) else 0,
+    "file": lambda raw: 0,
+}
 
 
 def _read(path: Path, offset: int, last: Callable[[bytes], int]) -> Iterator[tuple[bytes, int, int, int]]:
-    """Stretches of whole documents of a file: bytes, offset after them, their size, how much of the file is read."""
+    """Whole documents of a file: raw bytes, offset after them, their size, bytes read of the file."""
     with open(path, "rb") as file, gzip.open(file) if _is(path, ".gz") else nullcontext(file) as f:
         try:
             f.seek(offset)
             raw = b""
-            while more := f.read(max(BLOCK_BYTES, len(raw))):  # twice as much each time that it holds no end
+            while more := f.read(max(BLOCK_BYTES, len(raw))):  # doubled until it holds the end of a document
                 raw += more
                 if end := last(raw):
                     offset += end
@@ -202,7 +197,7 @@ def _decode(path: Path, raw: bytes, begin: Position) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         line, at = lines + raw.count(b"\n", 0, error.start) + 1, offset + error.start
-        raise DataError(f"{path}, line {line}, byte {at}: no UTF-8 ({error.reason}); save it as UTF-8") from None
+        raise DataError(f"{path}, line {line}, byte {at}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     return text if offset else text.removeprefix("\ufeff")
 
 
@@ -214,12 +209,12 @@ def _parse_json(path: Path, field: str, raw: bytes, begin: Position) -> list[str
         try:
             value = json.loads(row)
         except (ValueError, RecursionError) as error:
-            raise DataError(f'{path}, line {line}: no JSON ({error}); a line is an object: {{"{field}": …}}') from None
+            raise DataError(f'{path}, line {line}: not JSON ({error}); a line is an object: {{"{field}": …}}') from None
         if not isinstance(value, dict):
-            raise DataError(f'{path}, line {line}: no JSON object; a line is like {{"{field}": "a document"}}')
+            raise DataError(f'{path}, line {line}: not a JSON object; a line is like {{"{field}": "a document"}}')
         if field not in value:
-            there = ", ".join(map(repr, value)) or "nothing"
-            raise DataError(f"{path}, line {line}: no field '{field}', only {there}; name the text's with --field")
+            fields = ", ".join(map(repr, value)) or "nothing"
+            raise DataError(f"{path}, line {line}: no field '{field}', only {fields}; choose one with --field")
         texts.append(_checked(value[field], f"{path}, line {line}", field))
     return texts
 
@@ -240,8 +235,8 @@ def _checked(text: object, where: str, field: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = text[error.start].encode("ascii", "backslashreplace").decode()
-        raise DataError(f"{where}: '{field}' holds half a character ({found}), which UTF-8 cannot spell") from None
+        half = text[error.start].encode("ascii", "backslashreplace").decode()
+        raise DataError(f"{where}: '{field}' holds half a character ({half}), which UTF-8 cannot encode") from None
     return text
 
 
@@ -257,14 +252,14 @@ def _pyarrow(path: Path):
 
 
 def _read_parquet(path: Path, row: int, field: str) -> Iterator[tuple[Sequence, int, int, int]]:
-    """As _read, offsets in rows; row groups before the first row are not read."""
+    """Like _read, with offsets in rows; row groups before the first row are skipped."""
     pyarrow = _pyarrow(path)
     size = path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:
-                there = ", ".join(map(repr, file.schema_arrow.names))
-                raise DataError(f"{path}: no column '{field}', only {there}; name the text's with --field")
+                columns = ", ".join(map(repr, file.schema_arrow.names))
+                raise DataError(f"{path}: no column '{field}', only {columns}; choose one with --field")
             begin = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows

@@ -1,221 +1,149 @@
-"""Files of the hub, each at one commit: checked, and gone on with where a killed process left them.
-
-The hub's ETag is a file's checksum: sha256 of a large one, git's own of a small one. What is left of a file goes on
-with a Range request; the hub library's hf_hub_download begins it anew.
-"""
+"""The published repository on the Hugging Face hub at one commit; its files are verified against their checksums."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import re
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
-    HTTPError,  # of the library's HTTP client, whichever that is: cut, refused and slow connections
+    HTTPError,  # errors of the library's HTTP client: cut, refused and slow connections
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
-from tqdm import tqdm
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
 
-from pgolf.processes import interactive
+from pgolf.disk import read_json
 from pgolf_core.files import DataError
 
 REPO = "willdepueoai/parameter-golf"
-TRIES = 5  # connections in a row that bring nothing
-PAUSE = 1.0  # seconds before the next of them
+ENDPOINT = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/\S*)?")
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file at a commit, as the hub tells of it."""
+class Snapshot:
+    """The repository at one commit of a hub."""
 
-    url: str
+    endpoint: str
     commit: str
+
+    @classmethod
+    def resolve(cls, revision: str, endpoint: str | None) -> Snapshot:
+        """The present commit of a branch, tag or commit; endpoint None: HF_ENDPOINT. Fails at once if unreachable."""
+        endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        if not ENDPOINT.fullmatch(endpoint):
+            raise DataError(f"--endpoint {endpoint}: not the address of a server; one begins with https://")
+        with _explained(f"{endpoint}/datasets/{REPO}", revision):
+            return cls(endpoint, HfApi(endpoint, library_name="pgolf").dataset_info(REPO, revision=revision).sha)
+
+    def url(self, path: str) -> str:
+        return hf_hub_url(REPO, path, repo_type="dataset", revision=self.commit, endpoint=self.endpoint)
+
+    def files(self, *paths: str) -> list[RemoteFile]:
+        """Sizes and checksums of files. DataError naming a file that does not exist."""
+        api = HfApi(self.endpoint, library_name="pgolf")
+        with _explained(self.url(paths[0]), self.commit):
+            infos = api.get_paths_info(REPO, list(paths), revision=self.commit, repo_type="dataset")
+        known = {info.path: (info.size, info.lfs.sha256 if info.lfs else info.blob_id) for info in infos}
+        if missing := [path for path in paths if path not in known]:
+            raise DataError(f"{self.url(missing[0])}: there is no such file; name another --revision")
+        return [RemoteFile(self, path, *known[path]) for path in paths]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a snapshot: size in bytes, checksum in hex (64 digits: sha256 of a large file, 40: git's blob hash)."""
+
+    snapshot: Snapshot
+    path: str
     size: int
-    checksums: tuple[str, ...]  # hex; the ETag first: 64 digits are sha256, 40 are git's of a blob
+    checksum: str
 
-    def partial(self, path: Path) -> Path:
-        """Where a part of it is kept until it is whole."""
-        return path.with_name(f".{path.name}.{self.checksums[0][:16]}.partial")
+    @property
+    def url(self) -> str:
+        return self.snapshot.url(self.path)
 
-    def left(self, path: Path) -> int:
-        """Bytes that are still to come."""
-        partial = self.partial(path)
-        have = partial.stat().st_size if partial.exists() else 0
-        return self.size - (have if have <= self.size else 0)
+    def download(self, path: Path) -> None:
+        """Fetch with the hub library; `path` exists once it is verified. A corrupt copy is fetched once more."""
+        where = dict(repo_type="dataset", revision=self.snapshot.commit, endpoint=self.snapshot.endpoint)
+        for again in (False, True):
+            with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+                with _explained(self.url, self.snapshot.commit):
+                    file = hf_hub_download(REPO, self.path, local_dir=folder, force_download=again, **where)
+                if matches(Path(file), self.checksum):
+                    os.replace(file, path)
+                    return
+        raise DataError(
+            f"{self.url}: arrived twice with another checksum than the hub's {self.checksum}; try again later, or "
+            "name another --endpoint"
+        )
 
+    def read_json(self) -> dict:
+        with TemporaryDirectory() as folder:
+            self.download(path := Path(folder) / "content.json")
+            content = read_json(path)
+        if content is None:
+            raise DataError(f"{self.url}: damaged, not a JSON object; name another --revision")
+        return content
 
-def checked_endpoint(endpoint: str | None) -> str:
-    """The endpoint without its last slash; None is the hub library's, which HF_ENDPOINT sets."""
-    endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
-    try:
-        parts = urlsplit(endpoint)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise DataError(f"--endpoint {endpoint}: is no address of a server; one begins with https://")
-    return endpoint
-
-
-def head(path: str, revision: str, endpoint: str, retry: bool = True) -> Remote:
-    """What the hub tells of a file; retry: not of the first, so that a hub out of reach is known at once."""
-    url = hf_hub_url(REPO, path, repo_type="dataset", revision=revision, endpoint=endpoint)
-    try:
-        told = get_hf_file_metadata(url, headers=_headers(), endpoint=endpoint, retry_on_errors=retry)
-    except (HTTPError, OSError) as error:
-        raise _explanation(error, url, revision) from error
-    if not told.commit_hash or told.size is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", told.etag or ""):
-        raise DataError(f"{url}: the answer tells no commit, size or checksum; --endpoint is to name a hub")
-    return Remote(url, told.commit_hash, told.size, (told.etag,))
-
-
-def chunks(remote: Remote, have: int, end: int) -> Iterator[bytes]:
-    """Bytes have..end of a file as they arrive, whatever cuts the connection; DataError where no more come."""
-    tries = 0
-    while have < end:
-        asked = _headers() | {"Range": f"bytes={have}-{end - 1}"}
-        try:
-            with http_stream_backoff(
-                "GET", remote.url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, retry_on_exceptions=()
-            ) as response:
-                hf_raise_for_status(response)
-                at = have if response.status_code == 206 else 0  # a server without ranges sends all
-                for chunk in response.iter_bytes():
-                    fresh = chunk[max(0, have - at) : end - at]
-                    at += len(chunk)
-                    have += len(fresh)
-                    if fresh:
-                        tries = 0
-                        yield fresh
-                    if have == end:
-                        return
-            error = EOFError("the answer ended early")
-        except HfHubHTTPError as error:
-            raise _explanation(error, remote.url, remote.commit) from error
-        except (HTTPError, OSError) as cut:
-            error = cut
-        tries += 1
-        if tries > TRIES:
-            raise _explanation(error, remote.url, remote.commit) from error
-        time.sleep(PAUSE)
+    def append(self, f: BinaryIO, end: int) -> None:
+        """Continue a file that holds the first bytes of this one up to byte `end`, with Range requests."""
+        f.seek(have := f.seek(0, os.SEEK_END))
+        headers = build_hf_headers(library_name="pgolf") | {"Range": f"bytes=0-{end - 1}"}
+        headers["Accept-Encoding"] = "identity"  # ranges count stored bytes
+        with _explained(self.url, self.snapshot.commit):
+            http_get(self.url, f, resume_size=have, headers=headers, expected_size=end)
 
 
-def fetch(remote: Remote, path: Path, bar: tqdm) -> None:
-    """Download a file, going on with a part that is here already; it has its name once it has its checksum."""
-    partial = remote.partial(path)
-    say(bar, f"{path.name}: {remote.size:,} bytes")
-    for _ in range(2):
-        have = remote.size - remote.left(path)
-        with open(partial, "ab" if have else "wb") as f:
-            for chunk in chunks(remote, have, remote.size):
-                f.write(chunk)
-                bar.update(len(chunk))
-            f.flush()
-            os.fsync(f.fileno())
-        if holds(partial, *remote.checksums):
-            os.replace(partial, path)
-            return
-        partial.unlink()
-        bar.total += remote.size
-    raise _damaged(remote)
-
-
-def read_json(remote: Remote) -> dict:
-    """A small file of JSON."""
-    for _ in range(2):
-        content = b"".join(chunks(remote, 0, remote.size))
-        if all(_digest(io.BytesIO(content), len(content), checksum) == checksum for checksum in remote.checksums):
-            return mapping(content, remote.url)
-    raise _damaged(remote)
-
-
-def _damaged(remote: Remote) -> DataError:
-    return DataError(
-        f"{remote.url}: came twice with another checksum than {remote.checksums[0]}, which the hub tells; try again "
-        "later, or name another --endpoint"
-    )
-
-
-def _headers() -> dict[str, str]:
-    return build_hf_headers(library_name="pgolf") | {"Accept-Encoding": "identity"}  # ranges are of the bytes as stored
-
-
-def _explanation(error: Exception, url: str, revision: str) -> DataError:
-    if isinstance(error, RevisionNotFoundError):
-        return DataError(f"--revision {revision}: {REPO} has no such branch, tag or commit")
-    if isinstance(error, EntryNotFoundError):
-        return DataError(f"{url}: there is no such file; name another --revision")
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return DataError(f"{url}: {REPO} is not there, or not for you; `hf auth login`, or name another --endpoint")
-    reason = f"the answer is status {status}" if status else str(error).partition("\n")[0] or type(error).__name__
-    return DataError(
-        f"{url}: cannot be fetched ({reason}); look to the connection and --endpoint, then run the same command again, "
-        "which goes on from here"
-    )
-
-
-def with_checksum(remote: Remote, sha256: str | None) -> Remote:
-    """With a checksum that the publisher tells, too."""
-    if not sha256 or sha256 == remote.checksums[0]:
-        return remote
-    if len(remote.checksums[0]) == 64:
-        raise stale(remote, "sha256", sha256, remote.checksums[0])
-    return replace(remote, checksums=(*remote.checksums, sha256))
-
-
-def stale(file: Remote, what: str, told: object, there: object) -> DataError:
-    return DataError(
-        f"{file.url}: does not belong to the files that it tells of: it says {what} {told}, and there it is {there}; "
-        "name another --revision, or wait until the publisher mends it"
-    )
-
-
-def _digest(f: BinaryIO, size: int, like: str) -> str:
-    """sha256 of a file, or git's checksum of it where `like` is one."""
-    kind = hashlib.sha256 if len(like) == 64 else lambda: hashlib.sha1(f"blob {size}\0".encode())
-    return hashlib.file_digest(f, kind).hexdigest()
-
-
-def holds(path: Path, *checksums: str) -> bool:
-    """Whether a file is there and has all these checksums."""
+def matches(path: Path, checksum: str) -> bool:
+    """True if the file exists and has this checksum, as in RemoteFile."""
     if not path.is_file():
         return False
-    for checksum in checksums:
-        with open(path, "rb") as f:
-            if _digest(f, path.stat().st_size, checksum) != checksum:
-                return False
-    return True
+    blob = f"blob {path.stat().st_size}\0".encode()
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, hashlib.sha256 if len(checksum) == 64 else lambda: hashlib.sha1(blob))
+    return digest.hexdigest() == checksum
 
 
-def mapping(content: bytes, name: object) -> dict:
+def stale(file: RemoteFile, what: str, stated: object, actual: object) -> DataError:
+    """Error for a manifest that does not fit the files it describes."""
+    return DataError(
+        f"{file.url}: does not fit the files that it describes: it states {what} {stated}, but it is {actual}; name "
+        "another --revision, or wait for the publisher to correct it"
+    )
+
+
+@contextmanager
+def _explained(url: str, revision: str) -> Iterator[None]:
+    """Turn errors of hub, connection and hub library inside the block into one DataError; disk errors pass."""
     try:
-        told = json.loads(content)
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise DataError(f"{name}: damaged, it holds no JSON object; delete it, or name another --revision")
-    return told
+        yield
+    except (HTTPError, HfHubHTTPError, OSError, RuntimeError, ValueError) as error:  # hf_xet raises RuntimeError
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError | ValueError) else None
+        raise DataError(_explanation(cause or error, url, revision)) from error
 
 
-def progress(total: int, name: str) -> tqdm:
-    """Of all bytes to come; whoever has no terminal gets a line a file instead."""
-    return tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not interactive())
-
-
-def say(bar: tqdm, line: str) -> None:
-    if bar.disable:
-        print(line, flush=True)
+def _explanation(error: BaseException, url: str, revision: str) -> str:
+    if isinstance(error, RevisionNotFoundError):
+        return f"--revision {revision}: {REPO} has no such branch, tag or commit"
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        return f"{url}: there is no such file; name another --revision"
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        return f"{url}: {REPO} does not exist or needs a login; `hf auth login`, or name another --endpoint"
+    reason = f"the answer is status {status}" if status else str(error).partition("\n")[0] or type(error).__name__
+    action = "check the connection and --endpoint, then run the same command again, which resumes"
+    return f"{url}: cannot be fetched ({reason}); {action}"

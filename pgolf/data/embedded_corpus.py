@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded corpus, made of docstrings that are on this machine already."""
+"""The embedded corpus: documents made of the docstrings of installed packages, and the data folder of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pgolf_core.knobs import EMBEDDED, DataConfig
 from pgolf_core.shards import SHARD_TOKENS
 
 PACKAGES = ("torch", "sympy", "pandas", "networkx", "numpy", "matplotlib")
-# Of the large corpus: every package that pyproject.toml's dependencies install under a name of its own.
+# Packages of the large corpus: every package that pyproject.toml's dependencies install under a name of its own.
 LARGE_PACKAGES = (
     *PACKAGES,
     *("scipy", "pydantic", "pydantic_settings", "yaml", "tqdm", "filelock", "psutil", "papermill", "ipykernel"),
@@ -34,8 +34,8 @@ LARGE_PACKAGES = (
 )
 VALIDATION_DOCUMENTS = 200
 MIN_DOCSTRING = 200  # characters; shorter ones are mostly one-line summaries
-LARGE_MIN_TEXT = 40  # characters, of the large corpus: shorter ones speak to tools, not to readers
-# A string or a comment, so that a # inside of a string is none; in that order, which finds the outer one.
+LARGE_MIN_TEXT = 40  # characters, large corpus; shorter texts are mostly directives for tools
+# Match strings before comments, so that a # inside a string is not taken for a comment.
 LEXEME = re.compile(
     r"""(?:\"\"\"(?:[^\\]|\\.)*?\"\"\"|'''(?:[^\\]|\\.)*?'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|(\#[^\n]*))""",
     re.DOTALL,
@@ -47,27 +47,23 @@ class Document(NamedTuple):
     text: str
 
 
-# The embedded corpus
-
-
 def embedded_documents(large: bool = False) -> list[Document]:
-    """One document a module of PACKAGES: its docstrings, each in the first document that has it.
+    """One document per module of PACKAGES: its docstrings, without those of an earlier document.
 
-    large: of LARGE_PACKAGES, shorter docstrings and the comments too. The order is that of the hashed module names:
-    the same on every machine, and any stretch of documents holds something of every package. The packages are read,
-    not imported.
+    large: LARGE_PACKAGES, shorter docstrings and comments too. Documents are ordered by the hash of the module name:
+    the same order on every machine, and every package is spread over the whole corpus. Sources are read, not imported.
     """
     documents, seen = [], set()
     collecting = gc.isenabled()
-    gc.disable()  # syntax trees are millions of objects that hold no cycles: a quarter of the time saved
+    gc.disable()  # syntax trees hold millions of objects and no cycles: saves a quarter of the time
     try:
         modules = _modules(LARGE_PACKAGES if large else PACKAGES)
         for name, path in sorted(modules, key=lambda m: (_sha256(m[0].encode()), m[1].name)):
             texts = [*_docstrings(path, LARGE_MIN_TEXT), *_comments(path)] if large else _docstrings(path)
-            fresh = [text for text in dict.fromkeys(texts) if text not in seen]
-            seen.update(fresh)
-            if fresh:
-                documents.append(Document(name, "\n\n".join(fresh)))
+            unseen = [text for text in dict.fromkeys(texts) if text not in seen]
+            seen.update(unseen)
+            if unseen:
+                documents.append(Document(name, "\n\n".join(unseen)))
     finally:
         if collecting:
             gc.enable()
@@ -75,36 +71,36 @@ def embedded_documents(large: bool = False) -> list[Document]:
 
 
 def _modules(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Dotted name and source file of every module of the packages."""
+    """(dotted name, source file) of every module of the packages. DataError for a package that is not installed."""
     for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is None:
-            raise DataError(f"the embedded corpus is made of {package}, among others; pip install {package}")
+            raise DataError(f"the embedded corpus needs the docstrings of {package}; pip install {package}")
         folder = Path(spec.submodule_search_locations[0])
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder.parent).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def _docstrings(path: Path, shortest: int = MIN_DOCSTRING) -> list[str]:
-    """Docstrings of a file's module, classes and functions, in source order, cleaned of indentation."""
+def _docstrings(path: Path, min_length: int = MIN_DOCSTRING) -> list[str]:
+    """Docstrings of a file's module, classes and functions, in source order, without indentation."""
     source = path.read_bytes()
-    if b'"""' not in source and b"'''" not in source:  # saves a third of the time, and loses no docstring
+    if b'"""' not in source and b"'''" not in source:  # saves a third of the time and loses no docstring
         return []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes in others' code
+            warnings.simplefilter("ignore")  # invalid escapes in the packages
             tree = ast.parse(source)
-    except SyntaxError:  # torch keeps a file in the syntax of Python 3.12; its one docstring is short
+    except SyntaxError:  # torch has one file in Python 3.12 syntax; its docstring is short
         return []
     texts, todo = [], [tree]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
-            if text and len(text) > shortest:
+            if text and len(text) > min_length:
                 texts.append(text)
-        # Statements only: ast.walk would visit every expression too.
+        # Visit statements only: ast.walk would visit every expression too.
         for field in ("finalbody", "orelse", "cases", "handlers", "body"):
             below = getattr(node, field, None)
             if isinstance(below, list):
@@ -113,22 +109,22 @@ def _docstrings(path: Path, shortest: int = MIN_DOCSTRING) -> list[str]:
 
 
 def _comments(path: Path) -> list[str]:
-    """Comments of a file, in source order: lines that follow each other are one text, without their #."""
+    """Comments of a file, in source order, without #; adjacent lines form one text."""
     try:
         with open_source(path) as f:
             source = f.read()
-    except (SyntaxError, UnicodeDecodeError):  # of no encoding that Python knows, so no module
+    except (SyntaxError, UnicodeDecodeError):  # unknown encoding, so not a module
         return []
     texts, lines, end = [], [], 0
-    for found in LEXEME.finditer(source):
-        if found[1] is None:
+    for match in LEXEME.finditer(source):
+        if match[1] is None:
             continue
-        between = source[end : found.start()]
+        between = source[end : match.start()]
         if between.strip() or between.count("\n") > 1:
             texts.append("\n".join(lines))
             lines = []
-        lines.append(found[1].lstrip("#").strip())
-        end = found.end()
+        lines.append(match[1].lstrip("#").strip())
+        end = match.end()
     texts.append("\n".join(lines))
     return [text for text in texts if len(text) > LARGE_MIN_TEXT]
 
@@ -136,51 +132,50 @@ def _comments(path: Path) -> list[str]:
 def build_embedded(
     vocab_size: int, directory: str | Path | None = None, kind: str = "bpe", large: bool = False
 ) -> Path:
-    """Folder of shards and tokenizer of the embedded corpus; built when it is not there, whole or not at all.
+    """Folder with shards and tokenizer of the embedded corpus; built atomically if it does not exist.
 
-    Default folder: data/embedded_sp1024, data/embedded_large_byte260 and so on. The tokenizer is made of the training
-    documents. Raises DataError when the folder was built from other packages, or for another tokenizer.
+    Default folder: data/embedded_sp1024, data/embedded_large_byte260 and so on. The tokenizer is trained on the
+    training documents. Raises DataError if the folder was built from other package versions or for another tokenizer.
     """
     train_tokenizer.check(kind, vocab_size)
     name = "embedded_large" if large else "embedded"
     directory = Path(directory or ROOT / "data" / f"{name}_{train_tokenizer.name_of(kind, vocab_size)}")
     packages = LARGE_PACKAGES if large else PACKAGES
     if not (directory / DESCRIPTION).exists():
-        with explain_disk_errors(directory), exclusive(directory):  # which tokenization.build takes once more
-            if not (directory / DESCRIPTION).exists():  # nobody built it while we waited
-                with _saying(f"embedded corpus: reading the docstrings of {', '.join(packages)}"):
+        with explain_disk_errors(directory), exclusive(directory):  # build() takes the same lock again
+            if not (directory / DESCRIPTION).exists():  # another process may have built it meanwhile
+                with _timed(f"embedded corpus: reading the docstrings of {', '.join(packages)}"):
                     texts = [document.text for document in embedded_documents(large)]
-                prepare.build(
-                    Texts(texts, name), directory, kind=kind, vocab_size=vocab_size, shard_tokens=SHARD_TOKENS,
-                    val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0, about={"versions": _versions(packages)},
+                request = prepare.BuildRequest(
+                    kind=kind, vocab_size=vocab_size, val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0,
+                    shard_tokens=SHARD_TOKENS,
                 )  # fmt: skip
+                prepare.build(Texts(texts, name), directory, request, about={"versions": _versions(packages)})
     built = read_about(directory)
-    source = built.get("source", {"name": "embedded", "tokenizer": {"kind": "bpe"}})  # once there were no others
-    there = {"vocab_size": built["vocab_size"], "tokenizer": source["tokenizer"]["kind"], "corpus": source["name"]}
-    for key, asked in {"vocab_size": vocab_size, "tokenizer": kind, "corpus": name}.items():
-        if there[key] != asked:
-            raise DataError(f"{directory}: built for {key}={there[key]}, not {asked}")
+    source = built.get("source", {"name": "embedded", "tokenizer": {"kind": "bpe"}})  # missing in the oldest folders
+    found = {"vocab_size": built["vocab_size"], "tokenizer": source["tokenizer"]["kind"], "corpus": source["name"]}
+    for key, wanted in {"vocab_size": vocab_size, "tokenizer": kind, "corpus": name}.items():
+        if found[key] != wanted:
+            raise DataError(f"{directory}: built for {key}={found[key]}, not {wanted}")
     then, now = built["versions"], _versions(packages)
-    changed = [
-        f"{name} {then.get(name)} (now {now.get(name)})" for name in then | now if then.get(name) != now.get(name)
-    ]
+    changed = [f"{key} {then.get(key)} (now {now.get(key)})" for key in then | now if then.get(key) != now.get(key)]
     if changed:
         raise DataError(
-            f"{directory} was built from {', '.join(changed)}: the packages of now make another "
-            "text, and scores on the two do not compare. Delete that folder to build it anew, "
-            f"or keep its text with data_path={directory}"
+            f"{directory} was built from {', '.join(changed)}: the installed packages give another text, and scores "
+            "on the two do not compare. Delete that folder to build it again, or keep its text with "
+            f"data_path={directory}"
         )
     return directory
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of everything that decides the shards; torch's '+cpu' and '+cu130' have the same docstrings."""
+    """Versions of everything that decides the shards, without torch's '+cpu', '+cu130': equal docstrings."""
     distributions = {name: {"yaml": "pyyaml"}.get(name, name) for name in (*packages, "sentencepiece")}
-    return {name: importlib.metadata.version(found).partition("+")[0] for name, found in distributions.items()}
+    return {key: importlib.metadata.version(name).partition("+")[0] for key, name in distributions.items()}
 
 
 def resolve(config: DataConfig, vocab_size: int) -> Path:
-    """Folder that data_path names; an embedded corpus is built when it is not there yet."""
+    """Folder that data_path names; an embedded corpus is built first if needed. DataError without such a folder."""
     if config.data_path in EMBEDDED:
         return build_embedded(vocab_size, kind=config.tokenizer or "bpe", large=config.data_path != "embedded")
     directory = ROOT / config.data_path
@@ -194,7 +189,7 @@ def _sha256(content: bytes) -> str:
 
 
 @contextmanager
-def _saying(what: str) -> Iterator[None]:
+def _timed(what: str) -> Iterator[None]:
     """Print what is being done, then its seconds on the same line."""
     start = time.perf_counter()
     print(f"{what} …", end=" ", flush=True)

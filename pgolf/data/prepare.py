@@ -1,7 +1,7 @@
-"""Documents → a folder of shards with their tokenizer: streamed, on every core, and gone on with where it was killed.
+"""Documents to a folder of shards with their tokenizer: streamed, on all cores, resumed after a kill.
 
-Workers are threads: SentencePiece lets go of the interpreter while it encodes, and what remains for Python, parsing and
-hashing, is a twentieth of the work. They share one tokenizer, and end with their process however that ends.
+Workers are threads: SentencePiece releases the interpreter lock while it encodes, and parsing and hashing in Python are
+a twentieth of the work.
 """
 
 import hashlib
@@ -16,96 +16,106 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from sentencepiece import SentencePieceNormalizer
 from tqdm import tqdm
 
 from pgolf.data import dataset, train_tokenizer
 from pgolf.data.documents import START, Block, Source, first_texts
-from pgolf.disk import check_space, checksum, exclusive, explain_disk_errors
+from pgolf.data.shard_writer import Encoded, SplitWriter
+from pgolf.disk import check_space, checksum, exclusive, explain_disk_errors, read_json
 from pgolf.processes import interactive
-from pgolf_core import tokens as tokenizer
 from pgolf_core.files import DataError, atomic_write
-from pgolf_core.shards import HEADER_BYTES, SHARD_TOKENS, header
+from pgolf_core.shards import SHARD_TOKENS
+from pgolf_core.tokens import NAMES, NORMALIZATION, Tokenizer, load, normalizer
 
 PROGRESS = "progress.json"
-PROGRESS_SECONDS = 5.0  # between two records: as much work is lost at most
-MAX_WAITING = 1 << 26  # bytes of documents that are read and not yet written, unless a single one has more
+PROGRESS_SECONDS = 5.0  # between two records, so the most work that a kill loses
+MAX_WAITING = 1 << 26  # bytes of documents read but not written, unless a single one is larger
 MAX_VOCABULARY = 1 << 16  # shards are uint16
 
-Choice = Callable[[int, bytes], str | None]  # number and identity of a document -> train, val, or left out
+Choice = Callable[[int, bytes], str | None]  # number and identity of a document -> "train", "val", None: left out
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Options of a folder of shards; equal options of equal sources give equal bytes.
+
+    Validation is either the first val_documents, or a val_share of all: documents whose text has a low hash, so that
+    equal texts are in one split. With val_documents, training documents with the text of a validation document are left
+    out and counted, unless keep_overlap. The tokenizer is the file tokenizer_path, or trained on the first
+    tokenizer_documents of the source (0: all), without those for validation unless tokenizer_sees_val.
+    """
+
+    kind: str = "bpe"
+    vocab_size: int = 1024
+    tokenizer_path: str | Path | None = None
+    documents: int = 0  # the first so many; 0: all
+    val_documents: int = 0
+    val_share: float = 0.0
+    tokenizer_documents: int = 500_000
+    tokenizer_sees_val: bool = False
+    keep_overlap: bool = False
+    shard_tokens: int = SHARD_TOKENS
+
+    def __post_init__(self):
+        if bool(self.val_documents) == bool(self.val_share):
+            raise DataError("validation documents: set either val_documents (the first so many) or val_share")
+        if not 0 <= self.val_share < 1:
+            raise DataError(f"val_share={self.val_share}: a share of the documents, like 0.01")
+        if self.documents and self.val_documents >= self.documents:
+            left = f"no document of documents={self.documents} is left to train on"
+            raise DataError(f"val_documents={self.val_documents}: {left}")
+        if self.tokenizer_path:
+            tokenizer = load(self.tokenizer_path)
+            if tokenizer.vocab_size > MAX_VOCABULARY or tokenizer.bos < 0:
+                raise DataError(f"tokenizer_path: {self.tokenizer_path} has no BOS, or vocab_size > {MAX_VOCABULARY}")
+        else:
+            train_tokenizer.check(self.kind, self.vocab_size)
+            if self.vocab_size > MAX_VOCABULARY:
+                raise DataError(f"vocab_size={self.vocab_size}: shards hold tokens of vocab_size <= {MAX_VOCABULARY}")
+
+    def describe(self, source: Source) -> dict:
+        """`source` of dataset.json: everything that decides the content of the folder."""
+        if self.tokenizer_path:
+            tokenizer = {"sha256": checksum(Path(self.tokenizer_path))}
+        else:
+            tokenizer = {"kind": self.kind, "vocab_size": self.vocab_size}
+            if self.kind != "bytes":
+                tokenizer |= {"documents": self.tokenizer_documents, "sees_val": self.tokenizer_sees_val}
+        split = {"val_share": self.val_share}
+        if self.val_documents:
+            split = {"val_documents": self.val_documents, "keep_overlap": self.keep_overlap}
+        about = source.about() | {"documents_taken": self.documents} | split
+        return about | {"tokenizer": tokenizer, "shard_tokens": self.shard_tokens}
 
 
 def build(
-    source: Source,
-    directory: str | Path,
-    *,
-    kind: str = "bpe",
-    vocab_size: int = 1024,
-    tokenizer_path: str | Path | None = None,
-    documents: int = 0,
-    val_documents: int = 0,
-    val_share: float = 0.0,
-    tokenizer_documents: int = 500_000,
-    tokenizer_sees_val: bool = False,
-    keep_overlap: bool = False,
-    workers: int = 0,
-    shard_tokens: int = SHARD_TOKENS,
-    about: dict | None = None,
+    source: Source, directory: str | Path, request: BuildRequest, workers: int = 0, about: dict | None = None
 ) -> Path:
-    """Folder of shards of the first documents of a source (0: all); nothing is done when it is there already.
+    """Folder of shards of a source, as requested; a finished folder is only checked. Raises DataError.
 
-    Validation: the first val_documents, or a val_share of all, those whose text has a low hash, so that equal texts
-    are in one split. With val_documents, training documents whose text is a validation document's too are left out and
-    counted, unless keep_overlap. The tokenizer is the one at tokenizer_path, or made of the first tokenizer_documents
-    of the source (0: all), those for training, or with tokenizer_sees_val all of them. `about` goes into dataset.json.
-
-    Work goes on in <directory>.unfinished; killed and called again with the same arguments, it ends with the same
-    bytes. Neither workers (0: one a core) nor kills change them. documents_sha256 of a split is h after all of its
-    documents, where h = sha256(h + sha256(text)), from 32 zeros. Raises DataError.
+    Work is done in <directory>.unfinished; killed and called again with the same arguments, it ends with the same
+    bytes. Neither workers (0: one per core) nor kills change them. `about` is added to dataset.json, whose
+    documents_sha256 of a split is h after all of its documents, h = sha256(h + sha256(text)), from 32 zero bytes.
     """
-    directory = Path(directory)
-    if bool(val_documents) == bool(val_share):
-        raise DataError("validation documents: set either val_documents (the first so many) or val_share")
-    if not 0 <= val_share < 1:
-        raise DataError(f"val_share={val_share}: a share of the documents, like 0.01")
-    if documents and val_documents >= documents:
-        raise DataError(f"val_documents={val_documents}: no document of documents={documents} is left to train on")
-    if tokenizer_path:
-        loaded = tokenizer.load(tokenizer_path)
-        if loaded.vocab_size > MAX_VOCABULARY or loaded.bos < 0:
-            raise DataError(f"tokenizer_path: {tokenizer_path} has no BOS, or more than {MAX_VOCABULARY} pieces")
-        made_of = {"sha256": checksum(Path(tokenizer_path))}
-    else:
-        train_tokenizer.check(kind, vocab_size)
-        if vocab_size > MAX_VOCABULARY:
-            raise DataError(f"vocab_size={vocab_size}: shards hold tokens of at most {MAX_VOCABULARY} pieces")
-        made_of = {"kind": kind, "vocab_size": vocab_size}
-        if kind != "bytes":
-            made_of |= {"documents": tokenizer_documents, "sees_val": tokenizer_sees_val}
-    request = source.about() | {"documents_taken": documents}
-    if val_documents:
-        request |= {"val_documents": val_documents, "keep_overlap": keep_overlap}
-    else:
-        request |= {"val_share": val_share}
-    request |= {"tokenizer": made_of, "shard_tokens": shard_tokens}
-
+    directory, asked = Path(directory), request.describe(source)
     with explain_disk_errors(directory), exclusive(directory):
-        if not _finished(directory, source, request):
+        if not _finished(directory, source, asked):
             staging = directory.with_name(f"{directory.name}.unfinished")
-            for torn in staging.glob(".*.tmp"):  # of a process that was killed as it wrote
+            for torn in staging.glob(".*.tmp"):  # left by a killed process
                 torn.unlink()
-            record = _record_to_go_on_from(staging, request, source)
+            record = _resume_or_start(staging, asked, source)
             if not (staging / dataset.DESCRIPTION).exists() or (staging / PROGRESS).exists():
-                choose = _choice(source, request)
-                loaded = _tokenizer(source, staging, tokenizer_path, made_of, choose)
-                splits = _write_shards(source, staging, loaded, choose, record, workers or os.cpu_count() or 1)
+                choose = _choice(source, asked)
+                tokenizer = _tokenizer(source, staging, request, choose)
+                splits = _write_shards(source, staging, tokenizer, choose, record, workers or os.cpu_count() or 1)
                 figures = {split.name: split.figures() for split in splits}
-                figures["train"] |= {"left_out": record["left_out"]} if val_documents else {}
-                dataset.describe(staging, source=request, **figures, **(about or {}))
+                figures["train"] |= {"left_out": record["left_out"]} if request.val_documents else {}
+                dataset.describe(staging, source=asked, **figures, **(about or {}))
                 (staging / PROGRESS).unlink()
             os.replace(staging, directory)
     built = dataset.Dataset.open(directory).about
@@ -120,148 +130,136 @@ def build(
     return directory
 
 
-# What is there already
-
-
-def validation_texts(source: Source, request: dict) -> Iterator[str]:
-    """Of a folder's source, the texts that were made its validation split. request: `source` in its dataset.json."""
-    choose = _choice(source, request | {"keep_overlap": True})
-    texts = first_texts(source, request.get("val_documents") or request["documents_taken"])
+def validation_texts(source: Source, asked: dict) -> Iterator[str]:
+    """Texts of the validation split of a folder made from `source`; asked: `source` of its dataset.json."""
+    choose = _choice(source, asked | {"keep_overlap": True})
+    texts = first_texts(source, asked.get("val_documents") or asked["documents_taken"])
     return (text for number, text in enumerate(texts) if choose(number, _identity(text)) == "val")
 
 
-def _finished(directory: Path, source: Source, request: dict) -> bool:
-    """Whether the folder is what is asked for. DataError where it is something else."""
+def _finished(directory: Path, source: Source, asked: dict) -> bool:
+    """True if the folder is as asked for, False if there is none. DataError if it is something else."""
     if not directory.exists():
         return False
-    if not (directory / dataset.DESCRIPTION).exists():
-        raise DataError(f"{directory} is there without a complete corpus; delete it or name another folder")
-    there = dataset.Dataset.open(directory).about.get("source", {})
-    if there != request:
-        raise DataError(f"{directory} was made otherwise: {_differences(there, request)}; delete it or name another")
-    if source.modified() > (directory / dataset.DESCRIPTION).stat().st_mtime_ns:
-        name = request["name"]
+    description = directory / dataset.DESCRIPTION
+    if not description.exists():
+        raise DataError(f"{directory} exists without a complete corpus; delete it or name another folder")
+    found = dataset.Dataset.open(directory).about.get("source", {})
+    if found != asked:
+        raise DataError(f"{directory} was made otherwise: {_differences(found, asked)}; delete it or name another")
+    if source.modified() > description.stat().st_mtime_ns:
+        name = asked["name"]
         print(f"{directory}: {name} was written to since; delete the folder to make it of {name} as it is now")
     return True
 
 
-def _differences(there: dict, asked: dict) -> str:
-    names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
-    return ", ".join(f"{name} {there.get(name, 'none')} (asked: {asked.get(name, 'none')})" for name in names)
+def _differences(found: dict, asked: dict) -> str:
+    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+    return ", ".join(f"{name} {found.get(name, 'none')} (asked: {asked.get(name, 'none')})" for name in names)
 
 
-def _record_to_go_on_from(staging: Path, request: dict, source: Source) -> dict:
-    """What a build of the same request last recorded in the folder, or a first record in an empty one."""
+def _resume_or_start(staging: Path, asked: dict, source: Source) -> dict:
+    """The progress record of a build with the same arguments, or the first record of a new one in an empty folder."""
     modified = source.modified()
-    fresh = {"request": request, "modified": modified, "position": START, "done": 0, "documents": 0, "left_out": 0}
-    fresh |= {"train": {}, "val": {}}
-    try:
-        if not (staging / PROGRESS).exists():  # killed right before the folder got its name
-            complete = json.loads((staging / dataset.DESCRIPTION).read_text(encoding="utf-8"))
-            record = fresh | {"request": complete.get("source")}
-        else:
-            record = json.loads((staging / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
+    start = {"request": asked, "modified": modified, "position": START, "done": 0, "documents": 0, "left_out": 0}
+    start |= {"train": {}, "val": {}}
+    if (staging / PROGRESS).exists():
+        record = read_json(staging / PROGRESS)
+    elif complete := read_json(staging / dataset.DESCRIPTION):  # killed right before the folder was renamed
+        record = start | {"request": complete.get("source")}
+    else:
+        record = None
     if record:
-        there, asked = record["request"] | {"modified": record["modified"]}, request | {"modified": modified}
-        if there == asked:
+        found = record["request"] | {"modified": record["modified"]}
+        if not (differences := _differences(found, asked | {"modified": modified})):
             if record["documents"]:
-                print(f"{staging}: going on after {record['documents']:,} documents", flush=True)
+                print(f"{staging}: resuming after {record['documents']:,} documents", flush=True)
             return record
-        changed = _differences(there, asked)
-        same_source = all(there.get(name) == asked[name] for name in (*source.about(), "modified"))
-        if record["documents"] and same_source:  # of a source that changed there is nothing to go on with
+        # A touched file has another time and perhaps the same content: hours of work are not deleted for that.
+        if record["documents"] and all(found.get(name) == value for name, value in source.about().items()):
             raise DataError(
-                f"{staging}: holds {record['documents']:,} documents of another build ({changed}); run that one again, "
-                "which goes on with them, delete this folder, or name another"
+                f"{staging}: holds {record['documents']:,} documents of another build ({differences}); run that one "
+                "again, which resumes it, delete this folder to start over, or name another"
             )
-        print(f"{staging}: of another build ({changed}); starting anew", flush=True)
+        print(f"{staging}: of another build ({differences}); starting over", flush=True)
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir()
-    _write_record(staging, fresh)
-    return fresh
+    _write_record(staging, start)
+    return start
 
 
 def _write_record(staging: Path, record: dict) -> None:
     atomic_write(staging / PROGRESS, json.dumps(record))
 
 
-# Splits and tokenizer
-
-
-def _choice(source: Source, request: dict) -> Choice:
-    if "val_share" in request:
-        below = int(request["val_share"] * 2**64)
+def _choice(source: Source, asked: dict) -> Choice:
+    if "val_share" in asked:
+        below = int(asked["val_share"] * 2**64)
         return lambda number, identity: "val" if int.from_bytes(identity[:8], "big") < below else "train"
-    val_documents, held_out = request["val_documents"], set()
-    if not request["keep_overlap"]:
+    val_documents, held_out = asked["val_documents"], set()
+    if not asked["keep_overlap"]:
         held_out = {_identity(text) for text in first_texts(source, val_documents)}
     return lambda number, identity: "val" if number < val_documents else None if identity in held_out else "train"
 
 
 def _identity(text: str) -> bytes:
-    """The same for texts that tokens spell alike, whatever tokenizer is made here."""
+    """sha256 of the normalised text: equal for texts that the tokenizers made here spell alike."""
     return _digest(_normalizer().normalize(text).encode())
 
 
 @cache
 def _normalizer() -> SentencePieceNormalizer:
-    return tokenizer.normalizer(tokenizer.NORMALIZATION)
+    return normalizer(NORMALIZATION)
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _tokenizer(
-    source: Source, staging: Path, path: str | Path | None, made_of: dict, choose: Choice
-) -> tokenizer.Tokenizer:
-    """The tokenizer in the folder, put there first."""
-    there = next((staging / name for name in tokenizer.NAMES if (staging / name).exists()), None)
-    if there:
-        return tokenizer.load(there)
-    if path:
-        name = tokenizer.NAMES[Path(path).suffix == ".json"]
-        return tokenizer.load(atomic_write(staging / name, Path(path).read_bytes()))
-    kind, vocab_size = made_of["kind"], made_of["vocab_size"]
-    if kind == "bytes":
-        return tokenizer.load(train_tokenizer.make([], staging, kind, vocab_size))
+def _tokenizer(source: Source, staging: Path, request: BuildRequest, choose: Choice) -> Tokenizer:
+    """The tokenizer in the folder, which is copied or trained first."""
+    if own := next((staging / name for name in NAMES if (staging / name).exists()), None):
+        return load(own)
+    if path := request.tokenizer_path:
+        return load(atomic_write(staging / NAMES[Path(path).suffix == ".json"], Path(path).read_bytes()))
+    if request.kind == "bytes":
+        return load(train_tokenizer.make([], staging, request.kind, request.vocab_size))
     start, seen, count, failure = time.perf_counter(), 0, 0, None
 
     def texts() -> Iterator[str]:
         nonlocal seen, count, failure
         try:
-            for number, text in enumerate(first_texts(source, made_of["documents"])):
+            for number, text in enumerate(first_texts(source, request.tokenizer_documents)):
                 seen += 1
-                if made_of["sees_val"] or choose(number, _identity(text)) == "train":
+                if request.tokenizer_sees_val or choose(number, _identity(text)) == "train":
                     count += 1
                     yield text
-        except DataError as error:  # SentencePiece would make a message of its own of it
+        except DataError as error:  # SentencePiece would replace its message
             failure = error
             raise
-        print(f"training a tokenizer of {vocab_size} pieces on {count:,} documents …", end=" ", flush=True)
+        print(f"training a tokenizer, vocab_size {request.vocab_size}, on {count:,} documents …", end=" ", flush=True)
 
     try:
-        with tempfile.TemporaryDirectory() as folder:  # whoever was interrupted may write there, not beside the shards
+        with tempfile.TemporaryDirectory() as folder:  # an interrupted trainer leaves nothing beside the shards
+            kind, vocab_size = request.kind, request.vocab_size
             made = _interruptible(lambda: train_tokenizer.make(texts(), Path(folder), kind, vocab_size))
-            atomic_write(staging / made.name, made.read_bytes())
+            made = atomic_write(staging / made.name, made.read_bytes())
     except DataError:
         if failure:
             raise failure from None
-        if not count:
-            raise DataError(
-                f"{source.about()['name']}: of its first {seen:,} documents no document is left to train on; set "
-                "val_documents or val_share lower, or tokenizer_documents higher"
-            ) from None
-        raise
+        if count:
+            raise
+        raise DataError(
+            f"{source.about()['name']}: of its first {seen:,} documents no document is left to train on; set "
+            "val_documents or val_share lower, or tokenizer_documents higher"
+        ) from None
     print(f"{time.perf_counter() - start:.1f} s", flush=True)
-    return tokenizer.load(staging / made.name)
+    return load(made)
 
 
 def _interruptible(function: Callable[[], Path]) -> Path:
-    """What the function gives; Ctrl-C does not wait for it, as it would for SentencePiece, which takes minutes."""
+    """The function's result, computed in a thread: Ctrl-C would otherwise wait minutes for SentencePiece."""
     future = Future()
 
     def run() -> None:
@@ -271,103 +269,20 @@ def _interruptible(function: Callable[[], Path]) -> Path:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    while not future.done():  # Windows hears of Ctrl-C only between two waits
+    while not future.done():  # Windows handles Ctrl-C only between two waits
         wait([future], timeout=0.2)
     return future.result()
 
 
-# Tokens
-
-
-class _Split:
-    """The shards of a split while they grow, and what the documents in them amount to."""
-
-    def __init__(
-        self,
-        directory: Path,
-        name: str,
-        shard_tokens: int,
-        documents: int = 0,
-        text_bytes: int = 0,
-        tokens: int = 0,
-        documents_sha256: str = "00" * 32,
-    ):
-        """Begin, or go on from these figures, whatever was written after they were recorded."""
-        self.directory, self.name, self.shard_tokens = directory, name, shard_tokens
-        self.documents, self.text_bytes, self.tokens = documents, text_bytes, tokens
-        self.chain, self.file = bytes.fromhex(documents_sha256), None
-        shards, rest = divmod(tokens, shard_tokens)
-        there = {int(path.stem[-6:]): path for path in directory.glob(f"fineweb_{name}_*.bin")}
-        for i in range(shards + (rest > 0)):
-            if i not in there or there[i].stat().st_size < HEADER_BYTES + 2 * (shard_tokens if i < shards else rest):
-                raise DataError(f"{directory}: shard {i} of {name} is not what was written; delete this folder")
-        for i in there.keys() - range(shards + (rest > 0)):
-            there[i].unlink()
-        if rest:
-            self._open(shards, "rb+")
-            self.file.truncate(HEADER_BYTES + 2 * rest)
-            self.file.seek(0, os.SEEK_END)
-
-    def figures(self) -> dict:
-        figures = {"documents": self.documents, "text_bytes": self.text_bytes, "tokens": self.tokens}
-        return figures | {"documents_sha256": self.chain.hex()}
-
-    def add(self, digests: list[bytes], sizes: list[int], rows: list[np.ndarray]) -> None:
-        """Documents: sha256 and length of their UTF-8, and their tokens."""
-        if not rows:
-            return
-        for digest in digests:
-            self.chain = _digest(self.chain + digest)
-        self.documents += len(rows)
-        self.text_bytes += sum(sizes)
-        tokens = np.concatenate(rows).astype("<u2", copy=False)
-        while len(tokens):
-            shard, offset = divmod(self.tokens, self.shard_tokens)
-            if not offset:
-                self.close()
-                self._open(shard, "wb")
-            part = tokens[: self.shard_tokens - offset]
-            self.file.write(part.data)
-            self.tokens += len(part)
-            tokens = tokens[len(part) :]
-
-    def sync(self) -> None:
-        """On disk, before a record says so."""
-        if self.file:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        """The last shard's header tells of its tokens as they are; until then each is of a full shard."""
-        if self.file:
-            with self.file:
-                self._write_header((self.tokens - 1) % self.shard_tokens + 1)
-                self.sync()
-            self.file = None
-
-    def drop(self) -> None:
-        """Without another word: Windows keeps files that are open from being deleted."""
-        if self.file:
-            self.file.close()
-
-    def _open(self, shard: int, mode: str) -> None:
-        self.file = open(self.directory / f"fineweb_{self.name}_{shard:06d}.bin", mode)  # noqa: SIM115
-        self._write_header(self.shard_tokens)
-
-    def _write_header(self, tokens: int) -> None:
-        self.file.seek(0)
-        self.file.write(header(tokens))
-
-
 def _write_shards(
-    source: Source, staging: Path, loaded: tokenizer.Tokenizer, choose: Choice, record: dict, workers: int
-) -> list[_Split]:
-    """All shards in the folder, from where the record says on."""
+    source: Source, staging: Path, tokenizer: Tokenizer, choose: Choice, record: dict, workers: int
+) -> list[SplitWriter]:
+    """Write all shards, continuing after the record."""
     wanted, shard_tokens = record["request"]["documents_taken"], record["request"]["shard_tokens"]
-    splits = [_Split(staging, name, shard_tokens, **record[name]) for name in dataset.SPLITS]
+    splits = [SplitWriter(staging, name, shard_tokens, record[name]) for name in dataset.SPLITS]
     number, recorded = record["documents"], time.monotonic()
     blocks = source.blocks(tuple(record["position"])) if not wanted or number < wanted else []
-    results = _in_order(lambda block: _encode(block, loaded), blocks, workers)
+    results = _in_order(lambda block: _encode(block, tokenizer), blocks, workers)
     bar = tqdm(
         total=wanted or source.size, initial=number if wanted else record["done"], desc=staging.stem,
         unit="doc" if wanted else "B", unit_scale=True, disable=not interactive(),
@@ -376,14 +291,12 @@ def _write_shards(
     try:
         with closing(results), bar:
             for block, documents in results:
-                if wanted:
-                    documents = documents[: wanted - number]
+                documents = documents[: wanted - number] if wanted else documents
                 if number == 0 and documents:
                     _check_space(staging, source, wanted, block, documents)
-                chosen = [choose(i, identity) for i, (*_, identity) in enumerate(documents, number)]
+                chosen = [choose(i, document.identity) for i, document in enumerate(documents, number)]
                 for split in splits:
-                    mine = [document for document, name in zip(documents, chosen, strict=True) if name == split.name]
-                    split.add(*([document[i] for document in mine] for i in range(3)))
+                    split.add([each for each, name in zip(documents, chosen, strict=True) if name == split.name])
                 number += len(documents)
                 record["left_out"] += chosen.count(None)
                 bar.update((number if wanted else block.done) - bar.n)
@@ -399,7 +312,7 @@ def _write_shards(
             split.close()
     finally:
         for split in splits:
-            split.drop()
+            split.abandon()
     train, val = splits
     if not train.documents or not val.documents:
         raise DataError(
@@ -409,21 +322,18 @@ def _write_shards(
     return splits
 
 
-Encoded = list[tuple[bytes, int, np.ndarray, bytes]]  # of a document: sha256 and length of its UTF-8, tokens, identity
-
-
-def _encode(block: Block, loaded: tokenizer.Tokenizer) -> Encoded:
+def _encode(block: Block, tokenizer: Tokenizer) -> list[Encoded]:
     texts = block.texts()
     contents = [text.encode() for text in texts]
-    rows = loaded.encode(texts)
+    rows = tokenizer.encode(texts)
     return [
-        (_digest(content), len(content), row, _identity(text))
+        Encoded(_digest(content), len(content), row, _identity(text))
         for text, content, row in zip(texts, contents, rows, strict=True)
     ]
 
 
-def _in_order(function: Callable, blocks: Iterable[Block], workers: int) -> Iterator[tuple[Block, Encoded]]:
-    """Blocks with what the function makes of them, a few of them ahead of whoever takes them."""
+def _in_order(function: Callable, blocks: Iterable[Block], workers: int) -> Iterator[tuple[Block, list[Encoded]]]:
+    """Blocks with the function's results, in order; workers read a few blocks ahead."""
     pool = ThreadPoolExecutor(workers)
     waiting, size = deque(), 0
     try:
@@ -441,9 +351,9 @@ def _in_order(function: Callable, blocks: Iterable[Block], workers: int) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
-def _check_space(staging: Path, source: Source, wanted: int, block: Block, documents: Encoded) -> None:
-    """All of it will be about as the first block is."""
-    written = 2 * sum(len(row) for _, _, row, _ in documents)
+def _check_space(staging: Path, source: Source, wanted: int, block: Block, documents: list[Encoded]) -> None:
+    """Estimate the whole folder from its first block."""
+    written = 2 * sum(len(document.tokens) for document in documents)
     needed = written * source.size // max(block.done, 1)
     if wanted:
         needed = min(needed, written * wanted // len(documents))

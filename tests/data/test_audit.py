@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import json
 import os
 import re
@@ -7,8 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-import sentencepiece
-import torch
+from build_helpers import messages, only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,71 +14,10 @@ from pgolf.data import audit as audits
 from pgolf.data import split_stats
 from pgolf.data.audit import audit, audit_folder, format_audit, store, stored
 from pgolf.data.dataset import Dataset, describe, validation_tokens
-from pgolf_core.config import ROOT
 from pgolf_core.files import DataError
-from pgolf_core.shards import read_shard, write_shard
-from pgolf_core.tokens import SPECIAL, Bytes, ByteTable, load
+from pgolf_core.shards import write_shard
 
-FINEWEB = ROOT.parent / "shared" / "tokenizers" / "fineweb_8192_bpe.model"
 BOS, EOS, UNK = 1, 2, 3
-HARD_TEXTS = [
-    "",
-    "   ",
-    "  two  spaces   three ",
-    "tabs\tand\nlines\r\n\r\n end\t",
-    "naïve café, Ελληνικά, עברית, 日本語の文章。中文没有空格 한국어, 7 日 7 é",
-    "👩‍👩‍👧‍👦 🇪🇺 e\u0301 ﬁ ① Å \U0001d54f \U0010ffff",
-    "▁ U+2581 ▁▁ and ▅ and <0x0A> <s> </s> <unk> <pad>",
-    "\x00\x01\x7f\u00a0\u3000\u200b\u200d\ufeff\ufffd",
-    "x" * 5000 + " " + "日" * 300,
-]
-
-
-@pytest.fixture(scope="module")
-def dataset(embedded):
-    return Dataset.open(embedded)
-
-
-@pytest.fixture(scope="module")
-def rows(dataset):
-    """Tokens of the embedded corpus's 200 validation documents."""
-    tokens = read_shard(dataset.val_shards[0])
-    return np.split(np.array(tokens), np.flatnonzero(tokens == BOS)[1:])
-
-
-@pytest.fixture
-def build(tmp_path, embedded):
-    """A folder of shards, each a list of documents (tokens), with a tokenizer and dataset.json."""
-
-    def build(train, val, /, name="folder", tokenizer=embedded / "tokenizer.model", **about):
-        folder = tmp_path / name
-        folder.mkdir()
-        shutil.copy(tokenizer, folder / f"tokenizer{tokenizer.suffix}")
-        for split, shards in (("train", train), ("val", val)):
-            for i, documents in enumerate(shards):
-                write_shard(folder / f"fineweb_{split}_{i:06d}.bin", np.concatenate(documents))
-        return describe(folder, **about)
-
-    return build
-
-
-def messages(result, check, level="error"):
-    return [found.message for found in result.findings if (found.check, found.level) == (check, level)]
-
-
-def only(result, check, level="error"):
-    """The one finding that there is beyond notes."""
-    found = [found for found in result.findings if found.level != "note"]
-    assert [(f.check, f.level) for f in found] == [(check, level)], result.findings
-    return found[0].message
-
-
-def changed(dataset, **columns):
-    """The dataset with some entries of its byte table replaced: column=(mask, values)."""
-    new = {name: getattr(dataset.byte_table, name).clone() for name in columns}
-    for name, (mask, values) in columns.items():
-        new[name][mask] = torch.as_tensor(values, dtype=new[name].dtype)
-    return dataclasses.replace(dataset, byte_table=dataclasses.replace(dataset.byte_table, **new))
 
 
 # Clean data
@@ -100,166 +37,6 @@ def test_embedded_corpus(dataset, rows, thorough):
     assert audit_folder(dataset.directory, seq_len=64, thorough=thorough) == result
 
 
-def test_bytes_tokenizer(build, tmp_path):
-    path = tmp_path / "tokenizer.json"
-    tokenizer = Bytes("nmt_nfkc")
-    path.write_text(tokenizer.to_json())
-    train, val = tokenizer.encode(["a text", "of training"]), tokenizer.encode([*HARD_TEXTS, "a val text"])
-    dataset = build([train], [val], tokenizer=path)
-    result = audit(dataset, seq_len=8, documents=[*HARD_TEXTS, "a val text"])
-    assert result.ok and {found.level for found in result.findings} == {"note"}  # empty documents
-    (message,) = messages(audit(changed(dataset, base_bytes=(slice(132, None), 3)), seq_len=8), "table")
-    assert "U+FFFD" in message and "128 of 260 tokens: token 132 3 not 1" in message
-
-
-@pytest.mark.skipif(not FINEWEB.exists(), reason=f"no {FINEWEB}")
-def test_published_tokenizer_on_hard_texts_and_the_embedded_corpus(build, dataset, rows):
-    tokenizer = load(FINEWEB)
-    texts = [*HARD_TEXTS, *dataset.tokenizer.decode([row.tolist() for row in rows])]
-    documents = tokenizer.encode(texts)
-    published = build([[[BOS, 900, 901]]], [documents[:50], documents[50:]], tokenizer=FINEWEB)
-    for sources in (None, texts):
-        result = audit(published, documents=sources)
-        assert result.ok and not messages(result, "bytes")
-        assert not [found for found in result.findings if found.level == "warning"]
-    assert result.figures["val"]["bytes"] == sum(len(tokenizer.normalize(text).encode()) for text in texts)
-    assert result.figures["val"]["decoded_documents"] == len(texts)
-
-    characters = [0 if piece.boundary else len(piece.text.decode(errors="replace")) for piece in tokenizer.pieces]
-    (message,) = messages(audit(changed(published, base_bytes=(slice(None), characters))), "table")
-    assert "characters are counted, not their UTF-8 bytes" in message and "▁“ 2 not 4" in message
-
-
-# The byte table
-
-
-def lone_space(table):
-    return table.has_leading_space & (table.base_bytes == 0)
-
-
-def leading(table):
-    return table.has_leading_space
-
-
-MISCOUNTS = {  # message -> the planted columns, of the true table and the mask of byte tokens
-    "leading spaces are counted twice": lambda t, byte: {"base_bytes": (leading(t), t.base_bytes[leading(t)] + 1)},
-    r"byte tokens are counted as U\+FFFD \(3 bytes\)": lambda t, byte: {"base_bytes": (byte, 3)},
-    r"as their names \(6\)": lambda t, byte: {"base_bytes": (byte, 6)},
-    "the token ▁, a lone space, is counted as 0 bytes": lambda t, byte: {"has_leading_space": (lone_space(t), False)},
-    "leading spaces are not counted": lambda t, byte: {"has_leading_space": (~lone_space(t), False)},
-    "the mark ▁ is counted as its own 3 bytes": lambda t, byte: {
-        "base_bytes": (leading(t), t.base_bytes[leading(t)] + 3)
-    },
-    "bytes are miscounted": lambda t, byte: {"base_bytes": (slice(300, 400), 40)},
-}
-
-
-@pytest.mark.parametrize("miscount", MISCOUNTS)
-def test_a_planted_miscount_is_named(dataset, miscount):
-    byte = torch.tensor([dataset.tokenizer.processor.is_byte(i) for i in range(1024)])
-    planted = changed(dataset, **MISCOUNTS[miscount](dataset.byte_table, byte))
-    result = audit(planted, thorough=False, seq_len=64)
-    assert not result.ok
-    (table,), (text,) = messages(result, "table"), messages(result, "bytes")
-    assert re.search(miscount, table) and table.partition(";")[0] in text
-    wrong, right = (audit(data, thorough=False).figures["val"]["bytes"] for data in (planted, dataset))
-    assert f"counts {wrong:,} bytes, and their text has {right:,} ({wrong / right - 1:+.2%})" in text
-
-
-def test_a_miscount_that_no_document_shows(build, rows):
-    dataset = build([[rows[0]]], [[rows[1]]])
-    absent = next(i for i in range(300, 1024) if i not in rows[0] and i not in rows[1])
-    planted = changed(dataset, is_boundary=(BOS, False), base_bytes=([7, absent], [3, 40]))
-    result = audit(planted, seq_len=8)
-    found = messages(result, "table")
-    assert not messages(result, "bytes") and len(found) == 3
-    assert "<0x03> 3 not 1" in found[0] and "<s>" in found[1] and "boundaries" in found[1]
-
-
-@settings(max_examples=100, deadline=None)
-@given(data=st.data())
-def test_any_one_wrong_entry_is_found(dataset, data):
-    i = data.draw(st.integers(0, 1023))
-    column = data.draw(st.sampled_from(["base_bytes", "has_leading_space", "is_boundary"]))
-    old = getattr(dataset.byte_table, column)[i].item()
-    new = data.draw(st.integers(0, 30).filter(lambda v: v != old)) if column == "base_bytes" else not old
-    ((level, message),) = audits._check_table(changed(dataset, **{column: (i, new)}))
-    assert level == "error" and "1 of 1,024 tokens" in message
-    assert f" {dataset.tokenizer.processor.id_to_piece(i)} " in message
-
-
-def test_table_of_another_size(dataset):
-    small = ByteTable(*(getattr(dataset.byte_table, f.name)[:1000] for f in dataclasses.fields(ByteTable)))
-    result = audit(dataclasses.replace(dataset, byte_table=small))
-    assert "1000 and 1000 and 1000 entries, and the tokenizer 1024 tokens" in only(result, "table")
-    assert "overlap    not checked" in format_audit(result)
-
-
-# The tokenizer
-
-
-def without_space(content, how):
-    """A model whose token ▁ is renamed or marked unused. It is an entry of field 1, whose own field 1 is the text."""
-    piece = b"\n\x03" + "▁".encode()
-    at = content.index(piece)
-    length = content[at - 1]
-    if how == "renamed":
-        return content.replace(piece, b"\n\x03" + "☃".encode())
-    unused = content[at : at + length] + b"\x18\x05"  # field 3, the type
-    return content[: at - 1] + bytes([len(unused)]) + unused + content[at + length :]
-
-
-@pytest.mark.parametrize("how", ["renamed", "unused"])
-def test_no_token_for_a_space(build, embedded, tmp_path, dataset, how):
-    path = tmp_path / "other.model"
-    path.write_bytes(without_space((embedded / "tokenizer.model").read_bytes(), how))
-    text = "a 日 7 x Ω  é and words, which keep their spaces"
-    (document,) = load(path).encode([text])
-    broken = build([[[BOS, 300, 301]]], [[document]], tokenizer=path)
-    for thorough in (True, False):
-        message = only(audit(broken, seq_len=8, thorough=thorough), "tokenizer")
-        assert message.startswith("no token ▁ in the tokenizer") and "E2 96 81" in message and "5 × in val" in message
-    assert messages(audit(broken, seq_len=8, documents=[text]), "bytes")[0].startswith("1 of 1 val documents")
-
-    # Shards made by such a tokenizer are found even with an intact tokenizer beside them.
-    (space,) = load(embedded / "tokenizer.model").encode(["the words"])
-    mixed = build([[[BOS, 300, 301]]], [[document, space]], name="mixed")
-    assert any("a token ▁ in the tokenizer" in message for message in messages(audit(mixed, seq_len=8), "tokenizer"))
-
-
-def test_no_byte_tokens(build, tmp_path):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["one text and another text, and more"] * 20),
-        model_writer=model,
-        vocab_size=40,
-        hard_vocab_limit=False,
-        add_dummy_prefix=True,
-        minloglevel=2,
-        **SPECIAL,
-    )
-    path = tmp_path / "other.model"
-    path.write_bytes(model.getvalue())
-    texts = ["one text, more or more", "another text and 日"]
-    documents = load(path).encode(texts)
-    result = audit(build([[[BOS, 5, 6]]], [documents[:1]], tokenizer=path), seq_len=8, documents=texts[:1])
-    assert result.ok and "0 of 256 byte tokens" in only(result, "tokenizer", "warning")
-    result = audit(build([[[BOS, 5, 6]]], [documents], name="lossy", tokenizer=path), seq_len=8)
-    assert "val: 1 × <unk>, text that is lost; the first in document 1" in messages(result, "documents")[0]
-
-
-def test_shards_of_another_tokenizer(build, rows, dataset):
-    others = [np.where(row < 264, row, 1287 - row).astype(np.uint16) for row in rows[:60]]
-    found = messages(audit(build([[rows[100]]], [others])), "tokenizer")
-    assert any(message.endswith("the shards were made with another tokenizer") for message in found)
-
-    token = dataset.tokenizer.processor.piece_to_id  # a single document in other tokens is only a warning
-    spelled = np.array([BOS, *map(token, "word")], np.uint16)
-    result = audit(build([[rows[0]]], [[*rows[1:20], spelled]], name="one"))
-    assert "1 of 20 validation documents are not the tokens" in only(result, "tokenizer", "warning")
-    assert result.ok
-
-
 # Documents
 
 
@@ -274,33 +51,33 @@ def test_shards_of_another_tokenizer(build, rows, dataset):
         ([[BOS, 300, 301, 302]], r"val: 1 documents, and dataset\.json lists 2"),
     ],
 )
-def test_documents(build, rows, val, message):
+def test_documents(make_folder, rows, val, message):
     val = [[*document, *range(310, 330)] for document in val]
-    result = audit(build([[rows[0]]], [val], val={"documents": 2}), seq_len=8)
+    result = audit(make_folder([[rows[0]]], [val], val={"documents": 2}), seq_len=8)
     assert any(re.match(message, found) for found in messages(result, "documents"))
 
-    result = audit(build([val], [[rows[0]]], name="train", train={"documents": 2}))  # scores do not depend on it
+    result = audit(make_folder([val], [[rows[0]]], name="train", train={"documents": 2}))  # scores do not depend on it
     level = "error" if "no BOS" in message else "warning"
     expected = message.replace("val:", "train:")
     assert any(re.match(expected, found) for found in messages(result, "documents", level))
 
 
-def test_empty_documents(build, rows):
-    result = audit(build([[[BOS], rows[0]]], [[[BOS], [BOS], rows[1]]]))
+def test_empty_documents(make_folder, rows):
+    result = audit(make_folder([[[BOS], rows[0]]], [[[BOS], [BOS], rows[1]]]))
     assert result.ok and result.figures["overlap_documents"] == 0
     assert messages(result, "documents", "note") == ["val: 2 empty documents", "train: 1 empty documents"]
 
 
-def test_training_documents_of_the_whole_publication(build, rows):
+def test_training_documents_of_the_whole_publication(make_folder, rows):
     about = dict(train={"documents": 15_000_000}, source={"variant": "sp512"}, val={"documents": 2})
-    result = audit(build([[rows[0]]], [rows[1:3]], **about))
+    result = audit(make_folder([[rows[0]]], [rows[1:3]], **about))
     assert not messages(result, "documents", "warning")
 
 
-def test_source_texts(build, rows, dataset):
+def test_source_texts(make_folder, rows, dataset):
     texts = dataset.tokenizer.decode([row.tolist() for row in rows[:20]])
-    folder = build([[rows[100]]], [rows[:12], rows[12:20]])
-    assert audit(folder, documents=[f"  {text}\n\n" for text in texts]).ok  # as normalised
+    folder = make_folder([[rows[100]]], [rows[:12], rows[12:20]])
+    assert audit(folder, documents=[f"  {text}\n\n" for text in texts]).ok  # equal when normalised
     message = only(audit(folder, documents=[*texts[:19], texts[19] + " More."]), "bytes")
     assert message.startswith("1 of 20 val documents: the table counts") and "the first: document 19, " in message
     assert "20 validation documents, and 19 texts" in only(audit(folder, documents=texts[:19]), "bytes")
@@ -336,10 +113,10 @@ def test_a_document_without_end_is_cut(tmp_path, monkeypatch):
 # Validation text in the training shards
 
 
-def test_overlap(build, rows, dataset):
+def test_overlap(make_folder, rows, dataset):
     train, val = rows[:30], rows[30:50]
-    assert not messages(audit(build([train], [val])), "overlap")
-    seen = build([train[:10], [*train[10:], val[7], val[3], train[0]]], [val], name="seen")
+    assert not messages(audit(make_folder([train], [val])), "overlap")
+    seen = make_folder([train[:10], [*train[10:], val[7], val[3], train[0]]], [val], name="seen")
     for thorough in (True, False):
         result = audit(seen, thorough=thorough)
         message = only(result, "overlap")
@@ -350,15 +127,15 @@ def test_overlap(build, rows, dataset):
         assert result.figures["overlap_documents"] == 2 and result.figures["overlap_bytes"] == sizes[7] + sizes[3]
 
 
-def test_overlap_of_a_document_across_shards(build, rows):
+def test_overlap_of_a_document_across_shards(make_folder, rows):
     half = len(rows[5]) // 2
-    seen = build([[rows[0], rows[5][:half]], [rows[5][half:], rows[1]]], [rows[2:8]])
+    seen = make_folder([[rows[0], rows[5][:half]], [rows[5][half:], rows[1]]], [rows[2:8]])
     message = only(audit(seen), "overlap")
     assert "val document 3 = train document 1: " in message
 
 
-def test_repeated_validation_documents(build, rows):
-    result = audit(build([[rows[0], rows[2]]], [[rows[1], rows[2], rows[1], rows[2]]]))
+def test_repeated_validation_documents(make_folder, rows):
+    result = audit(make_folder([[rows[0], rows[2]]], [[rows[1], rows[2], rows[1], rows[2]]]))
     assert messages(result, "overlap", "note") == ["2 validation documents repeat an earlier one"]
     assert "2 of 4 validation documents" in only(result, "overlap")
 
@@ -411,13 +188,13 @@ def scored_folder(tmp_path_factory, embedded, rows):
 
 @pytest.fixture
 def published(monkeypatch):
-    """As if published splits were small."""
+    """Published splits that are small."""
     splits = [("fineweb10B_sp1024", 1024, 64, 640, 20, ""), ("old", 1024, 64, 1280, 0, "an earlier published split")]
     monkeypatch.setattr(audits, "PUBLISHED", [audits.PublishedSplit(*split) for split in splits])
     monkeypatch.setattr(audits, "PUBLISHED_DOCUMENTS", 20)
 
 
-def test_a_few_published_documents_in_training_are_a_warning(build, published, rows):
+def test_a_few_published_documents_in_training_are_a_warning(make_folder, published, rows):
     """Nobody who uses what others published can change it; in their own data it is an error."""
     val = split_of(20, 660)
     val[3] = np.array([BOS, *([500] * 4)])
@@ -427,18 +204,18 @@ def test_a_few_published_documents_in_training_are_a_warning(build, published, r
         ("mine", [rows[0], val[3]], val[:-1], "error"),
         ("published_much", [rows[0], *val[4:]], val, "error"),
     ):
-        result = audit(build([training], [documents], name=name), seq_len=16)
+        result = audit(make_folder([training], [documents], name=name), seq_len=16)
         assert [found.level for found in result.findings if found.check == "overlap"] == [level]
 
 
-def test_overlap_that_was_kept_on_request_is_a_warning(build, rows):
+def test_overlap_that_was_kept_on_request_is_a_warning(make_folder, rows):
     source = {"val_documents": 150, "keep_overlap": True}
-    result = audit(build([[rows[160], rows[0]]], [rows[:150]], source=source))
+    result = audit(make_folder([[rows[160], rows[0]]], [rows[:150]], source=source))
     assert [found.level for found in result.findings if found.check == "overlap"] == ["warning"]
 
 
-def test_content_that_changed_though_its_time_did_not(build, rows):
-    dataset = build([rows[:3]], [rows[3:6]])
+def test_content_that_changed_though_its_time_did_not(make_folder, rows):
+    dataset = make_folder([rows[:3]], [rows[3:6]])
     path = dataset.train_shards[0]
     stat, content = path.stat(), bytearray(path.read_bytes())
     content[2000] ^= 1
@@ -468,8 +245,8 @@ def split_of(documents, tokens):
         ("fineweb10B_sp1024", {}, 20, 1300, "old", ""),
     ],
 )
-def test_published(build, published, rows, name, source, documents, tokens, known, missing):
-    dataset = build([[rows[0]]], [split_of(documents, tokens)], name=name, source=source)
+def test_published(make_folder, published, rows, name, source, documents, tokens, known, missing):
+    dataset = make_folder([[rows[0]]], [split_of(documents, tokens)], name=name, source=source)
     result = audit(dataset, seq_len=16)
     assert result.figures["published"] == known
     found = messages(result, "published")
@@ -483,8 +260,8 @@ def test_published(build, published, rows, name, source, documents, tokens, know
 # Folders that cannot be opened
 
 
-def test_every_broken_shard_is_named(build, rows):
-    folder = build([[row] for row in rows[:5]], [[rows[5]], [rows[6]]]).directory
+def test_every_broken_shard_is_named(make_folder, rows):
+    folder = make_folder([[row] for row in rows[:5]], [[rows[5]], [rows[6]]]).directory
     content = {path.name: path.read_bytes() for path in sorted(folder.glob("*.bin"))}
     names = list(content)
     (folder / names[0]).write_bytes(b"\0\0\0\0" + content[names[0]][4:])
@@ -519,15 +296,15 @@ def test_every_broken_shard_is_named(build, rows):
         (lambda folder: shutil.rmtree(folder), "no folder"),
     ],
 )
-def test_folder_that_cannot_be_opened(build, rows, damage, message):
-    folder = build([[rows[0]]], [[rows[1]]]).directory
+def test_folder_that_cannot_be_opened(make_folder, rows, damage, message):
+    folder = make_folder([[rows[0]]], [[rows[1]]]).directory
     damage(folder)
     result = audit_folder(folder)
     assert not result.ok and re.search(message, result.findings[0].message)
 
 
-def test_shard_that_breaks_after_opening(build, rows):
-    dataset = build([[rows[0]]], [[rows[1]]])
+def test_shard_that_breaks_after_opening(make_folder, rows):
+    dataset = make_folder([[rows[0]]], [[rows[1]]])
     write_shard(dataset.val_shards[0], [1, 5, 2000])
     assert "sha256 is not as" in only(audit(dataset), "shards")
 
@@ -545,15 +322,17 @@ def test_report(dataset, rows):
     assert any(line.split() == ["val", "documents", "200"] for line in lines)
 
 
-def test_stored(build, rows, monkeypatch):
-    dataset = build([rows[:3]], [rows[3:6]])
+def test_stored(make_folder, rows, monkeypatch):
+    dataset = make_folder([rows[:3]], [rows[3:6]])
     assert stored(dataset) is None
     result = audit(dataset)
     assert store(dataset, result).name == "audit.json"
     assert stored(dataset) == result and stored(Dataset.open(dataset.directory)) == result
     assert audit(dataset) == result  # the file is not part of the data
 
-    planted = changed(dataset, base_bytes=(500, 9))
+    wrong = dataset.byte_table.base_bytes.clone()
+    wrong[500] = 9
+    planted = dataclasses.replace(dataset, byte_table=dataclasses.replace(dataset.byte_table, base_bytes=wrong))
     assert stored(planted) is None
     assert stored(dataclasses.replace(dataset, about=dataset.about | {"val": {"documents": 4}})) is None
     with monkeypatch.context() as context:

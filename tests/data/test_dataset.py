@@ -24,7 +24,7 @@ def folder(tmp_path, embedded):
     return tmp_path
 
 
-# Which text is scored
+# Scored text
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_hashes_are_remembered_until_a_shard_changes(folder):
 
 
 def test_folder_that_cannot_be_written(folder):
-    (folder / ".shards.json").mkdir()  # as good as read-only, and stops root too
+    (folder / ".shards.json").mkdir()  # cannot be written, even by root
     before = sorted(folder.iterdir())
     assert Dataset.open(folder, vocab_size=1024).description["val_tokens"] == 200
     assert sorted(folder.iterdir()) == before

@@ -79,7 +79,7 @@ def test_every_document_from_every_position(tmp_path, make, block_size):
     assert texts_of(blocks) == TEXTS
     assert 0 < blocks[-1].done <= source.size
     for i, block in enumerate(blocks):
-        position = tuple(json.loads(json.dumps(block.end)))  # as a record keeps it
+        position = tuple(json.loads(json.dumps(block.end)))  # the form in a progress record
         assert texts_of(source.blocks(position)) == texts_of(blocks[i + 1 :])
     assert list(first_texts(source, 3)) == TEXTS[:3] and list(first_texts(source)) == TEXTS
 
@@ -133,12 +133,12 @@ def test_what_tells_sources_apart(tmp_path):
 
 GOOD = b'{"text": "fine"}\n'
 BAD = {
-    "utf8.jsonl": (GOOD * 9 + b'{"text": "\xff"}\n', r"utf8.jsonl, line 10, byte 163: no UTF-8 .* save it as UTF-8"),
-    "utf8.txt": (b"fine\n\nf\xe4in", r"utf8.txt, line 3, byte 7: no UTF-8"),
-    "utf16.txt": ("fine".encode("utf-16"), r"utf16.txt, line 1, byte 0: no UTF-8"),
-    "torn.jsonl": (GOOD * 9 + b'\n\n{"text": "to', r'torn.jsonl, line 12: no JSON \(.*\); a line is .*"text"'),
-    "deep.jsonl": (GOOD + b"[" * 100_000, r"deep.jsonl, line 2: no JSON \("),
-    "list.jsonl": (b'["text"]\n', r"list.jsonl, line 1: no JSON object"),
+    "utf8.jsonl": (GOOD * 9 + b'{"text": "\xff"}\n', r"utf8.jsonl, line 10, byte 163: not UTF-8 .* save it as UTF-8"),
+    "utf8.txt": (b"fine\n\nf\xe4in", r"utf8.txt, line 3, byte 7: not UTF-8"),
+    "utf16.txt": ("fine".encode("utf-16"), r"utf16.txt, line 1, byte 0: not UTF-8"),
+    "torn.jsonl": (GOOD * 9 + b'\n\n{"text": "to', r'torn.jsonl, line 12: not JSON \(.*\); a line is .*"text"'),
+    "deep.jsonl": (GOOD + b"[" * 100_000, r"deep.jsonl, line 2: not JSON \("),
+    "list.jsonl": (b'["text"]\n', r"list.jsonl, line 1: not a JSON object"),
     "field.jsonl": (
         GOOD * 3 + b'{"id": 1, "content": ""}',
         r"line 4: no field 'text', only 'id', 'content'; .*--field",

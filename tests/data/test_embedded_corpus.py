@@ -125,10 +125,10 @@ def test_impossible_vocabulary(tmp_path, vocab_size):
 
 def test_build_embedded(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(embedded_corpus, "SHARD_TOKENS", 1000)
-    (tmp_path / "data.unfinished").mkdir()  # as a killed build leaves it
+    (tmp_path / "data.unfinished").mkdir()  # left by a killed build
     (tmp_path / "data.unfinished" / "fineweb_train_000099.bin").write_text("half")
     directory = embedded_corpus.build_embedded(320, tmp_path / "data")
-    assert "training a tokenizer of 320 pieces on 60 documents" in capsys.readouterr().out
+    assert "training a tokenizer, vocab_size 320, on 60 documents" in capsys.readouterr().out
     assert directory == tmp_path / "data"
     built = json.loads((directory / "dataset.json").read_text())
     assert built["train"]["documents"] == 60 and built["val"]["documents"] == 200
@@ -184,7 +184,7 @@ def test_killed_build_goes_on(small, tmp_path, monkeypatch, capsys):
 
 
 def test_an_older_folder(small, tmp_path):
-    """As it was described before there were other tokenizers and texts."""
+    """The first dataset.json files named neither tokenizer nor source."""
     directory = embedded_corpus.build_embedded(320, tmp_path / "data")
     built = json.loads((directory / "dataset.json").read_text())
     figures = {split: {"documents": built[split]["documents"]} for split in ("train", "val")}

@@ -1,0 +1,202 @@
+"""A build that was killed, interrupted or ran out of disk ends with the bytes of an undisturbed one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from build_helpers import TEXTS, build, content, undisturbed, words, written
+
+from pgolf.data import dataset as data
+from pgolf.data import documents, prepare, shard_writer, train_tokenizer
+from pgolf.data.documents import Texts
+from pgolf_core.files import DataError
+
+
+class Killed(BaseException):
+    pass
+
+
+def killer(function, calls):
+    """The function, until it was called so often; then it is as if the process ended."""
+    left = [calls]
+
+    def wrapped(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "calls"),
+    [
+        *((prepare, "_write_record", calls) for calls in (0, 1, 2, 9, 40)),
+        *((shard_writer.SplitWriter, "add", calls) for calls in (1, 31, 98)),
+        *((shard_writer.SplitWriter, "close", calls) for calls in (0, 5, 9)),
+        (train_tokenizer, "make", 0),
+        (data, "describe", 0),
+        (Path, "unlink", 0),
+        (os, "replace", 10),
+        (prepare.os, "replace", 0),
+    ],
+)
+def test_killed_between_two_steps(tmp_path, source, small_blocks, monkeypatch, module, name, calls):
+    options = dict(vocab_size=330, val_share=0.2, shard_tokens=500, workers=2)
+    expected = undisturbed(tmp_path, source, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killer(getattr(module, name), calls))
+        with pytest.raises(Killed):
+            build(source, tmp_path / "out", **options)
+    build(source, tmp_path / "out", **options)
+    assert content(tmp_path / "out") == expected
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+@pytest.fixture
+def killed(tmp_path, tokenizers, source, small_blocks, monkeypatch):
+    """Options of a build that was killed after its 20th record."""
+    options = dict(tokenizer_path=tokenizers["bpe330"], val_documents=20, shard_tokens=500)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_write_record", killer(prepare._write_record, 20))
+        with pytest.raises(Killed):
+            build(source, tmp_path / "out", **options)
+    return options
+
+
+def test_written_and_not_recorded(tmp_path, source, killed, capsys):
+    """Everything in the folder beyond the last record is written again."""
+    last = max((tmp_path / "out.unfinished").glob("fineweb_train_*.bin"))
+    with open(last, "ab") as f:
+        f.write(b"torn")
+    last.with_name("fineweb_train_000099.bin").write_bytes(b"later")
+    capsys.readouterr()
+    build(source, tmp_path / "out", **killed)
+    assert "resuming after" in capsys.readouterr().out
+    assert content(tmp_path / "out") == undisturbed(tmp_path, source, **killed)
+
+
+def test_less_there_than_recorded(tmp_path, source, killed):
+    (tmp_path / "out.unfinished" / "fineweb_train_000000.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"out.unfinished: shard 0 of train is not what was written; delete"):
+        build(source, tmp_path / "out", **killed)
+
+
+def test_a_build_of_other_options_or_of_a_touched_source_is_not_thrown_away(tmp_path, tokenizers, source, killed):
+    with pytest.raises(DataError, match=r"holds \d+ documents of another build \(tokenizer .* delete this folder"):
+        build(source, tmp_path / "out", **killed | {"tokenizer_path": tokenizers["bytes260"]})
+    stat = (tmp_path / "docs.jsonl").stat()
+    os.utime(tmp_path / "docs.jsonl", (1, 1))
+    with pytest.raises(DataError, match=r"holds \d+ documents of another build \(modified .* delete this folder"):
+        build(source, tmp_path / "out", **killed)
+    os.utime(tmp_path / "docs.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    build(source, tmp_path / "out", **killed)
+    assert content(tmp_path / "out") == undisturbed(tmp_path, source, **killed)
+
+
+def test_a_changed_source_starts_over(tmp_path, killed, capsys):
+    source = written(tmp_path / "docs.jsonl", TEXTS[::-1])
+    capsys.readouterr()
+    build(source, tmp_path / "out", **killed)
+    out = capsys.readouterr().out
+    assert "out.unfinished: of another build (" in out and "sha256" in out and "starting over" in out
+    assert content(tmp_path / "out") == undisturbed(tmp_path, source, **killed)
+
+
+SLOW = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run as a background job
+from pgolf.data import documents, prepare
+from pgolf_core.tokens import SentencePiece
+documents.BLOCK_BYTES, prepare.PROGRESS_SECONDS = 300, 0
+encode = SentencePiece.encode
+SentencePiece.encode = lambda self, texts: (time.sleep(0.04), encode(self, texts))[1]
+source, out, tokenizer = sys.argv[1:]
+request = prepare.BuildRequest(tokenizer_path=tokenizer, val_share=0.2, shard_tokens=500)
+prepare.build(documents.open_source(source), out, request, workers=2)
+"""
+
+
+def start(tmp_path, tokenizers):
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, tmp_path / "docs.jsonl", tmp_path / "out", tokenizers["bpe330"]],
+        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )  # fmt: skip
+
+
+def wait_for_documents(tmp_path, process, count):
+    """Wait for a record of so many documents."""
+    path, recorded = tmp_path / "out.unfinished" / "progress.json", -1
+    while recorded < count and process.poll() is None:
+        try:
+            recorded = json.loads(path.read_text())["documents"]
+        except (OSError, ValueError):  # missing, or just being replaced
+            time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_kill_and_resume(tmp_path, tokenizers):
+    source = written(tmp_path / "docs.jsonl")
+    expected = undisturbed(
+        tmp_path, source, tokenizer_path=tokenizers["bpe330"], val_share=0.2, shard_tokens=500, workers=1
+    )
+    for i, count in enumerate((1, 90)):
+        process = start(tmp_path, tokenizers)
+        wait_for_documents(tmp_path, process, count)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        out, errors = process.communicate(timeout=10)
+        assert not psutil.wait_procs(family, timeout=5)[1], "workers outlived their parent"
+        assert ("resuming after" in out) == (i > 0) and errors == "" and not (tmp_path / "out").exists()
+        (tmp_path / "out.unfinished" / ".progress.json.1-2.tmp").write_text("killed as it wrote this")
+    process = start(tmp_path, tokenizers)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+    assert content(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+def test_interrupted(tmp_path, tokenizers):
+    written(tmp_path / "docs.jsonl")
+    process = start(tmp_path, tokenizers)
+    wait_for_documents(tmp_path, process, 20)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    errors = process.communicate(timeout=10)[1]
+    assert time.monotonic() - begin < 3 and process.returncode and errors.count("Traceback") == 1
+
+
+def test_interrupted_while_the_tokenizer_is_made(tmp_path, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(train_tokenizer, "make", lambda *_: released.wait(30))
+    monkeypatch.setattr(prepare, "wait", killer(prepare.wait, 1))
+    begin = time.monotonic()
+    with pytest.raises(Killed):
+        build(Texts(TEXTS, "x"), tmp_path / "out", val_documents=3)
+    released.set()
+    assert time.monotonic() - begin < 5
+
+
+def test_disk_runs_full(tmp_path, tokenizers, monkeypatch, small_disk):
+    disk, resize = small_disk
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(prepare, "PROGRESS_SECONDS", 0)
+    source = written(tmp_path / "docs.jsonl", words(4000))
+    options = dict(tokenizer_path=tokenizers["bpe330"], val_share=0.1, shard_tokens=30_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "check_space", lambda *_: None)
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"out: the disk is full; make room and run the same command again"):
+                build(source, disk / "out", **options)
+    resize("4m")
+    build(source, disk / "out", **options)
+    assert content(disk / "out") == undisturbed(tmp_path, source, **options)
