@@ -117,7 +117,8 @@ def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
     found = {name: files for name, files in found.items() if name in named or files.keys() - {".lock"}}
     found = {name: files for name, files in found.items() if "import.json" not in files}  # trained elsewhere
     sweep_runs = any("result.json" not in files for files in found.values()) and is_held(folder / ".lock")
-    began = (folder / "sweep.json").stat().st_mtime if sweep_runs and about else 0.0 if sweep_runs else None
+    about = folder / "sweep.json"
+    began = (about.stat().st_mtime if about.exists() else 0.0) if sweep_runs else None
     rows = [_row(folder / name, files, began, now) for name, files in found.items()]
     table = pd.DataFrame(rows, columns=COLUMNS).assign(sweep="" if sweep == "." else sweep, sweep_runs=sweep_runs)
     table = table.astype(dict.fromkeys(NUMBERS, float))
@@ -144,14 +145,7 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
         return row | _alive(row, rows, config, now)
     if (run_dir / "result.json").exists():  # it ended, and released its lock, since we listed its files
         return _row(run_dir, _file_times(run_dir), began, now)
-    name, note = _ended(run_dir, files, config, began, now)
-    at = f"at step {row['step']}" if rows else "before its first line"
-    again = "goes on from its last resume file" if "resume.pt" in files else "starts anew"
-    if name == "waiting" and config and not note:
-        note = f"was killed {at}, {again}"
-    elif name == "dead":
-        note = f"killed {at}; run again it {again}" + (f" ({note})" if note else "")
-    return row | {"state": name, "note": note}
+    return row | _ended(row, files, config, began, now)
 
 
 @lru_cache(maxsize=50_000)  # a complete run is read once
@@ -222,31 +216,41 @@ def _alive(row: dict, rows: list[dict], config: dict, now: float) -> dict:
     wrote = row["wrote"] or now  # a run whose only file is its lock has just begun
     if now - wrote <= max(QUIET_SECONDS if doing == "training" else SILENT_SECONDS, USUAL_INTERVALS * usual):
         return {"state": "running", "note": doing}
-    note = f"no line since {clock_time(wrote, now)} ({duration(now - wrote)}), last {doing}"
+    note = f"no line since {clock_time(wrote)} ({duration(now - wrote)}), last {doing}"
     return {"state": "stalled", "note": note + (f"; usually one every {duration(usual)}" if usual else "")}
 
 
-def _ended(run_dir: Path, files: dict, config: dict, began: float | None, now: float) -> tuple[str, str]:
-    """State and note of a run that nobody holds and that has no result."""
-    said = ""
-    if error := read_json(run_dir / "error.json"):
-        said = f"{error.get('error')}: {error.get('message')}"
-    elif "kernel.log" in files:  # its last line is the error, or one of the kernel's warnings
-        lines = (run_dir / "kernel.log").read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        said = last if re.match(r"[A-Za-z_][\w.]*: |the kernel died", last) else ""
-    said = shorten(said, 300, placeholder=" …")
+def _ended(row: dict, files: dict[str, float], config: dict, began: float | None, now: float) -> dict:
+    """State of a run that nobody holds and that has no result."""
+    why = _why_it_failed(row["path"])
+    at = f"at step {row['step']}" if "step" in row else "before its first line"
+    again = "goes on from its last resume file" if "resume.pt" in files else "starts anew"
     job = files.get("job.json", 0.0)
-    if began is not None and job < began:  # the running sweep has not come to it yet
-        return "waiting", f"failed before: {said}" if said else ""
     touched = max(files.get(name, 0.0) for name in ("config.json", "metrics.jsonl", "log.txt"))
-    if began is not None and not said and now - job < BOOT_SECONDS and touched < job:
-        return "running", "its notebook starts"
-    if said and not said.startswith(("the kernel died", f"{INTERRUPTED}:")):
-        return "failed", said
-    if "config.json" in files and not config:
-        return "failed", "config.json is damaged; delete the directory to run it again"
-    return ("dead", said) if files.keys() & {"config.json", "job.json"} else ("waiting", "nobody is running its sweep")
+    state, note = "dead", f"killed {at}; run again it {again}" + (f" ({why})" if why else "")
+    if began is not None and job < began:  # the running sweep has not come to it yet
+        note = f"failed before: {why}" if why else f"was killed {at}, {again}" if config else ""
+        state = "waiting"
+    elif began is not None and not why and now - job < BOOT_SECONDS and touched < job:
+        state, note = "running", "its notebook starts"
+    elif why and not why.startswith(("the kernel died", f"{INTERRUPTED}:")):
+        state, note = "failed", why
+    elif "config.json" in files and not config:
+        state, note = "failed", "config.json is damaged; delete the directory to run it again"
+    elif not files.keys() & {"config.json", "job.json"}:
+        state, note = "waiting", "nobody is running its sweep"
+    return {"state": state, "note": note}
+
+
+def _why_it_failed(run_dir: Path) -> str:
+    """error.json in one line, else the last line of kernel.log if it is an error and no warning, else ''."""
+    if error := read_json(run_dir / "error.json"):
+        return shorten(f"{error.get('error')}: {error.get('message')}", 300, placeholder=" …")
+    with suppress(OSError):
+        lines = (run_dir / "kernel.log").read_text(encoding="utf-8", errors="replace").strip().split("\n")
+        if re.match(r"[A-Za-z_][\w.]*: |the kernel died", lines[-1]):
+            return shorten(lines[-1], 300, placeholder=" …")
+    return ""
 
 
 def _overhead(table: pd.DataFrame) -> float:
@@ -287,7 +291,7 @@ def overview(table: pd.DataFrame, now: float | None = None) -> str:
         left = seconds_left(rows)
         more = "; time left is known after the first lines" if math.isnan(left) else ""
         if left > 0:
-            more = f"; about {duration(left)} left, until {clock_time(now + left, now)}"
+            more = f"; about {duration(left)} left, until {clock_time(now + left)}"
         elif left == 0 and not rows.sweep_runs.any():
             more = "; nobody is running it: `pgolf sweep` on its file does what is missing"
         lines.append(f"- **{name}**: {', '.join(words)}{more}.")
@@ -308,7 +312,7 @@ def format_state(table: pd.DataFrame, now: float | None = None) -> pd.DataFrame:
         ("step", lambda rows: map(_steps, rows.step, rows.of), ""),
         ("bpb", "bpb", ".4f"),
         ("per step", "step_seconds", duration),
-        ("left, until", "seconds_left", lambda left: f"{duration(left)}, {clock_time(now + left, now)}"),
+        ("left, until", "seconds_left", lambda left: f"{duration(left)}, {clock_time(now + left)}"),
         ("note", "note", ""),
     ]
     return tables.format_table(rows, columns)
@@ -353,22 +357,12 @@ def plot_live(table: pd.DataFrame, most: int = 14, behind: int = 20) -> Figure |
 
 
 def gpus() -> str:
-    """Markdown: memory of each GPU of this machine, whoever uses it, by nvidia-smi."""
-    query = ["nvidia-smi", "--query-gpu=index,name,memory.used,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        return format_gpus(subprocess.run(query, capture_output=True, text=True, timeout=10).stdout)
-    except (OSError, subprocess.TimeoutExpired):  # none installed, or a driver that hangs: it must not hide the runs
-        return format_gpus("")
-
-
-def format_gpus(said: str) -> str:
-    """nvidia-smi's lines (index, name, MiB used, MiB in all; '[N/A]' = unknown) as Markdown."""
-    lines = []
-    for gpu in re.finditer(r"(?m)^(\d+), (.+), ([^,]+), ([^,]+)$", said):
-        known = gpu[3].isdigit() and gpu[4].isdigit()
-        memory = f"{int(gpu[3]) / 1024:.1f} of {int(gpu[4]) / 1024:.1f} GiB in use" if known else "memory not known"
-        lines.append(f"- GPU {gpu[1]}, {gpu[2]}: {memory}")
-    return "\n".join(lines) or "No GPU here that nvidia-smi knows: runs on this machine train on its CPU."
+    """Markdown: memory of each GPU of this machine, whoever uses it, as nvidia-smi lists it."""
+    query = ["nvidia-smi", "--query-gpu=index,name,memory.used,memory.total", "--format=csv"]
+    said = ""
+    with suppress(OSError, subprocess.TimeoutExpired):  # not installed, or its driver hangs: that hides no runs
+        said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.strip()
+    return f"```\n{said}\n```" if said else "nvidia-smi lists no GPU here: runs on this machine train on its CPU."
 
 
 def duration(seconds: float) -> str:
@@ -379,7 +373,5 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def clock_time(moment: float, now: float) -> str:
-    """14:05, with the day if it is not today."""
-    then, today = time.localtime(moment), time.localtime(now)
-    return time.strftime("%H:%M" if then[:3] == today[:3] else "%a %d %b %H:%M", then)
+def clock_time(moment: float) -> str:
+    return time.strftime("%a %H:%M", time.localtime(moment))

@@ -1,4 +1,4 @@
-"""What a look at the files says of runs that train, hang, were killed, failed, wait or are done; and its arithmetic."""
+"""The monitor: states of runs that train, hang, were killed, failed, wait or are done; time left; what it shows."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -20,23 +21,12 @@ from pgolf_core.config import ROOT, RunConfig
 TINY = dict(track="nano", iterations=100, num_layers=1, model_dim=64, val_loss_every=50, train_log_every=1)
 HOLD = """
 import json, sys
-from pgolf.runs.directory import hold_lock, locked, write_failure
-from pgolf.runs.result import Result, RunError, write_result
+from pgolf.runs.directory import locked
 from pgolf_core.config import RunConfig
 with locked(sys.argv[1], RunConfig(**json.loads(sys.argv[2]))):
     print("held", flush=True)
     sys.stdin.read()
 """
-
-
-def holder(run_dir) -> subprocess.Popen:
-    """A process that holds the run as train() does."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run_dir), json.dumps(TINY)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert process.stdout.readline() == "held\n"
-    return process
 
 
 def begun(run_dir, steps=10, pace=2.0, **knobs):
@@ -50,22 +40,18 @@ def begun(run_dir, steps=10, pace=2.0, **knobs):
     return run_dir
 
 
-def done(run_dir, job_seconds=None, **fields):
-    """A complete run; job_seconds: from its job to its result."""
+def done(run_dir, **fields):
     content = dict(kind="train", config_hash="0", seed=1, track="nano", steps=100, train_seconds=200.0, val_bpb=2.5)
     write_result(begun(run_dir, 100), Result(**content | fields))
-    if job_seconds:
-        (run_dir / "job.json").write_text('{"notebook": "train.ipynb"}')
-        now = (run_dir / "result.json").stat().st_mtime
-        os.utime(run_dir / "job.json", (now - job_seconds, now - job_seconds))
     return run_dir
 
 
-def aged(folder, seconds: float):
-    """Every file there as if it had last been written so long ago."""
-    then = time.time() - seconds
-    for path in folder.iterdir():
-        os.utime(path, (then, then))
+def written(seconds_ago: float, *paths: Path, now: float = 0.0) -> None:
+    """Every file there, or in these folders, as if it had last been written so long ago."""
+    then = (now or time.time()) - seconds_ago
+    for path in paths:
+        for file in path.iterdir() if path.is_dir() else [path]:
+            os.utime(file, (then, then))
 
 
 def sweep_of(root, *names, sweep="s"):
@@ -74,35 +60,35 @@ def sweep_of(root, *names, sweep="s"):
     return root / sweep
 
 
-def look(root, sweep="s") -> dict:
-    return {row.run: row for row in monitor.state(root, sweep).itertuples()}
+def held(folder):
+    return hold_lock(folder / ".lock", 0, "held")
 
 
-def snapshot(root):
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+def look(root, sweep="s", now=None) -> dict:
+    return {row.run: row for row in monitor.state(root, sweep, now=now).itertuples()}
 
 
 def test_a_run_at_work_then_silent_then_killed(tmp_path):
     folder = sweep_of(tmp_path, "a", "b")
-    process = holder(folder / "a")
+    process = subprocess.Popen(  # holds the run as train() does
+        [sys.executable, "-c", HOLD, str(folder / "a"), json.dumps(TINY)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
     try:
+        assert process.stdout.readline() == "held\n"
         begun(folder / "a")
-        before = snapshot(tmp_path)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         a = look(tmp_path)["a"]
         assert (a.state, a.note, a.step, a.of) == ("running", "training", 10, 100)
         assert a.step_seconds == pytest.approx(2) and a.seconds_left == pytest.approx(180, abs=5)
-        assert snapshot(tmp_path) == before  # no directory for b, no file anywhere
-
-        aged(folder / "a", 59)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # nothing made or written
+        written(59, folder / "a")
         assert look(tmp_path)["a"].state == "running"
-        aged(folder / "a", 200)
+        written(200, folder / "a")
         a = look(tmp_path)["a"]
         assert a.state == "stalled" and "(3.3 min)" in a.note and "usually one every 2 s" in a.note
         assert math.isnan(a.seconds_left)
-        with (
-            pytest.raises(RunError, match="another process"),
-            hold_lock(folder / "a" / ".lock", 0, "another process"),
-        ):
+        with pytest.raises(RunError, match="held"), held(folder / "a"):
             pass  # looking took nothing from the holder
     finally:
         process.kill()
@@ -111,8 +97,28 @@ def test_a_run_at_work_then_silent_then_killed(tmp_path):
     assert a.state == "dead" and a.note == "killed at step 10; run again it starts anew"
     (folder / "a" / "resume.pt").touch()
     assert "goes on from its last resume file" in look(tmp_path)["a"].note
-    with hold_lock(folder / "a" / ".lock", 0, "still held"):
-        assert look(tmp_path)["a"].state == "running"  # by its lock alone, in whichever process
+    with held(folder / "a"):
+        assert look(tmp_path)["a"].state == "running"  # by its lock alone, in any process
+
+
+def test_two_looks_at_once_do_not_see_one_another_and_keep_nothing(tmp_path):
+    lock = tmp_path / ".lock"
+    assert not monitor.is_held(lock) and not lock.exists()
+    lock.touch()
+    assert not monitor.is_held(lock)
+    if monitor.fcntl:
+        with open(lock, "rb") as other:
+            monitor.fcntl.flock(other, monitor.fcntl.LOCK_SH)  # another monitor in the middle of its look
+            assert not monitor.is_held(lock)
+    with held(tmp_path):  # free at once after a look
+        assert monitor.is_held(lock)
+
+
+def test_a_run_whose_only_file_is_its_lock_is_starting(tmp_path):
+    folder = sweep_of(tmp_path, "a")
+    (folder / "a").mkdir()
+    with held(folder / "a"):
+        assert (look(tmp_path)["a"].state, look(tmp_path)["a"].note) == ("running", "starting")
 
 
 @pytest.mark.parametrize(
@@ -126,26 +132,25 @@ def test_a_run_at_work_then_silent_then_killed(tmp_path):
         ({"step": 61, "val_bpb": 3.0, "train_seconds": 121.0}, {"max_wallclock_seconds": 120}, "scoring and storing"),
     ],
 )
-def test_silence_is_no_stall_where_no_line_is_to_be_expected(tmp_path, last, knobs, doing):
+def test_silence_is_no_stall_while_no_line_is_expected(tmp_path, last, knobs, doing):
     run_dir = begun(sweep_of(tmp_path, "a") / "a", **knobs)
     if last:
         with open(run_dir / "metrics.jsonl", "a") as f:
             f.write(json.dumps(last) + "\n")
-    with hold_lock(run_dir / ".lock", 0, "held"):
+    with held(run_dir):
         assert look(tmp_path)["a"].note == doing
-        aged(run_dir, 300)
+        written(300, run_dir)
         assert look(tmp_path)["a"].state == ("stalled" if doing == "training" else "running")
-        aged(run_dir, 700)
+        written(700, run_dir)
         assert look(tmp_path)["a"].state == "stalled"
 
 
 def test_slow_steps_are_no_stall(tmp_path):
     run_dir = begun(sweep_of(tmp_path, "a") / "a", pace=30.0)
-    with hold_lock(run_dir / ".lock", 0, "held"):
-        aged(run_dir, 290)
-        assert look(tmp_path)["a"].state == "running"
-        aged(run_dir, 310)
-        assert look(tmp_path)["a"].state == "stalled"
+    with held(run_dir):
+        for seconds, state in ((290, "running"), (310, "stalled")):
+            written(seconds, run_dir)
+            assert look(tmp_path)["a"].state == state
 
 
 def test_failed_and_damaged_runs_say_why(tmp_path):
@@ -166,22 +171,22 @@ def test_failed_and_damaged_runs_say_why(tmp_path):
     assert "&lt;b&gt;" in monitor.styled(monitor.state(tmp_path, "s")).to_html()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"",
-        b"\x00\xff\xfe",
-        b"[1, 2]\n3\nnull\n",
-        b'{"step": "x"}\n{"train_loss": 1}\n',
-        b'{"step": 3, "val_bpb": NaN}\n',
-    ],
+DAMAGES = (
+    b"",
+    b"\x00\xff\xfe",
+    b"[1, 2]\n3\nnull\n",
+    b'{"step": "x"}\n{"train_loss": 1}\n',
+    b'{"step": 3, "val_bpb": NaN}\n',
 )
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_metrics_hide_no_run(tmp_path, damage):
     run_dir = begun(sweep_of(tmp_path, "a") / "a")
     whole = (run_dir / "metrics.jsonl").read_bytes()
     for content in (damage, whole + damage, whole + damage + whole[:-20], damage + whole):
         (run_dir / "metrics.jsonl").write_bytes(content)
-        with hold_lock(run_dir / ".lock", 0, "held"):
+        with held(run_dir):
             table = monitor.state(tmp_path, "s")
             assert list(table.state) == ["running"]
             monitor.format_state(table)
@@ -193,59 +198,55 @@ def test_the_turn_of_a_run_in_a_sweep_that_runs(tmp_path):
     folder = sweep_of(tmp_path, "new", "before", "failed", "starts", "hangs")
     begun(folder / "before")
     write_failure(begun(folder / "failed"), ValueError("no"))
-    for name in ("before", "failed"):
+    for name in ("before", "failed", "starts", "hangs"):
+        (folder / name).mkdir(exist_ok=True)
         (folder / name / "job.json").write_text("{}")
-        aged(folder / name, 3600)
-    for name in ("starts", "hangs"):
-        (folder / name).mkdir()
-        (folder / name / "job.json").write_text("{}")
-    os.utime(folder / "sweep.json", (time.time() - 1800,) * 2)
-    aged(folder / "hangs", 900)
+    written(3600, folder / "before", folder / "failed")
+    written(1800, folder / "sweep.json")
+    written(900, folder / "hangs")
     seen = look(tmp_path)
     assert [seen[n].state for n in ("new", "before", "failed")] == ["waiting", "dead", "failed"]
     assert seen["new"].note == "nobody is running its sweep"
-    with hold_lock(folder / ".lock", 0, "held"):
+    with held(folder):
         seen = look(tmp_path)
-        assert [seen[n].state for n in ("new", "before", "failed")] == ["waiting"] * 3
-        assert seen["new"].note == "" and seen["before"].note.startswith("was killed at step 10")
-        assert seen["failed"].note == "failed before: ValueError: no"
-        assert (seen["starts"].state, seen["starts"].note) == ("running", "its notebook starts")
-        assert seen["hangs"].state == "dead"
+    assert [seen[n].state for n in ("new", "before", "failed")] == ["waiting"] * 3
+    assert seen["new"].note == "" and seen["before"].note.startswith("was killed at step 10")
+    assert seen["failed"].note == "failed before: ValueError: no"
+    assert (seen["starts"].state, seen["starts"].note) == ("running", "its notebook starts")
+    assert seen["hangs"].state == "dead"
 
 
-def test_what_is_left_of_a_run(tmp_path):
-    """20 s of training a run and 30 s besides, as the complete ones took."""
+def test_time_left_of_a_run_is_training_and_what_complete_runs_took_besides(tmp_path):
     folder = sweep_of(tmp_path, "a", "b", "c", "d", "e")
-    done(folder / "a", job_seconds=50.0, train_seconds=20.0)
-    done(folder / "b", job_seconds=50.0, train_seconds=20.0)
-    begun(folder / "c", steps=50, pace=0.2)
-    (folder / "c" / "job.json").write_text("{}")
-    now = (folder / "c" / "metrics.jsonl").stat().st_mtime
-    os.utime(folder / "c" / "job.json", (now - 16, now - 16))  # 10 s trained, 6 s to start
-    for name in ("config.json", "log.txt"):
-        os.utime(folder / "c" / name, (now - 10, now - 10))
-    os.utime(folder / "sweep.json", (now - 1000, now - 1000))
-    with hold_lock(folder / "c" / ".lock", 0, "held"):
-        (c,) = (row for row in monitor.state(tmp_path, "s", now=now).itertuples() if row.run == "c")
-        assert c.seconds_left == pytest.approx(10 + 30 - 6)
-        (c,) = (row for row in monitor.state(tmp_path, "s", now=now + 4).itertuples() if row.run == "c")
-        assert c.seconds_left == pytest.approx(6 + 30 - 10)
-        with hold_lock(folder / ".lock", 0, "held"):
+    for name in ("a", "b"):  # 20 s of training and 30 s besides
+        (done(folder / name, train_seconds=20.0) / "job.json").write_text('{"notebook": "train.ipynb"}')
+        written(50, folder / name / "job.json", now=(folder / name / "result.json").stat().st_mtime)
+    c = begun(folder / "c", steps=50, pace=0.2)
+    (c / "job.json").write_text("{}")
+    now = (c / "metrics.jsonl").stat().st_mtime
+    written(16, c / "job.json", now=now)  # 10 s trained, 6 s to start
+    written(10, c / "config.json", c / "log.txt", now=now)
+    written(1000, folder / "sweep.json", now=now)
+    with held(c):
+        assert look(tmp_path, now=now)["c"].seconds_left == pytest.approx(10 + 30 - 6)
+        assert look(tmp_path, now=now + 4)["c"].seconds_left == pytest.approx(6 + 30 - 10)
+        with held(folder):
             table = monitor.state(tmp_path, "s", now=now)
             assert monitor.seconds_left(table) == pytest.approx(34 + 2 * 50)  # d and e, one at a time
             assert "about 2.2 min left" in monitor.overview(table, now)
         table = monitor.state(tmp_path, "s", now=now)
         assert monitor.seconds_left(table) == pytest.approx(34)  # nobody will start d and e
+    limited = begun(tmp_path / "t" / "a", max_wallclock_seconds=50, iterations=10_000)
+    with held(limited):  # the time limit ends it
+        assert look(tmp_path, "t")["a"].seconds_left == pytest.approx(30, abs=3)
 
 
 def rows_of(*states, left=math.nan, **columns):
     row = {name: math.nan for name in monitor.COLUMNS} | dict(kind="train", sweep="s", sweep_runs=True) | columns
-    return pd.DataFrame(
-        [row | {"state": state, "seconds_left": left if state == "running" else math.nan} for state in states]
-    )
+    return pd.DataFrame([row | {"state": s, "seconds_left": left if s == "running" else math.nan} for s in states])
 
 
-def test_what_is_left_of_a_sweep():
+def test_time_left_of_a_sweep():
     two = rows_of("running", "running", left=60.0, train_seconds=20.0, train_left=60.0)
     assert monitor.seconds_left(two) == 60  # side by side
     four = pd.concat([two, rows_of("waiting", "waiting", "waiting", "waiting")])
@@ -259,19 +260,13 @@ def test_what_is_left_of_a_sweep():
     assert monitor.seconds_left(rows_of("waiting", sweep_runs=False)) == 0
 
 
-def test_the_clock_ends_a_run_too(tmp_path):
-    run_dir = begun(sweep_of(tmp_path, "a") / "a", steps=10, pace=2.0, max_wallclock_seconds=50, iterations=10_000)
-    with hold_lock(run_dir / ".lock", 0, "held"):
-        assert look(tmp_path)["a"].seconds_left == pytest.approx(30, abs=3)
-
-
-def test_which_sweeps(tmp_path):
+def test_which_sweeps_are_shown(tmp_path):
     assert monitor.state(tmp_path / "nothing").empty
     assert monitor.overview(monitor.state(tmp_path)) == ""
     assert monitor.styled(monitor.state(tmp_path)).to_html()
     for name, age in (("old", 48 * 3600), ("recent", 3600)):
-        aged(done(sweep_of(tmp_path, "a", sweep=name) / "a"), age)
-    aged(begun(tmp_path / "open" / "a"), 72 * 3600)  # by `pgolf train`: no sweep.json
+        written(age, done(sweep_of(tmp_path, "a", sweep=name) / "a"))
+    written(72 * 3600, begun(tmp_path / "open" / "a"))  # by `pgolf train`: no sweep.json
     done(tmp_path / "single")
     (done(tmp_path / "log" / "a") / "import.json").touch()  # somebody else's training
     (tmp_path / "empty").mkdir()
@@ -285,12 +280,12 @@ def test_which_sweeps(tmp_path):
 
 def test_a_run_that_ends_while_we_look_is_complete(tmp_path, monkeypatch):
     run_dir = begun(sweep_of(tmp_path, "a") / "a")
-    held = monitor.is_held
+    is_held = monitor.is_held
 
     def ends_before_its_lock_is_tried(lock):
         if lock.parent == run_dir:
             done(run_dir)
-        return held(lock)
+        return is_held(lock)
 
     monkeypatch.setattr(monitor, "is_held", ends_before_its_lock_is_tried)
     assert look(tmp_path)["a"].state == "complete"
@@ -298,25 +293,24 @@ def test_a_run_that_ends_while_we_look_is_complete(tmp_path, monkeypatch):
 
 def test_a_stage_has_no_lines_to_follow(tmp_path):
     folder = sweep_of(tmp_path, "a")
-    done(folder / "a")
+    written(7200, done(folder / "a"))
     done(begun(folder / "export_lab") / "plain", kind="export")
     (folder / "export_lab" / "job.json").write_text(json.dumps({"notebook": "notebooks/export_lab.ipynb"}))
-    aged(folder / "a", 7200)
-    with hold_lock(folder / "export_lab" / ".lock", 0, "held"):
+    with held(folder / "export_lab"):
         stage = look(tmp_path)["export_lab"]
-        assert (stage.kind, stage.state) == ("export_lab", "running") and "1 files so far" in stage.note
+    assert (stage.kind, stage.state) == ("export_lab", "running") and "1 files so far" in stage.note
 
 
-def test_words_are_in_order_and_counted(tmp_path):
+def test_rows_are_in_order_and_counted(tmp_path):
     folder = sweep_of(tmp_path, *(f"r{i}" for i in range(6)))
     for i in range(4):
         done(folder / f"r{i}", total_bytes=1000 + i, cap_bytes=1001)
     begun(folder / "r5")
     table = monitor.state(tmp_path, "s")
-    words = monitor.format_state(table)
-    assert list(words.state) == ["dead", "waiting", *["complete"] * 4]
-    assert words.step[0] == "10 of 100" and words.step[2] == "100"
-    assert set(words.note[words.run == "r3"]) == {"over its cap by 2 bytes"}
+    text = monitor.format_state(table)
+    assert list(text.state) == ["dead", "waiting", *["complete"] * 4]
+    assert text.step[0] == "10 of 100" and text.step[2] == "100"
+    assert set(text.note[text.run == "r3"]) == {"over its cap by 2 bytes"}
     html = monitor.styled(table, 3).to_html()
     assert html.count("<tr>") == 4 and "and 3 more complete" in html
     assert monitor.overview(table).startswith("- **s**: 4 of 6 runs complete, 1 dead, 1 waiting; nobody is running it")
@@ -341,16 +335,7 @@ def test_a_look_at_2000_runs_is_quick(tmp_path):
     assert seconds[1] < 4, seconds  # 0.4 s on two idle cores
 
 
-def test_gpus_in_words():
-    said = "0, NVIDIA H100 80GB HBM3, 41000, 81559\n1, NVIDIA H100 80GB HBM3, [N/A], [N/A]\n\n"
-    lines = monitor.format_gpus(said).splitlines()
-    assert lines[0] == "- GPU 0, NVIDIA H100 80GB HBM3: 40.0 of 79.6 GiB in use"
-    assert lines[1].endswith("memory not known") and len(lines) == 2
-    assert "No GPU here" in monitor.format_gpus("")
-    assert "GPU" in monitor.gpus()
-
-
-def test_the_notebook(tmp_path, monkeypatch):
+def test_the_notebook_updates_what_it_shows_in_place(tmp_path, monkeypatch):
     root = tmp_path / "runs"
     monkeypatch.setenv("PGOLF_RUNS", str(root))
     folder = sweep_of(root, "a", "b", "c")
@@ -358,12 +343,20 @@ def test_the_notebook(tmp_path, monkeypatch):
     write_failure(begun(folder / "b"), ValueError("training loss is nan"))
     begun(folder / "c", steps=60)
     path = ROOT / "notebooks" / "monitor.ipynb"
-    with hold_lock(folder / "c" / ".lock", 0, "held"):
+    with held(folder / "c"):
         knobs = {"for_seconds": 1.5, "refresh_seconds": 0.2}
         cells = papermill.execute_notebook(path, tmp_path / "out.ipynb", knobs, progress_bar=False).cells
     shown = [output for cell in cells for output in cell.get("outputs", [])]
-    assert [output["output_type"] for output in shown] == ["display_data"] * 4  # updated in place, not added to
+    assert [output["output_type"] for output in shown] == ["display_data"] * 4
     text = "".join(str(output["data"]) for output in shown)
     assert "1 of 3 runs complete, 1 running, 1 failed" in text and "training loss is nan" in text
     assert "60 of 100" in text and text.count("image/png") == 1
     assert "GPU" in text
+
+
+def test_gpus_are_listed_as_nvidia_smi_says(monkeypatch):
+    said = "index, name, memory.used [MiB], memory.total [MiB]\n0, NVIDIA H100 80GB HBM3, [N/A], [N/A]\n"
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said))
+    assert "0, NVIDIA H100 80GB HBM3, [N/A]" in monitor.gpus()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, ""))
+    assert "no GPU" in monitor.gpus()
