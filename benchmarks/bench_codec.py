@@ -74,7 +74,7 @@ def whole_file(codec: str) -> dict[str, float]:
             parameter.normal_()
     state = model.state_dict()
     quantized = quantize_state(state, config.export)
-    entropy = entropy_bytes([t.q.numpy() for t in quantized.integers.values()])
+    entropy = entropy_bytes([t.q.numpy() for t in quantized.tensors.values()])
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         account = export(state, config.export, Path(folder) / "artifact")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pgolf_core.quantization import schemes
+from pgolf_core.scheme import parse_scheme
 
 MICROBATCHES = 8  # micro-batches of every step: world_size × grad_accum × microbatches per pass
 EMBEDDED = ("embedded", "embedded_large")  # values of data_path that are built on first use
@@ -37,7 +37,7 @@ def _residual_bits(bits: int) -> int:
 
 def _quantizer(text: str) -> str:
     if text:
-        schemes.parse_scheme(text)
+        parse_scheme(text)
     return text
 
 
@@ -218,7 +218,7 @@ class ExportConfig(Group):
             self.gptq
             or self.low_rank_residuals
             or self.allocation == "solve"
-            or any(schemes.parse_scheme(text).needs_calibration for text in chosen)
+            or any(parse_scheme(text).needs_calibration for text in chosen)
         )
 
 

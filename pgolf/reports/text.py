@@ -42,7 +42,7 @@ def imports(imported: "list[Imported]") -> list[str]:
 
 def artifact(unpacked: "Unpacked") -> str:
     """Every byte of a file as text: by part, then by tensor if the codec stores tensors apart."""
-    from pgolf_core.artifact.format import ACCOUNT, PARTS  # with torch, which the other tables do not need
+    from pgolf_core.artifact.format import ACCOUNT, part_of  # with torch, which the other tables do not need
 
     total = sum(unpacked.parts.values())
     versions = ", ".join(f"{package} {version}" for package, version in unpacked.libraries.items())
@@ -51,7 +51,7 @@ def artifact(unpacked: "Unpacked") -> str:
     rows = [("part", "codec", "arrays", "decoded", "stored", "share")]
     for part in [*ACCOUNT, *sorted(unpacked.parts.keys() - set(ACCOUNT))]:
         if part in unpacked.parts:
-            members = [a for name, a in unpacked.arrays.items() if PARTS.get(name.partition("/")[0]) == part]
+            members = [a for name, a in unpacked.arrays.items() if part_of(name) == part]
             arrays, decoded = (f"{len(members)}", f"{sum(a.nbytes for a in members):,}") if members else ("", "")
             stored = unpacked.parts[part]
             rows.append((part, unpacked.codecs.get(part, ""), arrays, decoded, f"{stored:,}", f"{stored / total:.1%}"))
@@ -59,7 +59,7 @@ def artifact(unpacked: "Unpacked") -> str:
     lines += ["", *_lines(rows, "<<>>>>")]
     rows = []
     for name, a in unpacked.arrays.items():
-        if name.startswith(("q/", "index/")):
+        if part_of(name) == "weights":
             stored = unpacked.array_bytes[name]
             size = ("", "") if stored is None else (f"{stored:,}", f"{8 * stored / max(a.size, 1):.2f}")
             levels = int(a.max()) - int(a.min()) + 1 if a.size else 0

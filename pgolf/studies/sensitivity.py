@@ -11,7 +11,7 @@ from pgolf.studies.reexport import run_stage
 from pgolf.training.device import pick_device, pick_dtype
 from pgolf.training.inputs import open_dataset, scored_tokens
 from pgolf.training.round_trip import calibration_of, load_checkpoint, model_of
-from pgolf_core.artifact.format import Quantized, pack
+from pgolf_core.artifact.format import pack
 from pgolf_core.batches import sequences
 from pgolf_core.config import RunConfig
 from pgolf_core.export import quantize_state, stored_float
@@ -20,6 +20,7 @@ from pgolf_core.model import GPT, roles
 from pgolf_core.parameters import tensor_place
 from pgolf_core.quantization.calibration import calibrate
 from pgolf_core.quantization.sensitivity import estimated_rises, exact_scores
+from pgolf_core.quantization.stored import Quantized
 
 # Steps of 2σ leave about 1.2 bits per weight. Finer changes measure the tokens more than the tensors: the two halves
 # of 16,384 tokens rank the 37 tensors of a 6×384 checkpoint alike by a Spearman correlation of 0.94 at 2σ, 0.50 at 1σ.
@@ -42,22 +43,15 @@ def estimate(
 
 
 def only(quantized: Quantized, names: set[str]) -> Quantized:
-    """The part of an export that stores these tensors in few bits, with the codebook of all if there is one."""
-    return Quantized(
-        integers={name: t for name, t in quantized.integers.items() if name in names},
-        residuals={name: r for name, r in quantized.residuals.items() if name in names},
-        floats={},
-        indices={name: t for name, t in quantized.indices.items() if name in names},
-        codebook=quantized.codebook,
-    )
+    """The part of an export that stores these tensors in few bits."""
+    tensors = {name: t for name, t in quantized.tensors.items() if name in names}
+    return Quantized(tensors, {name: r for name, r in quantized.residuals.items() if name in names}, {})
 
 
 def protect(quantized: Quantized, name: str, stored: Tensor) -> Quantized:
     """The same export with one tensor stored as this float tensor."""
-    others = only(quantized, {*quantized.integers, *quantized.indices} - {name})
-    codebook = others.codebook if others.indices else None
-    floats = quantized.floats | {name: stored}
-    return Quantized(others.integers, others.residuals, floats, others.indices, codebook)
+    others = only(quantized, quantized.tensors.keys() - {name})
+    return Quantized(others.tensors, others.residuals, quantized.floats | {name: stored})
 
 
 def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, change: str = COARSE) -> list[dict]:
@@ -77,7 +71,7 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
     config = _probe(config, change)
     device, role_of = pick_device(config.train), roles(config.model)
     quantized = quantize_state(state, config.export, calibration_of(state, config, dataset, device), role_of)
-    names = [name for name in state if name in quantized.integers or name in quantized.indices]
+    names = [name for name in state if name in quantized.tensors]
     if not names:
         raise ValueError(f"change={change}: no tensor of this model is quantised, so there is nothing to map")
     floats = {name: stored_float(t.detach().cpu(), role_of[name], config.export) for name, t in state.items()}

@@ -18,10 +18,11 @@ from pgolf.runs.result import ARTIFACT, Result, finished_run
 from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import model_of, score_model
-from pgolf_core.artifact.format import from_arrays, read
+from pgolf_core.artifact.code_archive import code_archive
+from pgolf_core.artifact.format import unpack
 from pgolf_core.config import ROOT
 from pgolf_core.evaluate import Score
-from pgolf_core.export import code_archive, load
+from pgolf_core.export import load
 from pgolf_core.files import atomic_write
 
 SUBMISSIONS = ROOT / "reports" / "submissions"
@@ -109,8 +110,7 @@ def _raise(run_dir: Path, problems: list[str]) -> None:
 
 
 def _code(path: Path) -> bytes:
-    unpacked = read(path)
-    return code_archive(from_arrays(unpacked.arrays, unpacked.about))
+    return code_archive(*unpack(path.read_bytes()).forms)
 
 
 def _differences(result: Result, again: Score, here: dict) -> list[str]:

@@ -3,30 +3,28 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.codec import encode
-from pgolf_core.artifact.container import pack
-from pgolf_core.artifact.format import ACCOUNT, PARTS, Quantized, to_arrays
-from pgolf_core.export import code_archive, quantize_tensor, recipe_of, stored_float
+from pgolf_core.artifact.container import pack_arrays
+from pgolf_core.artifact.format import ACCOUNT, part_of, to_arrays
+from pgolf_core.export import fit_context, scheme_of, stored_float
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.parameters import Role, tensor_place
 from pgolf_core.quantization.allocation import MAX_REL_STEP
-from pgolf_core.quantization.codebook import CodebookTensor
-from pgolf_core.quantization.grids import Grid, to_nearest, weighted_grid
 from pgolf_core.quantization.lowrank import LowRank
-from pgolf_core.quantization.primitives import QuantizedTensor
-from pgolf_core.quantization.schemes import Recipe
+from pgolf_core.quantization.schemes.step import Step
+from pgolf_core.quantization.stored import Quantized, Stored
+from pgolf_core.scheme import FitContext, QuantScheme
 
 SAMPLES = {"ans": 1 << 22, "zlib": 1 << 20, "lzma": 1 << 19, "brotli": 1 << 18}  # weights coded: a second of each
 # Standard deviation of the logarithm of a row's or column's step under fisher.
 FISHER_RMS = 0.45
 FISHER_RMS_UNEVEN = 1.2  # rows of embeddings and of mlp.fc, of which many are hardly used
-FOLLOW_SIGMA = {"step", "sdclip", "ternary", "float16", "codebook"}  # schemes whose size does not depend on growth
 
 
 @dataclass(frozen=True)
@@ -37,38 +35,46 @@ class Sizes:
     copies: dict[str, float]
     config: ExportConfig
 
-    def scheme(self, name: str, t: Tensor) -> Recipe:
-        """The export's; under allocation=solve the coarsest step sizes there are."""
+    def scheme(self, name: str, t: Tensor) -> QuantScheme | None:
+        """The export's, None = float; under allocation=solve the coarsest step sizes there are."""
         role = self.roles[name]
         if self.config.allocation == "solve":
-            return Recipe("float16") if role.is_control else Recipe("step", c=MAX_REL_STEP, per="fisher")
-        return recipe_of(t, role, self.config)
+            return None if role.is_control else Step(MAX_REL_STEP, "fisher")
+        return scheme_of(t, role, self.config)
 
-    def schemes(self, state: dict[str, Tensor]) -> list[Recipe]:
-        return [self.scheme(name, t) for name, t in state.items()]
+    def schemes(self, state: dict[str, Tensor]) -> list[QuantScheme]:
+        return [scheme for name, t in state.items() if (scheme := self.scheme(name, t))]
+
+    def context(self, name: str, t: Tensor, scheme: QuantScheme) -> FitContext:
+        """The export's, but rounding to nearest, and with sensitivities drawn as uneven as calibration finds them."""
+        role = self.roles[name]
+        if not scheme.needs_calibration:
+            return fit_context(name, t, scheme, role, self.config.model_copy(update={"gptq": False}), {})
+        generator = torch.Generator().manual_seed(0)
+        rows, cols = (torch.randn(n, generator=generator) for n in t.shape)
+        uneven = role.kind == "embedding" or role.quantizer == "mlp_in"
+        row_rms = FISHER_RMS_UNEVEN if uneven else FISHER_RMS
+        return FitContext(row_weight=torch.exp(-2 * row_rms * rows), col_weight=torch.exp(-2 * FISHER_RMS * cols))
 
     def parts(self, state: dict[str, Tensor]) -> dict[str, float]:
         """Bytes by part of the artifact."""
-        nearest = self.config.model_copy(update={"gptq": False})
-        integers: dict[str, QuantizedTensor] = {}
+        tensors: dict[str, Stored] = {}
         floats: dict[str, Tensor] = {}
         parts = dict.fromkeys(ACCOUNT, 0.0)
         for name, t in state.items():
-            scheme, role = self.scheme(name, t), self.roles[name]
-            if scheme.kind == "float16":
-                floats[name] = stored_float(t, role, self.config)
-            elif scheme.kind == "codebook":
-                parts["weights"] += self.copies[name] * t.numel() * _index_bits(scheme) / 8
-                parts["scales"] = max(parts["scales"], 2 * scheme.size * scheme.dimension)  # one book for all
-            elif scheme.per == "fisher":
-                integers[name] = to_nearest(t, _drawn_fisher_grid(t, role, scheme.c))
+            scheme = self.scheme(name, t)
+            if scheme is None:
+                floats[name] = stored_float(t, self.roles[name], self.config)
+            elif (bits := scheme.bits_per_weight()) is not None:
+                parts["weights"] += self.copies[name] * t.numel() * bits / 8
+                parts["scales"] = max(parts["scales"], scheme.shared_bytes())
             else:
-                integers[name] = quantize_tensor(name, t, role, scheme, nearest, None)
-        arrays, about = to_arrays(Quantized(integers, {}, floats))
+                tensors |= scheme.fit_all({name: t}, {name: self.context(name, t, scheme)})
+        arrays, about = to_arrays(Quantized(tensors, {}, floats))
         codec = "ans" if self.config.codec == "auto" else self.config.codec  # the smallest for weights without repeats
-        for part in sorted({_part(name) for name in arrays}):
-            parts[part] += self._coded({n: a for n, a in arrays.items() if _part(n) == part}, codec)
-        parts["residuals"] = self._residuals(integers)
+        for part in sorted({part_of(name) for name in arrays}):
+            parts[part] += self._coded({n: a for n, a in arrays.items() if part_of(n) == part}, codec)
+        parts["residuals"] = self._residuals([name for name in tensors if state[name].ndim == 2], state)
         parts["metadata"] = self._metadata(arrays, about, codec)
         return parts
 
@@ -91,13 +97,13 @@ class Sizes:
             if blocks[_tensor(name)] in (None, first):
                 of = [None] if blocks[_tensor(name)] is None else range(depth)
                 named |= {name.replace(f"blocks.{first}.", f"blocks.{i}."): array.reshape(-1)[:1] for i in of}
-        return pack(named, {name: _part(name) for name in named}, about, codec).parts["metadata"]
+        return pack_arrays(named, {name: part_of(name) for name in named}, about, codec).parts["metadata"]
 
-    def _residuals(self, integers: dict[str, QuantizedTensor]) -> float:
+    def _residuals(self, names: list[str], state: dict[str, Tensor]) -> float:
         """Bytes of every residual that there could be, or the whole budget: factors of noise hardly compress."""
         if self.config.allocation == "solve":
             return 0.0  # they compete for the bytes that the solver fills anyway
-        lines = sum(self.copies[name] * sum(t.q.shape) for name, t in integers.items() if t.q.ndim == 2)
+        lines = sum(self.copies[name] * sum(state[name].shape) for name in names)
         factors = self.config.int8_residual_rank * self.config.int8_residual_bits / 8 * lines
         return min(self.config.int8_residual_budget_bytes, factors)
 
@@ -106,38 +112,6 @@ def _tensor(array: str) -> str:
     return array.partition("/")[2]
 
 
-def _part(array: str) -> str:
-    return PARTS[array.partition("/")[0]]
-
-
-def _drawn_fisher_grid(t: Tensor, role: Role, c: float) -> Grid:
-    """Steps as uneven as calibration would make them, with sensitivities drawn."""
-    generator = torch.Generator().manual_seed(0)
-    rows, cols = (torch.randn(n, generator=generator) for n in t.shape)
-    uneven = role.kind == "embedding" or role.quantizer == "mlp_in"
-    row_rms = FISHER_RMS_UNEVEN if uneven else FISHER_RMS
-    return weighted_grid(t, c, torch.exp(-2 * row_rms * rows), torch.exp(-2 * FISHER_RMS * cols))
-
-
-def _index_bits(scheme: Recipe) -> float:
-    """Bits per weight of codebook indices, at most.
-
-    With a price of λ·σ² per bit the table settles where the slope of a Gaussian's distortion, 2·ln 2·D, is λ; an
-    entropy-coded table of few dimensions lies 0.2 bit above that D's rate (Gray & Neuhoff 1998, Quantization).
-    """
-    most = math.log2(scheme.size) / scheme.dimension
-    if not scheme.rate_weight:
-        return most
-    return min(most, max(0.0, 0.5 * math.log2(2 * math.log(2) / scheme.rate_weight)) + 0.2)
-
-
-def code_bytes(schemes: Iterable[Recipe], config: ExportConfig) -> int:
-    """Bytes of the modules that a reader needs; exact, since they do not depend on the weights."""
-    return _code_bytes(any(scheme.kind == "codebook" for scheme in schemes), config.low_rank_residuals)
-
-
-@lru_cache
-def _code_bytes(codebook: bool, low_rank: bool) -> int:
-    residuals = {"": LowRank(torch.empty(0), torch.empty(0), None, None, 1)} if low_rank else {}
-    indices = {"": CodebookTensor(torch.empty(0), torch.empty(0))} if codebook else {}
-    return len(code_archive(Quantized({}, residuals, {}, indices)))
+def code_bytes(schemes: Iterable[QuantScheme], config: ExportConfig) -> int:
+    """Bytes of the code that a reader needs; exact, since they do not depend on the weights."""
+    return len(code_archive(*{scheme.stored for scheme in schemes}, *([LowRank] if config.low_rank_residuals else [])))

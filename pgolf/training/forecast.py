@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pgolf.training.file_size import FOLLOW_SIGMA, Sizes, code_bytes
+from pgolf.training.file_size import Sizes, code_bytes
 from pgolf.training.growth import Law, initial_state, lr_area
 from pgolf_core.artifact.format import ACCOUNT
 from pgolf_core.config import RunConfig
@@ -153,12 +153,12 @@ def _interval(
     config, schemes = sizes.config, sizes.schemes(state)
     parts = sizes.parts(drawn(1))
     artifact, code = sum(parts.values()), code_bytes(schemes, config)
-    if any(scheme.per == "fisher" for scheme in schemes):
+    if any(scheme.needs_calibration for scheme in schemes):
         margin = max(margin, FISHER_MARGIN)
     low, high = artifact * (1 - margin), artifact * (1 + margin)
-    if any(scheme.kind == "codebook" for scheme in schemes):
+    if any(scheme.bits_per_weight() is not None for scheme in schemes):
         low = artifact * (1 - BOUND_MARGIN)
-    if not known and not {scheme.kind for scheme in schemes} <= FOLLOW_SIGMA:
+    if not known and not all(scheme.scale_free for scheme in schemes):
         ends = [sum(sizes.parts(drawn(i)).values()) for i in (0, 2)]
         low, high = min(low, *ends), max(high, *ends)
     if config.allocation == "solve" and artifact + code < config.cap_bytes:

@@ -30,7 +30,7 @@ from pgolf.training.setup import Run, setup
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import Ranks
 from pgolf_core.evaluate import evaluate
-from pgolf_core.export import scheme
+from pgolf_core.export import export_name
 from pgolf_core.files import atomic_write
 from pgolf_core.knobs import EvalConfig
 from pgolf_core.optim import lr_factor
@@ -217,7 +217,7 @@ def finish(run: Run, config: RunConfig) -> Result:
         raw = val
         if trip.score.tokens != raw.tokens:
             raw = score_model(state.model, config, dataset, roundtrip=True, ranks=ranks)
-        run.log.round_trip(trip, scheme(config.export))
+        run.log.round_trip(trip, export_name(config.export))
         fields = roundtrip_fields(trip, raw.val_bpb, raw.block_nats, dataset, config.train_seq_len, evaluation)
         result = replace(result, budget=timer.budget(trip.calibration_seconds), **fields)
     run.log.budget(result.budget, result.overtime)

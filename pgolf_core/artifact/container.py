@@ -76,7 +76,7 @@ def decoded_limit(stored: int) -> int:
     return 2**25 + 64 * stored
 
 
-def pack(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dict[str, Any], codec: str) -> Packed:
+def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dict[str, Any], codec: str) -> Packed:
     """The file of these arrays. parts: array -> part of the account; codec: one of CODECS, or "auto" for the smallest.
 
     Raises ValueError on other dtypes than DTYPES, on an `about` that is not JSON, and on arrays that compress
@@ -114,8 +114,8 @@ def pack(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dict[str, 
     return Packed(file + _checksum(file), account, {s.part: s.codec for s in sections})
 
 
-def unpack(blob: bytes) -> Unpacked:
-    """What `pack` was given. Raises ArtifactError on anything that is not a whole file of ours."""
+def unpack_arrays(blob: bytes) -> Unpacked:
+    """The inverse of pack_arrays. Raises ArtifactError on anything that is not a whole file of ours."""
     header_size, text_size = _check(blob)
     start = PREAMBLE.size + header_size
     text = decode(blob[PREAMBLE.size : start], [(np.dtype(np.uint8), (text_size,))], "lzma")[0].tobytes()

@@ -1,24 +1,23 @@
-"""The stored form of a model: quantised tensors ↔ named arrays ↔ the file. What a reader needs, and no more."""
+"""Stored form of a model ↔ named arrays ↔ artifact file. A reader needs this, and no exporter.
 
-from dataclasses import dataclass, field
+An array is named KIND/PARAMETER, such as q/blocks.0.mlp.fc.weight; one that all tensors share is named KIND/. Integer
+tensors and codebooks are known by their kinds; any other stored form is named by its word, in `forms`.
+"""
+
+from __future__ import annotations
+
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pgolf_core.artifact.codec import ArtifactError
-from pgolf_core.artifact.container import Packed, Unpacked
-from pgolf_core.artifact.container import pack as pack_arrays
-from pgolf_core.artifact.container import unpack as unpack_arrays
+from pgolf_core.artifact.container import Packed, Unpacked, pack_arrays, unpack_arrays
 from pgolf_core.quantization.primitives import QuantizedTensor, RankOne
+from pgolf_core.quantization.stored import Quantized, form
 
-if TYPE_CHECKING:  # a reader whose file has none of these does without their modules
-    from pgolf_core.quantization.codebook import Codebook, CodebookTensor
-    from pgolf_core.quantization.lowrank import LowRank
-
-# The part of the account that a stored array counts to, by the prefix of its name.
+# Part of the byte account by kind of array; kinds of other stored forms count as weights.
 PARTS = {
     "q": "weights",
     "index": "weights",
@@ -35,89 +34,75 @@ PARTS = {
 ACCOUNT = (*dict.fromkeys(PARTS.values()), "metadata")
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """A state dict as it will be stored; every tensor's name is in one of integers, indices and floats."""
-
-    integers: dict[str, QuantizedTensor]
-    residuals: dict[str, "RankOne | LowRank"]  # names are among the integers', in the order they were chosen
-    floats: dict[str, Tensor]
-    indices: dict[str, "CodebookTensor"] = field(default_factory=dict)
-    codebook: "Codebook | None" = None  # of all indices
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """float32 tensors as a reader of the file will have them."""
-        state = {name: t.float() for name, t in self.floats.items()}
-        for name, t in self.integers.items():
-            state[name] = t.dequantize()
-            if name in self.residuals:
-                state[name] += self.residuals[name].dense()
-        if self.indices:
-            from pgolf_core.quantization.codebook import decode
-
-            state |= {name: decode(t, self.codebook) for name, t in self.indices.items()}
-        return state
+def part_of(array: str) -> str:
+    """Part of the byte account of an array, by its name."""
+    return PARTS.get(array.partition("/")[0], "weights")
 
 
 def to_arrays(quantized: Quantized) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Named arrays, and what they do not say: which scales are of columns, the group of low-rank factors."""
+    """Named arrays, and what they do not say.
+
+    columns: tensors with one scale per column; groups: of low-rank residuals; forms: word of a tensor's stored form.
+    Raises ValueError on a form whose arrays would be read as another's, and on shared arrays that differ.
+    """
     tensors = {f"float/{name}": t for name, t in quantized.floats.items()}
-    for name, t in quantized.integers.items():
-        fields = {"q": t.q, "scale": t.scale, "rows": t.row_exponents, "cols": t.col_exponents}
-        tensors |= {f"{kind}/{name}": value for kind, value in fields.items() if value is not None}
-    for name, t in quantized.indices.items():
-        tensors |= {f"index/{name}": t.indices, f"scale/{name}": t.scale}
-    if quantized.codebook is not None:
-        tensors["book/"] = quantized.codebook.entries
-    groups = {}
+    for name, t in quantized.tensors.items():
+        for kind, array in t.arrays().items():
+            if PARTS.get(kind) in ("residuals", "float tensors"):
+                raise ValueError(f"{t.word}: kind {kind} is read as another form's; name the array otherwise")
+            key = f"{kind}/" if kind == t.shared else f"{kind}/{name}"
+            if key in tensors and not torch.equal(tensors[key], array):
+                raise ValueError(f"{key} is shared by all tensors of a file, and that of {name} is another")
+            tensors[key] = array
     for name, residual in quantized.residuals.items():
-        if isinstance(residual, RankOne):
-            tensors |= {f"left/{name}": residual.left, f"right/{name}": residual.right}
-        else:
-            tensors |= {f"{kind}/{name}": t for kind, t in residual.arrays().items()}
-            groups[name] = residual.group
-    about: dict[str, Any] = {"columns": sorted(name for name, t in quantized.integers.items() if t.axis == 1)}
-    if groups:
+        tensors |= {f"{kind}/{name}": t for kind, t in residual.arrays().items()}
+    integers = {name: t for name, t in quantized.tensors.items() if isinstance(t, QuantizedTensor)}
+    about: dict[str, Any] = {"columns": sorted(name for name, t in integers.items() if t.axis == 1)}
+    if groups := {n: r.group for n, r in quantized.residuals.items() if not isinstance(r, RankOne)}:
         about["groups"] = groups
+    if forms := {n: t.word for n, t in quantized.tensors.items() if t.word not in ("int", "codebook")}:
+        about["forms"] = forms
     return {name: t.contiguous().numpy() for name, t in tensors.items()}, about
 
 
 def from_arrays(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Quantized:
-    """The inverse of to_arrays. Raises KeyError where something is missing."""
-    stored: dict[str, dict[str, Tensor]] = {kind: {} for kind in PARTS}
+    """The inverse of to_arrays. Raises KeyError if something is missing."""
+    stored: dict[str, dict[str, torch.Tensor]] = {}  # parameter -> kind -> tensor
     for name, array in arrays.items():
         kind, _, parameter = name.partition("/")
-        stored[kind][parameter] = torch.from_numpy(array)
-    integers = {}
-    for name, q in stored["q"].items():
-        scale = stored["scale"][name]
-        axis = None if scale.ndim == 0 else int(name in about["columns"])
-        integers[name] = QuantizedTensor(q, scale, axis, stored["rows"].get(name), stored["cols"].get(name))
-    residuals: dict[str, Any] = {}
-    for name, left in stored["left"].items():
-        if left.ndim == 1:
-            residuals[name] = RankOne(left, stored["right"][name], 0.0)
-            continue
-        from pgolf_core.quantization.lowrank import LowRank
+        stored.setdefault(parameter, {})[kind] = torch.from_numpy(array)
+    shared = stored.pop("", {})
+    quantized = Quantized({}, {}, {})
+    for name, own in stored.items():
+        if "float" in own:
+            quantized.floats[name] = own["float"]
+        elif word := about.get("forms", {}).get(name) or ("codebook" if "index" in own else ""):
+            quantized.tensors[name] = form(word).from_arrays(own | shared)
+        else:
+            quantized.tensors[name] = QuantizedTensor.from_arrays(own, name in about["columns"])
+        if "left" in own and own["left"].ndim == 1:
+            quantized.residuals[name] = RankOne(own["left"], own["right"])
+        elif "left" in own:
+            from pgolf_core.quantization.lowrank import LowRank  # only a file that has some brings its code
 
-        fields = {kind: t[name] for kind, t in stored.items() if kind.startswith(("left", "right")) and name in t}
-        residuals[name] = LowRank.from_arrays(fields, about["groups"][name])
-    if not stored["book"]:
-        return Quantized(integers, residuals, stored["float"])
-    from pgolf_core.quantization.codebook import Codebook, CodebookTensor
-
-    indices = {name: CodebookTensor(t, stored["scale"][name]) for name, t in stored["index"].items()}
-    return Quantized(integers, residuals, stored["float"], indices, Codebook(stored["book"][""]))
+            quantized.residuals[name] = LowRank.from_arrays(own, about["groups"][name])
+    return quantized
 
 
 def pack(quantized: Quantized, codec: str) -> Packed:
-    """The artifact's bytes; codec as container.pack."""
+    """The artifact's bytes; codec as pack_arrays. Raises ValueError as to_arrays and pack_arrays."""
     arrays, about = to_arrays(quantized)
-    return pack_arrays(arrays, {name: PARTS[name.partition("/")[0]] for name in arrays}, about, codec)
+    return pack_arrays(arrays, {name: part_of(name) for name in arrays}, about, codec)
+
+
+def unpack(artifact: bytes) -> Quantized:
+    """The inverse of pack. Raises ArtifactError."""
+    unpacked = unpack_arrays(artifact)
+    return from_arrays(unpacked.arrays, unpacked.about)
 
 
 def read(path: str | Path) -> Unpacked:
-    """An artifact file's arrays and account. Raises ArtifactError naming the file."""
+    """An artifact file's arrays and byte account. Raises ArtifactError naming the file."""
     path = Path(path)
     if not path.is_file():
         raise ArtifactError(f"{path}: no such artifact")
@@ -127,16 +112,10 @@ def read(path: str | Path) -> Unpacked:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def load(path: str | Path) -> dict[str, Tensor]:
+def load(path: str | Path) -> dict[str, torch.Tensor]:
     """Artifact file -> state dict of float32 tensors. Raises ArtifactError naming the file."""
     unpacked = read(path)
     try:
         return from_arrays(unpacked.arrays, unpacked.about).state_dict()
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ArtifactError(f"{path}: its arrays are not those of a model ({error!r})") from error
-
-
-def unpack(artifact: bytes) -> dict[str, Tensor]:
-    """The bytes of an artifact -> state dict of float32 tensors. Raises ArtifactError."""
-    unpacked = unpack_arrays(artifact)
-    return from_arrays(unpacked.arrays, unpacked.about).state_dict()

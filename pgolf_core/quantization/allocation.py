@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pgolf_core.artifact.format import Quantized, pack
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import Calibration, Statistics
 from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian, gptq
 from pgolf_core.quantization.grids import Grid, geometric_mean, weighted_grid
-from pgolf_core.quantization.lowrank import LowRank, low_rank
+from pgolf_core.quantization.residuals import fit_residual
+from pgolf_core.quantization.stored import Quantized
 
 MIN_CAP_FILL = 0.9985  # of the cap: as near as the search goes
 MAX_ITERS = 24
@@ -44,14 +44,14 @@ def solve(
     floats: dict[str, Tensor],
     calibration: Calibration,
     config: ExportConfig,
-    code_bytes: Callable[[Quantized], int],
+    file_bytes: Callable[[Quantized], int],
 ) -> Quantized:
     """The quantised model whose file and code take 99.85 to 100 % of config.cap_bytes.
 
-    weights: every matrix, with its statistics in calibration; floats: what is stored as it is; code_bytes: of what
-    reads such a file. int8_residual_rank > 0 also gives a tensor a low-rank residual where that wins more for its
-    bytes than finer steps would. Less than the whole cap is used only where the finest steps there are fit it.
-    Raises AllocationError when nothing fits.
+    weights: every matrix, with its statistics in calibration; floats: what is stored as it is; file_bytes:
+    of the file and the code that reads it. int8_residual_rank > 0 also gives a tensor a low-rank residual where that
+    wins more for its bytes than finer steps would. Less than the whole cap is used only where the finest steps there
+    are fit it. Raises AllocationError when nothing fits.
     """
     factors = {n: factorize_hessian(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
 
@@ -67,8 +67,7 @@ def solve(
             integers[name] = t
             predicted += calibration[name].cost(error)
         quantized = Quantized(integers, low_ranks, floats)
-        size = len(pack(quantized, config.codec).bytes) + code_bytes(quantized)
-        return Solution(quantized, level, size, predicted)
+        return Solution(quantized, level, file_bytes(quantized), predicted)
 
     parameters = sum(w.numel() for w in weights.values())
     best = search(at, config.cap_bytes, parameters)
@@ -130,19 +129,10 @@ def worth_a_residual(
 ) -> tuple[str, ...]:
     """Tensors whose low-rank residual wins more nats a byte than the price."""
     chosen = []
-    for name, t in solution.quantized.integers.items():
+    for name, t in solution.quantized.tensors.items():
         error = t.dequantize() - weights[name]
         residual, size = fit_residual(-error, calibration[name], config)
         won = calibration[name].cost(error) - calibration[name].cost(error + residual.dense())
         if won > price * size:
             chosen.append(name)
     return tuple(chosen)
-
-
-def fit_residual(residual: Tensor, statistics: Statistics | None, config: ExportConfig) -> tuple[LowRank, int]:
-    """The low-rank form of (rows, cols) that the knobs ask for, and its bytes before compression."""
-    hessian, row_weight = (statistics.hessian, statistics.row_weight) if statistics else (None, None)
-    bits, rank = config.int8_residual_bits, min(config.int8_residual_rank, *residual.shape)
-    fit = low_rank(residual, rank, bits, config.int8_residual_group, hessian, row_weight)
-    scales = sum(2 * t.numel() for t in (fit.left_scale, fit.right_scale) if t is not None)
-    return fit, math.ceil(bits * (fit.left.numel() + fit.right.numel()) / 8) + scales

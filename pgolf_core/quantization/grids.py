@@ -1,7 +1,7 @@
-"""Where the levels of a weight lie: steps tied to σ, clipped, ternary, or as fine as the loss asks for.
+"""Quantization grids: where the levels of a weight lie, and rounding onto them.
 
-A quantiser is a grid and a rounding onto it: to the nearest level (`to_nearest`), or column by column with mending
-(`gptq.gptq`). `QuantizedTensor.dequantize` is the way back from all of them.
+`GridScheme` is the base of the schemes that are a grid: it rounds to the nearest level, or column by column with
+error compensation (GPTQ). `QuantizedTensor.dequantize` is the way back from all of them.
 """
 
 from dataclasses import dataclass, replace
@@ -10,16 +10,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pgolf_core.quantization.primitives import SCALE_DTYPE, AxisMode, QuantizedTensor, quantize, step_sizes
+from pgolf_core.quantization.gptq import gptq
+from pgolf_core.quantization.primitives import SCALE_DTYPE, QuantizedTensor, step_sizes
+from pgolf_core.scheme import FitContext, QuantScheme
 
-FINEST = 2.0**-20  # step that float16 still holds to four bits
-UNCLIPPED = 32_767  # of int16: a grid without clipping
-WEIGHT_RANGE = 2.0**16  # between the weights of two rows, so that a row no token reached does not stretch the grid
+MIN_SCALE = 2.0**-20  # float16 still holds it to four bits
+UNCLIPPED = 32_767  # qmax of a grid without clipping: int16's largest
+WEIGHT_RANGE = 2.0**16  # largest ratio of two rows' weights, so that a row no token reached does not stretch the grid
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a weight's levels lie: scale, axis and exponents as in QuantizedTensor, levels -qmax..qmax."""
+    """Levels -qmax..qmax of a weight; scale, axis and exponents as in QuantizedTensor."""
 
     scale: Tensor
     axis: int | None
@@ -42,53 +44,46 @@ def to_nearest(w: Tensor, grid: Grid) -> QuantizedTensor:
     return grid.with_levels(torch.clamp(torch.round(w.float() / grid.step_size()), -grid.qmax, grid.qmax))
 
 
-def absmax_grid(w: Tensor, bits: int, axis: AxisMode = "auto") -> Grid:
-    """The levels that `quantize` uses, for a rounding of its own."""
-    quantized = quantize(w, bits, axis)
-    return Grid(quantized.scale, quantized.axis, 2 ** (bits - 1) - 1)
+class GridScheme(QuantScheme):
+    """A scheme that is a grid; only `grid(w, context)` is left to define."""
 
+    stored = QuantizedTensor
+    uses_gptq = True
 
-def sdclip_grid(w: Tensor, bits: int, k: float) -> Grid:
-    """2^bits − 1 levels a row over ±k·σ of that row. Size then depends on bits and k, not on how large weights grew."""
-    qmax = 2 ** (bits - 1) - 1
-    return Grid(_float16(k * rms(w, 1) / qmax), 0, qmax)
+    def grid(self, w: Tensor, context: FitContext) -> Grid:
+        raise NotImplementedError
+
+    def fit(self, w: Tensor, context: FitContext) -> QuantizedTensor:
+        grid = self.grid(w, context)
+        if context.factor is None:
+            return to_nearest(w, grid)
+        return grid.with_levels(gptq(w, grid.step_size(), context.factor, grid.qmax, context.gptq_block))
 
 
 def step_grid(w: Tensor, c: float, per: Literal["tensor", "row"] = "tensor") -> Grid:
-    """Steps of c·σ, σ of the whole tensor or of each row, nothing clipped.
+    """Step size c·rms, of the whole tensor or of each row, nothing clipped.
 
-    A row's σ is kept to a quarter of an octave, in a byte that codes to three bits.
+    A row's rms is stored as a power of 2^(1/4): one byte, some three bits after entropy coding.
     """
-    spread = rms(w)
-    grid = Grid(_float16(c * spread), None, UNCLIPPED)
-    return grid if per == "tensor" else replace(grid, row_exponents=_exponents(rms(w, 1) / spread))
+    whole = rms(w)
+    grid = Grid(stored_scale(c * whole), None, UNCLIPPED)
+    return grid if per == "tensor" else replace(grid, row_exponents=_exponents(rms(w, 1) / whole))
 
 
 def weighted_grid(w: Tensor, c: float, row_weight: Tensor | None, col_weight: Tensor | None) -> Grid:
-    """Steps finer in the rows and columns whose errors cost more: c·σ / √(row_weight · col_weight), geometric mean c·σ.
+    """Step sizes c·rms / √(row_weight · col_weight), with geometric mean c·rms: finer where errors cost more.
 
     A squared error of a weight costs row_weight (rows,) · col_weight (cols,). At equal entropy the total cost is
-    least when every weight's share of it is the same, that is, when step² · weight is constant (reverse
-    water-filling of independent sources; Cover & Thomas, Elements of Information Theory, 10.3.3).
+    least if step² · weight is constant (reverse water-filling of independent sources; Cover & Thomas, Elements of
+    Information Theory, 10.3.3).
     """
     return Grid(
-        _float16(c * rms(w)),
+        stored_scale(c * rms(w)),
         None,
         UNCLIPPED,
         None if row_weight is None else _exponents(_evened(row_weight).rsqrt()),
         None if col_weight is None else _exponents(_evened(col_weight).rsqrt()),
     )
-
-
-def ternary_grid(w: Tensor) -> Grid:
-    """Levels −s, 0, s a row. Weights beyond 0.7 of the row's mean |w| count as large; s is their mean.
-
-    Source: Ternary Weight Networks, Li et al. 2016, https://arxiv.org/abs/1605.04711. The levels round at s/2,
-    which is where the squared error is least for a given s.
-    """
-    magnitude = w.float().abs()
-    large = magnitude > 0.7 * magnitude.mean(1, keepdim=True)
-    return Grid(_float16((magnitude * large).sum(1) / large.sum(1).clamp_min(1)), 0, 1)
 
 
 def rms(w: Tensor, dim: int | None = None) -> Tensor:
@@ -98,7 +93,7 @@ def rms(w: Tensor, dim: int | None = None) -> Tensor:
 
 
 def geometric_mean(weight: Tensor) -> float:
-    """Of weights no further apart than WEIGHT_RANGE; 0 where there are none."""
+    """Geometric mean of weights >= 0, small ones raised to the largest / WEIGHT_RANGE; 0 if all are 0."""
     weight = weight.float()
     if not (weight > 0).any():
         return 0.0
@@ -106,18 +101,18 @@ def geometric_mean(weight: Tensor) -> float:
 
 
 def _evened(weight: Tensor) -> Tensor:
-    """Weights over their geometric mean; all 1 where there are none."""
+    """Weights over their geometric mean; all 1 if all are 0."""
     if (mean := geometric_mean(weight)) == 0:
         return torch.ones_like(weight, dtype=torch.float32)
     return weight.float().clamp_min(weight.max() / WEIGHT_RANGE) / mean
 
 
 def _exponents(ratio: Tensor) -> Tensor:
-    """Ratios as int8 quarter octaves; 0 for a ratio of 0."""
+    """Ratios as int8 exponents of 2^(1/4); 0 for a ratio of 0."""
     ratio = torch.where(ratio > 0, ratio, 1.0)
     return torch.round(4 * ratio.log2()).clamp(-127, 127).to(torch.int8)
 
 
-def _float16(scale: Tensor) -> Tensor:
-    """Steps as they are stored. A row of zeros, or one too fine for float16, gets FINEST."""
-    return scale.clamp_min(FINEST).to(SCALE_DTYPE)
+def stored_scale(scale: Tensor) -> Tensor:
+    """Step sizes in float16; at least MIN_SCALE, also for a row of zeros."""
+    return scale.clamp_min(MIN_SCALE).to(SCALE_DTYPE)

@@ -1,8 +1,10 @@
 """Tensor ↔ integers and scales; rank-1 residuals.
 
-Every function takes and gives tensors. `quantize` is the reference's symmetric quantiser, `grids` has the others;
-`QuantizedTensor.dequantize` undoes them all.
+`quantize` is the reference's symmetric quantizer, schemes/ has the others; `QuantizedTensor.dequantize` undoes them
+all.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,18 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CLIP_QUANTILE = 0.9999984  # of |w| along a channel; what lies beyond is clipped
+from pgolf_core.quantization.stored import stored_form
+
+CLIP_QUANTILE = 0.9999984  # quantile of |w| along a channel at which it is clipped
 SCALE_DTYPE = torch.float16
 
 AxisMode = Literal["auto", "row", "col"]
 
 
+@stored_form("int")
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Levels q (int8 or int16) of the weight's shape, and the step between two levels.
+    """Levels q (int8 or int16) of the weight's shape, and the step size between two levels.
 
-    scale: float16 (rows,) for axis 0, (cols,) for axis 1; one number for axis None. The step of a row or column is
-    the scale times 2^(exponent / 4) where row_exponents (rows,) or col_exponents (cols,), int8, are given.
+    scale: float16 (rows,) for axis 0, (cols,) for axis 1; one number for axis None. row_exponents (rows,),
+    col_exponents (cols,): int8; if given, the step size of a row or column is the scale times 2^(exponent / 4).
     """
 
     q: Tensor
@@ -30,6 +35,16 @@ class QuantizedTensor:
     axis: int | None
     row_exponents: Tensor | None = None
     col_exponents: Tensor | None = None
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Kind -> tensor; whether axis is 1 is kept beside them."""
+        fields = {"q": self.q, "scale": self.scale, "rows": self.row_exponents, "cols": self.col_exponents}
+        return {kind: t for kind, t in fields.items() if t is not None}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Tensor], axis_1: bool = False) -> QuantizedTensor:
+        axis = int(axis_1) if arrays["scale"].ndim else None
+        return cls(arrays["q"], arrays["scale"], axis, arrays.get("rows"), arrays.get("cols"))
 
     def step_size(self) -> Tensor:
         """float32, broadcastable to q."""
@@ -41,15 +56,15 @@ class QuantizedTensor:
 
 
 def step_sizes(scale: Tensor, axis: int | None, row_exponents: Tensor | None, col_exponents: Tensor | None) -> Tensor:
-    """float32 steps of fields as QuantizedTensor has them, broadcastable to the weight."""
-    steps = scale.float()
+    """float32 step sizes of fields as QuantizedTensor has them, broadcastable to the weight."""
+    sizes = scale.float()
     if axis == 0:
-        steps = steps[:, None]
+        sizes = sizes[:, None]
     if row_exponents is not None:
-        steps = steps * exp2_quarters(row_exponents)[:, None]
+        sizes = sizes * exp2_quarters(row_exponents)[:, None]
     if col_exponents is not None:
-        steps = steps * exp2_quarters(col_exponents)
-    return steps
+        sizes = sizes * exp2_quarters(col_exponents)
+    return sizes
 
 
 def exp2_quarters(exponents: Tensor) -> Tensor:
@@ -81,7 +96,7 @@ def quantize_rows(w: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
 
 
 def quantize(w: Tensor, bits: int = 8, axis: AxisMode = "auto") -> QuantizedTensor:
-    """Symmetric integers of `bits` bits with one scale a row ('row') or column ('col').
+    """Symmetric integers of `bits` bits with one scale per row ('row') or column ('col').
 
     'auto' takes the axis of smaller squared error, on a tie the one of fewer scales. A tensor that is not
     2-D gets a single scale. Raises ValueError on an empty tensor or one holding NaN or infinity.
@@ -113,15 +128,18 @@ def relative_error(w: Tensor, approximation: Tensor) -> float:
 
 @dataclass(frozen=True)
 class RankOne:
-    """A stored pair, left (rows,) and right (cols,), both float16."""
+    """The residual outer(left, right); left (rows,) and right (cols,) are float16."""
 
     left: Tensor
     right: Tensor
-    benefit: float  # fall in squared error when outer(left, right) is added
+    benefit: float = 0.0  # decrease of the squared error when it is added; not stored
 
     @property
     def bytes(self) -> int:
         return 2 * (self.left.numel() + self.right.numel())
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right}
 
     def dense(self) -> Tensor:
         return torch.outer(self.left.float(), self.right.float())
@@ -144,9 +162,8 @@ def leading_pair(residual: Tensor, power_iters: int) -> tuple[Tensor, Tensor]:
 
 
 def rank_one(residual: Tensor, power_iters: int = 6) -> RankOne:
-    """The residual's leading pair as it will be stored, and what adding it back wins."""
+    """The leading pair of residual (rows, cols) as it will be stored, and what adding it gains."""
     residual = residual.float()
     left, right = (factor.to(SCALE_DTYPE) for factor in leading_pair(residual, power_iters))
     after = residual - torch.outer(left.float(), right.float())
-    benefit = residual.square().sum() - after.square().sum()
-    return RankOne(left, right, benefit.item())
+    return RankOne(left, right, (residual.square().sum() - after.square().sum()).item())

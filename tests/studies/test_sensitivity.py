@@ -81,7 +81,7 @@ def test_map_of_one_tensor_rounded(trained, source, tmp_path, capsys):
     changed = model_of(state | {name: quantized.state_dict()[name]}, config, pick_device(config.train))
     assert row["bpb"] == score_model(changed, config.with_knobs(val_max_tokens=2048), dataset).val_bpb
     assert (row["layer"], row["part"], row["change"]) == (1, "mlp.proj", "step:1.5")
-    counts = quantized.integers[name].q.unique(return_counts=True)[1]
+    counts = quantized.tensors[name].q.unique(return_counts=True)[1]
     entropy = -(counts * (counts / counts.sum()).log2()).sum().item() / 8
     assert row["tensor_bytes"] == pytest.approx(entropy, rel=0.15)
     assert row["delta_bytes"] == row["bytes"] - rows[""]["bytes"] < row["tensor_bytes"] - 1.5 * state[name].numel()

@@ -16,7 +16,15 @@ from hypothesis.extra import numpy as hnp
 
 from pgolf_core.artifact import container
 from pgolf_core.artifact.codec import CODECS, encode
-from pgolf_core.artifact.container import CHECKSUM, DTYPES, PREAMBLE, ArtifactError, decoded_limit, pack, unpack
+from pgolf_core.artifact.container import (
+    CHECKSUM,
+    DTYPES,
+    PREAMBLE,
+    ArtifactError,
+    decoded_limit,
+    pack_arrays,
+    unpack_arrays,
+)
 
 ABOUT = {"scheme": "test", "steps": [0.5, 1], "nested": {"names": ["é"]}}
 
@@ -43,7 +51,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def good(model):
-    return pack(*model, ABOUT, "ans").bytes
+    return pack_arrays(*model, ABOUT, "ans").bytes
 
 
 def assert_same(unpacked, arrays):
@@ -75,8 +83,8 @@ def signed(content: bytes) -> bytes:
 @pytest.mark.parametrize("codec", [*CODECS, "auto"])
 def test_round_trip_and_account(model, codec):
     arrays, parts = model
-    packed = pack(arrays, parts, ABOUT, codec)
-    unpacked = unpack(packed.bytes)
+    packed = pack_arrays(arrays, parts, ABOUT, codec)
+    unpacked = unpack_arrays(packed.bytes)
     assert_same(unpacked.arrays, arrays)
     assert (unpacked.about, unpacked.version) == (ABOUT, 1)
     assert sum(packed.parts.values()) == len(packed.bytes)
@@ -101,15 +109,15 @@ named_arrays = st.dictionaries(
 @given(named_arrays, st.data(), st.sampled_from(["zlib", "ans"]))
 def test_any_arrays(arrays, data, codec):
     parts = {name: data.draw(st.sampled_from(["weights", "scales", "x"])) for name in arrays}
-    packed = pack(arrays, parts, {}, codec)
+    packed = pack_arrays(arrays, parts, {}, codec)
     assert sum(packed.parts.values()) == len(packed.bytes)
-    assert_same(unpack(packed.bytes).arrays, arrays)
+    assert_same(unpack_arrays(packed.bytes).arrays, arrays)
 
 
 def test_auto_is_never_above_a_codec(model):
-    auto = pack(*model, {}, "auto")
+    auto = pack_arrays(*model, {}, "auto")
     for codec in CODECS:
-        other = pack(*model, {}, codec)
+        other = pack_arrays(*model, {}, codec)
         assert all(size <= other.parts[part] for part, size in auto.parts.items() if part != "metadata")
         assert len(auto.bytes) < len(other.bytes) + 60  # of naming several codecs and libraries
 
@@ -118,11 +126,11 @@ def test_equal_arrays_give_equal_files(model, good):
     arrays, parts = model
     backwards = {n: np.array(arrays[n], order="F") for n in reversed(arrays)}
     about = dict(reversed(ABOUT.items()))
-    assert pack(backwards, dict(reversed(parts.items())), about, "ans").bytes == good
+    assert pack_arrays(backwards, dict(reversed(parts.items())), about, "ans").bytes == good
 
 
 def test_header_is_lean(good):
-    header = unpack(good).parts["metadata"]
+    header = unpack_arrays(good).parts["metadata"]
     assert len(header_of(good)["arrays"][0]) == 52
     assert header < 700
 
@@ -130,15 +138,15 @@ def test_header_is_lean(good):
 def test_what_cannot_be_stored_is_refused(model):
     arrays, parts = model
     with pytest.raises(ValueError, match="a float64"):
-        pack({"a": np.zeros(3)}, {"a": "x"}, {}, "ans")
+        pack_arrays({"a": np.zeros(3)}, {"a": "x"}, {}, "ans")
     with pytest.raises(ValueError, match="codec zip"):
-        pack(arrays, parts, {}, "zip")
+        pack_arrays(arrays, parts, {}, "zip")
     with pytest.raises(ValueError, match="JSON"):
-        pack(arrays, parts, {"loss": float("nan")}, "ans")
+        pack_arrays(arrays, parts, {"loss": float("nan")}, "ans")
     with pytest.raises(ValueError, match="metadata"):
-        pack({"a": np.zeros(3, np.int8)}, {"a": "metadata"}, {}, "ans")
+        pack_arrays({"a": np.zeros(3, np.int8)}, {"a": "metadata"}, {}, "ans")
     with pytest.raises(ValueError, match="cannot say"):
-        pack({"a": np.zeros(decoded_limit(1000), np.int8)}, {"a": "x"}, {}, "ans")
+        pack_arrays({"a": np.zeros(decoded_limit(1000), np.int8)}, {"a": "x"}, {}, "ans")
 
 
 def test_flipped_bytes_are_refused(good):
@@ -148,12 +156,12 @@ def test_flipped_bytes_are_refused(good):
         damaged = bytearray(good)
         damaged[place] ^= 1 << int(rng.integers(8))
         with pytest.raises(ArtifactError):
-            unpack(bytes(damaged))
+            unpack_arrays(bytes(damaged))
             pytest.fail(f"read with byte {place} changed")
 
 
 def test_damage_is_located(good):
-    unpacked, header = unpack(good), PREAMBLE.unpack_from(good)[2]
+    unpacked, header = unpack_arrays(good), PREAMBLE.unpack_from(good)[2]
     for part, place in {
         "header": PREAMBLE.size,
         "float tensors": PREAMBLE.size + header,
@@ -162,26 +170,26 @@ def test_damage_is_located(good):
         damaged = bytearray(good)
         damaged[place] ^= 1
         with pytest.raises(ArtifactError, match=f"damaged.* its {part}"):
-            unpack(bytes(damaged))
+            unpack_arrays(bytes(damaged))
     assert list(unpacked.parts) == ["float tensors", "scales", "weights", "metadata"]
     with pytest.raises(ArtifactError, match="damaged: its checksum"):
-        unpack(good[:-1] + bytes([good[-1] ^ 1]))
+        unpack_arrays(good[:-1] + bytes([good[-1] ^ 1]))
 
 
 def test_cut_and_lengthened_files_are_refused(good):
     for size in np.linspace(0, len(good) - 1, 200, dtype=int).tolist():
         with pytest.raises(ArtifactError, match=r"cut short|not a pgolf artifact"):
-            unpack(good[:size])
+            unpack_arrays(good[:size])
     with pytest.raises(ArtifactError, match=rf"cut short: 1,000 of {len(good):,} bytes"):
-        unpack(good[:1000])
+        unpack_arrays(good[:1000])
     with pytest.raises(ArtifactError, match="lengths do not fit"):
-        unpack(good + b"\0")
+        unpack_arrays(good + b"\0")
 
 
 def test_another_version_is_named(good):
     other = signed(good[:8] + struct.pack("<H", 7) + good[10:-CHECKSUM])
     with pytest.raises(ArtifactError, match="version 7; this reads 1"):
-        unpack(other)
+        unpack_arrays(other)
 
 
 class Bomb:
@@ -205,10 +213,10 @@ def test_other_files_are_recognised_and_not_run(good, tmp_path):
     }
     for kind, content in aliens.items():
         with pytest.raises(ArtifactError, match=f"not a pgolf artifact; begins like .*{kind}"):
-            unpack(content)
+            unpack_arrays(content)
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n", good[1:]):
         with pytest.raises(ArtifactError, match="not a pgolf artifact"):
-            unpack(content)
+            unpack_arrays(content)
     assert not trace.exists()
 
 
@@ -259,26 +267,26 @@ def test_claims_are_not_believed(good):
         b"9" * 10_000,
         b"",
     ]
-    assert_same(unpack(with_header(good, base)).arrays, unpack(good).arrays)
+    assert_same(unpack_arrays(with_header(good, base)).arrays, unpack_arrays(good).arrays)
     for lie in lies:
         with pytest.raises(ArtifactError):
-            unpack(with_header(good, lie))
+            unpack_arrays(with_header(good, lie))
             pytest.fail(f"believed {str(lie)[:300]}")
 
 
 @pytest.mark.parametrize("codec", ["zlib", "lzma", "brotli"])
 def test_bombs_are_not_unfolded(codec):
     bomb = encode([np.zeros(3 * 10**7, np.int8)], codec)
-    small = pack({"a": np.zeros(100, np.int8)}, {"a": "weights"}, {}, codec).bytes
+    small = pack_arrays({"a": np.zeros(100, np.int8)}, {"a": "weights"}, {}, codec).bytes
     section = ["weights", codec, 1, len(bomb), zlib.crc32(bomb), 0]
     header = header_of(small) | {"sections": [section]}
-    old = unpack(small).parts["weights"]
+    old = unpack_arrays(small).parts["weights"]
     start = with_header(small, header)[: -CHECKSUM - old]
     _, version, stored, text, _, crc = PREAMBLE.unpack_from(start)
     size = len(start) + len(bomb) + CHECKSUM
     start = PREAMBLE.pack(container.MAGIC, version, stored, text, size, crc) + start[PREAMBLE.size :]
     with pytest.raises(ArtifactError, match="does not hold the 100 bytes"):
-        unpack(signed(start + bomb))
+        unpack_arrays(signed(start + bomb))
 
 
 def test_hostile_sections_raise_only_artifact_errors(model, good):
@@ -296,7 +304,7 @@ def test_hostile_sections_raise_only_artifact_errors(model, good):
             first += s[3]
         forged = with_header(good[:start] + bytes(damaged) + bytes(CHECKSUM), header | {"sections": sections})
         with pytest.raises(ArtifactError, match=r"cannot be decoded|decode to other bytes"):
-            unpack(forged)
+            unpack_arrays(forged)
 
 
 def test_other_bytes_name_both_versions(good):
@@ -304,12 +312,12 @@ def test_other_bytes_name_both_versions(good):
     header["libraries"] = {"constriction": "9.9"}
     header["sections"] = [[*s[:5], s[5] ^ 1] for s in header["sections"]]
     with pytest.raises(ArtifactError, match=r"decode to other bytes.* written with constriction 9\.9, here is \d"):
-        unpack(with_header(good, header))
+        unpack_arrays(with_header(good, header))
 
 
 @pytest.mark.parametrize(("codec", "package"), [("ans", "constriction"), ("brotli", "brotli")])
 def test_a_missing_library_is_named_with_the_files_version(model, codec, package, monkeypatch):
-    file = pack(*model, {}, codec).bytes
+    file = pack_arrays(*model, {}, codec).bytes
     changed = with_header(file, header_of(file) | {"libraries": {package: "1.2.3"}})
 
     def absent(module):
@@ -317,4 +325,4 @@ def test_a_missing_library_is_named_with_the_files_version(model, codec, package
 
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(ArtifactError, match=rf"pip install {package}==1\.2\.3"):
-        unpack(changed)
+        unpack_arrays(changed)

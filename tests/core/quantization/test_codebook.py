@@ -7,12 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf_core.quantization.codebook import (
+from pgolf_core.quantization.schemes.codebook import (
     MAX_SIZE,
     Codebook,
     as_vectors,
     cheapest,
-    decode,
     encode,
     learn,
     lloyd_step,
@@ -37,7 +36,7 @@ def entropy(indices):
 
 
 def normalised_error(w, codebook, **options):
-    return ((w - decode(encode(w, codebook, **options), codebook)).square().mean() / w.square().mean()).item()
+    return ((w - encode(w, codebook, **options).dequantize()).square().mean() / w.square().mean()).item()
 
 
 SHAPES = [(8, 1, 0.0), (16, 2, 0.0), (64, 4, 0.0), (16, 1, 0.05), (32, 2, 0.1)]
@@ -84,10 +83,10 @@ def test_round_trip_is_idempotent(size, dimension, rate_weight):
         stored = encode(w, codebook, rate_weight)
         assert stored.indices.dtype == torch.uint8 and stored.indices.shape == (w.size(0), w.size(1) // dimension)
         assert stored.scale.dtype == torch.float16 and stored.scale.shape == ()
-        decoded = decode(stored, codebook)
+        decoded = stored.dequantize()
         assert decoded.dtype == torch.float32 and decoded.shape == w.shape
         again = encode(decoded, codebook)
-        assert torch.equal(again.indices, stored.indices) and torch.equal(decode(again, codebook), decoded)
+        assert torch.equal(again.indices, stored.indices) and torch.equal(again.dequantize(), decoded)
 
 
 def test_scaled_weights_get_the_same_indices():
@@ -111,7 +110,7 @@ def test_nearest_entry_is_nearest(seed, size, dimension):
 
 
 def test_cheapest_is_a_search_through_all(monkeypatch):
-    monkeypatch.setattr("pgolf_core.quantization.codebook.CHUNK_SCORES", 100)  # several chunks, the last one short
+    monkeypatch.setattr("pgolf_core.quantization.schemes.codebook.CHUNK_SCORES", 100)
     generator = torch.Generator().manual_seed(0)
     vectors, entries = torch.randn(57, 3, generator=generator), torch.randn(9, 3, generator=generator)
     penalty, importance = torch.rand(9, generator=generator), torch.rand(57, 3, generator=generator)
@@ -151,10 +150,10 @@ def test_column_weights_lower_the_weighted_error():
     (w,) = random_weights(1)
     codebook = learn([w], 32, 4)
     weights = torch.logspace(-2, 2, 48)[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
-    blind, priced = (decode(encode(w, codebook, weights=h), codebook) for h in (None, weights))
+    blind, priced = (encode(w, codebook, weights=h).dequantize() for h in (None, weights))
     assert (weights * (w - priced).square()).sum() < 0.8 * (weights * (w - blind).square()).sum()
     level, blind = (encode(w, codebook, rate_weight=0.1, weights=h) for h in (torch.full((48,), 8.0), None))
-    assert torch.equal(decode(level, codebook), decode(blind, codebook))
+    assert torch.equal(level.dequantize(), blind.dequantize())
 
 
 def test_equal_seeds_give_equal_tables_in_order():
@@ -168,7 +167,7 @@ def test_few_distinct_vectors_are_the_table():
     w = torch.tensor([[1.0, -1.0, 1.0, 2.0], [-1.0, 1.0, 2.0, 2.0]])
     codebook = learn([w], 16, 1)
     assert codebook.entries.shape == (3, 1)
-    torch.testing.assert_close(decode(encode(w, codebook), codebook), w, rtol=1e-3, atol=0)
+    torch.testing.assert_close(encode(w, codebook).dequantize(), w, rtol=1e-3, atol=0)
 
 
 def test_large_tables_have_wide_indices():
@@ -182,7 +181,7 @@ def test_large_tables_have_wide_indices():
 @pytest.mark.parametrize("rate_weight", [0.0, 100.0])
 def test_zeros_stay_zeros(rate_weight):
     codebook = learn([*random_weights(1), torch.zeros(4, 8)], 8, 2)
-    assert torch.equal(decode(encode(torch.zeros(4, 8), codebook, rate_weight), codebook), torch.zeros(4, 8))
+    assert torch.equal(encode(torch.zeros(4, 8), codebook, rate_weight).dequantize(), torch.zeros(4, 8))
 
 
 def test_bits_at_any_price_leave_a_finite_scale():

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from pgolf_core.quantization import grids
 from pgolf_core.quantization.primitives import exp2_quarters
-from pgolf_core.quantization.schemes import parse_scheme
+from pgolf_core.scheme import FitContext, parse_scheme
 
 W = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 30)[:, None]
 GRIDS = {
-    "absmax": lambda w: grids.absmax_grid(w, 4),
-    "sdclip": lambda w: grids.sdclip_grid(w, 3, 2.5),
+    "absmax": lambda w: parse_scheme("absmax:4").grid(w, FitContext()),
+    "sdclip": lambda w: parse_scheme("sdclip:3:2.5").grid(w, FitContext()),
     "step": lambda w: grids.step_grid(w, 0.5),
     "step row": lambda w: grids.step_grid(w, 0.5, "row"),
     "fisher": lambda w: grids.weighted_grid(w, 0.5, torch.rand(w.size(0)), torch.rand(w.size(1))),
-    "ternary": grids.ternary_grid,
+    "ternary": lambda w: parse_scheme("ternary").grid(w, FitContext()),
 }
 
 
@@ -39,7 +39,7 @@ def test_steps_are_what_they_say():
     assert grids.step_grid(W, 0.5).step_size().item() == pytest.approx(0.5 * W.square().mean().sqrt().item(), rel=1e-3)
     rows = grids.step_grid(W, 0.5, "row").step_size()[:, 0] / (0.5 * W.square().mean(1).sqrt())
     assert (rows.log2().abs() <= 0.1251).all()  # a quarter octave, rounded
-    clip = grids.sdclip_grid(W, 3, 2.5).step_size()[:, 0] * 3 / W.square().mean(1).sqrt()
+    clip = GRIDS["sdclip"](W).step_size()[:, 0] * 3 / W.square().mean(1).sqrt()
     assert torch.allclose(clip, torch.tensor(2.5), rtol=1e-3)
 
 
@@ -60,7 +60,7 @@ def test_ternary_is_better_than_two_bits_of_absmax():
     def error(grid):
         return (W - grids.to_nearest(W, grid).dequantize()).square().sum()
 
-    assert error(grids.ternary_grid(W)) < 0.6 * error(grids.absmax_grid(W, 2))
+    assert error(GRIDS["ternary"](W)) < 0.6 * error(parse_scheme("absmax:2").grid(W, FitContext()))
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -80,7 +80,7 @@ def test_exp2_quarters_are_exact_at_octaves():
 
 @settings(deadline=None, max_examples=60)
 @given(text=st.text(alphabet="abcdefinoprstux:0123456789.-", max_size=24))
-def test_a_recipe_is_parsed_or_refused_with_words(text):
+def test_a_scheme_is_parsed_or_refused_with_words(text):
     try:
         parse_scheme(text)
     except ValueError as error:
@@ -93,6 +93,6 @@ def test_a_recipe_is_parsed_or_refused_with_words(text):
      ("step:0.4:rows", "step:C:row"), ("sdclip:6", "sdclip:BITS:K"), ("codebook:9999:2", "4096"),
      ("ternary:2", "three")],
 )  # fmt: skip
-def test_recipes_that_cannot_work(text, message):
+def test_schemes_that_cannot_work(text, message):
     with pytest.raises(ValueError, match=message):
         parse_scheme(text)

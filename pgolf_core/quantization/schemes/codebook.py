@@ -1,16 +1,21 @@
-"""One codebook for every matrix of a model: weights ↔ indices of shared entries, scalars or short vectors.
+"""codebook: one table for every matrix of a model; weights are indices of its entries, scalars or short vectors.
 
-Every matrix is divided by its own root mean square, so all draw from one distribution and one table serves
-them. Lloyd's algorithm finds the table; with a price on bits it becomes the entropy-constrained one of Chou,
-Lookabaugh & Gray, IEEE Trans. ASSP 37(1), 1989, whose indices are meant for an entropy coder.
-`learn` makes the table; `encode` and `decode` are the pair.
+Every matrix is divided by its own rms, so that one table serves them all. Lloyd's algorithm finds the table; with a
+price on bits it becomes the entropy-constrained one of Chou, Lookabaugh & Gray, IEEE Trans. ASSP 37(1), 1989, whose
+indices are meant for an entropy coder. `learn` makes the table; `encode` and `CodebookTensor.dequantize` are the pair.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pgolf_core.quantization.stored import stored_form
+from pgolf_core.scheme import FitContext, QuantScheme, between, register
 
 MAX_SIZE = 4096  # entries; Lloyd's algorithm then still sees 64 vectors for each, and takes a minute
 SAMPLE = 2**18  # vectors that Lloyd's algorithm sees: 1,024 an entry for a table of 256
@@ -28,17 +33,65 @@ class Codebook:
     entries: Tensor
 
 
+@stored_form("codebook", shared="book")
 @dataclass(frozen=True)
 class CodebookTensor:
     """indices (rows, cols / dimension), uint8, or int16 for more than 256 entries; scale float16 ()."""
 
     indices: Tensor
     scale: Tensor
+    codebook: Codebook
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"index": self.indices, "scale": self.scale, "book": self.codebook.entries}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Tensor]) -> CodebookTensor:
+        return cls(arrays["index"], arrays["scale"], Codebook(arrays["book"]))
+
+    def dequantize(self) -> Tensor:
+        """float32 (rows, cols); one rounded product per weight, so the same bits on every machine."""
+        return self.codebook.entries.float()[self.indices.long()].flatten(1) * self.scale.float()
 
 
-def decode(tensor: CodebookTensor, codebook: Codebook) -> Tensor:
-    """float32 (rows, cols); one rounded product a weight, so the same bits on every machine."""
-    return codebook.entries.float()[tensor.indices.long()].flatten(1) * tensor.scale.float()
+@register
+@dataclass(frozen=True)
+class CodebookScheme(QuantScheme):
+    word = "codebook"
+    usage = (
+        "codebook:SIZE:DIMENSION or codebook:SIZE:DIMENSION:RATE, one table of up to SIZE ≤ 4096 vectors of "
+        "weights for all tensors that have it; RATE prices a bit in σ² (0.06 suits 2.5 bits per weight)"
+    )
+    stored = CodebookTensor
+    scale_free = True
+    per_model = True
+    size: int
+    dimension: int
+    rate_weight: float = 0.0
+
+    @classmethod
+    def from_args(cls, size: str, dimension: str, rate: str = "0") -> CodebookScheme:
+        size, dimension = int(between(str(int(size)), 2, MAX_SIZE)), int(between(str(int(dimension)), 1, 16))
+        return cls(size, dimension, between(rate, 0, 10))
+
+    def fit_all(self, weights: dict[str, Tensor], contexts: dict[str, FitContext]) -> dict[str, CodebookTensor]:
+        book = learn(list(weights.values()), self.size, self.dimension, self.rate_weight)
+        return {name: encode(w, book, self.rate_weight) for name, w in weights.items()}
+
+    def bits_per_weight(self) -> float:
+        """Bound on the entropy of indices.
+
+        With a price of λ·σ² per bit the table settles at the distortion D at which the slope of a Gaussian's
+        distortion, 2·ln 2·D, is λ; an entropy-coded table of few dimensions lies 0.2 bit above that D's rate (Gray &
+        Neuhoff 1998, Quantization).
+        """
+        most = math.log2(self.size) / self.dimension
+        if not self.rate_weight:
+            return most
+        return min(most, max(0.0, 0.5 * math.log2(2 * math.log(2) / self.rate_weight)) + 0.2)
+
+    def shared_bytes(self) -> int:
+        return 2 * self.size * self.dimension
 
 
 def encode(w: Tensor, codebook: Codebook, rate_weight: float = 0.0, weights: Tensor | None = None) -> CodebookTensor:
@@ -63,7 +116,7 @@ def encode(w: Tensor, codebook: Codebook, rate_weight: float = 0.0, weights: Ten
         scale = fitted.nan_to_num(0.0).clamp(rms / SCALE_RANGE, rms * SCALE_RANGE).half().float()
     index, _ = cheapest(vectors / scale.clamp_min(SMALLEST), entries, penalty, importance)
     indices = index.view(w.size(0), -1).to(torch.uint8 if size <= 256 else torch.int16)
-    return CodebookTensor(indices, scale.half())
+    return CodebookTensor(indices, scale.half(), codebook)
 
 
 def learn(

@@ -1,0 +1,34 @@
+"""absmax, the reference's quantizer: levels up to the largest |w| of each row or column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pgolf_core.quantization.grids import Grid, GridScheme
+from pgolf_core.quantization.primitives import QuantizedTensor, quantize
+from pgolf_core.scheme import FitContext, between, register
+
+
+@register
+@dataclass(frozen=True)
+class Absmax(GridScheme):
+    word = "absmax"
+    usage = "absmax or absmax:BITS, the reference's: levels up to the largest |w| of a row or column, BITS 2 to 8"
+    bits: int | None = None  # None = as the bits knobs say
+
+    @classmethod
+    def from_args(cls, bits: str | None = None) -> Absmax:
+        return cls(None if bits is None else int(between(str(int(bits)), 2, 8)))
+
+    def grid(self, w: Tensor, context: FitContext) -> Grid:
+        bits = self.bits or context.bits
+        quantized = quantize(w, bits, context.axis)
+        return Grid(quantized.scale, quantized.axis, 2 ** (bits - 1) - 1)
+
+    def fit(self, w: Tensor, context: FitContext) -> QuantizedTensor:
+        """Any shape; GPTQ rounds to the same levels."""
+        if context.factor is None:
+            return quantize(w, self.bits or context.bits, context.axis)
+        return super().fit(w, context)

@@ -1,0 +1,35 @@
+"""step: a step size of C standard deviations, nothing clipped; per tensor, per row, or weighted by sensitivity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pgolf_core.quantization.grids import Grid, GridScheme, step_grid, weighted_grid
+from pgolf_core.scheme import FitContext, between, register
+
+
+@register
+@dataclass(frozen=True)
+class Step(GridScheme):
+    word = "step"
+    usage = "step:C, step:C:row or step:C:fisher: C·σ of the tensor, of each row, or finer for more sensitive weights"
+    scale_free = True
+    c: float
+    per: str = "tensor"
+
+    @classmethod
+    def from_args(cls, c: str, per: str = "tensor") -> Step:
+        if per not in ("tensor", "row", "fisher"):
+            raise ValueError(f"{per} is none of tensor, row, fisher")
+        return cls(between(c, 1e-4, 100), per)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.per == "fisher"
+
+    def grid(self, w: Tensor, context: FitContext) -> Grid:
+        if self.per == "fisher":
+            return weighted_grid(w, self.c, context.row_weight, context.col_weight)
+        return step_grid(w, self.c, self.per)

@@ -1,0 +1,80 @@
+"""The stored form of a model: what an artifact holds, before it is bytes. A reader needs no more of quantization.
+
+A stored form is a class with `arrays() -> {kind: tensor}`, `from_arrays(arrays)` and `dequantize() -> float32`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+FORMS: dict[str, type[Stored]] = {}  # word -> class, of the modules loaded so far
+
+
+class Stored(Protocol):
+    """One tensor as it is stored. word, shared: set by `stored_form`."""
+
+    word: ClassVar[str]
+    shared: ClassVar[str]
+
+    def arrays(self) -> dict[str, Tensor]: ...
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Tensor]) -> Stored: ...
+
+    def dequantize(self) -> Tensor: ...
+
+
+class Residual(Protocol):
+    """A correction that is added to a dequantized tensor."""
+
+    def dense(self) -> Tensor: ...
+
+
+def stored_form(word: str, shared: str = "") -> Callable[[type], type]:
+    """Class decorator: artifacts name the form by this word. shared: kind of array that all tensors of a file share."""
+
+    def decorate(cls):
+        cls.word, cls.shared = word, shared
+        FORMS[word] = cls
+        return cls
+
+    return decorate
+
+
+def form(word: str) -> type[Stored]:
+    """The class of a form, loaded from schemes/<word>.py if need be. Raises KeyError on an unknown word."""
+    if word not in FORMS and re.fullmatch("[a-z][a-z0-9_]*", word):
+        try:
+            importlib.import_module(f"pgolf_core.quantization.schemes.{word}")
+        except ModuleNotFoundError as error:
+            raise KeyError(f"no module schemes/{word}.py") from error
+    return FORMS[word]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A state dict as it will be stored: every tensor is in `tensors` or, if kept in float, in `floats`."""
+
+    tensors: dict[str, Stored]
+    residuals: dict[str, Residual]  # of some of `tensors`, in the order they were chosen
+    floats: dict[str, Tensor]
+
+    @property
+    def forms(self) -> set[type]:
+        """Classes that a reader of this model needs."""
+        return {type(t) for t in (*self.tensors.values(), *self.residuals.values())}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """float32 tensors as a reader of the file will have them."""
+        state = {name: t.float() for name, t in self.floats.items()}
+        for name, t in self.tensors.items():
+            state[name] = t.dequantize()
+            if name in self.residuals:
+                state[name] += self.residuals[name].dense()
+        return state

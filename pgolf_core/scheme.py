@@ -1,0 +1,120 @@
+"""Quantizers: one file each in quantization/schemes/, found by the word that a quantizer knob begins with.
+
+A new one is a file `quantization/schemes/mine.py` with two classes, and `quantizer: mine:3` then works everywhere:
+
+    @stored_form("mine")            # what the artifact holds; the only part that a reader needs
+    @dataclass(frozen=True)
+    class MineTensor: ...           # arrays(), from_arrays(arrays), dequantize(); see quantization/stored.py
+
+    @register                       # what the knob says, and how weights become a stored tensor
+    @dataclass(frozen=True)
+    class Mine(QuantScheme):
+        word, usage, stored = "mine", "mine:K, K levels per row, K 2 to 99", MineTensor
+        k: int
+
+        @classmethod
+        def from_args(cls, k): return cls(int(between(k, 2, 99)))
+        def fit(self, w, context): return MineTensor(...)
+
+This module loads no torch, and a scheme's module is loaded when a knob first names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf_core.quantization.gptq import HessianFactor
+    from pgolf_core.quantization.stored import Stored
+
+FOLDER = Path(__file__).parent / "quantization" / "schemes"
+SCHEMES: dict[str, type[QuantScheme]] = {}  # word -> class, of the modules loaded so far
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """Inputs of a scheme besides a tensor's weights (rows, cols).
+
+    bits, axis: for schemes whose knob does not say. row_weight (rows,), col_weight (cols,): cost of a squared error
+    is their product, up to a factor; None without calibration. factor: if given, round by GPTQ, `gptq_block` columns
+    at a time; else to nearest.
+    """
+
+    bits: int = 8
+    axis: Literal["auto", "row", "col"] = "auto"
+    row_weight: Tensor | None = None
+    col_weight: Tensor | None = None
+    factor: HessianFactor | None = None
+    gptq_block: int = 128
+
+
+class QuantScheme:
+    """A way to store weights, with its arguments; a frozen dataclass, so that equal knobs give equal schemes."""
+
+    word: ClassVar[str]
+    usage: ClassVar[str]  # how to write the knob; shown when its arguments are wrong
+    stored: ClassVar[type[Stored]]  # class of what `fit` returns
+    uses_gptq: ClassVar[bool] = False  # rounds by context.factor if gptq=1
+    scale_free: ClassVar[bool] = False  # c·w takes as many bytes as w
+    per_model: ClassVar[bool] = False  # tensors share arrays, so a model can have one scheme of this class
+
+    @property
+    def needs_calibration(self) -> bool:
+        return False
+
+    @classmethod
+    def from_args(cls, *args: str) -> QuantScheme:
+        """Build from the text after the word, split at colons. Raises ValueError or TypeError if it does not fit."""
+        return cls(*args)
+
+    def fit(self, w: Tensor, context: FitContext) -> Stored:
+        """The stored form of w (rows, cols)."""
+        raise NotImplementedError
+
+    def fit_all(self, weights: dict[str, Tensor], contexts: dict[str, FitContext]) -> dict[str, Stored]:
+        """Stored forms of all tensors of a model with this scheme, by name."""
+        return {name: self.fit(w, contexts[name]) for name, w in weights.items()}
+
+    def bits_per_weight(self) -> float | None:
+        """Upper bound for the size estimate, without `shared_bytes`; None = fit drawn weights and code them."""
+        return None
+
+    def shared_bytes(self) -> int:
+        """Bytes of arrays that all tensors share, at most."""
+        return 0
+
+
+def register(cls: type[QuantScheme]) -> type[QuantScheme]:
+    """Class decorator: the scheme is then found by its word."""
+    SCHEMES[cls.word] = cls
+    return cls
+
+
+@cache
+def parse_scheme(text: str) -> QuantScheme:
+    """The scheme of 'word:argument:argument'. Raises ValueError that says what would be right."""
+    word, *args = text.split(":")
+    words = sorted({module.name for module in pkgutil.iter_modules([str(FOLDER)])} | SCHEMES.keys())
+    if word not in words:
+        raise ValueError("input should begin with " + ", ".join(words))
+    if word not in SCHEMES:
+        importlib.import_module(f"pgolf_core.quantization.schemes.{word}")
+    try:
+        return SCHEMES[word].from_args(*args)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"input should be {SCHEMES[word].usage}") from error
+
+
+def between(text: str, low: float, high: float) -> float:
+    """The number that text spells. Raises ValueError if it is none, or not in low..high."""
+    value = float(text)
+    if not low <= value <= high:
+        raise ValueError(f"{text} is not in {low}..{high}")
+    return value

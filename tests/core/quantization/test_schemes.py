@@ -1,0 +1,114 @@
+"""A scheme of a few lines, defined here alone, works from its knob to the reader of its file."""
+
+import io
+import json
+import lzma
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgolf.runs.result import ARTIFACT, read_result
+from pgolf.studies.reexport import export_checkpoint
+from pgolf.training.forecast import forecast
+from pgolf.training.run import train
+from pgolf_core.artifact.code_archive import code_archive
+from pgolf_core.artifact.format import load, pack, unpack
+from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.export import quantize_state
+from pgolf_core.quantization.stored import stored_form
+from pgolf_core.scheme import FitContext, QuantScheme, between, parse_scheme, register
+
+
+@stored_form("mine")
+@dataclass(frozen=True)
+class MineTensor:
+    levels: Tensor
+    largest: Tensor
+
+    def arrays(self):
+        return {"levels": self.levels, "largest": self.largest}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(arrays["levels"], arrays["largest"])
+
+    def dequantize(self):
+        return self.levels.float() * self.largest.float()
+
+
+@register
+@dataclass(frozen=True)
+class Mine(QuantScheme):
+    word, usage, stored = "mine", "mine:K, K levels above zero and K below, K 1 to 99", MineTensor
+    k: int
+
+    @classmethod
+    def from_args(cls, k):
+        return cls(int(between(k, 1, 99)))
+
+    def fit(self, w, context):
+        largest = (w.abs().max() / self.k).half().clamp_min(1e-4)
+        return MineTensor((w / largest.float()).round().to(torch.int8), largest)
+
+
+TINY = dict(
+    track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
+    iterations=3, val_loss_every=0, val_max_tokens=1024, roundtrip_val_max_tokens=1024, val_batch_size=2048,
+    keep_float_max_numel=0,
+)  # fmt: skip
+
+
+def test_a_scheme_defined_in_a_test_works_from_config_to_reader(embedded, tmp_path):
+    for text in ("mine", "mine:0", "mine:3:4"):
+        with pytest.raises(ConfigError, match="input should be mine:K, K levels"):
+            RunConfig(**TINY, quantizer=text)
+    config = RunConfig(**TINY, quantizer="mine:3", mlp_out_quantizer="step:0.3", codec="ans")
+    result = train(config, tmp_path / "s" / "run")
+    estimate = forecast(config)
+    assert estimate.bytes == pytest.approx(result.total_bytes, rel=0.15)
+    file = unpack((tmp_path / "s" / "run" / ARTIFACT).read_bytes())
+    coded = {name: t for name, t in file.tensors.items() if isinstance(t, MineTensor)}
+    assert len(coded) == 6 and all(t.levels.abs().max() <= 3 for t in coded.values())
+    assert result.bytes["weights"] > 0 and result.bytes["code"] == len(code_archive(*file.forms)) > len(code_archive())
+    finer = export_checkpoint(tmp_path / "s" / "run", tmp_path / "s" / "lab", quantizer="mine:40")
+    assert finer.total_bytes > result.total_bytes and finer == read_result(tmp_path / "s" / "lab")
+    _reads_alone(tmp_path / "s" / "run" / ARTIFACT, tmp_path)
+
+
+def _reads_alone(path, folder):
+    """The archived code, without this file and without the packages, loads the same tensors."""
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(code_archive(*unpack(path.read_bytes()).forms)))) as archive:
+        archive.extractall(folder / "alone", filter="data")
+    program = (
+        f"import sys, json; sys.path.insert(0, {str(folder / 'alone')!r})\n"
+        "from pgolf_core.artifact.format import load\n"
+        f"state = load({str(path)!r})\n"
+        "print(json.dumps([{name: t.double().sum().item() for name, t in state.items()}, [*sys.modules]]))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    sums, modules = json.loads(done.stdout)
+    assert sums == {name: t.double().sum().item() for name, t in load(path).items()}
+    assert "pgolf_core.quantization.schemes.mine" in modules and "pgolf_core.export" not in modules
+
+
+def test_all_schemes_round_trip_and_use_their_context():
+    w = {"blocks.0.mlp.fc.weight": torch.randn(24, 16), "blocks.0.mlp.proj.weight": torch.randn(16, 24)}
+    for text in ("absmax", "absmax:5", "sdclip:6:12", "step:0.4", "step:0.4:row", "ternary", "codebook:16:2", "mine:3"):
+        config = RunConfig(quantizer=text, keep_float_max_numel=0).export
+        quantized = quantize_state(w, config)
+        read_back, scheme = unpack(pack(quantized, "ans").bytes), parse_scheme(text)
+        assert {type(t) for t in read_back.tensors.values()} == {scheme.stored} == quantized.forms
+        expected = scheme.fit_all(w, dict.fromkeys(w, FitContext()))
+        assert all(torch.equal(t.dequantize(), expected[n].dequantize()) for n, t in read_back.tensors.items())
+    assert not quantize_state(w, RunConfig(quantizer="float16", keep_float_max_numel=0).export).tensors
+    two = RunConfig(quantizer="codebook:16:2", mlp_in_quantizer="codebook:8:1", keep_float_max_numel=0).export
+    with pytest.raises(ValueError, match="one codebook per model"):
+        quantize_state(w, two)
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc\.weight was not seen in calibration"):
+        quantize_state(w, RunConfig(quantizer="step:0.4:fisher", keep_float_max_numel=0).export, {})
