@@ -99,7 +99,7 @@ class RemoteFile:
 
     def append(self, f: BinaryIO, end: int) -> None:
         """Continue a file that holds the first bytes of this one up to byte `end`, with Range requests."""
-        f.seek(have := f.seek(0, os.SEEK_END))
+        have = f.seek(0, os.SEEK_END)
         headers = build_hf_headers(library_name="pgolf") | {"Range": f"bytes=0-{end - 1}"}
         headers["Accept-Encoding"] = "identity"  # ranges count stored bytes
         with _explained(self.url, self.snapshot.commit):

@@ -465,10 +465,15 @@ def test_documents_killed_at_the_very_end(server, get_documents, monkeypatch):
         assert len(server.gets(DOCUMENTS)) == bool(count)
 
 
-def test_documents_of_a_later_commit(server, get_documents, files):
-    """A part of other documents is not continued, and does not stay."""
+def test_a_bad_part_and_a_later_commit(server, get_documents, files):
+    """A part that is too long is fetched again; a part of other documents is not continued, and does not stay."""
     interrupt(server, DOCUMENTS, get_documents)
-    assert list(get_documents.folder.glob(".*partial"))
+    (part,) = get_documents.folder.glob(".*partial")
+    part.write_bytes(b"?" * (len(JSONL) + 1))
+    assert get_documents().read_bytes() == JSONL
+    for path in get_documents.folder.glob("docs*"):
+        path.unlink()
+    interrupt(server, DOCUMENTS, get_documents)
     server.push(files | published_documents(JSONL[::-1]))
     assert get_documents().read_bytes() == JSONL[::-1]
     assert not list(get_documents.folder.glob(".*partial"))
