@@ -11,7 +11,8 @@ import pandas as pd
 
 from pgolf.analysis import statistics
 from pgolf.analysis.statistics import Comparison
-from pgolf.runs.result import RunError, read_json
+from pgolf.disk import read_json
+from pgolf.runs.result import RunError
 from pgolf.runs.table import COMPARABLE
 from pgolf_core.config import HASH_EXCLUDED, RunConfig
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pgolf.analysis import training_logs
 from pgolf.analysis.training_logs import Log, LogError
-from pgolf.runs.result import Result, read_json, write_result
+from pgolf.disk import read_json
+from pgolf.runs.result import Result, write_result
 from pgolf_core.config import digest
 from pgolf_core.files import atomic_write
 

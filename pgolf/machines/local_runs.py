@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgolf.disk import read_json
 from pgolf.machines.pod import RemoteError
 from pgolf.runs import integrity
 from pgolf.runs.directory import INTERRUPTED, write_failure, write_interruption
-from pgolf.runs.result import RunError, read_json, read_result
+from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 
 

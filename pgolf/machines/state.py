@@ -4,8 +4,9 @@ import json
 import time
 from pathlib import Path
 
+from pgolf.disk import read_json
 from pgolf.runs import directory
-from pgolf.runs.result import TIME, read_json
+from pgolf.runs.result import TIME
 from pgolf_core.files import atomic_write
 
 REMOTE = ".remote"  # below runs/

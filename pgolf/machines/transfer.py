@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgolf.disk import checksum
+from pgolf.disk import checksum, read_json
 from pgolf.machines import state
 from pgolf.machines.local_runs import is_complete, run_dirs
 from pgolf.machines.pod import Pod, RemoteError
 from pgolf.machines.ssh import UnreachableError, at, call, rsync
 from pgolf.runs import directory, integrity
-from pgolf.runs.result import RunError, read_json, read_result
+from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ROOT

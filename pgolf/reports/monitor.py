@@ -22,11 +22,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from pgolf.disk import read_json
 from pgolf.reports import curves, tables
 from pgolf.reports.figures import RED
 from pgolf.reports.labels import short
 from pgolf.runs.directory import INTERRUPTED, RUNS
-from pgolf.runs.result import RunError, read_json, read_result
+from pgolf.runs.result import RunError, read_result
 
 try:
     import fcntl

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from pgolf.analysis import diff, frontier
+from pgolf.disk import read_json
 from pgolf.reports.figures import rank_correlation
 from pgolf.reports.tables import format_interval, format_verdict
-from pgolf.runs.result import read_json
 
 
 def listed(items: Sequence[str], most: int, between: str = ", ") -> str:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import filelock
 
+from pgolf.disk import read_json
 from pgolf.processes import end_with_sweep
 from pgolf.runs.code import code_digest
-from pgolf.runs.result import RunError, read_json
+from pgolf.runs.result import RunError
 from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
 from pgolf_core.files import atomic_write
 

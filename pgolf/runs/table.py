@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from pgolf.disk import read_json
 from pgolf.runs import integrity
 from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, run_directories
-from pgolf.runs.result import TIME, Result, RunError, read_json, read_result
+from pgolf.runs.result import TIME, Result, RunError, read_result
 from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest
 
 KNOBS = [name for name in RunConfig.model_fields if name not in HASH_EXCLUDED]  # knobs that change a run's result

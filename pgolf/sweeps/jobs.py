@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pgolf.disk import read_json
 from pgolf.processes import interactive
-from pgolf.runs.result import RunError, read_json, read_result
+from pgolf.runs.result import RunError, read_result
 from pgolf_core.config import RunConfig
 
 TAIL_BYTES = 8192  # of metrics.jsonl: the last validation is among them

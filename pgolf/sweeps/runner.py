@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from pgolf.disk import read_json
 from pgolf.runs import directory, integrity
 from pgolf.runs.directory import check_config, hold_lock
-from pgolf.runs.result import RunError, read_json, read_result, stored_result
+from pgolf.runs.result import RunError, read_result, stored_result
 from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
 from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments

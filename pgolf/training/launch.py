@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pgolf.disk import read_json
 from pgolf.processes import SWEEP_PID, end_with, end_with_sweep, kill_family
 from pgolf.runs.directory import write_failure
-from pgolf.runs.result import read_json
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.files import atomic_write

@@ -15,10 +15,11 @@ import torch
 from tqdm import tqdm
 
 from pgolf.cli.arguments import add_knobs, existing_file, knobs_of
+from pgolf.disk import read_json
 from pgolf.processes import SWEEP_PID
 from pgolf.runs import directory
 from pgolf.runs.directory import locked, run_name, write_environment
-from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, evaluation_protocol, read_json, read_result, write_result
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, evaluation_protocol, read_result, write_result
 from pgolf.training import flops
 from pgolf.training.device import cpu_threads
 from pgolf.training.forecast import check, forecast_from

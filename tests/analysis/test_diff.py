@@ -6,8 +6,9 @@ import pytest
 from test_frontier import make_run
 
 from pgolf.analysis import diff, frontier, seed_groups
+from pgolf.disk import read_json
 from pgolf.reports import sentences
-from pgolf.runs.result import Result, RunError, read_json, write_result
+from pgolf.runs.result import Result, RunError, write_result
 from pgolf.runs.table import load_runs
 from pgolf_core.files import atomic_write
 

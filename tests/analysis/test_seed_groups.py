@@ -11,8 +11,9 @@ import pytest
 from test_frontier import make_run
 
 from pgolf.analysis import frontier, seed_groups, statistics
+from pgolf.disk import read_json
 from pgolf.reports import sentences, tables
-from pgolf.runs.result import read_json, read_result, write_result
+from pgolf.runs.result import read_result, write_result
 from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig, digest
 from pgolf_core.files import atomic_write

@@ -14,8 +14,8 @@ from test_frontier import make_run
 from test_seed_groups import make_arm, panel_of, tell
 
 from pgolf.analysis import seed_groups
+from pgolf.disk import read_json
 from pgolf.reports import curves, figures, sweep_figures
-from pgolf.runs.result import read_json
 
 
 def collisions(figure) -> list[str]:
