@@ -23,9 +23,9 @@ from pgolf_core.parameters import tensor_place
 
 BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 COLOURS = ["#000000", BLUE, RED, GREEN, ORANGE, PINK, SKY]  # lines take them in this order
-MARKERS = {"train": "o", "export": "^"}  # by kind; a square for any other
+MARKERS = {"train": "o", "export": "^"}  # per kind; any other is a square
 STATES = {"on the front": (BLUE, BLUE), "off the front": ("0.8", "0.5"), "over cap": ("none", RED)}  # face, edge
-PARTS = {  # of a file
+PARTS = {  # parts of a file
     "weights": BLUE, "scales": SKY, "residuals": ORANGE, "float tensors": GREEN, "metadata": "#999999", "code": PINK,
 }  # fmt: skip
 FAMILIES = {  # analysis.frontier.family: colour, marker

@@ -50,7 +50,7 @@ FILES = (
 QUIET_SECONDS = 60.0
 SILENT_SECONDS = 600.0
 USUAL_INTERVALS = 10
-BOOT_SECONDS = 120.0  # from the start of a run's notebook until its kernel takes the lock
+BOOT_SECONDS = 120.0  # start of a run's notebook until its kernel takes the lock
 RECENT = 20  # lines that give the pace
 
 
@@ -123,7 +123,7 @@ def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
     rows = [_row(folder / name, files, began, now) for name, files in found.items()]
     table = pd.DataFrame(rows, columns=COLUMNS).assign(sweep="" if sweep == "." else sweep, sweep_runs=sweep_runs)
     table = table.astype(dict.fromkeys(NUMBERS, float))
-    # What is left: training, less the time since the last line, and what else a run of this sweep takes.
+    # Time left = training left, less the time since the last line, plus what else a run of this sweep takes.
     live = table[(table.state == "running") & table.train_left.notna()]
     training = (live.train_left - (now - live.wrote).clip(lower=0)).clip(lower=0)
     spent = (now - live.started - live.train_seconds).clip(lower=0)  # starting, validating, scoring so far

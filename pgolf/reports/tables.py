@@ -94,7 +94,7 @@ def _words(*heads: str) -> list[Column]:
     return [(head, head, "") for head in heads]
 
 
-FRONTIER: list[Column] = [  # of analysis.frontier.frontier_table
+FRONTIER: list[Column] = [  # rows: analysis.frontier.frontier_table
     ("run", names_of, ""),
     *_words("kind"),
     ("bpb", "bpb", ".4f"),
@@ -108,7 +108,7 @@ FRONTIER: list[Column] = [  # of analysis.frontier.frontier_table
     ("note", notes_of, ""),
 ]
 NOT_COUNTED: list[Column] = _words("sweep", "run", "why")
-EXPORTS: list[Column] = [  # of analysis.frontier.exports
+EXPORTS: list[Column] = [  # rows: analysis.frontier.exports
     ("file", "variant", ""),
     ("kind", "family", ""),
     ("bpb", "bpb", ".5f"),
@@ -131,7 +131,7 @@ def _best_file(who: str) -> Callable[[pd.DataFrame], list[str]]:
     ]
 
 
-WITHIN: list[Column] = [  # of analysis.frontier.within
+WITHIN: list[Column] = [  # rows: analysis.frontier.within
     ("at most", lambda rows: [f"{row.share:.0%} = {row.limit:,} B" for row in rows.itertuples()], ""),
     ("the solver", _best_file("solver"), ""),
     ("solver: bpb", "solver_bpb", ".5f"),
@@ -140,7 +140,7 @@ WITHIN: list[Column] = [  # of analysis.frontier.within
     ("solver − others (milli-bpb)", ("delta_bpb", "half"), MILLI),
     ("note", lambda rows: rows.verdict.fillna(""), ""),
 ]
-SENSITIVITY: list[Column] = [  # of a sensitivity stage's table
+SENSITIVITY: list[Column] = [  # rows: a sensitivity stage's table
     ("tensor", "tensor", ""),
     ("rise (milli-bpb)", ("delta_bpb", "delta_half"), (".3f", 1e3)),
     ("estimated", "estimated_delta_bpb", ("+z.3f", 1e3)),
@@ -155,21 +155,21 @@ SWEEP_EXPORTS: list[Column] = [  # exports among the rows of analysis.seed_group
     ("total bytes", "total_bytes", ",.0f"),
     ("note", notes_of, ""),
 ]
-REFERENCE: list[Column] = [  # of analysis.reference_results
+REFERENCE: list[Column] = [  # rows: analysis.reference_results
     *_words("sweep", "run", "track"),
     ("bpb", lambda rows: rows.bpb_text.replace("", MISSING), ""),
     ("score", lambda rows: rows.score.where(rows.bpb.notna(), MISSING), ""),
     ("total bytes", "bytes", ",.0f"),
     *_words("status", "verdict"),
 ]
-HISTORY: list[Column] = [  # of analysis.seed_groups.history, with the leaders' names
+HISTORY: list[Column] = [  # rows: analysis.seed_groups.history, with the leaders' names
     ("finished (UTC)", lambda rows: rows.finished.str.replace("T", " "), ""),
     ("cap", "cap_bytes", ",.0f"),
     ("run", "name", ""),
     ("mean bpb by then", "bpb", ".4f"),
     ("total bytes", "total_bytes", ",.0f"),
 ]
-REPEATS: list[Column] = [  # of analysis.seed_groups.repeats
+REPEATS: list[Column] = [  # rows: analysis.seed_groups.repeats
     ("run", lambda rows: [", ".join(p[:6]) + (" …" if len(p) > 6 else "") for p in rows.places], ""),
     ("track", lambda rows: rows.track + np.where(rows.clocked, ", time-limited", ""), ""),
     ("seed", "seed", ",.0f"),

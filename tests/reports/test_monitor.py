@@ -98,7 +98,7 @@ def test_a_run_at_work_then_silent_then_killed(tmp_path):
     (folder / "a" / "resume.pt").touch()
     assert "goes on from its last resume file" in look(tmp_path)["a"].note
     with held(folder / "a"):
-        assert look(tmp_path)["a"].state == "running"  # by its lock alone, in any process
+        assert look(tmp_path)["a"].state == "running"  # its lock alone says so, in any process
 
 
 def test_two_looks_at_once_do_not_see_one_another_and_keep_nothing(tmp_path):
@@ -250,7 +250,7 @@ def test_time_left_of_a_sweep():
     two = rows_of("running", "running", left=60.0, train_seconds=20.0, train_left=60.0)
     assert monitor.seconds_left(two) == 60  # side by side
     four = pd.concat([two, rows_of("waiting", "waiting", "waiting", "waiting")])
-    assert monitor.seconds_left(four) == (2 * 60 + 4 * 80) / 2  # as long as those at work will have taken
+    assert monitor.seconds_left(four) == (2 * 60 + 4 * 80) / 2  # they take as long as those at work
     known = pd.concat([four, rows_of("complete", seconds=100.0, train_seconds=80.0)])
     assert monitor.seconds_left(known) == (2 * 60 + 4 * 100) / 2
     slow = pd.concat([two, rows_of("running", left=1000.0, train_seconds=0.0, train_left=1000.0)])
@@ -266,7 +266,7 @@ def test_which_sweeps_are_shown(tmp_path):
     assert monitor.styled(monitor.state(tmp_path)).to_html()
     for name, age in (("old", 48 * 3600), ("recent", 3600)):
         written(age, done(sweep_of(tmp_path, "a", sweep=name) / "a"))
-    written(72 * 3600, begun(tmp_path / "open" / "a"))  # by `pgolf train`: no sweep.json
+    written(72 * 3600, begun(tmp_path / "open" / "a"))  # `pgolf train` made it: no sweep.json
     done(tmp_path / "single")
     (done(tmp_path / "log" / "a") / "import.json").touch()  # somebody else's training
     (tmp_path / "empty").mkdir()
