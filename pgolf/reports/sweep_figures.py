@@ -129,7 +129,9 @@ def plot_seeds(rows: pd.DataFrame) -> Figure:
         ax.plot([-1e3 * row.sd, 1e3 * row.sd], [at, at], color=SKY, lw=5, solid_capstyle="butt", zorder=1)
         ax.plot(away, [at] * len(away), ls="", marker="o", ms=5, mfc="white", mec="black", zorder=2)
     ax.axvline(0, color="0.5", lw=0.8)
-    ax.set_yticks(range(len(rows)), [short(f"{r.sweep}/{r.arm}") for r in rows.itertuples()], fontsize=8)
+    # Repeats of one seed are of time-limited runs: their spread is the machine's speed alone.
+    names = [short(f"{r.sweep}/{r.arm}") + " (repeats)" * (len(set(r.seeds)) == 1) for r in rows.itertuples()]
+    ax.set_yticks(range(len(rows)), names, fontsize=8)
     ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="from the config's mean (milli-bpb); band: ± one standard deviation")
     return figure
 

@@ -172,7 +172,7 @@ HISTORY: list[Column] = [  # rows: analysis.seed_groups.history, with the leader
 REPEATS: list[Column] = [  # rows: analysis.seed_groups.repeats
     ("run", lambda rows: [", ".join(p[:6]) + (" …" if len(p) > 6 else "") for p in rows.places], ""),
     ("track", lambda rows: rows.track + np.where(rows.clocked, ", time-limited", ""), ""),
-    ("seed", "seed", ",.0f"),
+    ("seed", "seed", ".0f"),
     ("runs", "n", ",.0f"),
     ("spread (bpb)", "spread", lambda spread: f"{spread:.4f}" if spread else "0"),
     ("same file", lambda rows: np.where(rows.same_file, "yes", "no"), ""),

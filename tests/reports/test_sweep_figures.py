@@ -105,6 +105,8 @@ def test_seeds(sweep):
     away = np.concatenate([line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"])
     assert len(away) == 25 and abs(away).max() < 40  # milli-bpb
     assert collisions(figure) == []
+    figure = sweep_figures.plot_seeds(rows.assign(seeds=[[1, 1]] * len(rows)))
+    assert all(label.get_text().endswith(" (repeats)") for label in figure.axes[0].get_yticklabels())
 
 
 def test_the_leaderboard_names_each_leader_once(tmp_path):
