@@ -1,7 +1,7 @@
-"""Pareto front and comparability of runs; all exports of one checkpoint.
+"""Comparison groups of runs and the Pareto front of each; all exports of one checkpoint.
 
-Everything here reads the table of `runs.load`. Figures of runs that were not scored on the same text in the same
-way are never set against each other: `comparable` splits the table into panels, and the rest refuses a mixture.
+Every function reads the table of runs.table.load_runs. Runs are compared only if they were scored on the same text in
+the same way: `comparison_groups` splits the table, and the other functions take one group or refuse a mixture.
 """
 
 from collections import namedtuple
@@ -15,8 +15,8 @@ from pgolf.analysis import seed_groups, statistics
 from pgolf.runs.table import COMPARABLE, load_metrics
 from pgolf_core.knobs import ExportConfig
 
-# The seed's format, whatever the source was exported with: what every variant is held against. Which matrices are too
-# small to quantise is the source's own affair: it goes with the size of the model.
+# The reference's format, with which every export is compared. keep_float_max_numel is left to the source's config: the
+# right value depends on the size of the model.
 INT8_ZLIB_BASELINE = dict(
     allocation="fixed", quantizer="absmax", weight_quantization_bits=8, embed_quantization_bits=0, codec="zlib",
     gptq=False, control_dtype="float32", mlp_permutation=False,
@@ -24,60 +24,57 @@ INT8_ZLIB_BASELINE = dict(
     head_quantizer="", int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off",
 )  # fmt: skip
 
-Panel = namedtuple("Panel", COMPARABLE)  # what two scores must share to be set against each other
+ComparisonGroup = namedtuple("ComparisonGroup", COMPARABLE)  # properties that comparable scores share
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
-    """Complete runs of ours that have a round-trip score and a size, as numbers."""
+    """Complete runs (imported logs excluded) that have a round-trip score and a size, both as floats."""
     numbers = {name: pd.to_numeric(table[name], errors="coerce").astype(float) for name in ("bpb", "total_bytes")}
     table = table.assign(**numbers, over_cap=table.over_cap.eq(True))
     ours = (table.status == "complete") & (table.kind != "import")
     return table[ours & table.bpb.notna() & table.total_bytes.notna()]
 
 
-def comparable(table: pd.DataFrame) -> list[tuple[Panel, pd.DataFrame]]:
-    """Scored runs by what makes their scores comparable, the panel of most runs first."""
-    groups = scored(table).groupby(list(Panel._fields), dropna=False, sort=True)
-    panels = [(Panel(*key), group) for key, group in groups]
-    return sorted(panels, key=lambda panel: -len(panel[1]))
+def comparison_groups(table: pd.DataFrame) -> list[tuple[ComparisonGroup, pd.DataFrame]]:
+    """Scored runs split into groups of comparable scores, the group of most runs first."""
+    groups = scored(table).groupby(list(ComparisonGroup._fields), dropna=False, sort=True)
+    return sorted(((ComparisonGroup(*key), runs) for key, runs in groups), key=lambda group: -len(group[1]))
 
 
-def panel_title(key: Panel) -> str:
+def group_title(key: ComparisonGroup) -> str:
     return f"{key.roundtrip_bytes:,.0f} bytes of validation text {str(key.scored_text)[:8]}, {key.protocol}"
 
 
 def pareto(table: pd.DataFrame) -> np.ndarray:
-    """Bool a row: fits its cap, and no fitting run has as few bytes and as low a bpb, one of them strictly.
+    """Bool per row: the run fits its cap and no other fitting run is at least as good in bytes and bpb, better in one.
 
-    Runs over their cap neither stand on the front nor push others off it. Runs equal in both stand together.
+    Runs equal in both are on the front together.
     """
     size, bpb = table.total_bytes.to_numpy(float), table.bpb.to_numpy(float)
     rows = np.flatnonzero(~table.over_cap.eq(True).to_numpy() & ~np.isnan(size) & ~np.isnan(bpb))
     rows = rows[np.lexsort((bpb[rows], size[rows]))]
-    # Sorted by bytes: a run is on the front when no smaller one has its bpb, and it is the best of its own size.
-    first = np.searchsorted(size[rows], size[rows])  # of this size; the best of them by the second key
-    lowest = np.minimum.accumulate(np.concatenate([[np.inf], bpb[rows]]))  # before each place
+    # Sorted by bytes, a run is on the front if no smaller one has its bpb and it is the best of its own size.
+    first = np.searchsorted(size[rows], size[rows])  # the first run of equal size is the best one
+    lowest = np.minimum.accumulate(np.concatenate([[np.inf], bpb[rows]]))  # lowest bpb before each row
     front = np.zeros(len(table), bool)
     front[rows] = (bpb[rows] < lowest[first]) & (bpb[rows] == bpb[rows][first])
     return front
 
 
 def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One panel's runs, controls first, then by bpb. Raises ValueError on runs that are not comparable.
+    """One comparison group's runs, baselines first, then by bpb. Raises ValueError if runs are not comparable.
 
-    headroom is cap − total bytes. delta_bpb is against the sweep's control, of the arm's mean where it has several
-    seeds, of an export against its own run; delta_half is half of its 95 % interval, verdict and method what arms.arms
-    says. quantisation_bpb is what the round trip lost against the raw weights on the same tokens, quantisation_half
-    the same of it, over other text.
+    headroom: cap − total bytes. delta_bpb: mean of the run's config − the sweep's baseline, for an export − the run it
+    exports; delta_half, verdict, method, needed: its statistics, see seed_groups.by_config. quantisation_bpb: round
+    trip − pre-quant bpb on the same tokens; quantisation_half: half of its 95 % interval over other text.
     """
-    panels = comparable(table)
-    if len(panels) > 1:
-        raise ValueError(f"these runs are not comparable: {'; '.join(panel_title(key) for key, _ in panels)}")
+    groups = comparison_groups(table)
+    if len(groups) > 1:
+        raise ValueError(f"these runs are not comparable: {'; '.join(group_title(key) for key, _ in groups)}")
     table = scored(table)
-    rows = seed_groups.arms(table)
-    of_arm = rows.loc[rows.index.repeat(rows["index"].str.len())]  # a row a run
-    of_arm = of_arm.set_axis(rows["index"].explode().to_numpy()).reindex(table.index)
-    is_control = of_arm.is_control
+    rows = seed_groups.by_config(table)
+    config = rows.loc[rows.index.repeat(rows["index"].str.len())]  # one row per run
+    config = config.set_axis(rows["index"].explode().to_numpy()).reindex(table.index)
     blocks = zip(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes, strict=True)
     columns = {
         "sweep": table.sweep,
@@ -86,12 +83,12 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         "bpb": table.bpb,
         "total_bytes": table.total_bytes.astype("int64"),
         "headroom": (table.cap_bytes.astype(float) - table.total_bytes).astype("int64"),
-        "delta_bpb": of_arm.delta.mask(is_control, 0.0),
-        "delta_half": of_arm.half,
-        "verdict": of_arm.verdict.fillna(""),
-        "method": of_arm.method,
-        "needed": of_arm.needed,
-        "seeds": of_arm.seeds.str.len(),
+        "delta_bpb": config.delta.mask(config.is_baseline, 0.0),
+        "delta_half": config.half,
+        "verdict": config.verdict.fillna(""),
+        "method": config.method,
+        "needed": config.needed,
+        "seeds": config.seeds.str.len(),
         "quantisation_bpb": table.bpb - table.prequant_val_bpb.astype(float),
         "quantisation_half": [statistics.compare_blocks(*scores).half for scores in blocks],
         "parameters": table.parameters,
@@ -100,23 +97,23 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         "on_front": pareto(table),
         "over_cap": table.over_cap,
         "source": table.source,
-        "is_control": is_control,
+        "is_baseline": config.is_baseline,
     }
-    order = np.lexsort((table.bpb, ~is_control))
+    order = np.lexsort((table.bpb, ~config.is_baseline))
     return pd.DataFrame(columns).iloc[order]
 
 
 def not_counted(table: pd.DataFrame) -> pd.DataFrame:
-    """Every run that no frontier counts: sweep, run, and why in words. Stages have tables, not scores: left out."""
+    """Runs that no frontier counts: sweep, run and why, one sentence. Stages, which have no score, are left out."""
     rows = []
     for run in table[~table.index.isin(scored(table).index)].itertuples():
         match run.status:
             case "incomplete" | "interrupted":
                 steps = load_metrics(run.path).get("step", pd.Series(dtype=float)).max()
-                of = pd.to_numeric(run.iterations, errors="coerce")
-                where = "no step logged" if pd.isna(steps) else f"last step {steps:.0f}"
-                where += "" if pd.isna(steps) or pd.isna(of) else f" of {of:.0f}"
-                why = f"{run.status}, {where}" + (f": {run.problem}" if run.problem else "")
+                total = pd.to_numeric(run.iterations, errors="coerce")
+                last = "no step logged" if pd.isna(steps) else f"last step {steps:.0f}"
+                last += "" if pd.isna(steps) or pd.isna(total) else f" of {total:.0f}"
+                why = f"{run.status}, {last}" + (f": {run.problem}" if run.problem else "")
             case "failed":
                 why = f"failed: {run.problem}"
             case "damaged":
@@ -124,24 +121,24 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
             case _ if run.table or run.kind == "import":
                 continue
             case _ if run.roundtrip_val_bpb is not None and not pd.isna(run.total_bytes):
-                why = "complete, but its score is no number"
+                why = "complete, but its score is not a number"
             case _:
-                raw = "" if pd.isna(run.val_bpb) else f"; its raw weights had {run.val_bpb:.4f} bpb"
-                why = f"complete, but without a round-trip score (final_roundtrip_eval=0){raw}"
+                prequant = "" if pd.isna(run.val_bpb) else f"; pre-quant bpb {run.val_bpb:.4f}"
+                why = f"complete, but without a round-trip score (final_roundtrip_eval=0){prequant}"
         rows.append((run.sweep, run.run, why))
     return pd.DataFrame(rows, columns=["sweep", "run", "why"])
 
 
 def fold(rows: pd.DataFrame, best: int) -> pd.DataFrame:
-    """Of many rows of a frontier_table the front, the controls, the best that fit and three over cap.
+    """Shorten a frontier_table to the front, the baselines, the `best` that fit and the best three over their cap.
 
-    Of a checkpoint's exports, which may be dozens, only a few of the front: the export report has them all.
+    A checkpoint may have dozens of exports, so five of its front are kept; the export report has them all.
     """
     if len(rows) <= 2 * best:
         return rows
     trained = rows[rows.kind != "export"]
-    place = trained.bpb.groupby(trained.over_cap).rank(method="first")
-    keep = trained[trained.on_front | trained.is_control | (place <= np.where(trained.over_cap, 3, best))].index
+    rank = trained.bpb.groupby(trained.over_cap).rank(method="first")
+    keep = trained[trained.on_front | trained.is_baseline | (rank <= np.where(trained.over_cap, 3, best))].index
     front = rows[(rows.kind == "export") & rows.on_front].drop_duplicates(["total_bytes", "bpb"])
     for _, exports in front.sort_values("total_bytes").groupby("source", dropna=False):
         keep = keep.append(exports.index[np.unique(np.linspace(0, len(exports) - 1, 5).round().astype(int))])
@@ -149,9 +146,9 @@ def fold(rows: pd.DataFrame, best: int) -> pd.DataFrame:
 
 
 def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
-    """This panel's checkpoints that were exported in other ways: 'sweep/run', sha256, exports(); most files first.
+    """The group's checkpoints that have exports: 'sweep/run', sha256, exports() of each; most files first.
 
-    A checkpoint is a run and the weights it had: trained again, it is another.
+    A run trained again is another checkpoint.
     """
     variants = pd.DataFrame(
         {
@@ -175,24 +172,23 @@ def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 
 def exports(variants: pd.DataFrame) -> pd.DataFrame:
-    """Files of one checkpoint, smallest first, equal ones once. variants: columns as the rows of lab.export_lab.
+    """Files of one checkpoint, smallest first, equal ones once. variants: the rows of studies.export_lab.
 
-    delta_raw: bpb lost against the raw weights; delta_plain, share: against the seed's int8 under zlib, NaN where
-    that is not among them; half_raw, half_plain: half of their 95 % intervals over other text; on_front: no file here
-    is as small and as good; fixed_front: of all but the solver's.
+    delta_prequant: bpb − pre-quant bpb. delta_int8, share: bpb − that of INT8_ZLIB_BASELINE, and bytes as a share of
+    its bytes; nan if that file is missing. half_prequant, half_int8: half of their 95 % intervals over other text.
+    on_front: on the Pareto front of all files; fixed_front: of the files without the solver's.
     """
-    rows = variants.assign(family=variants.knobs.map(family), delta_raw=variants.bpb - variants.raw_bpb)
-    plain = rows[rows.knobs.map(lambda knobs: INT8_ZLIB_BASELINE.items() <= knobs.items())]
-    plain = plain.nlargest(1, "total_bytes")
-    bpb, size = plain[["bpb", "total_bytes"]].iloc[0] if len(plain) else (np.nan, np.nan)
-    plain_nats = plain.block_nats.iloc[0] if len(plain) else []
-    rows = rows.assign(delta_plain=rows.bpb - bpb, share=rows.total_bytes / size)
-    rows["half_raw"] = [
-        statistics.compare_blocks(r.block_nats, r.raw_block_nats, r.text_bytes).half for r in rows.itertuples()
-    ]
-    rows["half_plain"] = [
-        statistics.compare_blocks(r.block_nats, plain_nats, r.text_bytes).half for r in rows.itertuples()
-    ]
+    rows = variants.assign(family=variants.knobs.map(family), delta_prequant=variants.bpb - variants.raw_bpb)
+    int8 = rows[rows.knobs.map(lambda knobs: INT8_ZLIB_BASELINE.items() <= knobs.items())].nlargest(1, "total_bytes")
+    bpb, size = int8[["bpb", "total_bytes"]].iloc[0] if len(int8) else (np.nan, np.nan)
+    int8_nats = int8.block_nats.iloc[0] if len(int8) else []
+    rows = rows.assign(delta_int8=rows.bpb - bpb, share=rows.total_bytes / size)
+
+    def half(row, nats) -> float:
+        return statistics.compare_blocks(row.block_nats, nats, row.text_bytes).half
+
+    rows["half_prequant"] = [half(row, row.raw_block_nats) for row in rows.itertuples()]
+    rows["half_int8"] = [half(row, int8_nats) for row in rows.itertuples()]
     rows = rows.sort_values(["total_bytes", "bpb"], kind="stable").drop_duplicates(["total_bytes", "bpb"])
     on_front = pareto(rows.assign(over_cap=False))
     fixed_front = pareto(rows.assign(over_cap=rows.family == "solver"))
@@ -200,7 +196,7 @@ def exports(variants: pd.DataFrame) -> pd.DataFrame:
 
 
 def family(knobs: dict) -> str:
-    """How an export was made, in a word or two."""
+    """The method of an export in a word or two."""
     kind, *rest = knobs["quantizer"].split(":")
     if knobs["allocation"] == "solve":
         return "solver"
@@ -213,15 +209,15 @@ def family(knobs: dict) -> str:
 
 
 def within(rows: pd.DataFrame, shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4)) -> pd.DataFrame:
-    """The solver against all others: a row a share of the seed's bytes, the best of both of no more bytes.
+    """The solver compared with all other methods: the best file of each within a share of the int8 zlib bytes.
 
-    rows: of exports(). Columns share, limit (bytes); solver, solver_bpb, solver_bytes, the same of fixed; delta_bpb
-    (solver − fixed), and of it half, p, verdict as noise.compare_blocks. No rows where the seed's file is not there.
+    rows: exports(). Columns: share, limit (bytes); solver, solver_bpb, solver_bytes; fixed, fixed_bpb, fixed_bytes;
+    delta_bpb (solver − fixed), half, p, verdict. No rows if INT8_ZLIB_BASELINE's file is missing.
     """
-    plain = (rows.total_bytes / rows.share).dropna().round()
+    int8_bytes = (rows.total_bytes / rows.share).dropna().round()
     table = []
-    for share in shares if len(plain) else ():
-        row = {"share": share, "limit": int(share * plain.iloc[0])}
+    for share in shares if len(int8_bytes) else ():
+        row = {"share": share, "limit": int(share * int8_bytes.iloc[0])}
         fitting, nats = rows[rows.total_bytes <= row["limit"]], {}
         for who, some in fitting.groupby(fitting.family.eq("solver").map({True: "solver", False: "fixed"})):
             best = some.loc[some.bpb.idxmin()]
@@ -234,13 +230,13 @@ def within(rows: pd.DataFrame, shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4)) -
     return table.assign(delta_bpb=table.solver_bpb - table.fixed_bpb)
 
 
-def growth(panel: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Models that were trained for three or more lengths: a name, and a row a run by how it was stored and steps.
+def growth(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Models trained for three or more lengths: a name, and one row per way to store and length.
 
-    how; steps; bits, of the artifact without its code, a parameter; bpb; cost, what it lost against the raw weights,
-    and half of the 95 % interval of that over other text.
+    Columns: how; steps; bits (per parameter of the artifact without code); bytes; bpb; cost (bpb − pre-quant bpb);
+    half (of its 95 % interval over other text).
     """
-    trained = panel[panel.kind == "train"]
+    trained = runs[runs.kind == "train"]
     free = {"iterations", "seed", *ExportConfig.model_fields}
     found = []
     for _, group in trained.groupby(seed_groups.same_knobs(trained, tuple(free))):
@@ -256,7 +252,7 @@ def growth(panel: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             rows.append(row | {"cost": run.bpb - float(run.prequant_val_bpb), "half": cost.half})
         first = group.iloc[0]
         name = f"{first.num_layers:.0f} × {first.model_dim:.0f}, sweep {first.sweep}"
-        rows = pd.DataFrame(rows).drop_duplicates(["how", "steps"])  # of several seeds the first
+        rows = pd.DataFrame(rows).drop_duplicates(["how", "steps"])  # the first seed
         found.append((name, rows.sort_values(["how", "steps"], ignore_index=True)))
     return found
 

@@ -1,6 +1,6 @@
-"""Runs → arms: what differs in nothing but its seed, and what may be said of it against its control.
+"""Runs grouped into configs: runs that differ in nothing but their seed, compared with the sweep's baseline run.
 
-Everything here takes one panel of frontier.comparable, so its scores may be set against each other.
+`runs` is one group of frontier.comparison_groups everywhere, so its scores are comparable.
 """
 
 import math
@@ -10,46 +10,48 @@ import numpy as np
 import pandas as pd
 
 from pgolf.analysis import statistics
-from pgolf.analysis.statistics import Comparison, Floor
+from pgolf.analysis.statistics import Comparison, SeedNoise
 from pgolf.runs.table import KNOBS
 
 COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half"]
-ARM = [
-    "sweep", "arm", "kind", "is_control", "runs", "seeds", "index", "n", "bpb", "sd", "total_bytes", "over_cap",
-    "cap_bytes", "steps", "track", "clock", "samples", "nats",
+COLUMNS = [
+    "sweep", "arm", "kind", "is_baseline", "runs", "seeds", "index", "n", "bpb", "sd", "total_bytes", "over_cap",
+    "cap_bytes", "steps", "track", "time_limit", "samples", "nats",
 ]  # fmt: skip
-USED = [  # of a panel; slicing all of its columns arm by arm takes longer than everything else
+USED = [  # slicing all columns of `runs` for every config would take longer than everything else
     "sweep", "run", "control", "arm", "kind", "seed", "bpb", "total_bytes", "over_cap", "cap_bytes", "steps", "track",
 ]  # fmt: skip
-UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # of a control against itself
+UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # a baseline compared with itself
 
 
-def same_knobs(table: pd.DataFrame, but: tuple[str, ...] = ("seed",)) -> pd.Series:
-    """A number a run, equal for runs whose knobs are, apart from those named in `but`, and whose data is the same."""
-    columns = ["data_fingerprint", *(name for name in KNOBS if name not in but)]
+def same_knobs(table: pd.DataFrame, ignored: tuple[str, ...] = ("seed",)) -> pd.Series:
+    """A hash per run, equal for runs of equal data and equal knobs, `ignored` apart."""
+    columns = ["data_fingerprint", *(name for name in KNOBS if name not in ignored)]
     return pd.util.hash_pandas_object(table[columns].astype(str), index=False)
 
 
-def floors(panel: pd.DataFrame) -> dict[tuple[str, float], Floor | None]:
-    """What chance does, by (track, seconds of its clock, 0 without): of all trained runs, whatever their sweep."""
-    trained = panel[panel.kind == "train"]
-    clock = trained.max_wallclock_seconds.astype(float)
+def noise_by_track(runs: pd.DataFrame) -> dict[tuple[str, float], SeedNoise | None]:
+    """Seed noise by (track, time limit in seconds, 0 = none), from the trained runs of all sweeps."""
+    trained = runs[runs.kind == "train"]
+    limit = trained.max_wallclock_seconds.astype(float)
     found = {}
-    for key, of_track in trained.groupby([trained.track, clock]):
+    for key, of_track in trained.groupby([trained.track, limit]):
         groups = of_track[["seed", "bpb"]].groupby(same_knobs(of_track))
-        found[key] = statistics.floor_of(statistics.samples(group.seed, group.bpb, key[1] > 0) for _, group in groups)
+        found[key] = statistics.seed_noise(statistics.samples(own.seed, own.bpb, key[1] > 0) for _, own in groups)
     return found
 
 
-def repeats(panel: pd.DataFrame) -> pd.DataFrame:
-    """Trained runs of equal knobs and seed, machine and commit, a row a set of several, whatever their sweeps.
+def repeats(runs: pd.DataFrame) -> pd.DataFrame:
+    """Trained runs of equal knobs, seed, machine and commit, whatever their sweeps: one row per set of several.
 
-    Columns: track, clocked, seed, places (list of sweep/run), n, spread (highest less lowest bpb), same_file (all
-    artifacts are equal, bit by bit).
+    Columns: track, time_limited, seed, places (list of sweep/run), n, spread (highest − lowest bpb), same_file (all
+    artifacts have equal bytes).
     """
-    trained = panel[panel.kind == "train"]
-    like = ("device_name", "torch", "python", "git_commit")
-    machine = [str([made.get(name) for name in like]) for made in trained.environment]
+    trained = runs[runs.kind == "train"]
+    machine = [
+        str([made.get(name) for name in ("device_name", "torch", "python", "git_commit")])
+        for made in trained.environment
+    ]
     rows = []
     for _, group in trained.groupby([same_knobs(trained, ()), np.array(machine, object)]):
         if len(group) > 1:
@@ -57,7 +59,7 @@ def repeats(panel: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {
                     "track": first.track,
-                    "clocked": float(first.max_wallclock_seconds) > 0,
+                    "time_limited": float(first.max_wallclock_seconds) > 0,
                     "seed": int(first.seed),
                     "places": [f"{run.sweep}/{run.run}" for run in group.itertuples()],
                     "n": len(group),
@@ -65,175 +67,176 @@ def repeats(panel: pd.DataFrame) -> pd.DataFrame:
                     "same_file": group.artifact_sha256.notna().all() and group.artifact_sha256.nunique() == 1,
                 }
             )
-    columns = ["track", "clocked", "seed", "places", "n", "spread", "same_file"]
+    columns = ["track", "time_limited", "seed", "places", "n", "spread", "same_file"]
     return pd.DataFrame(rows, columns=columns).sort_values("n", ascending=False, ignore_index=True)
 
 
-def arms(panel: pd.DataFrame, across: bool = False) -> pd.DataFrame:
-    """A row an arm: the runs of one sweep, or of any, that differ in nothing but seed and repeat. Controls first.
+def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
+    """One row per config: the runs of one sweep that differ in seed and repeat only. Baselines first, then by bpb.
 
-    across: of any; then nothing is compared with a control. Then by bpb.
+    across_sweeps: group the runs of all sweeps together and compare nothing with a baseline.
 
-    sweep, arm (of the first run), kind, is_control; runs, seeds, index (lists; index: labels of the panel's rows); n
-    (samples), bpb (their mean), sd; total_bytes (of the largest), over_cap (any); cap_bytes; steps (lowest, highest);
-    track; clock (seconds, 0 = none); samples and nats (Series by seed, bpb and nats a token of one tokenizer).
-    Of a trained arm the fields of noise.Comparison against the sweep's control; of an export against the run that it
-    exports, by the text.
-    p is adjusted after Holm, for all trained arms of a sweep and for all exports of it. half; needed (seeds an arm that
-    would tell such a difference apart; None unknown, inf over noise.MOST_SEEDS).
+    Columns: sweep, arm (the config's name in its sweep file), kind, is_baseline; runs, seeds (lists), index (labels
+    of the rows of `runs`); n (samples), bpb (their mean), sd; total_bytes (of the largest run), over_cap (any run);
+    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); samples and nats (Series by seed: bpb
+    and nats per token of one tokenizer); the fields of statistics.Comparison and its half; needed (seeds per config
+    that would make the difference significant; None = unknown, inf = above statistics.MAX_SEEDS).
+
+    A trained config is compared with the sweep's baseline, an export with the run that it exports, by the text. p is
+    Holm-adjusted over the trained configs of a sweep, and over its exports.
     """
-    rows = []
-    clock = panel.max_wallclock_seconds.astype(float)
-    # Of the tokenizer with the most tokens, where there are several: the smallest, so that no rule is met by it.
-    nats_a_bit = math.log(2) * float(panel.roundtrip_bytes.max()) / float(panel.roundtrip_tokens.max())
-    keys = [*([] if across else [panel.sweep]), panel.kind, same_knobs(panel)]
-    for _, group in panel[USED].groupby(keys, sort=False):
-        first, clocked = group.iloc[0], clock[group.index[0]] > 0
-        samples = statistics.samples(group.seed, group.bpb, clocked)
-        rows.append(
-            {
-                "sweep": first.sweep,
-                "arm": first.arm,
-                "kind": first.kind,
-                "is_control": bool((group.run == group.control).any()) and first.kind == "train",
-                "runs": list(group.run),
-                "seeds": [int(seed) for seed in group.seed],
-                "index": list(group.index),
-                "n": len(samples),
-                "bpb": samples.mean(),
-                "sd": samples.std() if len(samples) > 1 else math.nan,
-                "total_bytes": int(group.total_bytes.max()),
-                "over_cap": bool(group.over_cap.any()),
-                "cap_bytes": int(first.cap_bytes),
-                "steps": (int(group.steps.min()), int(group.steps.max())),
-                "track": first.track,
-                "clock": clock[group.index[0]],
-                "samples": samples,
-                "nats": statistics.samples(group.seed, group.bpb * nats_a_bit, clocked),
-            }
-        )
-    table = pd.DataFrame(rows, columns=ARM)
+    limit = runs.max_wallclock_seconds.astype(float)
+    # The tokenizer with the most tokens has the fewest nats per token, so no other choice makes a record easier.
+    nats_per_bit = math.log(2) * float(runs.roundtrip_bytes.max()) / float(runs.roundtrip_tokens.max())
+    keys = [*([] if across_sweeps else [runs.sweep]), runs.kind, same_knobs(runs)]
+    groups = runs[USED].groupby(keys, sort=False)
+    table = pd.DataFrame([_row(own, limit[own.index[0]], nats_per_bit) for _, own in groups], columns=COLUMNS)
     compared = pd.Series([UNKNOWN] * len(table), index=table.index, dtype=object)
     needed = pd.Series([None] * len(table), index=table.index, dtype=object)
-    by_track = floors(panel)
-    for _, sweep in table.groupby("sweep") if not across else ():
+    by_track = noise_by_track(runs)
+    for _, sweep in table.groupby("sweep") if not across_sweeps else ():
         trained, exported = sweep[sweep.kind == "train"], sweep[sweep.kind != "train"]
-        for _, control in trained[trained.is_control][:1].iterrows():
-            others = trained.index[~trained.is_control]
+        for _, baseline in trained[trained.is_baseline][:1].iterrows():
+            others = trained.index[~trained.is_baseline]
             for j in others:
-                arm = table.loc[j]
-                floor = by_track.get((arm.track, arm.clock)) if _alike(arm, control) else None
-                by_text = _of_text(panel, arm, control)
-                compared[j] = by_text or statistics.compare(arm.samples, control.samples, floor)
-                needed[j] = None if by_text else _needed(arm, control, compared[j].delta, floor)
+                config = table.loc[j]
+                noise = by_track.get((config.track, config.time_limit)) if _same_limits(config, baseline) else None
+                by_text = _compare_same_weights(runs, config, baseline)
+                compared[j] = by_text or statistics.compare(config.samples, baseline.samples, noise)
+                needed[j] = None if by_text else _seeds_needed(config, baseline, compared[j].delta, noise)
             compared[others] = statistics.holm(list(compared[others]))
         for j in exported.index:
-            compared[j] = _against_its_run(panel, table.loc[j])
+            compared[j] = _compare_with_source(runs, table.loc[j])
         compared[exported.index] = statistics.holm(list(compared[exported.index]))
     fields = pd.DataFrame([asdict(c) | {"half": c.half} for c in compared], index=table.index, columns=COMPARED)
     table = table.join(fields).assign(needed=needed)
-    return table.iloc[np.lexsort((table.bpb, ~table.is_control.astype(bool), table.sweep))]
+    return table.iloc[np.lexsort((table.bpb, ~table.is_baseline.astype(bool), table.sweep))]
 
 
-def _alike(arm: pd.Series, other: pd.Series) -> bool:
-    """Whether one floor is of both."""
-    return (arm.track, arm.clock) == (other.track, other.clock)
+def _row(group: pd.DataFrame, limit: float, nats_per_bit: float) -> dict:
+    """The COLUMNS of one config, from the USED columns of its runs."""
+    first = group.iloc[0]
+    samples = statistics.samples(group.seed, group.bpb, limit > 0)
+    return {
+        "sweep": first.sweep,
+        "arm": first.arm,
+        "kind": first.kind,
+        "is_baseline": bool((group.run == group.control).any()) and first.kind == "train",
+        "runs": list(group.run),
+        "seeds": [int(seed) for seed in group.seed],
+        "index": list(group.index),
+        "n": len(samples),
+        "bpb": samples.mean(),
+        "sd": samples.std() if len(samples) > 1 else math.nan,
+        "total_bytes": int(group.total_bytes.max()),
+        "over_cap": bool(group.over_cap.any()),
+        "cap_bytes": int(first.cap_bytes),
+        "steps": (int(group.steps.min()), int(group.steps.max())),
+        "track": first.track,
+        "time_limit": limit,
+        "samples": samples,
+        "nats": statistics.samples(group.seed, group.bpb * nats_per_bit, limit > 0),
+    }
 
 
-def _of_text(panel: pd.DataFrame, arm: pd.Series, control: pd.Series) -> Comparison | None:
-    """Two ways to store or to score one checkpoint, told apart by the text; None where there are several."""
-    weights = panel.checkpoint_sha256[[*arm["index"], *control["index"]]]
+def _same_limits(config: pd.Series, other: pd.Series) -> bool:
+    """True if one seed noise holds for both configs."""
+    return (config.track, config.time_limit) == (other.track, other.time_limit)
+
+
+def _compare_same_weights(runs: pd.DataFrame, config: pd.Series, baseline: pd.Series) -> Comparison | None:
+    """Two ways to store or score one checkpoint, compared by the text; None if there are several checkpoints."""
+    weights = runs.checkpoint_sha256[[*config["index"], *baseline["index"]]]
     if weights.isna().any() or weights.nunique() > 1:
         return None
-    found = _blocks(panel.loc[arm["index"][0]], panel.loc[control["index"][0]])
+    found = _compare_text(runs.loc[config["index"][0]], runs.loc[baseline["index"][0]])
     return None if math.isnan(found.delta) else found
 
 
-def _against_its_run(panel: pd.DataFrame, arm: pd.Series) -> Comparison:
-    """An export against the run of the same weights in this panel; UNKNOWN where that is not there."""
-    export = panel.loc[arm["index"][0]]
-    own = panel[(panel.kind == "train") & (panel.checkpoint_sha256 == export.checkpoint_sha256)]
-    return _blocks(export, own.iloc[0]) if len(own) and len(arm["index"]) == 1 else UNKNOWN
+def _compare_with_source(runs: pd.DataFrame, config: pd.Series) -> Comparison:
+    """An export compared with the trained run of the same weights; UNKNOWN if that is not among the runs."""
+    export = runs.loc[config["index"][0]]
+    own = runs[(runs.kind == "train") & (runs.checkpoint_sha256 == export.checkpoint_sha256)]
+    return _compare_text(export, own.iloc[0]) if len(own) and len(config["index"]) == 1 else UNKNOWN
 
 
-def _blocks(ours: pd.Series, theirs: pd.Series) -> Comparison:
+def _compare_text(ours: pd.Series, theirs: pd.Series) -> Comparison:
     return statistics.compare_blocks(ours.roundtrip_block_nats, theirs.roundtrip_block_nats, ours.roundtrip_bytes)
 
 
-def _needed(arm: pd.Series, control: pd.Series, delta: float, floor: Floor | None) -> float | None:
-    """Seeds after which a difference of delta bpb is told apart; None where nothing says how far seeds lie apart."""
+def _seeds_needed(config: pd.Series, baseline: pd.Series, delta: float, noise: SeedNoise | None) -> float | None:
+    """Seeds per config that make a difference of delta bpb significant; None if the spread of seeds is unknown."""
     if math.isnan(delta):
         return None
-    if arm.samples.index.is_unique and control.samples.index.is_unique:
-        common = arm.samples.index.intersection(control.samples.index)
+    if config.samples.index.is_unique and baseline.samples.index.is_unique:
+        common = config.samples.index.intersection(baseline.samples.index)
         if len(common) > 1:
-            return statistics.seeds_needed(delta, (arm.samples[common] - control.samples[common]).std())
-        if arm.n > 1 and control.n > 1:
-            return statistics.seeds_needed(delta, math.hypot(arm.sd, control.sd) / math.sqrt(2), paired=False)
-    return statistics.seeds_needed(delta, floor.sd, paired=False) if floor else None
+            return statistics.seeds_needed(delta, (config.samples[common] - baseline.samples[common]).std())
+        if config.n > 1 and baseline.n > 1:
+            return statistics.seeds_needed(delta, math.hypot(config.sd, baseline.sd) / math.sqrt(2), paired=False)
+    return statistics.seeds_needed(delta, noise.std, paired=False) if noise else None
 
 
-def candidates(panel: pd.DataFrame) -> pd.DataFrame:
-    """Arms across sweeps that may lead: all trained ones, and exports of runs that no other seed was trained for.
+def candidates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Configs of all sweeps that may lead: the trained ones, and exports of runs whose config has one seed.
 
-    An export is made of the best seed; where there are others its score is partly that choice.
+    If a config has several seeds, the best of them was exported, and the export's score is partly that choice.
     """
-    table = arms(panel, across=True)
+    table = by_config(runs, across_sweeps=True)
     trained = table[table.kind == "train"]
-    several = {
-        i for labels, seeds in zip(trained["index"], trained.seeds, strict=True) if len(set(seeds)) > 1 for i in labels
-    }
-    chosen = set(panel.checkpoint_sha256[list(several)].dropna())
-    weights = table["index"].map(lambda labels: panel.checkpoint_sha256[labels[0]])
+    several = trained["index"][trained.seeds.map(lambda seeds: len(set(seeds)) > 1)]
+    chosen = set(runs.checkpoint_sha256[[*several.explode().dropna()]].dropna())
+    weights = table["index"].map(lambda labels: runs.checkpoint_sha256[labels[0]])
     return table[(table.kind == "train") | ~weights.isin(chosen)]
 
 
-def leaders(panel: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Of table, candidates(panel): a row a cap, the arm of lowest mean bpb all of whose runs fit, and the next best.
+def leaders(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """For each cap the config of lowest mean bpb that fits with all its runs, and the next best. table: candidates.
 
-    Columns: cap_bytes, candidates, arm (row label in table), second (row label or None), and of the second less the
-    first: delta, half, p, verdict, method; record, record_p: whether the first beats it by the challenge's rule. A
-    second of the first's very score is none: it is the same file.
+    Columns: cap_bytes, candidates, config (row label of table), second (row label, None without one); delta, half, p,
+    verdict, method of the second − the first; record, record_p: does the first beat the second by the challenge's
+    rule. A config of exactly the first's score is the same file, and no second.
     """
-    rows, by_track = [], floors(panel)
+    rows, by_track = [], noise_by_track(runs)
     for cap, group in table[~table.over_cap].groupby("cap_bytes"):
         ranked = group.sort_values(["bpb", "total_bytes"])
         first = ranked.iloc[0]
         others = ranked[ranked.bpb != first.bpb]
-        row = {"cap_bytes": cap, "candidates": len(group), "arm": first.name, "second": None}
+        row = {"cap_bytes": cap, "candidates": len(group), "config": first.name, "second": None}
         if len(others):
             second = others.iloc[0]
-            floor = by_track.get((first.track, first.clock)) if _alike(first, second) else None
-            found = _of_text(panel, second, first) or statistics.compare(second.samples, first.samples, floor)
+            noise = by_track.get((first.track, first.time_limit)) if _same_limits(first, second) else None
+            found = _compare_same_weights(runs, second, first)
+            found = found or statistics.compare(second.samples, first.samples, noise)
             record, p = statistics.is_record(first.nats, second.nats)
             row |= {"second": second.name, **asdict(found), "half": found.half, "record": record, "record_p": p}
         rows.append(row)
-    return pd.DataFrame(rows, columns=["cap_bytes", "candidates", "arm", "second", *COMPARED, "record", "record_p"])
+    return pd.DataFrame(rows, columns=["cap_bytes", "candidates", "config", "second", *COMPARED, "record", "record_p"])
 
 
-def history(panel: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """How the lead changed as runs finished: finished (time), cap_bytes, arm (row label of table), bpb, total_bytes.
+def history(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """How the lead changed as runs finished. table: candidates.
 
-    table: candidates(panel). The lead is of the mean over the seeds an arm had by then, and only of arms none of whose
-    runs was over its cap; total_bytes is of the largest of them.
+    Columns: finished (time), cap_bytes, config (row label of table), bpb (mean over the seeds finished by then),
+    total_bytes (of the largest run). A config leaves the lead when one of its runs is over the cap.
     """
-    arm_of = {label: i for i, labels in table["index"].items() for label in labels}
+    config_of = {label: i for i, labels in table["index"].items() for label in labels}
     rows = []
-    for cap, group in panel[panel.index.isin(arm_of)].groupby("cap_bytes"):
+    for cap, group in runs[runs.index.isin(config_of)].groupby("cap_bytes"):
         seen: dict = {}
-        lead_of: dict = {}  # arm -> its mean and bytes so far, while all its runs fit
+        fitting: dict = {}  # config -> mean bpb and bytes of its runs so far
         last = None
         for run in group.sort_values("finished").itertuples():
-            arm = arm_of[run.Index]
-            seen.setdefault(arm, []).append(run)
-            own = seen[arm]
+            config = config_of[run.Index]
+            own = seen.setdefault(config, [])
+            own.append(run)
             if any(one.over_cap for one in own):
-                lead_of.pop(arm, None)
+                fitting.pop(config, None)
             else:
                 mean = statistics.samples([one.seed for one in own], [one.bpb for one in own]).mean()
-                lead_of[arm] = (mean, int(max(one.total_bytes for one in own)))
-            lead = min(lead_of, key=lead_of.get) if lead_of else None
-            if lead is not None and (lead, lead_of[lead]) != last:
-                last = (lead, lead_of[lead])
-                rows.append((run.finished, cap, lead, *lead_of[lead]))
-    return pd.DataFrame(rows, columns=["finished", "cap_bytes", "arm", "bpb", "total_bytes"])
+                fitting[config] = (mean, int(max(one.total_bytes for one in own)))
+            lead = min(fitting, key=fitting.get) if fitting else None
+            if lead is not None and (lead, fitting[lead]) != last:
+                last = (lead, fitting[lead])
+                rows.append((run.finished, cap, lead, *fitting[lead]))
+    return pd.DataFrame(rows, columns=["finished", "cap_bytes", "config", "bpb", "total_bytes"])

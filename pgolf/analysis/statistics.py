@@ -1,9 +1,9 @@
 """Is it better, or was it luck? Tests of a difference in bits per byte, and how many seeds a claim needs.
 
-A sample is what one seed gave, the mean of its repeats where there are some. With common seeds the test is paired,
-else Welch's; an arm of one sample is held against the track's floor, the pooled spread of all arms that have several.
-Only under a clock are repeats of a single seed samples too, of the clock's luck alone: how fast the machine was moves
-all runs of an hour together, so they are never tested by their own spread but against the floor.
+One sample is the score of one seed, averaged over its repeats. Common seeds give a paired t test, other seeds Welch's;
+a single sample is tested against the track's seed noise, the standard deviation pooled over all configs with several.
+Repeats of one seed are samples only if the run is time-limited, where they measure the machine's speed. That speed is
+shared by all runs of one hour, so such repeats are tested against the seed noise and never by their own spread.
 """
 
 import bisect
@@ -19,29 +19,30 @@ from scipy import stats
 if TYPE_CHECKING:
     from pgolf_core.evaluate import Score
 
-LEVEL = 0.05  # of the words better and worse, both sides together; intervals cover 1 − LEVEL
-POWER = 0.9  # with which seeds_needed finds what it was asked for
-RECORD_NATS, RECORD_LEVEL = 0.005, 0.01  # the challenge's rule for a new record: nats a token, one-sided p
-MOST_SEEDS = 1000
-ROUNDING = 1e-12  # differences of doubles that are equal but for it
+ALPHA = 0.05  # two-sided level of "better" and "worse"; intervals cover 1 − ALPHA
+POWER = 0.9  # probability that seeds_needed finds the difference asked for
+RECORD_NATS, RECORD_ALPHA = 0.005, 0.01  # the challenge's rule for a record: nats per token, one-sided p
+MAX_SEEDS = 1000
+ROUNDING = 1e-12  # double rounding error of a difference
 
 
 @dataclass(frozen=True)
-class Floor:
-    """What chance alone does on a track: standard deviation of one run's bpb, pooled over arms of several samples."""
+class SeedNoise:
+    """Standard deviation of single-run bpb on a track, pooled over the configs that have several samples."""
 
-    sd: float
-    df: int  # degrees of freedom: samples less arms
-    arms: int
-    repeats: bool = False  # of one seed under a clock: what another seed would do is not in it
+    std: float
+    dof: int  # degrees of freedom: samples − configs
+    configs: int
+    repeats: bool = False  # time-limited repeats of single seeds: the variation between seeds is not included
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """delta: mean of an arm less its control's, in bpb or nats; low, high: 95 % of it, nan where not known.
+    """A difference to the baseline. delta: mean of the samples − mean of the baseline's, in bpb or nats.
 
-    verdict: better or worse where p ≤ LEVEL (smaller is better); equal: no sample differs; not told apart; not known:
-    one sample and no floor. method: the test, with its samples.
+    low, high: 95 % interval of delta, nan if unknown. method: the test and its samples. verdict: "better" or "worse"
+    if p ≤ ALPHA (smaller is better), else "not significant"; "equal" if no sample differs; "not known" if there is
+    one sample and no seed noise.
     """
 
     delta: float
@@ -53,79 +54,78 @@ class Comparison:
 
     @property
     def half(self) -> float:
-        """Half the width of the interval, which is symmetric: delta ± half."""
+        """Half the width of the interval: delta ± half."""
         return (self.high - self.low) / 2
 
 
-def samples(seeds: Iterable[int | None], scores: Iterable[float], clocked: bool = False) -> pd.Series:
-    """Scores by seed, a sample each as said above; a single seed repeated under a clock stands there several times.
+def samples(seeds: Iterable[int | None], scores: Iterable[float], time_limited: bool = False) -> pd.Series:
+    """Scores indexed by seed, repeats averaged; time-limited repeats of a single seed stay several samples.
 
-    A seed that is not known is its own: it pairs with none.
+    An unknown seed gets an index of its own, so it pairs with no other.
     """
     scores = pd.Series(list(scores), dtype=float)
     scores.index = pd.Index([f"? {i}" if pd.isna(seed) else int(seed) for i, seed in enumerate(seeds)], dtype=object)
-    if clocked and scores.index.nunique() == 1 and scores.nunique() > 1:
+    if time_limited and scores.index.nunique() == 1 and scores.nunique() > 1:
         return scores
     return scores.groupby(level=0).mean()
 
 
-def compare(arm: pd.Series, control: pd.Series, floor: Floor | None = None) -> Comparison:
-    """An arm's samples against its control's, both as `samples` gives them."""
-    delta = arm.mean() - control.mean()
-    seeds = arm.index.is_unique and control.index.is_unique
+def compare(ours: pd.Series, baseline: pd.Series, noise: SeedNoise | None = None) -> Comparison:
+    """Compare two configs by their `samples`."""
+    delta = ours.mean() - baseline.mean()
+    seeds = ours.index.is_unique and baseline.index.is_unique
     if seeds:
-        common = arm.index.intersection(control.index)
-        if len(common) and (arm[common] == control[common]).all() and len(arm) == len(control) == len(common):
+        common = ours.index.intersection(baseline.index)
+        if len(common) and (ours[common] == baseline[common]).all() and len(ours) == len(baseline) == len(common):
             return Comparison(0.0, 0.0, 0.0, math.nan, _pairs(len(common)), "equal")
         if len(common) > 1:
-            # Seeds of one side alone are left out: they would move delta by what the other side never saw.
-            return _paired(arm[common].to_numpy(), control[common].to_numpy())
-    if seeds and len(arm) > 1 and len(control) > 1:
-        test = stats.ttest_ind(arm, control, equal_var=False)
-        low, high = test.confidence_interval(1 - LEVEL)
-        return _judged(delta, low, high, test.pvalue, f"Welch, {len(arm)} and {len(control)} seeds")
-    if floor is None:
-        why = "one seed each" if len(arm) == len(control) == 1 else "one seed on one side"
-        return Comparison(delta, math.nan, math.nan, math.nan, why, "not known")
-    error = floor.sd * math.sqrt(1 / len(arm) + 1 / len(control))
-    reach = stats.t.ppf(1 - LEVEL / 2, floor.df) * error
-    p = 2 * stats.t.sf(abs(delta) / error, floor.df) if error else math.nan
-    of = "repeats of one seed" if floor.repeats else "seeds"
-    return _judged(delta, delta - reach, delta + reach, p, f"track's floor of {of}, {floor.df} degrees of freedom")
+            # A seed that only one side has would move delta by a draw that the other side never saw.
+            return _paired((ours[common] - baseline[common]).to_numpy(), _pairs(len(common)))
+    if seeds and len(ours) > 1 and len(baseline) > 1:
+        test = stats.ttest_ind(ours, baseline, equal_var=False)
+        low, high = test.confidence_interval(1 - ALPHA)
+        return _judged(delta, low, high, test.pvalue, f"Welch, {len(ours)} and {len(baseline)} seeds")
+    if noise is None:
+        why = "one seed each" if len(ours) == len(baseline) == 1 else "one seed on one side"
+        return _unknown(delta, why)
+    error = noise.std * math.sqrt(1 / len(ours) + 1 / len(baseline))
+    half = stats.t.ppf(1 - ALPHA / 2, noise.dof) * error
+    p = 2 * stats.t.sf(abs(delta) / error, noise.dof) if error else math.nan
+    source = "noise of repeats of one seed" if noise.repeats else "seed noise"
+    return _judged(delta, delta - half, delta + half, p, f"track's {source}, {noise.dof} degrees of freedom")
 
 
-def compare_text(score: "Score", control: "Score") -> Comparison:
-    """Two scores of one text, as of two files of the same weights: paired by its blocks.
+def compare_text(score: "Score", baseline: "Score") -> Comparison:
+    """Compare two scores of one text, as of two files of the same weights, paired by its blocks.
 
-    The chance here is which text was scored; what another seed would do is not in it.
+    The interval covers other text, not other seeds.
     """
-    return compare_blocks(score.block_nats, control.block_nats, score.bytes)
+    return compare_blocks(score.block_nats, baseline.block_nats, score.bytes)
 
 
-def compare_blocks(nats: Sequence[float], control: Sequence[float], text_bytes: int) -> Comparison:
-    """As compare_text: nats of each block (blocks,), and the bytes of all the text; delta in bpb."""
-    if not 1 < len(nats) == len(control):
-        unknown = math.nan
-        return Comparison(unknown, unknown, unknown, unknown, "no blocks of text to compare", "not known")
-    difference = (np.asarray(nats) - np.asarray(control)) / math.log(2) / (text_bytes / len(nats))
-    if not difference.any():
-        return Comparison(0.0, 0.0, 0.0, math.nan, f"paired, {len(difference)} blocks of text", "equal")
-    return replace(_paired(difference, np.zeros(len(difference))), method=f"paired, {len(difference)} blocks of text")
+def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes: int) -> Comparison:
+    """compare_text from the nats of each block (blocks,) and the bytes of the whole text; delta in bpb."""
+    if not 1 < len(nats) == len(baseline):
+        return _unknown(math.nan, "no blocks of text to compare")
+    difference = (np.asarray(nats) - np.asarray(baseline)) / math.log(2) / (text_bytes / len(nats))
+    method = f"paired, {len(difference)} blocks of text"
+    return _paired(difference, method) if difference.any() else Comparison(0.0, 0.0, 0.0, math.nan, method, "equal")
 
 
-def _paired(arm: np.ndarray, control: np.ndarray) -> Comparison:
-    difference = arm - control
-    if np.ptp(difference) < ROUNDING:  # these cannot be draws of anything
-        return Comparison(
-            difference[0], math.nan, math.nan, math.nan, "the same difference for every seed", "not known"
-        )
+def _paired(difference: np.ndarray, method: str) -> Comparison:
+    if np.ptp(difference) < ROUNDING:  # without any spread the t test would give p = 0
+        return _unknown(difference[0], f"{method}: the same difference in each")
     test = stats.ttest_1samp(difference, 0.0)
-    low, high = test.confidence_interval(1 - LEVEL)
-    return _judged(difference.mean(), low, high, test.pvalue, _pairs(len(difference)))
+    low, high = test.confidence_interval(1 - ALPHA)
+    return _judged(difference.mean(), low, high, test.pvalue, method)
 
 
 def _pairs(count: int) -> str:
     return f"paired, {count} seed{'s' if count > 1 else ''}"
+
+
+def _unknown(delta: float, why: str) -> Comparison:
+    return Comparison(delta, math.nan, math.nan, math.nan, why, "not known")
 
 
 def _judged(delta: float, low: float, high: float, p: float, method: str) -> Comparison:
@@ -133,62 +133,63 @@ def _judged(delta: float, low: float, high: float, p: float, method: str) -> Com
 
 
 def _verdict(delta: float, p: float) -> str:
-    if math.isnan(p) or p > LEVEL:
-        return "not told apart"
+    if math.isnan(p) or p > ALPHA:
+        return "not significant"
     return "better" if delta < 0 else "worse"
 
 
 def holm(comparisons: list[Comparison]) -> list[Comparison]:
-    """The same with p adjusted for how many are made at once (Holm 1979), so that the best of many is no luck.
+    """The comparisons with p and verdict adjusted for making all of them at once (Holm 1979).
 
-    Intervals stay those of each comparison alone.
+    Intervals stay those of the single comparisons.
     """
     tested = [i for i, c in enumerate(comparisons) if not math.isnan(c.p)]
     tested.sort(key=lambda i: comparisons[i].p)
-    adjusted, worst = list(comparisons), 0.0
+    adjusted, largest = list(comparisons), 0.0
     for rank, i in enumerate(tested):
-        worst = max(worst, min(1.0, (len(tested) - rank) * comparisons[i].p))
-        adjusted[i] = replace(comparisons[i], p=worst, verdict=_verdict(comparisons[i].delta, worst))
+        largest = max(largest, min(1.0, (len(tested) - rank) * comparisons[i].p))
+        adjusted[i] = replace(comparisons[i], p=largest, verdict=_verdict(comparisons[i].delta, largest))
     return adjusted
 
 
-def floor_of(arms: Iterable[pd.Series]) -> Floor | None:
-    """Pooled over the seeds of arms; over repeats of single seeds where no arm has several. None where none has two.
+def seed_noise(configs: Iterable[pd.Series]) -> SeedNoise | None:
+    """Pool the `samples` of configs with several seeds, else of those with time-limited repeats of one seed.
 
-    None also where chance does nothing at all.
+    None if no config has several samples, or if none of them varies.
     """
-    arms = list(arms)
-    if of_seeds := [arm for arm in arms if arm.index.is_unique and len(arm) > 1]:
-        arms = of_seeds
-    several = [arm for arm in arms if len(arm) > 1]
-    df = sum(len(arm) - 1 for arm in several)
-    squares = sum(((arm - arm.mean()) ** 2).sum() for arm in several)
-    return Floor(math.sqrt(squares / df), df, len(several), not of_seeds) if df and squares > ROUNDING**2 else None
+    several = [one for one in configs if len(one) > 1]
+    with_seeds = [one for one in several if one.index.is_unique]
+    pooled = with_seeds or several
+    dof = sum(len(one) - 1 for one in pooled)
+    squares = sum(((one - one.mean()) ** 2).sum() for one in pooled)
+    if not dof or squares <= ROUNDING**2:
+        return None
+    return SeedNoise(math.sqrt(squares / dof), dof, len(pooled), not with_seeds)
 
 
-def seeds_needed(delta: float, sd: float, paired: bool = True) -> float | None:
-    """Seeds an arm so that a true difference of delta is found with POWER at LEVEL; inf if over MOST_SEEDS.
+def seeds_needed(delta: float, std: float, paired: bool = True) -> float | None:
+    """Seeds per config that find a true difference of delta with POWER at ALPHA; inf above MAX_SEEDS.
 
-    None where there is no delta or no sd. sd: of the differences of pairs, or of single runs where they are not paired.
-    From the noncentral t distribution.
+    std: of the paired differences, or of single runs if they are not paired. None if delta or std is 0. Power from
+    the noncentral t distribution.
     """
-    if not sd or not delta:
+    if not std or not delta:
         return None
 
     def power(n: int) -> float:
-        df = n - 1 if paired else 2 * (n - 1)
-        centre = abs(delta) / sd * math.sqrt(n if paired else n / 2)
-        return stats.nct.sf(stats.t.ppf(1 - LEVEL / 2, df), df, centre)
+        dof = n - 1 if paired else 2 * (n - 1)
+        noncentrality = abs(delta) / std * math.sqrt(n if paired else n / 2)
+        return stats.nct.sf(stats.t.ppf(1 - ALPHA / 2, dof), dof, noncentrality)
 
-    n = bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=power) + 2
-    return n if n <= MOST_SEEDS else math.inf
+    n = bisect.bisect_left(range(2, MAX_SEEDS + 1), POWER, key=power) + 2
+    return n if n <= MAX_SEEDS else math.inf
 
 
 def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:
-    """Whether an arm beats another by the challenge's rule, and the p of its one-sided test.
+    """True if a config beats another by the challenge's rule, and the p of its one-sided test.
 
-    nats: loss a token by seed. The null: it is better by less than RECORD_NATS. Of one seed, however often it was
-    repeated, p is nan.
+    nats: loss per token by seed. Null hypothesis: it is better by less than RECORD_NATS. p is nan if a config has one
+    seed only, however often that was repeated.
     """
     if not (nats.index.is_unique and best.index.is_unique):
         return False, math.nan
@@ -202,4 +203,4 @@ def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:
         test = stats.ttest_ind(nats + RECORD_NATS, best, equal_var=False, alternative="less")
     else:
         return False, math.nan
-    return bool(test.pvalue < RECORD_LEVEL), float(test.pvalue)
+    return bool(test.pvalue < RECORD_ALPHA), float(test.pvalue)

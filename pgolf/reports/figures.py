@@ -136,7 +136,7 @@ def _labels(rows: pd.DataFrame) -> list[str]:
         keep[:] = False
         front = rows[rows.on_front].drop_duplicates(["total_bytes", "bpb"]).sort_values("total_bytes").index
         keep[front[np.linspace(0, len(front) - 1, min(len(front), LABELS // 2)).round().astype(int)]] = True
-        keep[rows.index[rows.is_control][:3]] = True
+        keep[rows.index[rows.is_baseline][:3]] = True
         keep[[rows.bpb.idxmin(), rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]] = True
     trained = rows[rows.kind != "export"].groupby(["total_bytes", "bpb"])  # coinciding points share one name
     repeated = trained.cumcount().reindex(rows.index, fill_value=0) > 0
@@ -145,10 +145,10 @@ def _labels(rows: pd.DataFrame) -> list[str]:
     return list(names.where(keep & ~repeated, ""))
 
 
-def plot_exports(rows: pd.DataFrame, against: str = "raw", title: str = "") -> Figure:
+def plot_exports(rows: pd.DataFrame, against: str = "prequant", title: str = "") -> Figure:
     """bpb lost by each file of one checkpoint, by bytes; few files are all named, of many the telling ones.
 
-    rows: of analysis.frontier.exports. against: raw, the weights before quantization, or plain, the int8 zlib file.
+    rows: of analysis.frontier.exports. against: prequant, the weights before quantization, or int8, the int8 zlib file.
     """
     figure, ax = plt.subplots(figsize=(11, 5.5), layout="constrained")
     unit, name = byte_unit(rows.total_bytes)
@@ -156,7 +156,7 @@ def plot_exports(rows: pd.DataFrame, against: str = "raw", title: str = "") -> F
     # Losses span from noise to ruin: linear up to the power of ten below half of them, logarithmic beyond.
     usual = np.median(np.abs(y[y != 0])) if y.any() else 1.0
     part = float(10 ** np.clip(np.floor(np.log10(usual)), -2, 0))
-    origin = "pre-quant weights" if against == "raw" else "int8 zlib file"
+    origin = "pre-quant weights" if against == "prequant" else "int8 zlib file"
     ax.set_yscale("symlog", linthresh=part, linscale=0.7)
     ax.set(
         title=title, xlim=padded(x, 0.06), ylim=(min(-0.4 * part, 1.6 * y.min()), max(part, 2 * y.max())),

@@ -26,7 +26,7 @@ def lines(items: Sequence[str], most: int = 8) -> str:
 
 def run_counts(runs: pd.DataFrame) -> str:
     counts = ", ".join(f"{count:,} {status}" for status, count in runs.status.value_counts().sort_index().items())
-    over, groups = frontier.scored(runs).over_cap.sum(), len(frontier.comparable(runs))
+    over, groups = frontier.scored(runs).over_cap.sum(), len(frontier.comparison_groups(runs))
     text = f"{len(runs):,} runs in {runs.sweep.nunique()} sweeps: {counts or 'none yet'}."
     text += f" Over their cap, so never on a front: {over}." if over else ""
     return text + (f" They fall into {groups} groups that cannot be compared." if groups > 1 else "")
@@ -87,9 +87,9 @@ def left_out(runs: pd.DataFrame) -> str:
 def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[str, list[str]]) -> list[str]:
     """One sentence per config of a sweep that did not change just what its file says. changes: of sweep.json."""
     texts = []
-    for baseline in rows[rows.is_control][:1].itertuples():
+    for baseline in rows[rows.is_baseline][:1].itertuples():
         base = {int(group.seed[i]): group.path[i] for i in reversed(baseline.index)}
-        for config in rows[~rows.is_control & rows.arm.isin(changes.keys())].itertuples():
+        for config in rows[~rows.is_baseline & rows.arm.isin(changes.keys())].itertuples():
             problems = {}
             for i in config.index:
                 differs = diff.between(group.path[i], base.get(int(group.seed[i]), group.path[baseline.index[0]]))
@@ -113,7 +113,7 @@ def about_sweep(folder: Path) -> str:
 
 def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: dict) -> str:
     """What it means for one group's rows that a sweep is in several comparison groups; '' if it is in one."""
-    lost = bool(about.get("control")) and not rows.is_control.any()
+    lost = bool(about.get("control")) and not rows.is_baseline.any()
     more = " Its baseline run was scored on other text or in other windows: nothing can be said between them."
     return "" if groups < 2 else f"**{title}**: not comparable with the others of this sweep.{more * lost}"
 
@@ -126,7 +126,7 @@ def describe_leaders(leaders: pd.DataFrame, rows: pd.DataFrame, group: pd.DataFr
 
 
 def _describe_leader(leader, rows: pd.DataFrame, group: pd.DataFrame) -> list[str]:
-    first = rows.loc[leader.arm]
+    first = rows.loc[leader.config]
     files = ", ".join(f"{group.run[i]} (seed {group.seed[i]:.0f}) {group.bpb[i]:.4f}" for i in first["index"])
     text = f"**{first.sweep}/{first.arm}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
     text += f"{first.total_bytes:,} bytes, the lowest of {leader.candidates} that fit; all its runs: {files}."
@@ -151,7 +151,7 @@ def describe_repeats(rows: pd.DataFrame) -> list[str]:
     if rows.empty:
         return ["No run was repeated with an equal seed yet: `repeats: 2` in a sweep file does it."]
     texts = []
-    for (track, limited), own in rows.groupby(["track", "clocked"]):
+    for (track, limited), own in rows.groupby(["track", "time_limited"]):
         text = f"{track or 'no track'}, {'time-limited' if limited else 'fixed steps'}: {own.n.sum()} runs in "
         text += f"{len(own)} sets of equal knobs and seed; "
         if own.spread.max() == 0:

@@ -18,7 +18,7 @@ VERDICTS = {  # a config against the baseline: colour of face and edge, marker
     "baseline": ("black", "black", "D"),
     "better": (BLUE, BLUE, "o"),
     "worse": (RED, RED, "s"),
-    "not told apart": ("white", "0.35", "o"),
+    "not significant": ("white", "0.35", "o"),
     "equal": ("white", "0.35", "P"),
     "not known": ("white", "0.6", "X"),
 }
@@ -67,14 +67,14 @@ def plot_sweep(rows: pd.DataFrame, group: pd.DataFrame, reference: pd.DataFrame)
     def draw(ax: Axes, places: Sequence, values: Sequence, **look) -> None:
         ax.plot(*((places, values) if knob else (values, places)), **look)
 
-    baseline = rows.bpb[rows.is_control].mean()
+    baseline = rows.bpb[rows.is_baseline].mean()
     if knob:
         draw(axes[0], place, rows.bpb, color="0.7", lw=1.2, zorder=1)
         draw(axes[1], place, rows.total_bytes / unit, color="0.7", lw=1.2, zorder=1)
     across = Axes.axhline if knob else Axes.axvline
     if not np.isnan(baseline):
         across(axes[0], baseline, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
-    state = np.where(rows.is_control, "baseline", rows.verdict.where(rows.verdict != "", "not known"))
+    state = np.where(rows.is_baseline, "baseline", rows.verdict.where(rows.verdict != "", "not known"))
     for at, row, verdict in zip(place, rows.itertuples(), state, strict=True):
         face, edge, marker = VERDICTS[verdict]
         dot = dict(ls="", marker=marker, mfc=face, mec=edge, ms=6.5, mew=1.3, zorder=4)

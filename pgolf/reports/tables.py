@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from scipy import stats
 
 from pgolf.analysis import statistics
-from pgolf.analysis.frontier import comparable, fold, frontier_table, not_counted, panel_title
+from pgolf.analysis.frontier import comparison_groups, fold, frontier_table, group_title, not_counted
 
 Column = tuple[str, str | tuple[str, str] | Callable[[pd.DataFrame], Iterable], str | tuple[str, float] | Callable]
 MISSING = "–"
@@ -59,7 +59,7 @@ def format_verdict(row) -> str:
 
 def format_count(count: float) -> str:
     """A number of seeds as statistics.seeds_needed gives it, not None."""
-    return f"over {statistics.MOST_SEEDS:,}" if count == np.inf else f"{count:,.0f}"
+    return f"over {statistics.MAX_SEEDS:,}" if count == np.inf else f"{count:,.0f}"
 
 
 def format_seeds(seeds: list[int]) -> str:
@@ -81,7 +81,7 @@ def names_of(rows: pd.DataFrame) -> list[str]:
 
 def notes_of(rows: pd.DataFrame) -> list[str]:
     """What a row is (baseline run, on the front, over cap), and the test's verdict on it."""
-    flags = {"is_control": "baseline run", "on_front": "on the front", "over_cap": "over cap"}
+    flags = {"is_baseline": "baseline run", "on_front": "on the front", "over_cap": "over cap"}
     return [
         ", ".join([*(words for name, words in flags.items() if getattr(row, name, False)), format_verdict(row)])
         .removesuffix(", ")
@@ -112,8 +112,8 @@ EXPORTS: list[Column] = [  # rows: analysis.frontier.exports
     ("file", "variant", ""),
     ("kind", "family", ""),
     ("bpb", "bpb", ".5f"),
-    ("Δ pre-quant", ("delta_raw", "half_raw"), MILLI),
-    ("Δ int8 zlib", ("delta_plain", "half_plain"), MILLI),
+    ("Δ pre-quant", ("delta_prequant", "half_prequant"), MILLI),
+    ("Δ int8 zlib", ("delta_int8", "half_int8"), MILLI),
     ("total bytes", "total_bytes", ",.0f"),
     ("of int8 zlib", "share", ".1%"),
     (
@@ -171,7 +171,7 @@ HISTORY: list[Column] = [  # rows: analysis.seed_groups.history, with the leader
 ]
 REPEATS: list[Column] = [  # rows: analysis.seed_groups.repeats
     ("run", lambda rows: [", ".join(p[:6]) + (" …" if len(p) > 6 else "") for p in rows.places], ""),
-    ("track", lambda rows: rows.track + np.where(rows.clocked, ", time-limited", ""), ""),
+    ("track", lambda rows: rows.track + np.where(rows.time_limited, ", time-limited", ""), ""),
     ("seed", "seed", ".0f"),
     ("runs", "n", ",.0f"),
     ("spread (bpb)", "spread", lambda spread: f"{spread:.4f}" if spread else "0"),
@@ -201,7 +201,7 @@ def sweep_columns(rows: pd.DataFrame, reference: pd.DataFrame) -> list[Column]:
         ("seeds needed", "needed", format_count),
         ("total bytes", "total_bytes", ",.0f"),
     ]
-    if (rows.clock > 0).any():  # the steps that a time limit leaves explain most of a score
+    if (rows.time_limit > 0).any():  # the steps that a time limit leaves explain most of a score
         columns.append(("steps", "steps", format_range))
     if len(reference):
         means = reference.groupby("arm")[["bpb", "bytes"]].mean().astype(float)
@@ -211,13 +211,13 @@ def sweep_columns(rows: pd.DataFrame, reference: pd.DataFrame) -> list[Column]:
 
 
 def seed_noise(noises: dict) -> pd.DataFrame:
-    """Rows for SEED_NOISE. noises: of analysis.seed_groups.floors, by track and time limit; None = not known."""
+    """Rows for SEED_NOISE. noises: analysis.seed_groups.noise_by_track."""
     rows = [{"track": key[0], "limit": key[1], **asdict(noise)} for key, noise in noises.items() if noise]
     return pd.DataFrame(rows)
 
 
 def _seeds_for(milli: float) -> Callable[[pd.DataFrame], list]:
-    return lambda rows: [statistics.seeds_needed(1e-3 * milli, sd, paired=False) for sd in rows.sd]
+    return lambda rows: [statistics.seeds_needed(1e-3 * milli, std, paired=False) for std in rows["std"]]
 
 
 SEED_NOISE: list[Column] = [
@@ -226,13 +226,13 @@ SEED_NOISE: list[Column] = [
         lambda rows: [f"{r.track or '–'}{f', limit {r.limit:g} s' * (r.limit > 0)}" for r in rows.itertuples()],
         "",
     ),
-    ("standard deviation (milli-bpb)", "sd", MILLI),
-    ("samples", lambda rows: rows.df + rows.arms, ",.0f"),
-    ("configs", "arms", ",.0f"),
+    ("standard deviation (milli-bpb)", "std", MILLI),
+    ("samples", lambda rows: rows.dof + rows.configs, ",.0f"),
+    ("configs", "configs", ",.0f"),
     ("sampled", lambda rows: np.where(rows.repeats, "repeats of one seed", "seeds"), ""),
     (
         "two runs differ significantly by (milli-bpb)",
-        lambda rows: stats.t.ppf(1 - statistics.LEVEL / 2, rows.df) * rows.sd * 2**0.5,
+        lambda rows: stats.t.ppf(1 - statistics.ALPHA / 2, rows.dof) * rows["std"] * 2**0.5,
         (".1f", 1e3),
     ),
     *((f"seeds per config for {milli}", _seeds_for(milli), format_count) for milli in (5, 2, 1)),
@@ -274,7 +274,7 @@ def styled(text: pd.DataFrame, left: Sequence[str]) -> Styler:
 
 def summary(runs: pd.DataFrame, best: int = 20) -> str:
     """All runs for a terminal, a block per comparison group: baseline runs first, then by bpb, * on the front."""
-    blocks = [_summary_block(panel_title(key), group, best) for key, group in comparable(runs)]
+    blocks = [_summary_block(group_title(key), group, best) for key, group in comparison_groups(runs)]
     left_out = not_counted(runs)
     if len(left_out):
         lines = [f"  {name}  {why}" for name, why in zip(names_of(left_out)[:best], left_out.why, strict=False)]

@@ -3,25 +3,16 @@
 import json
 
 import pytest
-from test_frontier import make_run
+from support.runs import make_import, make_run
 
 from pgolf.analysis import diff, frontier, seed_groups
 from pgolf.disk import read_json
 from pgolf.reports import sentences
-from pgolf.runs.result import Result, RunError, write_result
+from pgolf.runs.result import RunError
 from pgolf.runs.table import load_runs
 from pgolf_core.files import atomic_write
 
 MADE = {"git_commit": "a" * 40, "torch": "2.13.0", "device_name": "x"}
-
-
-def make_import(root, place: str, bpb: float, **config) -> None:
-    run_dir = root / place
-    run_dir.mkdir(parents=True)
-    (run_dir / "config.json").write_text(json.dumps(config))
-    (run_dir / "import.json").write_text('{"flags": []}')
-    result = Result(kind="import", config_hash="x", seed=config["seed"], track="", roundtrip_val_bpb=bpb)
-    write_result(run_dir, result)
 
 
 def test_a_clean_comparison_changes_what_it_claims(tmp_path):
@@ -83,7 +74,7 @@ def test_records_are_held_against_the_nearest_configuration(tmp_path):
 def test_a_run_without_config_cannot_be_compared(tmp_path):
     a = make_run(tmp_path, "s/control")
     (tmp_path / "s" / "empty").mkdir()
-    with pytest.raises(RunError, match=r"config\.json: not there or damaged"):
+    with pytest.raises(RunError, match=r"config\.json: missing or damaged"):
         diff.between(tmp_path / "s" / "empty", a)
 
 
@@ -97,8 +88,8 @@ def test_every_seed_of_an_arm_is_checked_and_a_change_that_did_not_happen_is_sai
     names = {f"{arm}-s{seed}": arm for arm in ("control", "wide", "deep") for seed in (1, 2)}
     changes = {"control": [], "wide": ["model_dim"], "deep": ["matrix_lr", "num_layers"]}
     atomic_write(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
-    lines = sorted(sentences.unclean_comparisons(seed_groups.arms(panel), panel, changes))
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
+    lines = sorted(sentences.unclean_comparisons(seed_groups.by_config(panel), panel, changes))
     assert lines == [
         "**deep-s1, deep-s2: not a clean comparison**: claimed and not changed: num_layers.",
         "**wide-s2: not a clean comparison**: outside of the knobs: git_commit.",

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import make_exports, make_run
 
 from pgolf.analysis import diff, frontier, seed_groups
 from pgolf.reports import pages as report
 from pgolf.reports import tables
 from pgolf.runs.directory import write_failure
-from pgolf.runs.result import Result, evaluation_protocol, write_result
 from pgolf.runs.table import load_runs
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.files import atomic_write
@@ -32,26 +32,6 @@ bench_report = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench_report)
 
 
-def make_run(
-    root, place: str, total: int | None = 500_000, bpb: float | None = 2.5, knobs: dict | None = None, **changes
-):
-    """A complete run directory as train() leaves it; knobs of RunConfig, changes of Result."""
-    run_dir = root / place
-    run_dir.mkdir(parents=True)
-    config = RunConfig(track="nano", **knobs or {})
-    fields = dict(
-        kind="train", config_hash=config.hash, seed=config.seed, track="nano", roundtrip_val_bpb=bpb,
-        prequant_val_bpb=bpb, roundtrip_tokens=65_536, roundtrip_bytes=160_112, total_bytes=total, steps=120,
-        bytes={"weights": total - 20_000, "code": 20_000, "total": total} if total else {}, cap_bytes=config.cap_bytes,
-        parameters=total, train_seconds=30.0, data_fingerprint="5138ca61" * 8,
-        protocol=evaluation_protocol(config.eval),
-    )  # fmt: skip
-    (run_dir / "config.json").write_text(json.dumps(config.model_dump()))
-    (run_dir / "metrics.jsonl").write_text('{"step": 10, "train_loss": 5.0}\n{"step": 120, "val_bpb": 2.4}\n')
-    write_result(run_dir, Result(**fields | changes))
-    return run_dir
-
-
 def test_the_control_is_the_one_of_the_sweep_file_seed_by_seed(tmp_path):
     for seed, lift in ((1, 0.0), (2, 0.3)):
         make_run(tmp_path, f"s/base-s{seed}", bpb=2.5 + lift, knobs={"seed": seed})
@@ -59,7 +39,7 @@ def test_the_control_is_the_one_of_the_sweep_file_seed_by_seed(tmp_path):
     arms = {f"{arm}-s{seed}": arm for arm in ("base", "wide") for seed in (1, 2)}
     (tmp_path / "s" / "sweep.json").write_text(json.dumps({"control": "base", "arms": arms}))
     rows = frontier.frontier_table(load_runs(tmp_path)).set_index("run")
-    assert list(rows.index[:2]) == ["base-s1", "base-s2"] and rows.is_control.sum() == 2
+    assert list(rows.index[:2]) == ["base-s1", "base-s2"] and rows.is_baseline.sum() == 2
     assert rows.delta_bpb[["wide-s1", "wide-s2"]].tolist() == pytest.approx([-0.1, -0.1])
     assert "base-s1" in tables.summary(load_runs(tmp_path))
 
@@ -96,11 +76,11 @@ def test_runs_scored_otherwise_are_in_panels_of_their_own(tmp_path):
     make_run(tmp_path, "a/elsewhere", bpb=1.9, data_fingerprint="f" * 64)
     make_run(tmp_path, "a/sidecar", bpb=2.3, knobs={"eval_cache_size": 8})  # a way to predict, the same protocol
     table = load_runs(tmp_path)
-    panels = frontier.comparable(table)
+    panels = frontier.comparison_groups(table)
     assert sorted(panels[0][1].run) == ["control", "sidecar", "wide"]
     assert sorted(run for _, panel in panels[1:] for run in panel.run) == ["elsewhere", "fewer", "slid"]
     title = "160,112 bytes of validation text 5138ca61, window 256, stride 256"
-    assert frontier.panel_title(panels[0][0]) == title
+    assert frontier.group_title(panels[0][0]) == title
     with pytest.raises(ValueError, match=r"not comparable: .* stride 64"):
         frontier.frontier_table(table)
 
@@ -110,15 +90,15 @@ def test_a_result_of_before_is_on_the_text_of_its_folder(tmp_path):
     make_run(tmp_path, "a/control")
     make_run(tmp_path, "a/new", bpb=2.4, scored_text="ab" * 32)
     make_run(tmp_path, "a/shorter", bpb=2.3, roundtrip_tokens=1024, roundtrip_bytes=2_500)
-    panels = frontier.comparable(load_runs(tmp_path))
+    panels = frontier.comparison_groups(load_runs(tmp_path))
     assert [sorted(panel.run) for _, panel in panels] == [["control", "new"], ["shorter"]]
 
 
 def test_other_shards_are_another_arm(tmp_path):
     make_run(tmp_path, "a/control", scored_text="ab" * 32)
     make_run(tmp_path, "a/control-s2", knobs={"seed": 2}, bpb=2.4, scored_text="ab" * 32, data_fingerprint="f" * 64)
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
-    assert seed_groups.arms(panel).n.tolist() == [1, 1]
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
+    assert seed_groups.by_config(panel).n.tolist() == [1, 1]
 
 
 def test_tokenizers_that_spell_one_text_are_in_one_panel(tmp_path):
@@ -129,7 +109,7 @@ def test_tokenizers_that_spell_one_text_are_in_one_panel(tmp_path):
         **text,
     )  # fmt: skip
     make_run(tmp_path, "a/other", bpb=2.1, scored_text="cd" * 32, roundtrip_bytes=160_112)
-    panels = frontier.comparable(load_runs(tmp_path))
+    panels = frontier.comparison_groups(load_runs(tmp_path))
     assert [sorted(panel.run) for _, panel in panels] == [["control", "sp4096"], ["other"]]
     rows = frontier.frontier_table(panels[0][1])
     assert rows.set_index("run").delta_bpb["sp4096"] == pytest.approx(2.4 - rows.set_index("run").bpb["control"])
@@ -149,7 +129,7 @@ def test_control_headroom_and_over_cap(tmp_path):
     make_run(tmp_path, "a/large", bpb=2.0, total=1_000_001, knobs={"num_layers": 4})
     make_run(tmp_path, "a/full", bpb=2.2, total=1_000_000, knobs={"num_layers": 3})
     make_run(tmp_path, "b/lonely", bpb=2.6)
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
     rows = frontier.frontier_table(panel).set_index("run")
     assert rows.index[0] == "control"
     assert rows.delta_bpb["full"] == pytest.approx(-0.3)
@@ -159,7 +139,7 @@ def test_control_headroom_and_over_cap(tmp_path):
     assert rows.over_cap.to_dict() == {"control": False, "large": True, "full": False, "lonely": False}
     assert rows.on_front.to_dict() == {"control": True, "large": False, "full": True, "lonely": False}
     (tmp_path / "b" / "sweep.json").write_text('{"control": "lonely"}')
-    panel = frontier.comparable(load_runs(tmp_path))[0][1]
+    panel = frontier.comparison_groups(load_runs(tmp_path))[0][1]
     assert frontier.frontier_table(panel).set_index("run").delta_bpb["lonely"] == 0
 
 
@@ -180,7 +160,7 @@ def test_unfinished_and_damaged_runs_are_shown_and_not_counted(tmp_path):
     write_failure(failed, RuntimeError("loss is nan"))
     make_run(tmp_path, "a/stage", bpb=None, total=None, kind="sensitivity", table=[{"tensor": ""}])
     table = load_runs(tmp_path)
-    ((_, panel),) = frontier.comparable(table)
+    ((_, panel),) = frontier.comparison_groups(table)
     assert list(panel.run) == ["control"]
     assert dict(frontier.not_counted(table)[["run", "why"]].to_numpy()) == {
         "torn": "damaged: result.json",
@@ -196,7 +176,7 @@ def test_unfinished_and_damaged_runs_are_shown_and_not_counted(tmp_path):
 
 def test_no_runs_are_no_error(tmp_path):
     table = load_runs(tmp_path / "absent")
-    assert frontier.comparable(table) == []
+    assert frontier.comparison_groups(table) == []
     assert tables.summary(table) == "no runs yet"
 
 
@@ -205,7 +185,7 @@ def test_labels_do_not_cover_one_another(tmp_path, count):
     for i in range(count):
         bpb = 2.5 - 0.002 * i + 0.01 * (i % 3)
         make_run(tmp_path, f"a/run-{i}", total=500_000 + 3_000 * i, bpb=bpb, knobs={"iterations": i + 1})
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
     figure = plots.plot_frontier(frontier.frontier_table(panel))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text().startswith("run-")]
@@ -214,26 +194,11 @@ def test_labels_do_not_cover_one_another(tmp_path, count):
     plt.close(figure)
 
 
-def make_exports(root, source: str, count: int) -> None:
-    """A source and so many exports of it, each tenth by the solver; smaller is worse, and every other is dominated."""
-    sha = "a" * 64
-    fields = dict(kind="export", source=source, checkpoint_sha256=sha, prequant_val_bpb=2.5)
-    make_run(root, source, total=900_000, bpb=2.502, checkpoint_sha256=sha, prequant_val_bpb=2.5)
-    for i in range(count):
-        knobs = {
-            "quantizer": "step:0.4",
-            "allocation": ("fixed", "solve")[i % 10 == 9],
-            "cap_bytes": 300_000 + 20_000 * i,
-        }
-        bpb = 2.5 + 0.1 * 0.8**i + (i % 2) * 0.01
-        make_run(root, f"{source}-lab/file-{i:02}", total=299_000 + 20_000 * i, bpb=bpb, knobs=knobs, **fields)
-
-
 def test_of_many_exports_few_are_listed(tmp_path):
     make_exports(tmp_path, "a/control", 40)
     for i in range(4):
         make_run(tmp_path, f"a/run-{i}", bpb=2.6 + 0.01 * i)
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
     rows = frontier.frontier_table(panel)
     assert rows.on_front.sum() > 15
     shown = frontier.fold(rows, 20)
@@ -249,13 +214,15 @@ def test_of_many_exports_few_are_listed(tmp_path):
 def test_exports_of_one_checkpoint(tmp_path):
     make_exports(tmp_path, "a/control", 12)
     make_run(tmp_path, "a/again", total=900_000, bpb=2.502, checkpoint_sha256="b" * 64)  # no exports of its own
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
     ((source, sha256, rows),) = frontier.checkpoints(panel)
     assert (source, sha256, len(rows)) == ("a/control", "a" * 64, 13)
     assert rows.total_bytes.is_monotonic_increasing and rows.variant.iloc[-1] == "as trained"
     assert rows.family.value_counts().to_dict() == {"σ-tied steps": 11, "absmax": 1, "solver": 1}
     assert (
-        rows.share.iloc[-1] == 1 and rows.delta_plain.iloc[-1] == 0 and rows.delta_raw.iloc[-1] == pytest.approx(0.002)
+        rows.share.iloc[-1] == 1
+        and rows.delta_int8.iloc[-1] == 0
+        and rows.delta_prequant.iloc[-1] == pytest.approx(0.002)
     )
     assert list(rows.on_front) == list(frontier.pareto(rows.assign(over_cap=False)))
     against = frontier.within(rows, (1.0, 0.5, 0.2)).set_index("share")
@@ -284,7 +251,7 @@ def test_every_export_has_a_family_with_a_look_of_its_own(knobs, name):
 
 def test_export_labels_do_not_cover_one_another(tmp_path):
     make_exports(tmp_path, "a/control", 40)
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
     ((_, _, rows),) = frontier.checkpoints(panel)
     figure = plots.plot_exports(rows)
     figure.draw_without_rendering()
@@ -317,8 +284,8 @@ def test_report_of_synthetic_runs(tmp_path):
     text = page.read_text(encoding="utf-8")
     for words in ("Not complete: counted nowhere", "damaged: result.json", "over cap", "on the front"):
         assert words in text, words
-    for key, _ in frontier.comparable(load_runs(tmp_path / "runs")):
-        assert frontier.panel_title(key) in text
+    for key, _ in frontier.comparison_groups(load_runs(tmp_path / "runs")):
+        assert frontier.group_title(key) in text
     figures = {path.name: path for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"frontier_1.png", "frontier_1_bytes.png", "frontier_1_curves.png"} <= figures.keys()
     assert "frontier_9.png" not in figures

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from training_logs import LEGAL_TTT, OURS, REFERENCE, SLIDING, TUNED, UNSCORED
+from support.logs import LEGAL_TTT, OURS, REFERENCE, SLIDING, TUNED, UNSCORED
 
 from pgolf.analysis import records
 from pgolf.analysis.training_logs import LogError

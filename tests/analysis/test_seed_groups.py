@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_frontier import make_run
+from support.runs import make_config, make_run, only_group, write_sweep
 
 from pgolf.analysis import frontier, seed_groups, statistics
 from pgolf.disk import read_json
@@ -18,38 +18,20 @@ from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig, digest
 from pgolf_core.files import atomic_write
 
-SEEDS = (1, 2, 3, 4, 5)
-
-
-def panel_of(root) -> pd.DataFrame:
-    ((_, panel),) = frontier.comparable(load_runs(root))
-    return panel
-
-
-def make_arm(root, name: str, scores, knobs=None, seeds=SEEDS, **changes) -> None:
-    for seed, bpb in zip(seeds, scores, strict=True):
-        fields = dict(bpb=bpb, knobs=(knobs or {}) | {"seed": seed}, roundtrip_val_loss=1.6 * bpb)
-        make_run(root, f"s/{name}-s{seed}", **fields | changes)
-
-
-def tell(root, names: list[str], control: str = "control", seeds=SEEDS, changes=None) -> None:
-    about = {"control": control, "arms": {f"{n}-s{seed}": n for n in names for seed in seeds}, "changes": changes or {}}
-    atomic_write(root / "s" / "sweep.json", str(about).replace("'", '"'))
-
 
 def test_arms_against_their_control(tmp_path):
     rng = np.random.default_rng(0)
     luck = rng.normal(0, 0.01, 5)
     base = 2.5 + luck
-    make_arm(tmp_path, "control", base)
-    make_arm(tmp_path, "wide", base - 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 256})
-    make_arm(tmp_path, "same", base + rng.normal(0, 0.001, 5), {"matrix_lr": 0.05})
-    make_arm(tmp_path, "narrow", base + 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 128})
-    tell(tmp_path, ["control", "wide", "same", "narrow"])
-    panel = panel_of(tmp_path)
-    rows = seed_groups.arms(panel).set_index("arm")
+    make_config(tmp_path, "control", base)
+    make_config(tmp_path, "wide", base - 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 256})
+    make_config(tmp_path, "same", base + rng.normal(0, 0.001, 5), {"matrix_lr": 0.05})
+    make_config(tmp_path, "narrow", base + 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 128})
+    write_sweep(tmp_path, ["control", "wide", "same", "narrow"])
+    panel = only_group(tmp_path)
+    rows = seed_groups.by_config(panel).set_index("arm")
     assert list(rows.index) == ["control", "wide", "same", "narrow"]
-    assert rows.verdict.to_dict() == {"control": "", "wide": "better", "same": "not told apart", "narrow": "worse"}
+    assert rows.verdict.to_dict() == {"control": "", "wide": "better", "same": "not significant", "narrow": "worse"}
     assert rows.seeds["wide"] == [1, 2, 3, 4, 5] and rows.method["wide"] == "paired, 5 seeds"
     assert rows.delta["wide"] == pytest.approx(-0.02, abs=0.002) and rows.n["wide"] == 5
     alone = [statistics.compare(rows.samples[name], rows.samples["control"]) for name in ("wide", "same", "narrow")]
@@ -58,30 +40,31 @@ def test_arms_against_their_control(tmp_path):
     table = frontier.frontier_table(panel)
     assert set(table.verdict[table.run.str.startswith("wide")]) == {"better"}
     text = tables.summary(load_runs(tmp_path))
-    assert "better (paired, 5 seeds)" in text and "not told apart" in text
+    assert "better (paired, 5 seeds)" in text and "not significant" in text
 
 
 def test_the_floor_of_the_track_judges_single_seeds(tmp_path):
-    make_arm(tmp_path, "control", [2.50, 2.52, 2.51, 2.49, 2.505])
+    make_config(tmp_path, "control", [2.50, 2.52, 2.51, 2.49, 2.505])
     make_run(tmp_path, "s/near-s1", bpb=2.49, knobs={"seed": 1, "num_layers": 3})
     make_run(tmp_path, "s/far-s1", bpb=2.30, knobs={"seed": 1, "num_layers": 4})
-    tell(tmp_path, ["control", "near", "far"])
-    panel = panel_of(tmp_path)
-    (floor,) = [floor for floor in seed_groups.floors(panel).values() if floor]
-    assert floor.df == 4 and floor.sd == pytest.approx(np.std([2.50, 2.52, 2.51, 2.49, 2.505], ddof=1))
-    rows = seed_groups.arms(panel).set_index("arm")
-    assert rows.verdict[["near", "far"]].tolist() == ["not told apart", "better"]
-    assert rows.method["far"] == "track's floor of seeds, 4 degrees of freedom"
+    write_sweep(tmp_path, ["control", "near", "far"])
+    panel = only_group(tmp_path)
+    (floor,) = [floor for floor in seed_groups.noise_by_track(panel).values() if floor]
+    assert floor.dof == 4 and floor.std == pytest.approx(np.std([2.50, 2.52, 2.51, 2.49, 2.505], ddof=1))
+    rows = seed_groups.by_config(panel).set_index("arm")
+    assert rows.verdict[["near", "far"]].tolist() == ["not significant", "better"]
+    assert rows.method["far"] == "track's seed noise, 4 degrees of freedom"
     assert rows.needed["near"] > rows.needed["far"]
 
 
 def test_one_seed_alone_is_no_evidence(tmp_path):
     make_run(tmp_path, "s/control", bpb=2.5)
     make_run(tmp_path, "s/wide", bpb=2.1, knobs={"model_dim": 256})
-    rows = seed_groups.arms(panel_of(tmp_path)).set_index("arm")
+    rows = seed_groups.by_config(only_group(tmp_path)).set_index("arm")
     assert (rows.verdict["wide"], rows.method["wide"]) == ("not known", "one seed each")
     assert (
-        "± ?" in tables.format_table(frontier.frontier_table(panel_of(tmp_path)), tables.FRONTIER)["Δ baseline"].iloc[1]
+        "± ?"
+        in tables.format_table(frontier.frontier_table(only_group(tmp_path)), tables.FRONTIER)["Δ baseline"].iloc[1]
     )
 
 
@@ -93,7 +76,7 @@ def test_equal_knobs_and_seed_are_repeats_whatever_their_sweep(tmp_path):
     make_run(tmp_path, "t/other", bpb=2.7, environment=made, knobs={"seed": 2})
     for name, bpb in (("a", 2.5), ("b", 2.53)):
         make_run(tmp_path, f"t/clock_{name}", bpb=bpb, environment=made, knobs={"max_wallclock_seconds": 20})
-    rows = seed_groups.repeats(panel_of(tmp_path))
+    rows = seed_groups.repeats(only_group(tmp_path))
     assert rows.n.tolist() == [3, 2] and rows.spread.tolist() == [0, pytest.approx(0.03)]
     assert rows.places[0] == ["s/control", "t/base_a", "t/base_b"]
     lines = sentences.describe_repeats(rows)
@@ -102,16 +85,16 @@ def test_equal_knobs_and_seed_are_repeats_whatever_their_sweep(tmp_path):
 
 
 def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
-    make_arm(tmp_path, "control", [2.50, 2.51, 2.49], seeds=(1, 2, 3))
-    make_arm(tmp_path, "lucky", [2.40, 2.70, 2.69], {"num_layers": 3}, (1, 2, 3))  # the best single run
-    make_arm(tmp_path, "good", [2.4500, 2.4622, 2.4391], {"num_layers": 4}, (1, 2, 3))
-    make_arm(tmp_path, "large", [2.20, 2.213, 2.191], {"num_layers": 5}, (1, 2, 3), total=1_000_001)
-    tell(tmp_path, ["control", "lucky", "good", "large"], seeds=(1, 2, 3))
-    panel = panel_of(tmp_path)
+    make_config(tmp_path, "control", [2.50, 2.51, 2.49], seeds=(1, 2, 3))
+    make_config(tmp_path, "lucky", [2.40, 2.70, 2.69], {"num_layers": 3}, (1, 2, 3))  # the best single run
+    make_config(tmp_path, "good", [2.4500, 2.4622, 2.4391], {"num_layers": 4}, (1, 2, 3))
+    make_config(tmp_path, "large", [2.20, 2.213, 2.191], {"num_layers": 5}, (1, 2, 3), total=1_000_001)
+    write_sweep(tmp_path, ["control", "lucky", "good", "large"], seeds=(1, 2, 3))
+    panel = only_group(tmp_path)
     rows = seed_groups.candidates(panel)
     leaders = seed_groups.leaders(panel, rows)
     (leader,) = leaders.itertuples()
-    assert rows.arm[leader.arm] == "good" and rows.arm[leader.second] == "control" and leader.candidates == 3
+    assert rows.arm[leader.config] == "good" and rows.arm[leader.second] == "control" and leader.candidates == 3
     assert leader.delta == pytest.approx(0.0496, abs=1e-4) and leader.verdict == "worse" and leader.record
     lines = sentences.describe_leaders(leaders, rows, panel)
     assert "good-s2 (seed 2) 2.4622" in lines[0] and "The lead is significant" in lines[1]
@@ -124,10 +107,10 @@ def test_leaders_change_as_runs_finish(tmp_path):
         run_dir = make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": layers})
         result = read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
         atomic_write(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
-    panel = panel_of(tmp_path)
+    panel = only_group(tmp_path)
     rows = seed_groups.candidates(panel)
     steps = seed_groups.history(panel, rows)
-    assert [rows.arm[arm] for arm in steps.arm] == ["a", "b"]
+    assert [rows.arm[arm] for arm in steps.config] == ["a", "b"]
     assert steps.finished.tolist() == ["2026-01-01T00:00:00", "2026-01-01T00:01:00"]
 
 
@@ -138,18 +121,22 @@ def test_equal_knobs_of_two_sweeps_are_one_candidate(tmp_path):
         for i, bpb in enumerate(scores):
             make_run(tmp_path, f"{sweep}/x_{i}", bpb=bpb, knobs=clock, roundtrip_val_loss=bpb)
     make_run(tmp_path, "b/other", bpb=2.46, knobs=clock | {"num_layers": 3}, roundtrip_val_loss=2.46)
-    panel = panel_of(tmp_path)
+    panel = only_group(tmp_path)
     rows = seed_groups.candidates(panel)
     leaders = seed_groups.leaders(panel, rows)
     (leader,) = leaders.itertuples()
-    assert leader.candidates == 2 and len(rows.runs[leader.arm]) == 6 and rows.bpb[leader.arm] == pytest.approx(2.455)
-    assert leader.verdict == "not told apart" and not leader.record
+    assert (
+        leader.candidates == 2
+        and len(rows.runs[leader.config]) == 6
+        and rows.bpb[leader.config] == pytest.approx(2.455)
+    )
+    assert leader.verdict == "not significant" and not leader.record
     assert "asks for several seeds" in sentences.describe_leaders(leaders, rows, panel)[1]
 
 
 def test_an_export_of_the_luckiest_seed_does_not_lead(tmp_path):
-    make_arm(tmp_path, "good", [2.40, 2.50, 2.60], seeds=(1, 2, 3))
-    make_arm(tmp_path, "better", [2.47, 2.48, 2.49], {"num_layers": 3}, (1, 2, 3))
+    make_config(tmp_path, "good", [2.40, 2.50, 2.60], seeds=(1, 2, 3))
+    make_config(tmp_path, "better", [2.47, 2.48, 2.49], {"num_layers": 3}, (1, 2, 3))
     (tmp_path / "s" / "good-s1").rename(tmp_path / "away")
     rng = np.random.default_rng(0)
     nats = list(rng.normal(2500, 200, 64))
@@ -159,13 +146,13 @@ def test_an_export_of_the_luckiest_seed_does_not_lead(tmp_path):
     fields = same | {"roundtrip_block_nats": [value + 1 for value in nats]}
     make_run(tmp_path, "s/lab/int6", bpb=2.41, knobs=knobs, kind="export", source="s/good-s1", **fields)
     shutil.rmtree(tmp_path / "away")
-    panel = panel_of(tmp_path)
+    panel = only_group(tmp_path)
     rows = seed_groups.candidates(panel)
     (leader,) = seed_groups.leaders(panel, rows).itertuples()
-    assert rows.arm[leader.arm] == "better-s1" and set(rows.kind) == {"train"}
-    table = seed_groups.arms(panel)
+    assert rows.arm[leader.config] == "better-s1" and set(rows.kind) == {"train"}
+    table = seed_groups.by_config(panel)
     export = table[table.kind == "export"].iloc[0]
-    assert export.delta > 0 and export.method.startswith(("paired, 64 blocks", "the same difference"))
+    assert export.delta > 0 and export.method.startswith(("paired, 64 blocks", "paired, 64 blocks"))
 
 
 def test_a_floor_is_of_one_clock(tmp_path):
@@ -173,21 +160,21 @@ def test_a_floor_is_of_one_clock(tmp_path):
         for i, bpb in enumerate(scores):
             make_run(tmp_path, f"s/at{seconds}_{i}", bpb=bpb, knobs={"max_wallclock_seconds": seconds})
     make_run(tmp_path, "s/control", bpb=2.51, knobs={"max_wallclock_seconds": 20, "num_layers": 3})
-    rows = seed_groups.arms(panel_of(tmp_path)).set_index("arm")
-    assert set(rows.verdict[rows.clock == 20]) <= {"", "not known"}
+    rows = seed_groups.by_config(only_group(tmp_path)).set_index("arm")
+    assert set(rows.verdict[rows.time_limit == 20]) <= {"", "not known"}
 
 
 def test_a_panel_of_nothing_has_no_arms(tmp_path):
     make_run(tmp_path, "s/control")
-    panel = panel_of(tmp_path)
-    assert seed_groups.arms(panel[:0]).empty and list(seed_groups.arms(panel[:0]).columns) == list(
-        seed_groups.arms(panel).columns
+    panel = only_group(tmp_path)
+    assert seed_groups.by_config(panel[:0]).empty and list(seed_groups.by_config(panel[:0]).columns) == list(
+        seed_groups.by_config(panel).columns
     )
     assert frontier.frontier_table(panel).shape[0] == 1
 
 
 def test_runs_older_than_a_knob_stay_in_their_arm(tmp_path):
-    make_arm(tmp_path, "control", [2.5, 2.51, 2.52], seeds=(1, 2, 3))
+    make_config(tmp_path, "control", [2.5, 2.51, 2.52], seeds=(1, 2, 3))
     path = tmp_path / "s" / "control-s1" / "config.json"
     config = read_json(path)
     del config["mlp_permutation"]
@@ -195,7 +182,7 @@ def test_runs_older_than_a_knob_stay_in_their_arm(tmp_path):
     result = read_result(path.parent)
     del config["allow_over_cap"]  # a permission, which names no run
     write_result(path.parent, replace(result, config_hash=digest(config)))
-    assert seed_groups.arms(panel_of(tmp_path)).n.tolist() == [3]
+    assert seed_groups.by_config(only_group(tmp_path)).n.tolist() == [3]
 
 
 def test_files_of_one_checkpoint_are_told_apart_by_their_text(tmp_path):
@@ -205,7 +192,7 @@ def test_files_of_one_checkpoint_are_told_apart_by_their_text(tmp_path):
     make_run(tmp_path, "s/control", bpb=2.5, roundtrip_block_nats=list(nats), **same)
     worse = list(nats + rng.normal(3, 1, 64))
     make_run(tmp_path, "s/int4", bpb=2.51, knobs={"weight_quantization_bits": 4}, roundtrip_block_nats=worse, **same)
-    row = seed_groups.arms(panel_of(tmp_path)).set_index("arm").loc["int4"]
+    row = seed_groups.by_config(only_group(tmp_path)).set_index("arm").loc["int4"]
     assert (row.verdict, row.method) == ("worse", "paired, 64 blocks of text")
     expected = 64 * 3 / math.log(2) / 160_112
     assert row.low < expected < row.high

@@ -31,13 +31,13 @@ def verdicts(effect: float, draws: int, compare) -> dict[str, float]:
 def test_nothing_is_seldom_called_better():
     """At most LEVEL of 1,000 draws; better and worse together are near LEVEL, so the test is no idle one."""
     shares = verdicts(0, DRAWS, lambda a, c: statistics.compare(arm(a), arm(c)))
-    assert shares.get("better", 0) <= statistics.LEVEL
+    assert shares.get("better", 0) <= statistics.ALPHA
     assert 0.03 < shares.get("better", 0) + shares.get("worse", 0) < 0.07
 
 
 def test_nothing_is_seldom_called_better_without_common_seeds():
     shares = verdicts(0, DRAWS, lambda a, c: statistics.compare(arm(a), arm(c, range(11, 16))))
-    assert shares.get("better", 0) <= statistics.LEVEL
+    assert shares.get("better", 0) <= statistics.ALPHA
 
 
 def test_two_standard_deviations_are_found_with_five_pairs():
@@ -51,10 +51,10 @@ def test_nothing_against_the_floor_is_seldom_called_better():
     rng = np.random.default_rng(3)
     better = 0
     for _ in range(DRAWS):
-        floor = statistics.floor_of(arm(rng.normal(2.4, 0.01, 5)) for _ in range(2))
+        floor = statistics.seed_noise(arm(rng.normal(2.4, 0.01, 5)) for _ in range(2))
         found = statistics.compare(arm([rng.normal(2.5, 0.01)], [1]), arm([rng.normal(2.5, 0.01)], [1]), floor)
         better += found.verdict == "better"
-    assert 0.005 * DRAWS < better <= statistics.LEVEL * DRAWS
+    assert 0.005 * DRAWS < better <= statistics.ALPHA * DRAWS
 
 
 def test_the_best_of_ten_is_no_luck_after_holm():
@@ -66,7 +66,7 @@ def test_the_best_of_ten_is_no_luck_after_holm():
         tests = [statistics.compare(arm(control + rng.normal(0, 0.003, 5)), arm(control)) for _ in range(10)]
         alone += any(t.verdict == "better" for t in tests)
         together += any(t.verdict == "better" for t in statistics.holm(tests))
-    assert together <= statistics.LEVEL * DRAWS // 3 < alone
+    assert together <= statistics.ALPHA * DRAWS // 3 < alone
 
 
 def test_intervals_cover_what_they_say():
@@ -102,7 +102,7 @@ def test_repeats_of_equal_seed_are_no_samples():
     found = statistics.compare(a, b)
     assert (found.verdict, found.method) == ("not known", "one seed each") and math.isnan(found.p)
     assert statistics.compare(a, a).verdict == "equal"
-    assert statistics.floor_of([a, b, statistics.samples([1, 2], [2.4, 2.4])]) is None
+    assert statistics.seed_noise([a, b, statistics.samples([1, 2], [2.4, 2.4])]) is None
     # On two machines a run may differ in its last digits: that is no measure of luck either.
     assert len(statistics.samples([1, 1], [2.5, 2.500002])) == 1
     # With several seeds a seed's repeats are one sample, whether they agree or not.
@@ -111,20 +111,20 @@ def test_repeats_of_equal_seed_are_no_samples():
 
 def test_repeats_of_one_seed_under_a_clock_are_judged_by_the_floor_alone():
     """The seed's own mistake: three repeats under a clock, the best of one against the worst of the other."""
-    side = statistics.samples([1337] * 3, [2.05608381, 2.09377262, 2.07285932], clocked=True)
-    base = statistics.samples([1337] * 3, [2.06761597, 2.07369637, 2.08956232], clocked=True)
+    side = statistics.samples([1337] * 3, [2.05608381, 2.09377262, 2.07285932], time_limited=True)
+    base = statistics.samples([1337] * 3, [2.06761597, 2.07369637, 2.08956232], time_limited=True)
     assert len(side) == len(base) == 3
-    floor = statistics.floor_of([side, base])
-    assert floor.repeats and floor.df == 4
+    floor = statistics.seed_noise([side, base])
+    assert floor.repeats and floor.dof == 4
     found = statistics.compare(side, base, floor)
     assert (
-        found.verdict == "not told apart"
-        and found.method == "track's floor of repeats of one seed, 4 degrees of freedom"
+        found.verdict == "not significant"
+        and found.method == "track's noise of repeats of one seed, 4 degrees of freedom"
     )
     # Three that the machine ran at one speed may agree among themselves: their own spread is no evidence.
-    close = statistics.samples([1337] * 3, [2.0301, 2.0302, 2.0303], clocked=True)
+    close = statistics.samples([1337] * 3, [2.0301, 2.0302, 2.0303], time_limited=True)
     assert statistics.compare(close, base).verdict == "not known"
-    assert not statistics.floor_of(
+    assert not statistics.seed_noise(
         [side, statistics.samples([1, 2], [2.4, 2.5])]
     ).repeats  # seeds, where there are some
     assert statistics.is_record(pd.Series([1.0, 1.1], index=[1, 1]), pd.Series([2.0, 2.1], index=[1, 1])) == (
@@ -164,7 +164,7 @@ def test_seeds_needed_find_it_that_often(delta, paired):
             p = stats.ttest_1samp(rng.normal(delta, sd, (20_000, n)), 0, axis=1).pvalue
         else:
             p = stats.ttest_ind(rng.normal(delta, sd, (20_000, n)), rng.normal(0, sd, (20_000, n)), axis=1).pvalue
-        return (p <= statistics.LEVEL).mean()
+        return (p <= statistics.ALPHA).mean()
 
     assert share(n) >= statistics.POWER - 0.01
     assert n == 2 or share(n - 1) < statistics.POWER + 0.01
@@ -177,7 +177,7 @@ def test_the_rule_for_a_record():
     assert statistics.is_record(best - [0.020, 0.0205, 0.0198], best)[0]
     assert statistics.is_record(pd.Series([1.86, 1.861, 1.859], index=[7, 8, 9]), best)[0]  # Welch
     weak, p = statistics.is_record(best - [0.004, 0.008, 0.006], best)
-    assert not weak and p > statistics.RECORD_LEVEL
+    assert not weak and p > statistics.RECORD_ALPHA
     single, p = statistics.is_record(best[:1] - 1, best[:1])
     assert not single and math.isnan(p)
     rng = np.random.default_rng(4)

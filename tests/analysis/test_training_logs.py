@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from training_logs import LEGAL_TTT, MACHINE, OURS, REFERENCE, SLIDING, SOURCE, TUNED, UNSCORED
+from support.logs import LEGAL_TTT, MACHINE, OURS, REFERENCE, SLIDING, SOURCE, TUNED, UNSCORED
 
 from pgolf.analysis import training_logs
 from pgolf.analysis.training_logs import artifact, before_quantization, final, flags, protocol, read

@@ -179,7 +179,7 @@ def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
     status, out, _ = pgolf(capfd, "diff", "s/b", "s/a", "--claim", "matrix_lr")
     assert status == 1 and "claimed and not changed: matrix_lr; changed and not claimed: num_layers" in out
     status, _, err = pgolf(capfd, "diff", "s/b", "s/none")
-    assert status == 2 and "not there or damaged" in err and "Traceback" not in err
+    assert status == 2 and "missing or damaged" in err and "Traceback" not in err
 
 
 # Data

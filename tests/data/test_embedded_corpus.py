@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.corpus import small_documents
 
 from pgolf.data import embedded_corpus, train_tokenizer
 from pgolf.data.dataset import Dataset
-from pgolf.data.embedded_corpus import Document
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError
 from pgolf_core.knobs import DataConfig
@@ -17,12 +17,6 @@ from pgolf_core.shards import read_shard, shard_paths
 from pgolf_core.tokens import load
 
 LONG = "This sentence is long enough, said again, and again, to count as documentation. " * 3 + "End."
-
-
-def small_documents(large: bool = False) -> list[Document]:
-    words = ["loss", "step", "weight", "byte", "scale", "token", "model", "prune", "round", "trip", "shard"]
-    random = np.random.default_rng(0)
-    return [Document(f"d{i}", " ".join(random.choice(words, 40))) for i in range(300 if large else 260)]
 
 
 @pytest.fixture
@@ -220,9 +214,8 @@ def test_two_processes_build_once(tmp_path):
 import sys, time
 from pathlib import Path
 from pgolf.data import embedded_corpus, train_tokenizer
-from pgolf_core.files import DataError
-sys.path.insert(0, "tests/data")
-from test_embedded_corpus import small_documents
+sys.path.insert(0, "tests")
+from support.corpus import small_documents
 
 def documents(large):
     with open(sys.argv[1] + ".builds", "a") as f: f.write("x")

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_server import JSONL, MODEL, SHARD, HubServer, published, published_documents
 from huggingface_hub import constants, file_download
+from support.hub_server import JSONL, MODEL, SHARD, HubServer, published, published_documents
 
 from pgolf.data import download, hub
 from pgolf.data.dataset import Dataset

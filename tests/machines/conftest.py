@@ -1,3 +1,3 @@
 """Fixtures of the tests of rented machines."""
 
-from rented import local, make, pod, pulls, said  # noqa: F401
+from support.rented import local, make, pod, pulls, said  # noqa: F401

@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-from pod import Pod
-from rented import FIRST, pgolf_remote
+from support.pod import Pod
+from support.rented import FIRST, pgolf_remote
 
 from pgolf.machines import job as jobs
 from pgolf.machines import preflight, remote, ssh, state, transfer

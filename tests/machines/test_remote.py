@@ -15,7 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from rented import FIRST, SECOND, SWEEP, THIRD, assert_all_local, assert_no_less, attempts, contents, go, pgolf_remote
+from support.rented import (
+    FIRST,
+    SECOND,
+    SWEEP,
+    THIRD,
+    assert_all_local,
+    assert_no_less,
+    attempts,
+    contents,
+    go,
+    pgolf_remote,
+)
 
 from pgolf.machines import job as jobs
 from pgolf.machines import remote, state, transfer

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from rented import FIRST, SECOND, THIRD, assert_all_local, attempts, contents, go
+from support.rented import FIRST, SECOND, THIRD, assert_all_local, attempts, contents, go
 
 from pgolf.machines import job as jobs
 from pgolf.machines import remote, state, transfer

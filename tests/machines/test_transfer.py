@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rented import contents, finished_run
+from support.rented import contents, finished_run
 
 from pgolf.machines import ssh, state, transfer
 from pgolf.machines.local_runs import is_complete

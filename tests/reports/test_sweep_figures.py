@@ -10,8 +10,7 @@ import pytest
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
-from test_frontier import make_run
-from test_seed_groups import make_arm, panel_of, tell
+from support.runs import make_config, make_run, only_group, write_sweep
 
 from pgolf.analysis import seed_groups
 from pgolf.disk import read_json
@@ -51,11 +50,11 @@ def sweep(tmp_path):
     """A sweep of seven arms with five seeds each: better, worse and neither, one over the cap."""
     rng = np.random.default_rng(0)
     base = 2.5 + rng.normal(0, 0.01, 5)
-    make_arm(tmp_path, "control", base)
+    make_config(tmp_path, "control", base)
     for i, (shift, total) in enumerate([(-0.03, 700_000), (0.03, 400_000), (0.0, 510_000), (-0.05, 1_100_000)]):
         scores = base + shift + rng.normal(0, 0.002, 5)
-        make_arm(tmp_path, f"arm-with-a-long-name-{i}", scores, {"model_dim": 152 + 16 * i}, total=total)
-    tell(tmp_path, ["control", *(f"arm-with-a-long-name-{i}" for i in range(4))])
+        make_config(tmp_path, f"arm-with-a-long-name-{i}", scores, {"model_dim": 152 + 16 * i}, total=total)
+    write_sweep(tmp_path, ["control", *(f"arm-with-a-long-name-{i}" for i in range(4))])
     return tmp_path
 
 
@@ -65,8 +64,8 @@ def seed_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize("ledger", [True, False])
 def test_one_numeric_factor_is_a_curve(sweep, ledger):
-    panel = panel_of(sweep)
-    rows = seed_groups.arms(panel)
+    panel = only_group(sweep)
+    rows = seed_groups.by_config(panel)
     assert sweep_figures.numeric_knob(rows, panel) == "model_dim"
     figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows) if ledger else seed_of(rows)[:0])
     assert len(figure.axes) == 2 + ledger
@@ -80,27 +79,29 @@ def test_one_numeric_factor_is_a_curve(sweep, ledger):
 
 def test_several_factors_are_names(sweep):
     make_run(sweep, "s/both", bpb=2.45, knobs={"model_dim": 256, "num_layers": 3, "seed": 1})
-    panel = panel_of(sweep)
-    rows = seed_groups.arms(panel)
+    panel = only_group(sweep)
+    rows = seed_groups.by_config(panel)
     assert sweep_figures.numeric_knob(rows, panel) == ""
     figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(rows.arm)
     shown = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert shown == {"baseline", "better", "worse", "not told apart"}
+    assert shown == {"baseline", "better", "worse", "not significant"}
     assert collisions(figure) == []
 
 
 def test_many_arms_are_cut(tmp_path):
     for i in range(40):
         make_run(tmp_path, f"s/arm-{i}", bpb=2.5 + 0.001 * i, knobs={"num_layers": 1 + i % 8, "model_dim": 64 + 8 * i})
-    panel = panel_of(tmp_path)
-    figure = sweep_figures.plot_sweep(seed_groups.arms(panel), panel, pd.DataFrame(columns=["arm", "bpb", "bytes"]))
+    panel = only_group(tmp_path)
+    figure = sweep_figures.plot_sweep(
+        seed_groups.by_config(panel), panel, pd.DataFrame(columns=["arm", "bpb", "bytes"])
+    )
     assert len(figure.axes[0].get_yticklabels()) == sweep_figures.CONFIGS
     assert collisions(figure) == []
 
 
 def test_seeds(sweep):
-    rows = seed_groups.arms(panel_of(sweep))
+    rows = seed_groups.by_config(only_group(sweep))
     figure = sweep_figures.plot_seeds(rows)
     away = np.concatenate([line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"])
     assert len(away) == 25 and abs(away).max() < 40  # milli-bpb
@@ -117,11 +118,11 @@ def test_the_leaderboard_names_each_leader_once(tmp_path):
             "checksum": "",
         }
         (run_dir / "result.json").write_text(str(content).replace("'", '"').replace("None", "null"))
-    panel = panel_of(tmp_path)
-    rows = seed_groups.arms(panel)
+    panel = only_group(tmp_path)
+    rows = seed_groups.by_config(panel)
     steps = seed_groups.history(panel, rows)
     assert len(steps) == 12
-    steps = steps.assign(name="s/" + steps.arm.map(rows.arm))
+    steps = steps.assign(name="s/" + steps.config.map(rows.arm))
     assert collisions(sweep_figures.plot_leaderboard(steps)) == []
 
 

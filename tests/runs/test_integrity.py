@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from test_notebooks import TINY
+from support.training import TINY
 
 from pgolf.analysis import frontier
 from pgolf.reports import pages, tables
@@ -89,7 +89,7 @@ def test_each_file_damaged(whole, tmp_path, name, how):
     table = load_runs(tmp_path).set_index("run")
     assert table.status.to_dict() == {"control": "complete", "harmed": "damaged"}
     assert name in table.problem["harmed"]
-    ((_, panel),) = frontier.comparable(load_runs(tmp_path))
+    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
     assert list(panel.run) == ["control"]
     assert f"harmed  damaged: {table.problem['harmed']}" in tables.summary(load_runs(tmp_path))
 

@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 import torch
-from test_run import TINY, tiny, what_counts
+from support.training import TINY, tiny, what_counts
 
 from pgolf.runs.directory import metric_rows
 from pgolf.runs.result import read_result

@@ -17,12 +17,13 @@ import pandas as pd
 import pytest
 import torch
 from golden_vectors import golden_path
-from test_embedded_corpus import small_documents
+from support.corpus import small_documents
+from support.training import TINY, tiny, what_counts
 
 from pgolf.data import embedded_corpus
 from pgolf.data.dataset import Dataset, validation_tokens
 from pgolf.runs import directory
-from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, read_result, write_result
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result, write_result
 from pgolf.runs.table import load_metrics, load_runs
 from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.resume import TrainError
@@ -34,25 +35,6 @@ from pgolf_core.export import load
 from pgolf_core.files import DataError
 from pgolf_core.quantization.allocation import AllocationError
 from pgolf_core.shards import read_shard, write_shard
-
-TINY = dict(
-    track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
-    iterations=12, val_loss_every=5, val_max_tokens=2048, roundtrip_val_max_tokens=4096, val_batch_size=2048,
-    train_log_every=1, compression_reg_warmup_steps=2,
-)  # fmt: skip
-TIMES = {
-    "train_seconds", "eval_seconds", "export_seconds", "budget", "peak_memory_bytes", "resumed", "environment",
-    "finished", "files", "checksum",
-}  # fmt: skip
-
-
-def what_counts(result: Result) -> dict:
-    """The result without what may differ between equal runs."""
-    return {name: value for name, value in vars(result).items() if name not in TIMES}
-
-
-def tiny(**knobs) -> RunConfig:
-    return RunConfig(**TINY | knobs)
 
 
 def test_trace_of_the_reference(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from pod import Pod
+from support.pod import Pod
 
 from pgolf.cli import remote as cli_remote
 from pgolf.disk import checksum
