@@ -102,7 +102,7 @@ def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
         "phases_ms": milliseconds,
         "step_ms": 1000 * whole,
         "tokens_a_second": config.train_batch_tokens / whole,
-        "tflops": flops.flops_a_token(config) * config.train_batch_tokens / whole / 1e12,
+        "tflops": flops.flops_per_token(config) * config.train_batch_tokens / whole / 1e12,
         "mfu": flops.utilisation(config, config.train_batch_tokens, whole, device),
         "peak_memory_mib": flops.peak_memory(device) / 2**20,
         "regulariser_share": milliseconds["regulariser"] / sum(milliseconds.values()),

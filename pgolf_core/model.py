@@ -68,7 +68,7 @@ class GPT(nn.Module):
             nn.init.normal_(self.tok_emb.weight, std=config.tied_embed_init_std)
         else:
             nn.init.zeros_(self.lm_head.weight)
-        self._positions: dict[tuple, Positions] = {}  # by (T, device)
+        self._positions: dict[tuple, Positions] = {}  # keys: (T, device)
 
     def positions(self, x: Tensor) -> Positions:
         """cos and sin (T, C/2) for x (B, T, D), and the window's mask (None without a window); kept between calls."""

@@ -3,16 +3,16 @@
 import functools
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.knobs import TrainConfig
+from pgolf_core.model import GPT
 from pgolf_core.parameters import roles_of
 
 
 def newton_schulz_dtype(muon_dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype that the knob asks for; auto = bfloat16 where the device has instructions for it, else float32.
+    """Dtype of Newton–Schulz products; auto = bfloat16 if the device has instructions for it, else float32.
 
     A CPU without them emulates bfloat16 products, several times slower than float32.
     """
@@ -22,8 +22,8 @@ def newton_schulz_dtype(muon_dtype: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 matrices by instructions of its own (AVX-512 BF16, AMX, Arm)."""
-    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    """True if this CPU has instructions for bfloat16 products (AVX-512 BF16, AMX, Arm)."""
+    return any(present for name, present in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def newton_schulz(g: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -78,8 +78,8 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     def _orthogonalised(self, matrices: list[Tensor], steps: int) -> list[Tensor]:
-        """newton_schulz · sqrt(max(1, rows/cols)) of each, in its own dtype; each rank computes its share."""
-        own = shares([m.shape for m in matrices], self.ranks.size)[self.ranks.rank]
+        """Updates newton_schulz · sqrt(max(1, rows/cols)), each in its matrix's dtype; every rank computes a part."""
+        own = partition(tuple(m.shape for m in matrices), self.ranks.size)[self.ranks.rank]
         by_shape: dict[torch.Size, list[int]] = {}
         for i in own:
             by_shape.setdefault(matrices[i].shape, []).append(i)
@@ -89,18 +89,19 @@ class Muon(torch.optim.Optimizer):
             update = newton_schulz(stacked, steps, self.dtype) * max(1, rows / cols) ** 0.5
             done |= zip(members, update, strict=True)
         if self.ranks.size > 1:
-            # Zeros where another rank computes: their sum is every update, to the bit.
+            # Zero in the slices of other ranks, so the sum over ranks is every update, to the bit.
             flat = torch.zeros(sum(m.numel() for m in matrices), dtype=self.dtype, device=matrices[0].device)
-            places = flat.split([m.numel() for m in matrices])
+            slices = flat.split([m.numel() for m in matrices])
             for i, update in done.items():
-                places[i].copy_(update.flatten())
+                slices[i].copy_(update.flatten())
             self.ranks.add_(flat)
-            done = {i: place.view_as(m) for i, (place, m) in enumerate(zip(places, matrices, strict=True))}
+            done = {i: part.view_as(m) for i, (part, m) in enumerate(zip(slices, matrices, strict=True))}
         return [done[i].to(m.dtype) for i, m in enumerate(matrices)]
 
 
 @functools.cache
-def _shares(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
+def partition(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
+    """Indices of the matrices that each rank orthogonalises: the costliest first, each to the rank with least work."""
     work, own = [0] * ranks, [[] for _ in range(ranks)]
     for i in sorted(range(len(shapes)), key=lambda i: -shapes[i].numel() * min(shapes[i])):
         least = work.index(min(work))
@@ -109,12 +110,7 @@ def _shares(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
     return [sorted(indices) for indices in own]
 
 
-def shares(shapes: list[torch.Size], ranks: int) -> list[list[int]]:
-    """Which matrices each rank orthogonalises: the costliest first, each to the rank that has the least to do."""
-    return _shares(tuple(shapes), ranks)
-
-
-def make_optimizers(model: nn.Module, config: RunConfig, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
     """Adam on embeddings, on control parameters and on an untied head; Muon on the matrices.
 
     Every group carries its `base_lr`, which the schedule scales. Raises RoleError naming an undeclared parameter.
@@ -124,7 +120,7 @@ def make_optimizers(model: nn.Module, config: RunConfig, ranks: Ranks = ALONE) -
     for name, parameter in model.named_parameters():
         of_kind[roles[name].kind].append(parameter)
     rates = {
-        "embedding": config.tied_embed_lr if config.tie_embeddings else config.embed_lr,
+        "embedding": config.tied_embed_lr if model.config.tie_embeddings else config.embed_lr,
         "control": config.scalar_lr,
         "head": config.head_lr,
     }
@@ -155,10 +151,10 @@ def step_optimizers(optimizers: list[torch.optim.Optimizer], lr_factor: float, m
 
 
 def lr_factor(config: TrainConfig, step: int, elapsed_ms: float, reserve_seconds: float = 0.0) -> float:
-    """What the learning rates are multiplied by at this step, elapsed_ms of training after the start.
+    """Factor of the learning rates at this step, elapsed_ms of training after the start.
 
-    Without a clock: 1, then a linear fall to 0 over the last warmdown_iters. With one, the same shape in
-    time, at the mean step time so far; reserve_seconds of it are not for training.
+    Without a wallclock limit: 1, then a linear fall to 0 over the last warmdown_iters. With one, the same shape in
+    time at the mean step time so far; reserve_seconds of the limit are not for training.
     """
     if not config.warmdown_iters:
         return 1.0
@@ -170,7 +166,7 @@ def lr_factor(config: TrainConfig, step: int, elapsed_ms: float, reserve_seconds
 
 
 def muon_momentum(config: TrainConfig, step: int) -> float:
-    """Rises linearly from muon_momentum_warmup_start to muon_momentum over muon_momentum_warmup_steps."""
+    """Momentum at this step: a linear rise from muon_momentum_warmup_start over muon_momentum_warmup_steps."""
     if not config.muon_momentum_warmup_steps:
         return config.muon_momentum
     done = min(1.0, step / config.muon_momentum_warmup_steps)

@@ -1,4 +1,4 @@
-"""What each parameter is: declared once, where it is created, and read by all that treat parameters differently.
+"""Roles of parameters: declared once, where a parameter is created, and read by all that treat them differently.
 
     self.c_q = declare(nn.Linear(D, D, bias=False), matrix("attn_in"))
     self.bigram = declare(nn.Embedding(10_240, 128), EMBEDDING)

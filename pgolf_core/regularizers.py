@@ -1,6 +1,6 @@
-"""Pressure on the weights to survive quantisation: pure functions weights → scalar, and their schedule.
+"""Compression regularizers: differentiable penalties on weights (weights → scalar) and the schedule of their use.
 
-The terms see the tensor as the exporter would quantise it; gradients stop at the quantised values.
+The terms compare a tensor with its quantised form, through which no gradient flows.
 """
 
 import torch
@@ -10,7 +10,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.parameters import roles_of
 from pgolf_core.quantization.primitives import SCALE_DTYPE, AxisMode, leading_pair, quantize_rows
 
-FLOOR = 1e-6  # below any weight that matters; keeps logarithms and quotients finite
+EPSILON = 1e-6  # below any weight that matters; keeps logarithms and quotients finite
 
 
 def reconstruction(w: Tensor, w_hat: Tensor) -> Tensor:
@@ -26,28 +26,28 @@ def grid(w: Tensor, scale: Tensor) -> Tensor:
 
 def scale_smoothness(w: Tensor) -> Tensor:
     """Mean squared difference of the log RMS of neighbouring rows."""
-    # Floored before the root: at a row of zeros, which projections start as, the root has no finite slope.
-    log_rms = w.square().mean(dim=1).clamp_min(FLOOR**2).sqrt().log()
+    # Clamped before the root, whose slope is infinite at a row of zeros; projections start as zeros.
+    log_rms = w.square().mean(dim=1).clamp_min(EPSILON**2).sqrt().log()
     return log_rms.diff().square().mean()
 
 
 def ternary(w: Tensor) -> Tensor:
     """Mean squared distance to {-s, 0, s}, s the mean magnitude."""
-    s = w.abs().mean().clamp_min(FLOOR)
+    s = w.abs().mean().clamp_min(EPSILON)
     return (w - s * torch.clamp(torch.round(w / s), -1, 1).detach()).square().mean()
 
 
 def outlier(w: Tensor) -> Tensor:
     """Mean over rows of the largest magnitude, over the mean magnitude."""
     magnitude = w.abs()
-    return magnitude.amax(dim=1).mean() / (magnitude.mean() + FLOOR)
+    return magnitude.amax(dim=1).mean() / (magnitude.mean() + EPSILON)
 
 
 @torch.no_grad()
 def _as_exported(w: Tensor, bits: int, axis: AxisMode) -> tuple[Tensor, Tensor, Tensor]:
-    """Reconstruction (rows, cols), its scales broadcastable to it, and whether the axis is rows: a 0-d bool.
+    """Dequantised tensor (rows, cols), its scales broadcastable to it, and a 0-d bool, true if scales are per row.
 
-    Both axes are computed and one selected on the device, so that no step waits for a choice on the host.
+    Both axes are computed and one selected on the device, so that no step synchronises with the host.
     """
     qmax = 2 ** (bits - 1) - 1
     q, row_scale = quantize_rows(w, qmax)
@@ -61,15 +61,15 @@ def _as_exported(w: Tensor, bits: int, axis: AxisMode) -> tuple[Tensor, Tensor, 
         fewer_rows = w.size(0) <= w.size(1)
         rows = (row_error <= col_error) if fewer_rows else (row_error < col_error)
     else:
-        rows = torch.full((), axis == "row", device=w.device)  # filled there, not sent
+        rows = torch.full((), axis == "row", device=w.device)  # filled on the device
     return torch.where(rows, by_row, by_col), torch.where(rows, row_scale, col_scale), rows
 
 
 class CompressionRegularizer:
-    """`regularizer(step)` -> (mean over the sampled tensors, their names); (zero, []) on a step it rests.
+    """`regularizer(step)` -> (mean over the sampled tensors, their names); (zero, []) on a step without a penalty.
 
-    The caller multiplies by compression_reg_weight. Candidates are the 2-D matrices that the exporter
-    would quantise, largest first; each step takes the next few and a window of columns of each.
+    The caller multiplies by compression_reg_weight. Candidates are all parameters but the control ones, largest
+    first; each due step samples the next few and a window of columns of each.
     """
 
     def __init__(self, model: nn.Module, config: RunConfig):
@@ -79,7 +79,7 @@ class CompressionRegularizer:
         self.config = config
         self.rank1_weight = config.compression_rank1_reg_weight
         if not (config.int8_residual_rank and config.int8_residual_budget_bytes):
-            self.rank1_weight = 0.0  # the export would hold no residual to make room for
+            self.rank1_weight = 0.0  # the export would store no residual
 
     def due(self, step: int) -> bool:
         c = self.config
@@ -105,7 +105,7 @@ class CompressionRegularizer:
         start %= width - cols + 1
         w = parameter[:, start : start + cols].float()
         bits = c.export.embed_bits if self.roles[name].kind == "embedding" else c.weight_quantization_bits
-        if bits == 16:  # stays float: nothing is lost that a term could win back
+        if bits == 16:  # stored in float16: no quantisation error to reduce
             return w.sum() * 0.0
         w_hat, scale, rows = _as_exported(w.detach(), bits, c.int8_axis_mode)
         value = reconstruction(w, w_hat)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and what share of a GPU's peak a run made of them (MFU)."""
+"""Floating-point operations of a training step, and the share of a GPU's peak that a run reached (MFU)."""
 
 import re
 
@@ -6,8 +6,8 @@ import torch
 
 from pgolf_core.config import RunConfig
 
-# Dense bfloat16 products with float32 sums, operations a second, by a part of the name that CUDA gives. From the
-# makers' data sheets; the first that fits counts.
+# Dense bfloat16 products with float32 sums, operations per second, by a part of CUDA's device name. Source: the
+# makers' data sheets; the first match counts.
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -28,11 +28,11 @@ PEAKS = {
 }
 
 
-def flops_a_token(config: RunConfig) -> float:
-    """Of forward and backward: 6 for each weight that a token is multiplied with, 12 for each pair it attends to.
+def flops_per_token(config: RunConfig) -> float:
+    """Operations of forward and backward: 6 per weight that a token is multiplied with, 12 per pair it attends to.
 
     Weights of shared blocks count in every layer that uses them, the embedding as output matrix only. Pairs are those
-    that causal attention and the window leave, half of what formulas without a mask count.
+    that causal attention and the window leave: half as many as in formulas without a mask.
     """
     m = config.model
     kv_dim = m.num_kv_heads * m.head_dim
@@ -48,7 +48,7 @@ def flops_a_token(config: RunConfig) -> float:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations a second that the device can make at most; None for one that PEAKS does not know."""
+    """Peak operations per second of the device; None if PEAKS does not know it."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -58,15 +58,15 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def utilisation(config: RunConfig, tokens: int, seconds: float, device: torch.device) -> float | None:
-    """MFU: model operations over what all ranks' GPUs could have made in these seconds of training."""
+    """MFU: operations of the model over the peak of all ranks' GPUs in these seconds; None if that is not known."""
     peak = peak_flops(device)
     if peak is None or seconds <= 0:
         return None
-    return flops_a_token(config) * tokens / seconds / (peak * config.world_size)
+    return flops_per_token(config) * tokens / seconds / (peak * config.world_size)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process held at most so far: of the GPU's memory, else of the machine's."""
+    """Peak memory of this process so far in bytes: GPU memory if there is one, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import psutil

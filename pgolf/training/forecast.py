@@ -24,12 +24,12 @@ from pgolf_core.quantization.allocation import MAX_LEVEL, MIN_CAP_FILL
 
 # Shares of the artifact, either way.
 MARGIN = 0.03  # the worst run of benchmarks/bench_forecast.py needs 0.02
-MARGIN_SEEN = 0.05  # from a checkpoint: rows of an early embedding are not yet as alike as they will be
+MARGIN_SEEN = 0.05  # checkpoints: rows of an early embedding are not yet as alike
 FISHER_MARGIN = 0.10  # if the sensitivities are drawn too
 BOUND_MARGIN = 0.25  # downwards, for schemes of which only an upper bound is known
 GROWTH_RANGE = (0.15, 1.5)  # times the law; the reference's 14×576 after 300 steps was near the low end
 GROWTH_RANGE_SEEN = (0.8, 1.25)  # once a tenth of the growth was seen
-FEWEST_STEPS = 300  # of a training that a time limit ends: the reference's on one RTX 3090
+FEWEST_STEPS = 300  # in a time-limited run; the reference's on one RTX 3090
 CHECKPOINT_WEIGHTS = 1 << 23  # weights of a checkpoint's blocks that are looked at
 
 
@@ -67,7 +67,7 @@ def forecast(config: RunConfig) -> Forecast:
     codebooks and residuals only bounds are known; GPTQ counts as rounding to nearest. Raises RoleError naming a
     parameter without a role.
     """
-    train = config.train.model_copy(update={"seed": 0})  # so that runs of several seeds share one forecast
+    train = config.train.model_copy(update={"seed": 0})  # runs of several seeds share one forecast
     export = config.export.model_copy(update={"allow_over_cap": False})
     return _before_training(config.model, train, export)
 
@@ -89,7 +89,7 @@ def _before_training(model: ModelConfig, train: TrainConfig, export: ExportConfi
 
 
 def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, steps: int | None = None) -> Forecast:
-    """From the weights after a fraction of the training, which is steps of it (None: that share of the iterations).
+    """Size estimate from the weights after a fraction of the training; steps: how many these are (None: of iterations).
 
     The weights go on growing by the law, as fast as they have grown so far. fraction 1 = as they are.
     """

@@ -205,7 +205,7 @@ def finish(run: Run, config: RunConfig) -> Result:
         train_seconds=timer.trained_s,
         budget=timer.budget(),
         peak_memory_bytes=flops.peak_memory(state.device),
-        flops_per_token=flops.flops_a_token(config),
+        flops_per_token=flops.flops_per_token(config),
         mfu=flops.utilisation(config, tokens, timer.trained_s, state.device),
         resumed=run.resumed,
         data_fingerprint=dataset.fingerprint,

@@ -1,9 +1,9 @@
-"""The solver: steps for every row and column of every tensor, so that the file just fits and loses least.
+"""Allocation: a step size for every row and column of every tensor, so that the file fits the cap and loses least.
 
-Calibration prices a squared error of each weight in nats (`calibrate`, `HessianFactor.column_weight`). Under a uniform
-step the error is step²/12 and a bit halves the step, whatever the weight. So the cheapest file of a given size has
-the same step² · price everywhere, in all tensors alike (reverse water-filling: Cover & Thomas, Elements of
-Information Theory, 10.3.3), and one number is left to find: that water level.
+Calibration gives the sensitivity of each weight: nats per squared error (`Statistics`, `HessianFactor.column_weight`).
+With a uniform step the squared error is step²/12, and one bit more halves the step, whatever the weight. The cheapest
+file of a given size therefore has the same step² · sensitivity everywhere (reverse water-filling: Cover & Thomas,
+Elements of Information Theory, 10.3.3). One number is left to find: lam, the square root of that product.
 """
 
 import math
@@ -19,10 +19,10 @@ from pgolf_core.quantization.grids import Grid, geometric_mean, weighted_grid
 from pgolf_core.quantization.residuals import fit_residual
 from pgolf_core.quantization.stored import Quantized
 
-MIN_CAP_FILL = 0.9985  # of the cap: as near as the search goes
+MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
-MAX_REL_STEP = 64.0  # geometric mean of the steps, in σ of a tensor; only its most felt rows keep anything
-MAX_LEVEL = 8_000  # at most, on each side of zero: int16 holds four times that, which leaves room for mending
+MAX_REL_STEP = 64.0  # geometric mean of the steps in σ of a tensor; above it almost all weights round to zero
+MAX_LEVEL = 8_000  # levels on each side of zero; int16 holds four times that, room for error compensation
 
 
 class AllocationError(ValueError):
@@ -31,10 +31,10 @@ class AllocationError(ValueError):
 
 @dataclass(frozen=True)
 class Solution:
-    """level: the square root of step² · price, in nats^½ a token. bytes: of file and code. predicted: nats a token."""
+    """lam: square root of step² · sensitivity, in nats^½ per token. bytes: file and code. predicted: nats per token."""
 
     quantized: Quantized
-    level: float
+    lam: float
     bytes: int
     predicted: float
 
@@ -55,10 +55,10 @@ def solve(
     """
     factors = {n: factorize_hessian(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
 
-    def at(level: float, residuals: tuple[str, ...] = ()) -> Solution:
+    def at(lam: float, residuals: tuple[str, ...] = ()) -> Solution:
         integers, low_ranks, predicted = {}, {}, 0.0
         for name, w in weights.items():
-            grid = grid_at(level, w, calibration[name], factors[name])
+            grid = grid_at(lam, w, calibration[name], factors[name])
             t = grid.with_levels(gptq(w, grid.step_size(), factors[name], grid.qmax, config.gptq_block))
             error = t.dequantize() - w
             if name in residuals:
@@ -67,35 +67,35 @@ def solve(
             integers[name] = t
             predicted += calibration[name].cost(error)
         quantized = Quantized(integers, low_ranks, floats)
-        return Solution(quantized, level, file_bytes(quantized), predicted)
+        return Solution(quantized, lam, file_bytes(quantized), predicted)
 
     parameters = sum(w.numel() for w in weights.values())
     best = search(at, config.cap_bytes, parameters)
     if not config.int8_residual_rank:
         return best.quantized
-    coarser = at(1.1 * best.level)
-    price = (coarser.predicted - best.predicted) / max(best.bytes - coarser.bytes, 1)  # nats a byte of finer steps
-    if worth := worth_a_residual(best, price, weights, calibration, config):
-        with_residuals = search(lambda level: at(level, worth), config.cap_bytes, parameters, best.level)
+    coarser = at(1.1 * best.lam)
+    nats_per_byte = (coarser.predicted - best.predicted) / max(best.bytes - coarser.bytes, 1)  # won by finer steps
+    if chosen := residuals_worth_their_bytes(best, nats_per_byte, weights, calibration, config):
+        with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, parameters, best.lam)
         best = min((best, with_residuals), key=lambda solution: solution.predicted)
     return best.quantized
 
 
-def grid_at(level: float, w: Tensor, statistics: Statistics, factor: HessianFactor) -> Grid:
-    """Steps of level / √price; price (row, col) = row_weight · column_weight in nats a token for a squared error."""
+def grid_at(lam: float, w: Tensor, statistics: Statistics, factor: HessianFactor) -> Grid:
+    """Grid of w with steps lam / √sensitivity; sensitivity (row, col) = row_weight · column_weight, nats / error²."""
     row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
-    price = geometric_mean(row_weight) * geometric_mean(col_weight)
-    spread = w.float().square().mean().sqrt().item()
-    c = min(level / math.sqrt(max(price, 1e-38)) / max(spread, 1e-38), MAX_REL_STEP)
+    sensitivity = geometric_mean(row_weight) * geometric_mean(col_weight)
+    rms = w.float().square().mean().sqrt().item()
+    c = min(lam / math.sqrt(max(sensitivity, 1e-38)) / max(rms, 1e-38), MAX_REL_STEP)
     levels = (w.abs() / weighted_grid(w, 1.0, row_weight, col_weight).step_size()).max().item()
     return weighted_grid(w, max(c, levels / MAX_LEVEL), row_weight, col_weight)
 
 
-def search(at: Callable[[float], Solution], cap: int, parameters: int, level: float = 1e-4) -> Solution:
-    """The finest solution that fits the cap, MIN_CAP_FILL of it or more where there is one."""
+def search(at: Callable[[float], Solution], cap: int, parameters: int, lam: float = 1e-4) -> Solution:
+    """The finest solution that fits the cap, filling MIN_CAP_FILL of it if there is one."""
     coarse = fine = None  # brackets: one that fits, one that does not
     for _ in range(MAX_ITERS):
-        solution = at(level)
+        solution = at(lam)
         if solution.bytes <= cap:
             if coarse is not None and solution.bytes == coarse.bytes and 8 * solution.bytes > 2 * parameters:
                 return solution  # the finest there is; at the coarsest, where sizes are equal too, go on
@@ -104,7 +104,7 @@ def search(at: Callable[[float], Solution], cap: int, parameters: int, level: fl
                 return solution
         else:
             fine = solution if fine is None or solution.bytes < fine.bytes else fine
-        level = _next_level(solution, coarse, fine, cap, parameters)
+        lam = _next_lam(solution, coarse, fine, cap, parameters)
     if coarse is None:
         raise AllocationError(
             f"cap_bytes={cap}: with the coarsest steps file and code take {fine.bytes:,} bytes; raise cap_bytes or "
@@ -113,26 +113,26 @@ def search(at: Callable[[float], Solution], cap: int, parameters: int, level: fl
     return coarse
 
 
-def _next_level(last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int) -> float:
-    """Between the brackets on the line through them; where one is missing, as if an octave were a bit a weight."""
+def _next_lam(last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int) -> float:
+    """Next lam to try: interpolated between the brackets; without one, one bit per weight for each factor of two."""
     target = (1 + MIN_CAP_FILL) / 2 * cap
     if coarse is None or fine is None:
         octaves = (last.bytes - target) / (parameters / 8)
-        return last.level * 2 ** max(-3.0, min(3.0, octaves + math.copysign(0.02, octaves)))
+        return last.lam * 2 ** max(-3.0, min(3.0, octaves + math.copysign(0.02, octaves)))
     share = (fine.bytes - target) / max(fine.bytes - coarse.bytes, 1)
     share = min(max(share, 0.02), 0.98)
-    return math.exp((1 - share) * math.log(fine.level) + share * math.log(coarse.level))
+    return math.exp((1 - share) * math.log(fine.lam) + share * math.log(coarse.lam))
 
 
-def worth_a_residual(
-    solution: Solution, price: float, weights: dict[str, Tensor], calibration: Calibration, config: ExportConfig
+def residuals_worth_their_bytes(
+    solution: Solution, nats_per_byte: float, weights: dict[str, Tensor], calibration: Calibration, config: ExportConfig
 ) -> tuple[str, ...]:
-    """Tensors whose low-rank residual wins more nats a byte than the price."""
+    """Tensors whose low-rank residual wins more nats per byte than finer steps do."""
     chosen = []
     for name, t in solution.quantized.tensors.items():
         error = t.dequantize() - weights[name]
         residual, size = fit_residual(-error, calibration[name], config)
         won = calibration[name].cost(error) - calibration[name].cost(error + residual.dense())
-        if won > price * size:
+        if won > nats_per_byte * size:
             chosen.append(name)
     return tuple(chosen)

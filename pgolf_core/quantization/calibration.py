@@ -158,7 +158,7 @@ class _Recorder(TorchFunctionMode):
             yield found[0], lambda gradient: self.calibration[found[0]].add_lookup(ids, gradient)
 
     def products(self, left: Tensor, right: Tensor) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
-        """As `lookup`, for each side of left @ right.T that is a weight."""
+        """The same as `lookup` for each side of left @ right.T that is a weight."""
         if left.requires_grad and (found := self.find(right)):
             yield found[0], self.adder(*found, left.detach())
         if right.requires_grad and (found := self.find(left)):  # the transpose of right @ left.T

@@ -95,7 +95,7 @@ def test_map_of_one_tensor_rounded(trained, source, tmp_path, capsys):
 
 def test_map_of_one_tensor_protected_is_what_its_file_scores(trained, source, tmp_path):
     state, config, dataset = trained
-    knobs = dict(quantizer="step:1", mlp_permutation=True)  # which the map leaves out
+    knobs = dict(quantizer="step:1", mlp_permutation=True)  # the map leaves the permutation out
     rows = {
         row["tensor"]: row for row in map_sensitivity(source, tmp_path / "map", 2048, change="protect", **knobs).table
     }

@@ -30,7 +30,7 @@ def test_products_are_counted_as_torch_does(knobs):
     )
     attention = 12 * config.num_layers * (64 + 1) / 2 * config.model_dim
     # The gradient of the embedding's output is no product; the first layer's input needs one all the same.
-    assert flops.flops_a_token(config) - attention == pytest.approx(products / ids.numel(), rel=1e-12)
+    assert flops.flops_per_token(config) - attention == pytest.approx(products / ids.numel(), rel=1e-12)
 
 
 @pytest.mark.parametrize("window", [0, 1, 16, 63, 64, 100])
@@ -38,7 +38,7 @@ def test_pairs_are_those_of_the_mask(window):
     config = RunConfig(**SHAPE, window_size=window)
     pairs = window_mask(64, window or 64, torch.device("cpu")).sum().item() / 64
     none = RunConfig(**SHAPE, window_size=1)
-    difference = flops.flops_a_token(config) - flops.flops_a_token(none)
+    difference = flops.flops_per_token(config) - flops.flops_per_token(none)
     assert difference == pytest.approx(12 * config.num_layers * config.model_dim * (pairs - 1))
 
 
@@ -46,7 +46,7 @@ def test_utilisation_is_of_all_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     config, device = RunConfig(track="h100", world_size=8), torch.device("cuda")
     assert flops.peak_flops(device) == 989e12
-    whole = 8 * 989e12 / flops.flops_a_token(config)  # tokens a second at the peak
+    whole = 8 * 989e12 / flops.flops_per_token(config)  # tokens a second at the peak
     assert flops.utilisation(config, int(whole), 2.0, device) == pytest.approx(0.5)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
     assert flops.peak_flops(device) == 756e12

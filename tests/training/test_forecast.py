@@ -29,7 +29,7 @@ TINY = dict(
 
 
 def gaussian_state(config: RunConfig, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What the model holds, drawn with one spread a matrix."""
+    """A state dict for the model, Gaussian with one rms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in GPT(config.model).state_dict().items()}
@@ -124,7 +124,7 @@ def test_global_random_numbers_are_left_alone():
             forecast_from(gaussian_state(config), config, fraction)
 
 
-# What it stops
+# Runs that a forecast stops
 
 
 def test_a_sweep_over_its_cap_is_refused_whole(tmp_path, monkeypatch, capfd):
@@ -164,14 +164,14 @@ def test_a_training_over_its_cap_does_not_start_and_may(embedded, tmp_path):
     assert result.forecast_bytes == pytest.approx(result.total_bytes, rel=0.1)
     assert result.forecast_at_tenth == pytest.approx(result.total_bytes, rel=0.1)
     assert f"forecast:{result.forecast_bytes:,} bytes" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
-    assert train(RunConfig(**knobs), tmp_path / "run") == result  # what is complete is not refused
+    assert train(RunConfig(**knobs), tmp_path / "run") == result  # a complete run is not refused
     without = train(RunConfig(**knobs, final_roundtrip_eval=False), tmp_path / "no artifact")
     assert without.total_bytes is None
 
 
 def test_a_tenth_of_training_may_stop_it_and_it_may_go_on(embedded, tmp_path, monkeypatch):
     knobs = TINY | dict(iterations=20, resume_every_seconds=0, quantizer="step:0.4")
-    monkeypatch.setattr("pgolf.training.run.check", lambda configs: None)  # as if the first forecast had been too low
+    monkeypatch.setattr("pgolf.training.run.check", lambda configs: None)  # a first forecast that was too low
     tight = dict(cap_bytes=60_000)
     with pytest.raises(TrainError, match=r"stopped at step 2: .* over cap_bytes=60000; with allow_over_cap=1 the same"):
         train(RunConfig(**knobs, **tight), tmp_path / "runs" / "run")

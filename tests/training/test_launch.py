@@ -21,7 +21,7 @@ from pgolf.training.launch import RankError
 from pgolf.training.run import train
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, GradientSum
-from pgolf_core.optim import newton_schulz, shares
+from pgolf_core.optim import newton_schulz, partition
 
 THIRTY = dict(TINY, num_layers=2, iterations=30, val_loss_every=15, compression_reg_weight=0.005)
 GLOO = pytest.mark.skipif(os.name == "nt", reason="torch for Windows has no ranks that talk through gloo's devices")
@@ -146,7 +146,7 @@ def test_one_process_adds_nothing():
 def test_the_work_of_muon_is_divided(ranks):
     """Each matrix once, and no rank has more than its share and the largest matrix."""
     shapes = [torch.Size(s) for s in [(512, 512), (256, 512), (256, 512), (512, 512), (1024, 512), (512, 1024)] * 9]
-    own = shares(shapes, ranks)
+    own = partition(tuple(shapes), ranks)
     assert sorted(i for indices in own for i in indices) == list(range(len(shapes)))
     work = [sum(shapes[i].numel() * min(shapes[i]) for i in indices) for indices in own]
     assert max(work) <= sum(work) / ranks + max(s.numel() * min(s) for s in shapes)

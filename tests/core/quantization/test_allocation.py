@@ -1,4 +1,4 @@
-"""The solver lands under its cap, gives bytes to what the loss feels, and says when nothing fits."""
+"""The solver lands under its cap, gives bytes to the sensitive tensors, and says when nothing fits."""
 
 import pytest
 import torch
@@ -6,7 +6,14 @@ import torch
 from pgolf_core.artifact.format import pack
 from pgolf_core.config import RunConfig
 from pgolf_core.quantization import allocation
-from pgolf_core.quantization.allocation import AllocationError, Solution, grid_at, search, solve, worth_a_residual
+from pgolf_core.quantization.allocation import (
+    AllocationError,
+    Solution,
+    grid_at,
+    residuals_worth_their_bytes,
+    search,
+    solve,
+)
 from pgolf_core.quantization.calibration import Statistics
 from pgolf_core.quantization.gptq import factorize_hessian
 from pgolf_core.quantization.grids import step_grid, to_nearest
@@ -20,18 +27,18 @@ def solved(model, cap: int, code: int = 0, **knobs):
     return quantized, len(pack(quantized, "ans").bytes) + code
 
 
-def statistics(rows: int, cols: int, price: float = 1.0, seed: int = 0) -> Statistics:
+def statistics(rows: int, cols: int, sensitivity: float = 1.0, seed: int = 0) -> Statistics:
     g = torch.Generator().manual_seed(seed)
     inputs = torch.randn(4 * cols, cols, generator=g) @ torch.randn(cols, cols, generator=g)
     hessian = inputs.T @ inputs
-    return Statistics(price * (0.1 + torch.rand(rows, generator=g)) * hessian.trace(), None, hessian, 4 * cols)
+    return Statistics(sensitivity * (0.1 + torch.rand(rows, generator=g)) * hessian.trace(), None, hessian, 4 * cols)
 
 
 @pytest.fixture(scope="module")
 def model():
     g = torch.Generator().manual_seed(1)
     weights = {f"blocks.{i}.mlp.fc.weight": torch.randn(160, 96, generator=g) for i in range(4)}
-    calibration = {name: statistics(160, 96, price=16.0**-i, seed=i) for i, name in enumerate(weights)}
+    calibration = {name: statistics(160, 96, sensitivity=16.0**-i, seed=i) for i, name in enumerate(weights)}
     return weights, {"attn_scales": torch.ones(4, 96)}, calibration
 
 
@@ -42,19 +49,19 @@ def test_lands_at_the_cap_and_never_over(model, budget):
         assert 0.998 * (budget + code) <= size <= budget + code
 
 
-def test_every_weight_pays_the_same(model):
-    """Step² times price is one water level, but for the quarter octaves that exponents are kept to."""
+def test_step_squared_times_sensitivity_is_the_same_everywhere(model):
+    """Up to the quarters of a power of two that exponents are rounded to."""
     calibration = model[2]
     levels = []
     for name, t in solved(model, 30_000)[0].tensors.items():
         s = calibration[name]
-        price = (s.row_weight / s.tokens)[:, None] * factorize_hessian(s.hessian).column_weight
-        levels.append((t.step_size().square() * price).log2())
+        sensitivity = (s.row_weight / s.tokens)[:, None] * factorize_hessian(s.hessian).column_weight
+        levels.append((t.step_size().square() * sensitivity).log2())
     levels = torch.cat([level.flatten() for level in levels])
     assert (levels - levels.mean()).abs().max() < 2 * 2 * 0.125 + 0.05
 
 
-def test_finer_where_the_loss_feels_more(model):
+def test_steps_are_finer_in_more_sensitive_tensors(model):
     sizes = [t.q.abs().float().mean() for t in solved(model, 30_000)[0].tensors.values()]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 8 * sizes[-1]
 
@@ -91,9 +98,9 @@ def test_residuals_only_where_they_pay(model, monkeypatch):
     knobs = dict(int8_residual_rank=2, int8_residual_bits=4)
     config = RunConfig(allocation="solve", codec="ans", **knobs).export
     solution = Solution(solved(model, 12_000)[0], 1e-4, 12_000, 1.0)
-    assert worth_a_residual(solution, 0.0, weights, calibration, config) == tuple(weights)
-    assert worth_a_residual(solution, 1e9, weights, calibration, config) == ()
-    monkeypatch.setattr(allocation, "worth_a_residual", lambda *_: tuple(weights))
+    assert residuals_worth_their_bytes(solution, 0.0, weights, calibration, config) == tuple(weights)
+    assert residuals_worth_their_bytes(solution, 1e9, weights, calibration, config) == ()
+    monkeypatch.setattr(allocation, "residuals_worth_their_bytes", lambda *_: tuple(weights))
     keep = lambda *values, key=None: values[0][1] if key else min(*values)  # noqa: E731, although they lose
     monkeypatch.setattr(allocation, "min", keep, raising=False)
 
@@ -109,8 +116,8 @@ def test_search_keeps_the_best_that_fits():
     """Sizes that jump past the whole window: the nearest below is taken."""
 
     class At:
-        def __init__(self, level):
-            self.level, self.bytes = level, 900 if level > 1e-5 else 1100
+        def __init__(self, lam):
+            self.lam, self.bytes = lam, 900 if lam > 1e-5 else 1100
 
     assert search(At, 1000, 1000).bytes == 900
 
@@ -119,9 +126,9 @@ def test_search_ends_at_the_finest():
     tried = []
 
     class At:
-        def __init__(self, level):
-            self.level, self.bytes = level, min(900, round(1e-2 / level))
-            tried.append(level)
+        def __init__(self, lam):
+            self.lam, self.bytes = lam, min(900, round(1e-2 / lam))
+            tried.append(lam)
 
     assert search(At, 1000, 1000).bytes == 900 and len(tried) < 6
 
