@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from pgolf_core.knobs import EvalConfig
 from pgolf_core.tokens import ByteTable
 
-BLOCKS = 64  # parts of the text whose losses a score keeps, so that two scores can be told from luck
+BLOCKS = 64  # parts of the text whose losses a score keeps, for tests of differences
+MAX_LOGITS = 1 << 29  # logits per batch, float32: 2 GB, and as much again in cross-entropy
 
 
 @dataclass(frozen=True)
 class Score:
-    """val_loss in mean nats a token, val_bpb in bits a byte, over `tokens` targets that spell `bytes` bytes.
+    """val_loss in mean nats per token, val_bpb in bits per byte, over `tokens` targets that spell `bytes` bytes.
 
     block_nats: nats of up to BLOCKS consecutive parts of the windows; they sum to val_loss · tokens.
     """
@@ -35,8 +36,8 @@ class Score:
 def windows(targets: int, length: int, stride: int) -> list[tuple[int, int]]:
     """(start, first scored target) of every window over a stream of `targets` targets.
 
-    They begin every `stride` targets (0: side by side), and a last one ends flush with the end. A target is scored
-    in the first window that reaches it, which is the one with the longest context for it.
+    Windows begin every `stride` targets (0: side by side), and a last one ends flush with the stream. A target is
+    scored in the first window that reaches it, the one with the longest context for it.
     """
     starts = list(range(0, targets - length + 1, stride or length))
     if starts[-1] + length < targets:
@@ -46,7 +47,7 @@ def windows(targets: int, length: int, stride: int) -> list[tuple[int, int]]:
 
 
 def all_windows(tokens: Tensor, config: EvalConfig) -> list[tuple[int, int]]:
-    """`windows` over tokens (n,), each but the first a target. Raises ValueError where there is no whole one."""
+    """`windows` over tokens (n,), each but the first a target. Raises ValueError if there is no whole one."""
     L = config.eval_seq_len
     if L == 0:
         raise ValueError("eval_seq_len=0: give the window in tokens, or take RunConfig.eval, which resolves it")
@@ -56,11 +57,10 @@ def all_windows(tokens: Tensor, config: EvalConfig) -> list[tuple[int, int]]:
 
 
 def ngram_cache(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
-    """Raise the logits (B, T, V) of tokens seen lately in ids (B, T), and of what followed the current one.
+    """Raise the logits (B, T, V) of recent tokens in ids (B, T), and of tokens that followed the current one.
 
-    Looking back lag = 1..size: the token `lag` back gets cache_mix/lag, and bigram_mix/lag more where the
-    token before it equals the current one. Delay 1 does all this one position late, as the reference did:
-    it never sees the current token. Source: reference.md, 'Sidecar'.
+    For lag = 1..size the token `lag` back gets cache_mix/lag, and bigram_mix/lag more if the token before it equals
+    the current one. Delay 1 does all this one position late, as the reference did: it never sees the current token.
     """
     B, T = ids.shape
     delay = config.eval_cache_delay
@@ -79,14 +79,14 @@ def ngram_cache(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows to be scored together: ids and targets (B, T), which of the B·T targets count, and their sums."""
+    """Windows that are scored together: ids and targets (B, T)."""
 
     ids: Tensor
     targets: Tensor
-    scored: Tensor  # (B·T,) bool, on the device that sums
-    tokens: int
-    bytes: Tensor  # () int64, there too
-    windows: slice  # which of all windows they are
+    scored: Tensor  # (B·T,) bool, whether a target counts; on summing_device
+    tokens: int  # targets that count
+    bytes: Tensor  # UTF-8 bytes of these, () int64; on summing_device
+    windows: slice  # place among all windows
 
 
 def batches(
@@ -97,14 +97,18 @@ def batches(
     every: int = 1,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """One window of tokens (n,) in `every`, from the first on; of the batches of them every n-th from the k-th on,
-    share = k, n. Raises ValueError where there is no whole window."""
+    """Batches of every `every`-th window of tokens (n,); share = (k, n): only every n-th batch, from the k-th on.
+
+    A batch is smaller than the knobs say if its logits would be more than MAX_LOGITS. Raises ValueError if there is
+    no whole window.
+    """
     L = config.eval_seq_len
     spans = all_windows(tokens, config)[::every]
     tokens = tokens.to(device)
     sums = summing_device(device)
     byte_table = byte_table.to(sums)
-    batch = config.sw_eval_batch if config.eval_stride else max(1, config.val_batch_size // L)
+    batch = config.sw_eval_batch if config.eval_stride else config.val_batch_size // L
+    batch = max(1, min(batch, MAX_LOGITS // (L * len(byte_table.base_bytes))))
     offsets = torch.arange(L, device=device)
     first_batch, step = share
     for i in range(first_batch * batch, len(spans), step * batch):
@@ -118,12 +122,12 @@ def batches(
 
 
 def summing_device(device: torch.device) -> torch.device:
-    """The model's own, but for mps, which has no float64 to sum in."""
+    """Device of float64 sums: the model's own, except for mps, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def scored_nats(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
-    """Sum of the loss over each window's scored targets, (B,) float64, of logits (B, T, V)."""
+    """Sum of the loss over each window's scored targets, (B,) float64, from logits (B, T, V)."""
     logits = logits.float()
     if config.eval_cache_size:
         logits = ngram_cache(logits, batch.ids, config)
@@ -141,7 +145,7 @@ def score_of(nats: Tensor, tokens: int, text_bytes: int) -> Score:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Inside the block the model is in its mode for evaluation; gives its device."""
+    """Evaluation and inference mode inside the block; yields the model's device."""
     training = model.training
     model.eval()
     try:
@@ -161,8 +165,8 @@ def evaluate(
 ) -> Score:
     """Score tokens (n,): each but the first is a target. Other dtypes than float32 run under autocast.
 
-    ranks: ranks.Ranks that hold the same model; each scores its share of the batches, and all get the same score.
-    Raises ValueError where tokens hold no whole window.
+    ranks: distributed.Ranks with the same model; each scores its share of the batches, and all get the same score.
+    Raises ValueError if tokens hold no whole window.
     """
     share = (ranks.rank, ranks.size) if ranks else (0, 1)
     with evaluating(model) as device:
@@ -174,7 +178,7 @@ def evaluate(
             nats[batch.windows] = scored_nats(logits, batch, config)
             counts[0] += batch.tokens
             counts[1] += batch.bytes
-        if ranks:  # zeros where another rank scores, so the sum is every window's, to the bit
+        if ranks:  # zeros for windows of other ranks, so the sum is exact
             ranks.add_(nats)
             ranks.add_(counts)
     return score_of(nats, *counts.tolist())

@@ -165,7 +165,7 @@ def _fit(
 def fit_context(
     name: str, w: Tensor, scheme: QuantScheme, role: Role, config: ExportConfig, calibration: Calibration
 ) -> FitContext:
-    """What the scheme may use for this tensor. Raises ValueError if it needs statistics and there are none."""
+    """Inputs of the scheme for this tensor. Raises ValueError if it needs statistics and there are none."""
     bits = config.embed_bits if role.kind == "embedding" else config.weight_quantization_bits
     gptq = config.gptq and scheme.uses_gptq and w.ndim == 2
     if not gptq and not scheme.needs_calibration:

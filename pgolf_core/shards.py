@@ -1,7 +1,7 @@
 """Shards: files of tokens.
 
 `fineweb_{train,val}_NNNNNN.bin` is 256 little-endian int32 of header (magic, version, token count, zeros), then
-uint16 tokens. Every document starts with BOS, and may go on in the next shard.
+uint16 tokens. Every document starts with BOS and may continue in the next shard.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from pgolf_core.files import DataError, atomic_path
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
-SHARD_TOKENS = 100_000_000  # of every shard but a split's last, as published
+SHARD_TOKENS = 100_000_000  # tokens per published shard, except the last of a split
 
 
 def header(tokens: int) -> bytes:
-    """The first HEADER_BYTES of a shard of so many tokens."""
+    """The first HEADER_BYTES of a shard with this number of tokens."""
     numbers = np.zeros(HEADER_BYTES // 4, dtype="<i4")
     numbers[:3] = MAGIC, VERSION, tokens
     return numbers.tobytes()
@@ -36,7 +36,7 @@ def write_shard(path: str | Path, tokens: np.ndarray | list[int]) -> Path:
 
 
 def read_shard(path: str | Path) -> np.memmap:
-    """Tokens of a shard, (n,) uint16, mapped, not copied. DataError for anything but a whole shard."""
+    """Tokens of a shard, (n,) uint16, memory-mapped. Raises DataError on anything but a complete shard."""
     size = Path(path).stat().st_size
     if size < HEADER_BYTES:
         raise DataError(f"{path}: {size} bytes are no shard; its header alone has {HEADER_BYTES}")
@@ -56,7 +56,7 @@ def read_shard(path: str | Path) -> np.memmap:
 
 
 def shard_paths(directory: str | Path, split: str) -> list[Path]:
-    """Shards of split 'train' or 'val' in reading order; DataError when there are none."""
+    """Shards of split 'train' or 'val' in reading order. Raises DataError if there are none."""
     if not Path(directory).is_dir():
         raise DataError(f"data_path: no folder {directory}; `pgolf data embedded` builds one")
     paths = sorted(Path(directory).glob(f"fineweb_{split}_*.bin"))

@@ -19,33 +19,33 @@ from torch import Tensor
 
 from pgolf_core.files import DataError
 
-NAMES = ("tokenizer.model", "tokenizer.json")  # beside the shards
-SPECIAL = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)  # of every tokenizer that is made here, and of the published
+NAMES = ("tokenizer.model", "tokenizer.json")  # file names, next to the shards
+SPECIAL = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)  # the same in every tokenizer made here and in the published
 NORMALIZATION = "nmt_nfkc"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a token stands for. leads: a space before it, which is text unless a boundary precedes."""
+    """Text of one token. leads: a space comes before it, unless a boundary precedes."""
 
-    text: bytes  # UTF-8, without the leading space; of a byte token that byte
+    text: bytes  # UTF-8, without the leading space; the byte of a byte token
     leads: bool
-    boundary: bool  # a control, unknown or unused token: stands for no text
+    boundary: bool  # a control, unknown or unused token, without text
 
 
 class SentencePiece:
     """A SentencePiece model."""
 
     def __init__(self, content: bytes):
-        """Raises RuntimeError where content is no model."""
-        if not content:  # SentencePiece makes a model of no pieces of it
+        """Raises RuntimeError if content is not a model."""
+        if not content:  # SentencePiece would make a model without pieces
             raise RuntimeError("empty")
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         self.vocab_size, self.bos = self.processor.vocab_size(), self.processor.bos_id()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokens of each text, (n,) uint16, BOS first."""
-        # One thread: whoever has much text calls this from several, and SentencePiece lets them run side by side.
+        # One thread per call: callers with much text use several, and SentencePiece releases the GIL.
         rows = self.processor.encode(list(texts), add_bos=True, num_threads=1, return_type="numpy")
         return [row.astype(np.uint16) for row in rows]
 
@@ -53,7 +53,7 @@ class SentencePiece:
         return self.processor.decode(list(ids))
 
     def normalize(self, text: str) -> str:
-        """The text as it is spelled by its tokens."""
+        """The text that its tokens spell."""
         return self.processor.normalize(text).replace("▁", " ")
 
     @cached_property
@@ -71,7 +71,7 @@ class SentencePiece:
 
 
 class Bytes:
-    """Every byte of UTF-8 is a token: `offset` + its value; below are pad, BOS, EOS and unknown."""
+    """Every byte of UTF-8 is a token, `offset` + its value; the ids below are pad, BOS, EOS and unknown."""
 
     offset, vocab_size, bos = 4, 260, SPECIAL["bos_id"]
 
@@ -92,7 +92,7 @@ class Bytes:
         return [bytes(i - self.offset for i in row if i >= self.offset).decode(errors="replace") for row in ids]
 
     def normalize(self, text: str) -> str:
-        """The text as it is spelled by its tokens."""
+        """The text that its tokens spell."""
         return self._normalizer.normalize(text) if self._normalizer else text
 
     @cached_property
@@ -100,7 +100,7 @@ class Bytes:
         return [Piece(b"", False, True)] * self.offset + [Piece(bytes([i]), False, False) for i in range(256)]
 
     def to_json(self) -> str:
-        """As the published tokenizer's file, with the normalisation where there is one."""
+        """Content of a file like the published tokenizer's, with the normalisation if there is one."""
         content = {"config": {**SPECIAL, "byte_offset": self.offset, "byte_count": 256}, "tokenizer_type": "pure_byte"}
         content |= {"normalization_rule_name": self.normalization} if self.normalization else {}
         return json.dumps(content | {"vocab_size": self.vocab_size}, indent=2, sort_keys=True) + "\n"
@@ -110,14 +110,14 @@ Tokenizer = SentencePiece | Bytes
 
 
 def normalizer(rule: str) -> sentencepiece.SentencePieceNormalizer:
-    """What SentencePiece makes of text before it cuts it, as it is trained here: no space is added in front."""
+    """The normalizer of SentencePiece models trained here: no space is added in front."""
     return sentencepiece.SentencePieceNormalizer(
         rule_name=rule, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
     )
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer of a .model or .json file. DataError naming the file when it is none."""
+    """The tokenizer of a .model or .json file. Raises DataError naming the file if it is neither."""
     path = Path(path)
     if not path.is_file():
         raise DataError(
@@ -134,9 +134,9 @@ def load(path: str | Path) -> Tokenizer:
 
 def _load_bytes(path: Path, content: bytes) -> Bytes:
     try:
-        told = json.loads(content)
-        tokenizer = Bytes(told.get("normalization_rule_name", ""))
-        if json.loads(tokenizer.to_json()) == told:
+        stated = json.loads(content)
+        tokenizer = Bytes(stated.get("normalization_rule_name", ""))
+        if json.loads(tokenizer.to_json()) == stated:
             return tokenizer
     except (ValueError, AttributeError, RuntimeError):
         pass
@@ -147,10 +147,10 @@ def _load_bytes(path: Path, content: bytes) -> Bytes:
 
 @dataclass(frozen=True)
 class ByteTable:
-    """UTF-8 bytes that each token stands for; three tensors of (vocab_size,).
+    """UTF-8 bytes per token; three tensors of (vocab_size,).
 
-    base_bytes: of the decoded piece without its leading space. has_leading_space: one byte more, unless the
-    previous token is a boundary. is_boundary: control, unknown and unused pieces, which stand for no text.
+    base_bytes: bytes of the decoded piece without its leading space. has_leading_space: one byte more, unless the
+    previous token is a boundary. is_boundary: control, unknown and unused pieces, which have no text.
     """
 
     base_bytes: Tensor
@@ -174,6 +174,6 @@ class ByteTable:
         return ByteTable(self.base_bytes.to(device), self.has_leading_space.to(device), self.is_boundary.to(device))
 
     def count(self, previous_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """Bytes of all targets together, () int64; previous_ids[...] comes right before target_ids[...]."""
+        """Bytes of all targets together, () int64; previous_ids[i] is the token before target_ids[i]."""
         spaces = self.has_leading_space[target_ids] & ~self.is_boundary[previous_ids]
         return (self.base_bytes[target_ids] + spaces).sum(dtype=torch.int64)

@@ -18,7 +18,7 @@ from pgolf_core.artifact.minify import Module
 
 PACKAGE = Path(__file__).parents[1]
 
-# What a reader calls, by module.
+# Names that a reader calls, by module.
 ENTRY_POINTS = {
     "artifact.format": ("load",),
     "evaluate": ("evaluate",),

@@ -1,10 +1,10 @@
 """Arrays ↔ bytes: zlib, lzma, brotli, and entropy coding by asymmetric numeral systems ('ans').
 
-An entropy coder does its own part perfectly; what it wants is good frequencies. The lines of a weight matrix differ
-in spread, so each row and each column has a level, its mean |q| in fractions of an octave. The sum of an element's
-two levels is its class, and each class has a table of frequencies. How fine the levels are, and whether rows,
-columns, both or neither have them, is decided by counting bits on one histogram; `coded_bytes` is that count. All
-such decisions are made on integers: under 'ans' equal arrays give equal bytes on every machine.
+ANS needs good symbol frequencies. Rows and columns of a weight matrix differ in rms, so each has a level: the log2 of
+its mean |q|, in eighths. The sum of an element's two levels is its class, and each class has a table of frequencies.
+How fine the levels are, and whether rows, columns, both or neither have them, is decided by counting bits on one
+histogram; `coded_bytes` is that count. All such decisions are made on integers, so under 'ans' equal arrays give
+equal bytes on every machine.
 """
 
 import importlib
@@ -20,31 +20,31 @@ import numpy as np
 
 CODECS = ("zlib", "lzma", "brotli", "ans")
 LIBRARIES = {"brotli": ("brotli", "1.2.1"), "ans": ("constriction", "0.5.0")}  # codec -> package, version tested
-# Raw: the container has lengths and checksums. No literal context, no alignment: weights are independent bytes.
+# Raw streams, since the container has lengths and checksums. lc=0, pb=0: weights are independent bytes.
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0, "dict_size": 1 << 24}]
 
 # Frequencies sum to 2^24. constriction's Categorical(perfect=False) adds them up, scales by an integer below 2^24 and
-# truncates: on multiples of 2^-24 all exact in float64, so nothing hangs on a machine's rounding.
+# truncates. All of it is exact in float64 on multiples of 2^-24, so it does not depend on a machine's rounding.
 PRECISION = 24
-# Tables hold square roots of counts in this unit. The root of a count is off by ½ whatever the count, so equal steps
-# suit all; √3 balances the bits of the table against the 0.7 bit a symbol that its coarseness costs.
+# Tables hold square roots of counts in this unit. The root's standard error is ½ whatever the count, so equal steps
+# suit all; √3 balances the bits of the table against the 0.7 bit per symbol that its coarseness costs.
 ROOT_UNIT = 1.732
-SQUARINGS = 3  # the finest levels are 2^-3 octaves
-LEVELS = 48  # lines narrower than the widest by more steps than that are of the lowest level
-NONE = 31  # a shift that leaves one level
-SHIFTS = [(a, b) for s in range(3) for a in (s, NONE) for b in (s, NONE)]  # of the row levels, of the column levels
-WAYS = 6  # of differencing a table: along the symbols 0, 1 or 2 times, along the classes 0 or 1 times
-CELLS = 1 << 20  # row levels × column levels × symbols, at most: bounds time and memory
-BIT = 4096  # units of cost a bit. 4096·log2(n) is never within 1e-8 of a half, so it rounds alike everywhere
-LARGE = 1 << 20  # bytes of arrays from which on trying every codec takes seconds
-OVERHEAD = 4  # bytes of a coded array that are not counted: way of differencing, the coder's state
+SQUARINGS = 3  # the finest levels are 2^-3 of a power of two apart
+LEVELS = 48  # rows and columns further below the largest than this share the lowest level
+NONE = 31  # a shift after which one level is left
+SHIFTS = [(a, b) for s in range(3) for a in (s, NONE) for b in (s, NONE)]  # (rows, columns)
+WAYS = 6  # ways of differencing a table: 0, 1 or 2 times along the symbols, 0 or 1 times along the classes
+CELLS = 1 << 20  # maximum of row levels × column levels × symbols; bounds time and memory
+BIT = 4096  # units of cost per bit; 4096·log2(n) is never within 1e-8 of a half, so it rounds alike everywhere
+LARGE = 1 << 20  # bytes; to try every codec on more takes seconds
+OVERHEAD = 4  # bytes per coded array besides tables and symbols: way of differencing, the coder's state
 
 Spec = tuple[np.dtype, tuple[int, ...]]  # dtype and shape of an array
-Operation = tuple[np.ndarray, np.ndarray | int]  # symbols, and their frequencies or, if all alike, their bits
+Operation = tuple[np.ndarray, np.ndarray | int]  # symbols; their frequencies or, if uniform, their bits
 
 
 class ArtifactError(ValueError):
-    """A file that is no artifact of ours, is damaged, or needs a library that is not here."""
+    """A file that is not a pgolf artifact, is damaged, or needs a library that is not installed."""
 
 
 def library(codec: str, version: str | None = None) -> Any:
@@ -57,7 +57,7 @@ def library(codec: str, version: str | None = None) -> Any:
 
 
 def encode(arrays: Sequence[np.ndarray], codec: str) -> bytes:
-    """One stream of the arrays' little-endian bytes; under 'ans' a block for each array."""
+    """One stream of the arrays' little-endian bytes; under 'ans' one block per array."""
     if codec == "ans":
         return b"".join(map(_block, arrays))
     raw = b"".join(_little(array).tobytes() for array in arrays)
@@ -69,7 +69,7 @@ def encode(arrays: Sequence[np.ndarray], codec: str) -> bytes:
 
 
 def decode(blob: bytes, specs: Sequence[Spec], codec: str) -> list[np.ndarray]:
-    """The arrays that `encode` was given. Raises ArtifactError on a blob that does not hold just them."""
+    """The inverse of encode. Raises ArtifactError on a blob that does not hold exactly these arrays."""
     if codec == "ans":
         return [_read_body(body, *spec) for body, spec in zip(split(blob, len(specs)), specs, strict=True)]
     sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in specs]
@@ -81,12 +81,12 @@ def decode(blob: bytes, specs: Sequence[Spec], codec: str) -> list[np.ndarray]:
 
 
 def smallest(arrays: Sequence[np.ndarray]) -> tuple[str, bytes]:
-    """The codec of fewest bytes, and the blob: of all four, so never above brotli's.
+    """The codec of fewest bytes, and its blob.
 
-    zlib and lzma live on repeats, as brotli does: where it finds too few to beat ans in a large section, they are
-    not asked. Over 16 MB of weights that saves a minute.
+    zlib and lzma gain from repeats, as brotli does: if brotli does not beat ans on a large section, they are not
+    tried. On 16 MB of weights that saves a minute.
     """
-    with ThreadPoolExecutor(1) as pool:  # brotli lets other threads run meanwhile
+    with ThreadPoolExecutor(1) as pool:  # brotli releases the GIL
         brotli = pool.submit(encode, arrays, "brotli")
         blobs = {"ans": encode(arrays, "ans"), "brotli": brotli.result()}
     if len(blobs["brotli"]) < len(blobs["ans"]) or sum(a.nbytes for a in arrays) < LARGE:
@@ -112,7 +112,7 @@ def split(blob: bytes, count: int) -> list[bytes]:
 
 
 def _decompress(blob: bytes, size: int, codec: str) -> bytes:
-    """Exactly `size` bytes, which is found out without unfolding more than one too many."""
+    """Exactly `size` bytes; never decompresses more than one byte beyond."""
     errors = [zlib.error, lzma.LZMAError, EOFError]
     if codec == "brotli":
         errors.append(library(codec).error)
@@ -139,7 +139,7 @@ def _from_bytes(raw: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarr
 
 
 def _varint(n: int) -> bytes:
-    """Seven bits a byte, lowest first; the eighth says that more follow."""
+    """Seven bits per byte, lowest first; the eighth bit says that more follow."""
     return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + _varint(n >> 7)
 
 
@@ -156,14 +156,14 @@ def _next_body(blob: bytes, start: int) -> tuple[bytes, int]:
     return blob[start : start + size], start + size
 
 
-# A block is the length of its body, then the body: nothing for an array of zeros, the array's own bytes where
-# coding gains nothing (the reader knows both by the length), else the way of differencing, the lowest symbol, the
-# number of symbols less one, if there are several rows the levels of rows and columns as two blocks, and the coder's
-# words without the zero bytes they end in.
+# A block is the length of its body, then the body. The body is empty for an array of zeros, and the array's own bytes
+# if coding gains nothing; the reader recognises both by the length. Else it is: way of differencing, lowest symbol,
+# number of symbols less one, the levels of rows and columns as two blocks (if there are several rows), and the coder's
+# words without their trailing zero bytes.
 
 
 def _matrix(array: np.ndarray) -> np.ndarray:
-    """The integers to code as (rows, cols); of floats their bytes by place, (itemsize, n)."""
+    """The integers to code, (rows, cols); for floats their bytes by significance, (itemsize, n)."""
     if array.dtype.kind == "f":
         return np.frombuffer(_little(array).tobytes(), np.uint8).reshape(-1, array.itemsize).T
     return array.reshape(len(array) if array.ndim > 1 else 1, -1)
@@ -177,20 +177,20 @@ def _block(array: np.ndarray) -> bytes:
         q = _matrix(array)
         plan = _plan(q, planes=array.dtype.kind == "f")
         if plan.bytes < len(raw):
-            body = min(raw, _body(q, plan), key=len)  # of two as long the first, which the reader takes it for
+            body = min(raw, _body(q, plan), key=len)  # raw on a tie, as the reader assumes
     return _varint(len(body)) + body
 
 
 @dataclass(frozen=True)
 class _Plan:
-    low: int  # symbols are q - low
-    levels: tuple[np.ndarray, np.ndarray]  # uint8, of the rows and of the columns
+    low: int  # smallest q; symbols are q - low
+    levels: tuple[np.ndarray, np.ndarray]  # uint8, for rows and for columns
     roots: np.ndarray  # (classes in use, symbols) int64
-    bytes: int  # of the body
+    bytes: int  # length of the body
 
 
 def _plan(q: np.ndarray, planes: bool = False) -> _Plan:
-    """The cheapest way found to code (rows, cols). With `planes` rows may be classes, whatever their spread."""
+    """The cheapest way found to code q (rows, cols). With `planes` each row may be a class of its own."""
     low = int(q.min())
     symbols = int(q.max()) - low + 1
     rows, cols = (np.zeros(n, np.uint8) for n in q.shape)
@@ -216,19 +216,19 @@ def _plan(q: np.ndarray, planes: bool = False) -> _Plan:
     return min(plans, key=lambda plan: plan.bytes)
 
 
-def _levels(spread: np.ndarray) -> np.ndarray:
-    """Levels from 0 of lines of whole mean |q|: the exponent of its power 2^SQUARINGS."""
-    power = np.maximum(spread, 1).astype(np.float64)
+def _levels(magnitude: np.ndarray) -> np.ndarray:
+    """Levels >= 0 of rows or columns with these integer magnitudes: the exponent of the 2^SQUARINGS-th power."""
+    power = np.maximum(magnitude, 1).astype(np.float64)
     for _ in range(SQUARINGS):
-        power *= power  # products are rounded alike on every machine, logarithms are not
+        power *= power  # products round alike on every machine, logarithms do not
     exponent = np.frexp(power)[1]
     return np.maximum(exponent - max(exponent.min(), exponent.max() - LEVELS), 0).astype(np.uint8)
 
 
 def _roots(counts: np.ndarray) -> np.ndarray:
-    """(classes, symbols) counts -> table entries; 0 only for what does not occur."""
+    """(classes, symbols) counts -> table entries; 0 only for symbols that do not occur."""
     roots = np.maximum(np.rint(np.sqrt(counts) / ROOT_UNIT).astype(np.int64), counts > 0)
-    # A table that gains less than its own bits, some two a symbol, is better even, which costs next to none.
+    # A table that gains less than its own bits, some two per symbol, is made uniform, which costs almost none.
     even = _bits(np.full(roots.shape, 2**PRECISION // roots.shape[1]))
     gain = (counts * (even - _bits(_frequencies(roots**2)))).sum(axis=1)
     roots[gain < 2 * BIT * (counts > 0).sum(axis=1)] = 1
@@ -236,7 +236,7 @@ def _roots(counts: np.ndarray) -> np.ndarray:
 
 
 def _frequencies(weights: np.ndarray) -> np.ndarray:
-    """Whole weights along the last axis -> frequencies >= 1 that sum to 2^PRECISION."""
+    """Integer weights along the last axis -> frequencies >= 1 that sum to 2^PRECISION."""
     edges = np.cumsum(weights, axis=-1)
     edges = edges * (2**PRECISION - weights.shape[-1]) // edges[..., -1:]
     return _steps(edges) + 1
@@ -250,7 +250,7 @@ def _steps(a: np.ndarray) -> np.ndarray:
 
 
 def _bits(frequencies: np.ndarray) -> np.ndarray:
-    """Cost of a symbol in whole 1/BIT bits."""
+    """Cost per symbol in units of 1/BIT bits, integer."""
     return PRECISION * BIT - np.rint(BIT * np.log2(frequencies)).astype(np.int64)
 
 
@@ -259,7 +259,7 @@ def _cost(counts: np.ndarray, frequencies: np.ndarray) -> int:
 
 
 def _difference(roots: np.ndarray, way: int) -> np.ndarray:
-    """(classes, symbols) -> flat whole numbers >= 0 that tell them: differences d as 2d, or -2d - 1 below zero."""
+    """(classes, symbols) -> flat integers >= 0: differences d as 2d, or -2d - 1 if negative."""
     d = _steps(roots.T).T if way // 3 else roots
     for _ in range(way % 3):
         d = _steps(d)
@@ -267,7 +267,7 @@ def _difference(roots: np.ndarray, way: int) -> np.ndarray:
 
 
 def _undifference(values: np.ndarray, way: int) -> np.ndarray:
-    """(classes, symbols) of numbers as `_difference` makes them -> roots."""
+    """The inverse of _difference, with values (classes, symbols)."""
     roots = np.where(values % 2, -(values + 1) // 2, values // 2)
     for _ in range(way % 3):
         roots = np.cumsum(roots, axis=1)
@@ -275,13 +275,13 @@ def _undifference(values: np.ndarray, way: int) -> np.ndarray:
 
 
 # Numbers are written as their bit lengths, entropy coded, and the bits below each one's highest. The table of
-# lengths has four bits a length: how many times rarer it is than the most frequent, as a power of two; 15 is never.
+# lengths has four bits per length: the log2 of how much rarer it is than the most frequent; 15 = does not occur.
 
 
 def _lengths(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of numbers >= 0 their bit lengths, how many have each length, and the table."""
+    """Bit lengths of numbers >= 0, how many have each length, and the table."""
     lengths = np.frexp(numbers.astype(np.float64))[1]
-    counts = np.bincount(lengths, minlength=2)  # constriction knows no model of one symbol
+    counts = np.bincount(lengths, minlength=2)  # constriction has no model of one symbol
     rarity = np.rint(np.log2(counts.max() / np.maximum(counts, 1))).clip(0, 14)
     return lengths, counts, np.where(counts > 0, rarity, 15).astype(np.int32)
 
@@ -303,7 +303,7 @@ def _number_operations(numbers: np.ndarray) -> list[Operation]:
 
 
 def _model(frequencies: np.ndarray | int) -> Any:
-    """constriction's model for frequencies, or for that many bits."""
+    """constriction's model for frequencies, or uniform for that many bits."""
     model = library("ans").stream.model
     if isinstance(frequencies, int):
         return model.Uniform(1 << frequencies)
@@ -311,7 +311,7 @@ def _model(frequencies: np.ndarray | int) -> Any:
 
 
 def _classes(levels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Places of a matrix's flat elements by class, in order within one; elements in each class that is used."""
+    """Indices of a matrix's flat elements sorted by class, and the number of elements per class that occurs."""
     classes = np.add.outer(*(n.astype(np.uint16) for n in levels)).ravel()
     counts = np.bincount(classes)
     return np.argsort(classes, kind="stable"), counts[counts > 0]
@@ -326,7 +326,7 @@ def _body(q: np.ndarray, plan: _Plan) -> bytes:
         parts = np.split(q.ravel()[order].astype(np.int32) - plan.low, np.cumsum(counts[:-1]))
         operations = _number_operations(_difference(plan.roots, way))
         operations += zip(parts, _frequencies(plan.roots**2), strict=True)
-        for part, frequencies in reversed(operations):  # a stack: what is read first is put on it last
+        for part, frequencies in reversed(operations):  # a stack: the part read first is pushed last
             coder.encode_reverse(part.astype(np.int32), _model(frequencies))
     low = (plan.low % 256**q.itemsize).to_bytes(q.itemsize, "little")
     head = bytes([way]) + low + (symbols - 1).to_bytes(q.itemsize, "little")
@@ -347,7 +347,7 @@ def _read_body(body: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarr
             return _from_bytes(planes.T.tobytes(), dtype, shape)
         rows = shape[0] if len(shape) > 1 else 1
         return _read_matrix(body, dtype, (rows, count // max(rows, 1))).reshape(shape)
-    except ArtifactError:  # of its levels
+    except ArtifactError:  # raised by the blocks of levels
         raise
     except (ValueError, IndexError) as error:
         raise ArtifactError(f"an ans block cannot be decoded ({error})") from error
@@ -360,7 +360,7 @@ def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int]) -> np.nda
     low = int(np.frombuffer(body[1 : 1 + size], dtype.newbyteorder("<"))[0])
     symbols = int.from_bytes(body[1 + size : start], "little") + 1
     levels = [np.zeros(n, np.uint8) for n in shape]
-    if shape[0] > 1:  # a block of levels is one row, so it has none of its own
+    if shape[0] > 1:  # a block of levels is one row, which ends the recursion
         for i, level in enumerate(levels):
             part, start = _next_body(body, start)
             levels[i] = _read_body(part, level.dtype, level.shape)
@@ -384,7 +384,7 @@ def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int]) -> np.nda
 
 
 def _read_numbers(coder: Any, count: int) -> np.ndarray:
-    """`count` numbers that `_number_operations` wrote, int64. Raises ValueError."""
+    """The `count` numbers written by `_number_operations`, int64. Raises ValueError."""
     kinds = int(coder.decode(_model(5), 1)[0])
     if not 2 <= kinds <= PRECISION:
         raise ValueError("its tables are wrong")

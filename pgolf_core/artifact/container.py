@@ -1,12 +1,12 @@
-"""The artifact file: named arrays in sections, one a part of the account, each under its codec.
+"""The artifact file: named arrays in sections, one per part of the byte account, each under its codec.
 
     preamble   magic, version, bytes of the header as stored and as text, bytes of the file, crc32 of the header
-    header     JSON under lzma: names, dtypes, shapes; sections; versions of the libraries; what else the writer says
+    header     JSON under lzma: names, dtypes, shapes; sections; versions of the libraries; `about`
     sections   one after the other
     checksum   the first 16 bytes of the sha256 of all before it
 
-Equal arrays give equal bytes, whatever the order of the dicts. Nothing in a file is executed, and no length in it
-is believed before it is held against the file's own.
+Equal arrays give equal bytes, whatever the order of the dicts. Nothing in a file is executed, and every length in it
+is checked against the file's own before it is used.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ import numpy as np
 from pgolf_core.artifact.codec import CODECS, LIBRARIES, ArtifactError, Spec, decode, encode, library, smallest, split
 
 VERSION = 1
-MAGIC = b"\x89PGF\r\n\x1a\n"  # as PNG's: not text, and damaged by whatever changes line ends
+MAGIC = b"\x89PGF\r\n\x1a\n"  # like PNG's: not text, and damaged by any change of line ends
 PREAMBLE = struct.Struct("<8sHIIQI")
 CHECKSUM = 16
 DTYPES = ("int8", "uint8", "int16", "float16", "float32")
-HEADER_LIMIT = 1 << 22  # bytes of JSON
+HEADER_LIMIT = 1 << 22  # bytes of JSON, at most
 
 ALIENS = {
     b"\x80": "a pickle",
@@ -41,7 +41,7 @@ ALIENS = {
 
 @dataclass(frozen=True)
 class Packed:
-    """bytes is the file; parts, with "metadata", sum to its length; codecs tells the one of each part but that."""
+    """bytes: the file. parts: sizes that sum to its length, "metadata" included. codecs: of each other part."""
 
     bytes: bytes
     parts: dict[str, int]
@@ -50,7 +50,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a file holds. array_bytes: stored bytes of each array, None where one stream holds several."""
+    """Content of a file. array_bytes: stored bytes of each array, None if one stream holds several."""
 
     arrays: dict[str, np.ndarray]
     about: dict[str, Any]
@@ -65,14 +65,14 @@ class Unpacked:
 class _Section:
     part: str
     codec: str
-    count: int  # of arrays
+    count: int  # arrays in it
     length: int
     stored_crc: int
     decoded_crc: int
 
 
 def decoded_limit(stored: int) -> int:
-    """Bytes that a file of `stored` bytes may unfold to: weights never reach 64:1, a bomb does."""
+    """Bytes that a file of `stored` bytes may decompress to: weights never reach 64:1, a bomb does."""
     return 2**25 + 64 * stored
 
 
@@ -80,12 +80,12 @@ def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dic
     """The file of these arrays. parts: array -> part of the account; codec: one of CODECS, or "auto" for the smallest.
 
     Raises ValueError on other dtypes than DTYPES, on an `about` that is not JSON, and on arrays that compress
-    beyond what a reader believes.
+    beyond `decoded_limit`.
     """
     if codec not in (*CODECS, "auto"):
         raise ValueError(f"codec {codec}; there are {', '.join(CODECS)} and auto")
     if "metadata" in parts.values():
-        raise ValueError("metadata is the name of the file's own part")
+        raise ValueError("part metadata: the name is reserved for the file's own bytes")
     if alien := [f"{name} {a.dtype}" for name, a in arrays.items() if a.dtype.name not in DTYPES]:
         raise ValueError(f"cannot store {', '.join(alien)}; dtypes are {', '.join(DTYPES)}")
     names = sorted(arrays, key=lambda name: (parts[name], name))
@@ -115,14 +115,14 @@ def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dic
 
 
 def unpack_arrays(blob: bytes) -> Unpacked:
-    """The inverse of pack_arrays. Raises ArtifactError on anything that is not a whole file of ours."""
+    """The inverse of pack_arrays. Raises ArtifactError on anything but a complete artifact."""
     header_size, text_size = _check(blob)
     start = PREAMBLE.size + header_size
     text = decode(blob[PREAMBLE.size : start], [(np.dtype(np.uint8), (text_size,))], "lzma")[0].tobytes()
     try:
         names, specs, sections, about, libraries = _parse(text)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ArtifactError(f"its header is none of ours ({error})") from error
+        raise ArtifactError(f"its header is not an artifact's ({error})") from error
     if start + sum(s.length for s in sections) + CHECKSUM != len(blob):
         raise ArtifactError("its sections do not add up to its length")
     if _decoded_bytes(specs) > decoded_limit(len(blob)):
@@ -144,7 +144,7 @@ def unpack_arrays(blob: bytes) -> Unpacked:
 
 
 def _decoded_bytes(specs: Sequence[Spec]) -> int:
-    """Bytes of arrays; of an empty one as if its zeros were ones, so that the other lengths are bounded too."""
+    """Bytes of arrays; a length of 0 counts as 1, so that the other lengths of an empty array are bounded too."""
     return sum(dtype.itemsize * math.prod(max(n, 1) for n in shape) for dtype, shape in specs)
 
 
@@ -160,7 +160,7 @@ def _crc(arrays: Sequence[np.ndarray]) -> int:
 
 
 def _check(blob: bytes) -> tuple[int, int]:
-    """Bytes of the header as stored and as text, once the file is of our kind and length. Raises ArtifactError."""
+    """Bytes of the header as stored and as text, after checking kind and length. Raises ArtifactError."""
     if not blob.startswith(MAGIC):
         like = next((kind for start, kind in ALIENS.items() if blob.startswith(start)), "")
         raise ArtifactError("not a pgolf artifact" + (f"; begins like {like}" if like else ""))

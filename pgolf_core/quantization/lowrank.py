@@ -1,8 +1,8 @@
-"""Low-rank residuals in few bits: what quantisation took from a matrix, given back as a product of thin factors.
+"""Low-rank residuals in few bits: the quantization error of a matrix, approximated by a product of thin factors.
 
-LQER (Zhang et al. 2024, arXiv 2402.02446): the SVD of the error is taken after scaling by how large the
-inputs are, and the factors are quantised in their turn. Here the whole second-moment matrix of the inputs
-weighs the columns, an optional importance the rows, and the right factor is solved anew for the stored left.
+LQER (Zhang et al. 2024, arXiv 2402.02446): the error is scaled by the magnitude of the inputs before its SVD, and the
+factors are quantized too. Here the second-moment matrix of the inputs weighs the columns, an optional importance the
+rows, and the right factor is the least-squares solution for the stored left one.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DAMPING = 0.01  # of the mean, added to second moments and row weights, so that what was never seen stays bounded
-CUTOFF = 1e-4  # of the stored left factor's largest singular value; below it is what float16 rounded off
-CLIPS = [0.4 + 0.025 * i for i in range(25)]  # of a group's largest magnitude, tried as its integers' range
+DAMPING = 0.01  # times the mean, added to second moments and row weights: bounds rows and columns never seen
+CUTOFF = 1e-4  # relative to the stored left factor's largest singular value: float16's rounding is below
+CLIPS = [0.4 + 0.025 * i for i in range(25)]  # ranges to try, relative to a group's largest magnitude
 
 
 @dataclass(frozen=True)
 class LowRank:
     """left (rows, rank) and right (rank, cols): int8 with scales, or float16 without.
 
-    left_scale (rows / group, rank) and right_scale (rank, cols / group), rounded up, float16: one scale for
-    every `group` integers along the long axis.
+    left_scale (rows / group, rank) and right_scale (rank, cols / group), rounded up, float16: one scale per `group`
+    integers along the long axis.
     """
 
     left: Tensor
@@ -30,8 +30,8 @@ class LowRank:
     group: int
 
     def dense(self) -> Tensor:
-        """float32 (rows, cols). Added up one rank at a time, each product and sum rounded by itself, so that
-        every machine gets the same bits; a matrix product does not promise that."""
+        """float32 (rows, cols), the same bits on every machine: a matrix product does not promise that, so ranks are
+        added one at a time, each product and sum rounded by itself."""
         left = dequantize_factor(self.left, self.left_scale, self.group, dim=0)
         right = dequantize_factor(self.right, self.right_scale, self.group, dim=1)
         total = left.new_zeros(left.size(0), right.size(1))
@@ -40,7 +40,7 @@ class LowRank:
         return total
 
     def arrays(self) -> dict[str, Tensor]:
-        """Name -> what is to be stored; the group size goes beside it."""
+        """Kind -> tensor; the group size is kept beside them."""
         arrays = {"left": self.left, "right": self.right}
         if self.left_scale is not None:
             arrays |= {"left_scale": self.left_scale, "right_scale": self.right_scale}
@@ -60,9 +60,9 @@ def low_rank(
     hessian: Tensor | None = None,
     row_weight: Tensor | None = None,
 ) -> LowRank:
-    """The pair of stored factors that lowers the `weighted_sq_error` of residual - dense() most, but for rounding.
+    """The pair of factors, rounded, that minimises the `weighted_sq_error` of residual - dense().
 
-    A higher rank lowers it further; only at 2 bits may rounding under uneven weights cost more than a rank wins.
+    A higher rank lowers it further; only at 2 bits may rounding under uneven weights cost more than a rank gains.
 
     residual (rows, cols); hessian (cols, cols), the inputs' second moments up to a factor; row_weight (rows,)
     >= 0. bits 2..8 for integers, 16 for float16 factors. Raises ValueError for a rank that the shape does not
@@ -80,8 +80,8 @@ def low_rank(
     seen = weighted if hessian is None else weighted @ column_root(hessian, cols)
     u, s, _ = torch.linalg.svd(seen, full_matrices=False)
     left, left_scale = quantize_factor(u[:, :rank] * s[:rank].sqrt() / root, bits, group, dim=0)
-    # Least squares for the left factor as it is stored. The hessian's root is invertible and stands on the right
-    # of both sides, so it falls out; its part is to have chosen the columns of u.
+    # Least squares for the left factor as it is stored. The hessian's root is invertible and on the right of both
+    # sides, so it cancels; it has chosen the columns of u.
     stored = root * dequantize_factor(left, left_scale, group, dim=0)
     solved = torch.linalg.pinv(stored, rtol=CUTOFF) @ weighted  # (rank, rows) @ (rows, cols)
     right, right_scale = quantize_factor(solved, bits, group, dim=1)
@@ -96,9 +96,9 @@ def weighted_sq_error(residual: Tensor, hessian: Tensor | None = None, row_weigh
 
 
 def quantize_factor(x: Tensor, bits: int, group: int, dim: int) -> tuple[Tensor, Tensor | None]:
-    """x -> int8 of its shape, float16 scales, one for `group` numbers along dim; at 16 bits float16 and None.
+    """x -> int8 of its shape, float16 scales, one per `group` numbers along dim; at 16 bits float16 and None.
 
-    Of the CLIPS each group takes the one of least squared error, or zeros: at 2 bits a range as wide as the
+    Each group takes the range in CLIPS with the least squared error, or zeros: at 2 bits a range as wide as the
     largest number would round most others to zero.
     """
     if bits == 16:
@@ -115,21 +115,21 @@ def quantize_factor(x: Tensor, bits: int, group: int, dim: int) -> tuple[Tensor,
         tried_scale = (clip * largest / largest_q).half().to(x.dtype)
         tried = torch.round(groups / tried_scale).clamp(-largest_q, largest_q)
         tried_cost = (groups - tried * tried_scale).square().sum(dim=2, keepdim=True)
-        better = tried_cost < cost  # never where a group or its scale is zero
+        better = tried_cost < cost  # false if a group or its scale is zero
         q, scale = torch.where(better, tried, q), torch.where(better, tried_scale, scale)
         cost = torch.where(better, tried_cost, cost)
     return q.view(rows, -1)[:, :n].to(torch.int8).contiguous(), scale[:, :, 0].half()
 
 
 def dequantize_factor(q: Tensor, scale: Tensor | None, group: int, dim: int) -> Tensor:
-    """float32 of q's shape; exact, since 7 bits of integer times 11 of scale fit into its 24."""
+    """float32 of q's shape; exact, since 7 bits of integer times 11 bits of scale fit into its 24."""
     if scale is None:
         return q.float()
     return q.float() * scale.float().repeat_interleave(group, dim).narrow(dim, 0, q.size(dim))
 
 
 def row_root(row_weight: Tensor, rows: int) -> Tensor:
-    """Square roots (rows, 1), float64, of row weights brought to mean 1 and damped."""
+    """Square roots of row weights, normalised to mean 1 and damped; (rows, 1) float64."""
     w = row_weight.detach().double()
     if w.shape != (rows,) or not torch.isfinite(w).all() or w.min() < 0 or not w.any():
         raise ValueError(f"row_weight must be {rows} finite numbers >= 0, not all 0; got shape {tuple(w.shape)}")
@@ -137,7 +137,7 @@ def row_root(row_weight: Tensor, rows: int) -> Tensor:
 
 
 def column_root(hessian: Tensor, cols: int) -> Tensor:
-    """Cholesky factor (cols, cols), float64, of second moments brought to mean diagonal 1 and damped."""
+    """Cholesky factor of second moments, normalised to mean diagonal 1 and damped; (cols, cols) float64."""
     h = hessian.detach().double()
     if h.shape != (cols, cols) or not torch.isfinite(h).all() or not h.any():
         raise ValueError(f"hessian must be {cols} × {cols}, finite, not all 0; got shape {tuple(h.shape)}")
@@ -145,5 +145,5 @@ def column_root(hessian: Tensor, cols: int) -> Tensor:
     h.diagonal().add_(DAMPING)
     root, failed = torch.linalg.cholesky_ex(h)
     if failed:
-        raise ValueError("hessian is not positive semi-definite, so not the second moments of anything")
+        raise ValueError("hessian is not positive semi-definite, so it is no second-moment matrix")
     return root

@@ -62,7 +62,7 @@ class Quantized:
     """A state dict as it will be stored: every tensor is in `tensors` or, if kept in float, in `floats`."""
 
     tensors: dict[str, Stored]
-    residuals: dict[str, Residual]  # of some of `tensors`, in the order they were chosen
+    residuals: dict[str, Residual]  # corrections of some `tensors`, in the order they were chosen
     floats: dict[str, Tensor]
 
     @property

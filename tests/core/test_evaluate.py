@@ -9,6 +9,7 @@ import torch
 from golden_vectors import golden, state_of
 
 from pgolf.data.dataset import Dataset, validation_tokens
+from pgolf_core import evaluate as evaluation
 from pgolf_core.config import RunConfig
 from pgolf_core.evaluate import evaluate, ngram_cache, windows
 from pgolf_core.knobs import EvalConfig, ModelConfig
@@ -166,7 +167,7 @@ def test_never_below_the_entropy_of_the_source():
     assert knowing_there < trained < knowing_there + 0.05
 
 
-def test_precision_and_batch_do_not_change_the_score():
+def test_precision_and_batch_do_not_change_the_score(monkeypatch):
     model = GPT(ModelConfig(vocab_size=64, num_layers=1, model_dim=16, num_heads=2, num_kv_heads=2))
     tokens = torch.randint(64, (1025,))
     table = ByteTable(torch.ones(64, dtype=torch.int16), torch.zeros(64).bool(), torch.zeros(64).bool())
@@ -174,6 +175,12 @@ def test_precision_and_batch_do_not_change_the_score():
     assert [s.val_bpb for s in scores] == pytest.approx([scores[0].val_bpb] * 3, rel=1e-6)
     half = evaluate(model, tokens, table, EvalConfig(eval_seq_len=64, val_batch_size=256), torch.bfloat16)
     assert half.val_bpb == pytest.approx(scores[0].val_bpb, rel=1e-2)
+    monkeypatch.setattr(evaluation, "MAX_LOGITS", 2 * 64 * 64)  # two windows' logits
+    sizes = [len(b.ids) for b in evaluation.batches(tokens, table, EvalConfig(eval_seq_len=64), torch.device("cpu"))]
+    assert sizes == [2] * 8
+    assert evaluate(model, tokens, table, EvalConfig(eval_seq_len=64)) == evaluate(
+        model, tokens, table, EvalConfig(eval_seq_len=64, val_batch_size=128)
+    )
 
 
 def test_eval_group_resolves_its_window():

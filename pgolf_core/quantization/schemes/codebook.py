@@ -18,17 +18,17 @@ from pgolf_core.quantization.stored import stored_form
 from pgolf_core.scheme import FitContext, QuantScheme, between, register
 
 MAX_SIZE = 4096  # entries; Lloyd's algorithm then still sees 64 vectors for each, and takes a minute
-SAMPLE = 2**18  # vectors that Lloyd's algorithm sees: 1,024 an entry for a table of 256
-SEED_SAMPLE = 2**15  # vectors that its first entries are drawn from
-CHUNK_SCORES = 2**20  # float32 scores at a time: 4 MiB stay in the cache, and memory is bounded
-ENCODE_PASSES = 4  # of choosing entries and refitting scale and rates; 16 lower error + price by another 0.1 %
+SAMPLE = 2**18  # vectors that Lloyd's algorithm sees: 1,024 per entry for a table of 256
+SEED_SAMPLE = 2**15  # vectors from which the first entries are drawn
+CHUNK_SCORES = 2**20  # float32 scores at a time, 4 MiB: fits the cache, bounds memory
+ENCODE_PASSES = 4  # rounds of choosing entries, refitting scale and rates; 16 lower error + price by 0.1 % more
 SCALE_RANGE = 2.0  # the refitted scale stays within this factor of the root mean square
-SMALLEST = 2.0**-24  # of float16; what a scale is held above before dividing by it
+SMALLEST = 2.0**-24  # smallest float16; lower bound of a scale that divides
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """entries float16 (size, dimension) in lexicographic order, no two alike; for root mean square 1."""
+    """entries: float16 (size, dimension) in lexicographic order, no two alike, for weights of rms 1."""
 
     entries: Tensor
 
@@ -94,27 +94,24 @@ class CodebookScheme(QuantScheme):
         return 2 * self.size * self.dimension
 
 
-def encode(w: Tensor, codebook: Codebook, rate_weight: float = 0.0, weights: Tensor | None = None) -> CodebookTensor:
+def encode(w: Tensor, codebook: Codebook, rate_weight: float = 0.0) -> CodebookTensor:
     """The entries and the scale for w (rows, cols) of least squared error + rate_weight · bits.
 
     The error is a vector's, in units of w's mean square; the bits are -log2 of an index's share among w's own
-    indices. weights (cols,) >= 0 price the error in each column, such as a Hessian's diagonal; only their
-    ratios count. At rate_weight 0 every index is the nearest entry's. Raises ValueError for w that is not 2-D,
-    empty or not finite, for columns that the codebook's dimension does not divide, and for unusable weights.
+    indices. At rate_weight 0 every index is the nearest entry's. Raises ValueError for w that is not 2-D, empty or not
+    finite, and for columns that the codebook's dimension does not divide.
     """
     entries = codebook.entries.float()
     size, dimension = entries.shape
     vectors, rms = as_vectors(w, dimension)
-    importance = None if weights is None else column_importance(weights, w.shape, dimension)
     scale, penalty = rms, torch.zeros(size)
     for _ in range(ENCODE_PASSES):
-        index, _ = cheapest(vectors / scale.clamp_min(SMALLEST), entries, penalty, importance)
+        index, _ = cheapest(vectors / scale.clamp_min(SMALLEST), entries, penalty)
         penalty = rate_penalty(torch.bincount(index, minlength=size), rate_weight)
         chosen = entries[index]
-        priced = chosen if importance is None else importance * chosen
-        fitted = (vectors * priced).sum() / (chosen * priced).sum()  # 0 / 0 where all entries chosen are zero
+        fitted = (vectors * chosen).sum() / chosen.square().sum()  # 0 / 0 if all entries chosen are zero
         scale = fitted.nan_to_num(0.0).clamp(rms / SCALE_RANGE, rms * SCALE_RANGE).half().float()
-    index, _ = cheapest(vectors / scale.clamp_min(SMALLEST), entries, penalty, importance)
+    index, _ = cheapest(vectors / scale.clamp_min(SMALLEST), entries, penalty)
     indices = index.view(w.size(0), -1).to(torch.uint8 if size <= 256 else torch.int16)
     return CodebookTensor(indices, scale.half(), codebook)
 
@@ -124,8 +121,8 @@ def learn(
 ) -> Codebook:
     """A table of at most `size` vectors of `dimension` weights for all tensors (rows, cols) together.
 
-    There are fewer where the weights hold fewer distinct vectors, or where rate_weight > 0 has emptied cells:
-    under a price on bits that is how the rate falls. Equal seeds give equal tables. Some 5 s for 256 entries
+    There are fewer if the weights hold fewer distinct vectors, or if rate_weight > 0 has emptied cells: under a price
+    on bits that is how the rate falls. Equal seeds give equal tables. Some 5 s for 256 entries
     on one core, whatever the number of weights. Raises ValueError as encode, and for sizes out of range.
     """
     if not 1 <= size <= MAX_SIZE or dimension < 1 or iterations < 1:
@@ -146,7 +143,7 @@ def learn(
 
 
 def spread_entries(vectors: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """First entries (<= size, dimension), each drawn by its squared distance to those before (k-means++)."""
+    """First entries (<= size, dimension), each drawn with probability ∝ squared distance to the others (k-means++)."""
     entries = vectors[:1]
     distance = (vectors - entries).square().sum(dim=1)
     while len(entries) < size and distance.any():
@@ -160,7 +157,7 @@ def lloyd_step(vectors: Tensor, entries: Tensor, penalty: Tensor, rate_weight: f
     """Better entries and penalties than those given, and the mean cost of a vector under those given.
 
     vectors (n, dimension), entries (size, dimension), penalty (size,). An empty cell gets the vector that
-    costs most now; under a price on bits it stays empty, for it would have to pay for its first index.
+    costs most now; under a price on bits it stays empty, because its first index would cost more.
     """
     index, cost = cheapest(vectors, entries, penalty)
     counts = torch.bincount(index, minlength=len(entries))
@@ -173,36 +170,25 @@ def lloyd_step(vectors: Tensor, entries: Tensor, penalty: Tensor, rate_weight: f
 
 
 def rate_penalty(counts: Tensor, rate_weight: float) -> Tensor:
-    """rate_weight times the bits of an index of each of (size,) counts: infinite for those that never occur."""
+    """rate_weight times the bits of an index of each of (size,) counts: infinite for a count of 0."""
     if rate_weight < 0:
         raise ValueError(f"rate_weight {rate_weight} is negative")
     return -rate_weight * (counts / counts.sum()).log2() if rate_weight else torch.zeros(len(counts))
 
 
-def cheapest(
-    vectors: Tensor, entries: Tensor, penalty: Tensor, importance: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def cheapest(vectors: Tensor, entries: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
     """Index (n,) of the entry of least squared error + penalty for each vector, and that cost (n,).
 
-    vectors (n, dimension), entries (size, dimension), penalty (size,); importance (n, dimension) prices the
-    squares one by one.
+    vectors (n, dimension), entries (size, dimension), penalty (size,).
     """
-    squares = entries.square()
+    offsets = entries.square().sum(dim=1) + penalty
     rows = max(1, CHUNK_SCORES // len(entries))
     indices, costs = [], []
-    for start in range(0, len(vectors), rows):
-        x = vectors[start : start + rows]
+    for x in vectors.split(rows):
         # ‖x − e‖² less ‖x‖², which does not depend on the entry: (rows, size)
-        if importance is None:
-            scores = torch.addmm(squares.sum(dim=1) + penalty, x, entries.T, alpha=-2)
-            same = x.square().sum(dim=1)
-        else:
-            h = importance[start : start + rows]
-            scores = torch.addmm(penalty, h, squares.T).addmm_(h * x, entries.T, alpha=-2)
-            same = (h * x.square()).sum(dim=1)
-        least, index = scores.min(dim=1)
+        least, index = torch.addmm(offsets, x, entries.T, alpha=-2).min(dim=1)
         indices.append(index)
-        costs.append(least + same)
+        costs.append(least + x.square().sum(dim=1))
     return torch.cat(indices), torch.cat(costs)
 
 
@@ -214,12 +200,3 @@ def as_vectors(w: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"vectors of {dimension} weights do not fit {w.size(1)} columns")
     vectors = w.detach().float().reshape(-1, dimension)
     return vectors, vectors.square().mean().sqrt()
-
-
-def column_importance(weights: Tensor, shape: torch.Size, dimension: int) -> Tensor:
-    """(cols,) -> (rows · cols / dimension, dimension) of mean 1, beside as_vectors."""
-    rows, cols = shape
-    weights = weights.detach().float()
-    if weights.shape != (cols,) or not torch.isfinite(weights).all() or weights.min() < 0 or not weights.any():
-        raise ValueError(f"weights must be {cols} finite numbers >= 0, not all 0; got shape {tuple(weights.shape)}")
-    return (weights / weights.mean()).view(-1, dimension).repeat(rows, 1)

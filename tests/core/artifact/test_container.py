@@ -119,7 +119,7 @@ def test_auto_is_never_above_a_codec(model):
     for codec in CODECS:
         other = pack_arrays(*model, {}, codec)
         assert all(size <= other.parts[part] for part, size in auto.parts.items() if part != "metadata")
-        assert len(auto.bytes) < len(other.bytes) + 60  # of naming several codecs and libraries
+        assert len(auto.bytes) < len(other.bytes) + 60  # names of several codecs and libraries
 
 
 def test_equal_arrays_give_equal_files(model, good):

@@ -113,12 +113,11 @@ def test_cheapest_is_a_search_through_all(monkeypatch):
     monkeypatch.setattr("pgolf_core.quantization.schemes.codebook.CHUNK_SCORES", 100)
     generator = torch.Generator().manual_seed(0)
     vectors, entries = torch.randn(57, 3, generator=generator), torch.randn(9, 3, generator=generator)
-    penalty, importance = torch.rand(9, generator=generator), torch.rand(57, 3, generator=generator)
-    for passed, h in ((None, torch.ones(57, 3)), (importance, importance)):
-        costs = (h[:, None] * (vectors[:, None] - entries).square()).sum(dim=2) + penalty
-        index, cost = cheapest(vectors, entries, penalty, passed)
-        assert torch.equal(index, costs.argmin(dim=1))
-        torch.testing.assert_close(cost, costs.min(dim=1).values)
+    penalty = torch.rand(9, generator=generator)
+    costs = (vectors[:, None] - entries).square().sum(dim=2) + penalty
+    index, cost = cheapest(vectors, entries, penalty)
+    assert torch.equal(index, costs.argmin(dim=1))
+    torch.testing.assert_close(cost, costs.min(dim=1).values)
 
 
 @pytest.mark.parametrize("dimension", [1, 2])
@@ -144,16 +143,6 @@ def test_price_on_bits_beats_the_plain_codebook_at_its_rate():
     assert sum(normalised_error(w, priced, rate_weight=0.06) for w in tensors) < sum(
         normalised_error(w, plain) for w in tensors
     )
-
-
-def test_column_weights_lower_the_weighted_error():
-    (w,) = random_weights(1)
-    codebook = learn([w], 32, 4)
-    weights = torch.logspace(-2, 2, 48)[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
-    blind, priced = (encode(w, codebook, weights=h).dequantize() for h in (None, weights))
-    assert (weights * (w - priced).square()).sum() < 0.8 * (weights * (w - blind).square()).sum()
-    level, blind = (encode(w, codebook, rate_weight=0.1, weights=h) for h in (torch.full((48,), 8.0), None))
-    assert torch.equal(level.dequantize(), blind.dequantize())
 
 
 def test_equal_seeds_give_equal_tables_in_order():
@@ -223,9 +212,3 @@ def test_refuses_tensors(bad, message):
 def test_refuses_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         learn(**{"tensors": random_weights(1), "size": 4, "dimension": 1} | changes)
-
-
-@pytest.mark.parametrize("weights", [torch.ones(3), -torch.ones(4), torch.zeros(4), torch.full((4,), float("nan"))])
-def test_refuses_column_weights(weights):
-    with pytest.raises(ValueError, match="weights must be 4"):
-        encode(torch.ones(2, 4), Codebook(torch.ones(1, 1).half()), weights=weights)
