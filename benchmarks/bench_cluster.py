@@ -1,4 +1,4 @@
-"""What killed workers cost a sweep on a cluster: the same runs undisturbed, and with workers killed at random.
+"""Cost of killed workers to a sweep on a cluster: the same runs undisturbed, and with workers killed at random.
 
     python benchmarks/bench_cluster.py [--runs 12] [--workers 3] [--kills 5] [--iterations 40] [--seed 0]
 

@@ -1,8 +1,8 @@
-"""What the notebook road costs: one train.ipynb as a sweep runs it, against train() in a fresh process.
+"""Cost of a notebook: one train.ipynb as a sweep runs it, against train() in a fresh process.
 
     python benchmarks/notebook_overhead.py [--repeats 5]
 
-Bar: at most 6 s a run. Both train the same few steps, alternating, each from an empty directory.
+Bar: at most 6 s per run. Both train the same few steps, alternating, each from an empty directory.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> int:
             extra.append(notebook - direct)
             print(f"{i + 1:>6}  {notebook:>8.2f} s  {direct:>8.2f} s  {extra[-1]:>5.2f} s", flush=True)
     median = statistics.median(extra)
-    print(f"median {median:.2f} s a run, bar {BAR_SECONDS:.0f} s: {'holds' if median <= BAR_SECONDS else 'MISSED'}")
+    print(f"median {median:.2f} s per run, bar {BAR_SECONDS:.0f} s: {'holds' if median <= BAR_SECONDS else 'MISSED'}")
     return 0 if median <= BAR_SECONDS else 1
 
 

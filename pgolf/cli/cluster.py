@@ -38,7 +38,7 @@ def worker(arguments: argparse.Namespace) -> int:
     command += ["--memory-limit", "0", "--no-dashboard"]
     groups = [f"GPU {e['CUDA_VISIBLE_DEVICES']}" for e in environments if e]
     print(f"{len(environments)} at a time: {' | '.join(groups) or 'on the CPU'}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from a batch system whose time is up
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's time limit
     processes = []
     try:
         for environment in environments:

@@ -13,7 +13,7 @@ from pgolf.processes import interactive
 from pgolf.runs.result import RunError, read_result
 from pgolf_core.config import RunConfig
 
-TAIL_BYTES = 8192  # of metrics.jsonl: the last validation is among them
+TAIL_BYTES = 8192  # end of metrics.jsonl, with the last validation
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ def start(
     It gets a session of its own, so Ctrl-C reaches only this process, which then ends it. Raises OSError.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "error.json").unlink(missing_ok=True)  # from an earlier attempt
+    (run_dir / "error.json").unlink(missing_ok=True)  # an earlier attempt's
     content = {"notebook": str(notebook), "output": str(run_dir / "notebook.ipynb"), "parameters": parameters}
     job_file = atomic_write(run_dir / "job.json", json.dumps(content, indent=1))
     # Absolute folders: the kernel has another working directory.
@@ -145,7 +145,7 @@ def _serve() -> None:
     from jupyter_core.utils import run_sync
 
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a kernel prints goes to stderr
+    os.dup2(2, 1)  # output of kernels goes to stderr
     kernel = None
 
     async def empty() -> None:

@@ -12,7 +12,7 @@ SECONDS = 20  # wallclock limit of a time-limited run
 LENGTHS = ("num_layers", "num_unique_blocks", "window_size", "eval_seq_len", "eval_stride")
 WIDTHS = ("model_dim", "embed_dim")
 SIZES = ("int8_residual_budget_bytes", "keep_float_max_numel", "cap_bytes")
-SHAPE = ("num_layers", "model_dim", "num_heads", "num_kv_heads")  # of the nano track; a proxy run has its own
+SHAPE = ("num_layers", "model_dim", "num_heads", "num_kv_heads")  # not taken from the nano track
 BUDGETS = ("budgets", "caps")  # parameters of stages that are lists of bytes
 
 

@@ -22,7 +22,7 @@ from pgolf_core.files import atomic_write
 OpenPool = Callable[[Sweep], AbstractContextManager]
 
 
-# From the sweep to its jobs
+# Jobs of a sweep
 
 
 def plan(sweep: Sweep) -> list[Job]:
@@ -127,7 +127,7 @@ def run_sweep(
     sweep.directory.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.directory}: this sweep is running already, in another process"
     with hold_lock(sweep.directory / ".lock", 0, busy):
-        for unfinished in sweep.directory.glob(".*.tmp"):  # from a sweep that was killed
+        for unfinished in sweep.directory.glob(".*.tmp"):  # files of a sweep that was killed
             unfinished.unlink()
         jobs, stages = missing(sweep)
         check({job.name: job.config for job in jobs}, say)

@@ -43,7 +43,7 @@ def sweeps(tmp_path, monkeypatch):
 
 
 def figures(run_dir):
-    """What must be the same in two runs of the same knobs."""
+    """Figures that two runs of the same knobs share."""
     result = read_result(run_dir)
     assert load(run_dir / ARTIFACT)
     return (
@@ -67,7 +67,7 @@ def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):
     a, b = plan(load_sweep(path, {"seed": "7"}))
     assert (a.config.num_layers, b.config.num_layers) == (6, 3)
     assert a.parameters | {"knobs": None} == {"sweep": "s", "run": "a", "track": "nano", "knobs": None}
-    monkeypatch.setenv("NUM_LAYERS", "5")  # what a kernel may find
+    monkeypatch.setenv("NUM_LAYERS", "5")  # a kernel may find this
     assert RunConfig(track="nano", **a.parameters["knobs"]) == a.config
     assert (a.config.num_layers, a.config.model_dim, a.config.seed) == (6, 160, 7)
     assert a.run_dir == directory.RUNS / "s" / "a"
@@ -83,7 +83,7 @@ def test_grid_and_seeds_name_their_runs(sweeps):
     assert set(sweep.groups) == set(sweep.groups.values()) == set(names)
     assert sweep.changes["num_layers3-model_dim160"] == ["model_dim", "num_layers"]
     sweep = load_sweep(sweeps(content | {"seeds": [1337, 6]}))
-    # What was run with the usual seed keeps its name, so seeds can be added later.
+    # Runs of the usual seed keep their name, so seeds can be added later.
     assert list(sweep.runs) == [name + suffix for name in names for suffix in ("", "-s6")]
     assert (sweep.runs["control"].seed, sweep.runs["control-s6"].seed) == (1337, 6)
     assert sweep.groups["control-s6"] == "control"
@@ -260,7 +260,7 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
 
 def start_and_wait_for_training(path, run_dir, root):
     """A sweep in a process of its own, once its run has written a resume file; with all its processes."""
-    # Where the tests run as a background job, SIGINT is ignored, and every process inherits that.
+    # A background job ignores SIGINT, and every process it starts inherits that.
     listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     listen += "from pgolf.cli.main import main; sys.exit(main(sys.argv[1:]))"
     parent = subprocess.Popen(
