@@ -38,7 +38,7 @@ from pgolf_core.distributed import Ranks
 from pgolf_core.shards import write_shard
 from pgolf_core.train import TrainState, make_state, train_step
 
-# As the notes ran them; all with the pressure on weights at interval 4.
+# Shapes of the notes, all with the regularizer at interval 4.
 PRESSURE = dict(compression_reg_weight=0.005, compression_grid_reg_weight=0.1, compression_reg_interval=4)
 SHAPES = {
     "9x512": dict(track="h100"),
@@ -72,7 +72,7 @@ def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
         write_shard(Path(folder) / "fineweb_train_000000.bin", tokens)
         stream = training_stream([Path(folder) / "fineweb_train_000000.bin"], config.data, bos=1)
         state = make_state(config, stream, device, pick_dtype(config.train, device), ranks, not why_eager)
-        first = state.step = config.compression_reg_warmup_steps  # from where the regulariser takes part
+        first = state.step = config.compression_reg_warmup_steps  # the regularizer is due from here on
         began = finished_queue(device)
         for _ in range(WARM_STEPS):
             train_step(state, 1.0)

@@ -45,7 +45,7 @@ class TrainState:
     config: TrainConfig
     grad_accum: int  # passes per step and process
     regularizer_weight: float
-    dtype: torch.dtype  # of matrix products; float32, or autocast to it
+    dtype: torch.dtype  # matrix products run in it, by autocast if not float32
     step: int = 0
 
     @property

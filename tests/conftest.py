@@ -7,7 +7,10 @@ import pytest
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch: they share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+from support.training import tiny
+
 from pgolf.data import embedded_corpus
+from pgolf.training.run import train
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -20,3 +23,10 @@ def pytest_xdist_auto_num_workers() -> int:
 def embedded():
     """Folder of the embedded corpus with 1024 pieces; built once (some 20 s), then kept in data/."""
     return embedded_corpus.build_embedded(1024)
+
+
+@pytest.fixture(scope="session")
+def finished(embedded, tmp_path_factory):
+    """(directory, result) of a complete tiny run under the regulariser."""
+    run_dir = tmp_path_factory.mktemp("runs") / "sweep" / "run"
+    return run_dir, train(tiny(compression_reg_weight=0.005), run_dir)

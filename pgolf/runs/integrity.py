@@ -1,4 +1,4 @@
-"""Is a finished run's directory what it was when the run ended? A damaged one is named and counted nowhere."""
+"""Integrity of a run's files: what is damaged, and what is missing before its machine may be given up."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from pgolf.disk import checksum
 from pgolf.runs.result import ARTIFACT, CHECKPOINT
 
-WRITTEN_WITHIN = 5.0  # seconds that may lie between a file and the result that describes it
+WRITTEN_WITHIN = 5.0  # seconds between the last file and result.json, at most
 
 
 def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
-    """What is wrong with a complete run's files, '' where nothing is. result: of its result.json.
+    """Name of the first damaged file of a complete run, '' if there is none. result: content of result.json.
 
-    Log and metrics are held to their checksums; artifact and checkpoint to their sizes, and to their checksums where
-    they are younger than the result, or thorough. A checkpoint, and the log, may have been deleted to save space.
+    Logs are compared with their checksums; artifact and checkpoint with their sizes, and with their checksums if they
+    are newer than result.json, or thorough. Checkpoint and log.txt may have been deleted to save space.
     """
     for name in ("job.json", "import.json"):
         if (run_dir / name).exists() and not _is_mapping(run_dir / name):
@@ -34,16 +34,16 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
         size = result["total_bytes"] - result["bytes"]["code"]
         if artifact.stat().st_size != size or not _is(artifact, result["artifact_sha256"], since):
             return ARTIFACT
-    own = result["kind"] == "train" and result["checkpoint_sha256"]  # of an export it is that of its source's
+    own = result["kind"] == "train" and result["checkpoint_sha256"]  # an export's is its source's
     whole = not own or not checkpoint.exists() or (_whole_safetensors(checkpoint) and _is(checkpoint, own, since))
     return "" if whole else CHECKPOINT
 
 
 def lacking(run_dir: Path, training: bool = True) -> list[str]:
-    """What is not there of the least that a run's directory must hold before the machine that made it may go.
+    """Names of missing files without which the machine that made the run must not be given up.
 
-    Knobs, environment and log, whatever became of it; the file of one that scored it, and of any other why it has none.
-    One that ended before it began has knobs and log of its notebook. training: False for a stage, which keeps no log.
+    Always needed: knobs, environment and log; with a score its artifact; without a result error.json. A run that never
+    began has the knobs and log of its notebook. training: False for a stage, which keeps no log.
     """
     result_file = run_dir / "result.json"
     result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else None
@@ -60,7 +60,7 @@ def lacking(run_dir: Path, training: bool = True) -> list[str]:
 
 
 def _is(path: Path, sha256: str, since: float | None) -> bool:
-    """Whether the file has this checksum; one older than `since` is taken to have it."""
+    """Whether the file has this checksum; assumed for files older than `since`."""
     if since is not None and path.stat().st_mtime <= since:
         return True
     return checksum(path) == sha256
@@ -74,7 +74,7 @@ def _is_mapping(path: Path) -> bool:
 
 
 def _whole_notebook(path: Path) -> bool:
-    """Whether an executed notebook, where there is one, begins and ends as one: it says nothing that is counted."""
+    """Whether an executed notebook, if there is one, begins and ends like one; no figure is read from it."""
     if not path.exists():
         return True
     with open(path, "rb") as f:
@@ -84,7 +84,7 @@ def _whole_notebook(path: Path) -> bool:
 
 
 def _whole_safetensors(path: Path) -> bool:
-    """Whether the header can be read and names as many bytes as there are."""
+    """Whether the header is readable and its sizes add up to the size of the file."""
     size = path.stat().st_size
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")

@@ -69,7 +69,7 @@ class Result:
     environment: dict = field(default_factory=dict)
     finished: str = ""  # UTC, in the format TIME
     files: dict[str, str] = field(default_factory=dict)  # sha256 of CHECKSUMMED_FILES when the run ended
-    checksum: str = ""  # of all other fields; detects hand-edited results
+    checksum: str = ""  # over all other fields; detects hand-edited results
     table: list[dict] = field(default_factory=list)  # rows of a stage
 
     @property

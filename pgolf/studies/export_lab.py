@@ -1,4 +1,4 @@
-"""Many files of one checkpoint, each really written, read back and scored: the stages behind the lab's notebooks."""
+"""Export ablation: many files of one checkpoint, each written, read back and scored; the stages of two notebooks."""
 
 import re
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from pgolf_core.quantization.calibration import Calibration
 
 Variants = dict[str, dict]  # name -> export knobs
 
-# Every matrix quantised, nothing kept larger than it need be.
+# Every matrix quantised, control parameters in float16, the best codec.
 ANS_ALL_QUANTIZED = INT8_ZLIB_BASELINE | dict(codec="ans", control_dtype="float16", keep_float_max_numel=0)
 RESIDUAL_MODES = ("off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo")
 LQER = dict(int8_residual_rank=4, int8_residual_bits=4, int8_residual_group=64)
-EMBED_STEP = 0.25  # of the step of the other matrices: the embedding is the most sensitive per byte
-CODEBOOKS = ("codebook:32:1:0.06", "codebook:256:2:0.06")  # a price on bits, or a uniform step is better
+EMBED_STEP = 0.25  # relative to other matrices: the embedding is the most sensitive per byte
+CODEBOOKS = ("codebook:32:1:0.06", "codebook:256:2:0.06")  # 0.06: price on bits; without it a uniform step is better
 
 
 def residual_variants(budgets: Iterable[int]) -> Variants:
-    """The seed's: no residual, then every mode at each budget in bytes; then low-rank residuals in 4 bits."""
+    """No residual; the reference's modes at each budget in bytes; low-rank residuals in 4 bits."""
     variants: Variants = {"plain": {}}
     for budget in budgets:
         for mode in RESIDUAL_MODES:
@@ -32,7 +32,7 @@ def residual_variants(budgets: Iterable[int]) -> Variants:
             variants[f"{name}-{budget}"] = dict(
                 int8_residual_rank=1, int8_residual_budget_bytes=budget, int8_targeted_residual_mode=mode
             )
-    permuted = {  # as the seed crossed them
+    permuted = {  # crossed as in the reference
         f"{name}-permuted": knobs | dict(mlp_permutation=True)
         for name, knobs in variants.items()
         if name.split("-")[0] in ("plain", "early_proj_combo")
@@ -42,7 +42,7 @@ def residual_variants(budgets: Iterable[int]) -> Variants:
 
 
 def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
-    """Codecs on the seed's integers; then at each step σ-tied, with GPTQ, by Fisher, and a residual; then others."""
+    """Codecs on the reference's integers; at each step size: σ-tied, GPTQ, Fisher, a residual; then other schemes."""
     variants = {f"int8 {codec}": INT8_ZLIB_BASELINE | dict(codec=codec) for codec in codecs}
     for bits in (4, 6):
         variants[f"int{bits} ans"] = INT8_ZLIB_BASELINE | dict(codec="ans", weight_quantization_bits=bits)
@@ -71,7 +71,7 @@ def solver_variants(caps: Iterable[int]) -> Variants:
 
 
 def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> Result:
-    """A run with a sub-run for each of residual_variants, and the solver's file of as many bytes as the plain one."""
+    """A run with a sub-run per residual variant, and the solver's file of as many bytes as the plain one."""
     return _lab("residual_allocation", source_dir, run_dir, residual_variants(budgets), (1.0,), (), knobs)
 
 
@@ -84,9 +84,9 @@ def export_lab(
     caps: Iterable[int] = (),
     **knobs,
 ) -> Result:
-    """A run with a sub-run for each of lab_variants, and the solver's files: each a real file, really scored.
+    """A run with a sub-run per lab variant, and the solver's files.
 
-    shares: caps as shares of the seed's format (int8 under zlib) on this checkpoint; caps: bytes besides.
+    shares: size limits of the solver relative to int8 under zlib of this checkpoint. caps: further limits in bytes.
     """
     variants = {"plain": INT8_ZLIB_BASELINE} | lab_variants(steps, codecs)
     return _lab("export_lab", source_dir, run_dir, variants, tuple(shares), tuple(caps), knobs)

@@ -1,7 +1,7 @@
-"""A submission: a folder with a run's artifact and what it claims, written only when every claim held.
+"""A submission: a folder with a run's artifact and its claims, written only if every claim holds.
 
-The file is read from disk and scored again, as the run did and on the whole validation split, and the data behind it
-is audited in full.
+The file is read from disk and scored again, as in the run and on the whole validation split; its data is audited in
+full.
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pgolf.data import audit
+from pgolf.data.dataset import Dataset
 from pgolf.disk import explain_disk_errors
 from pgolf.runs import directory, integrity
 from pgolf.runs.result import ARTIFACT, Result, finished_run
@@ -26,18 +27,18 @@ from pgolf_core.export import load
 from pgolf_core.files import atomic_write
 
 SUBMISSIONS = ROOT / "reports" / "submissions"
-SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # bpb and nats that a second score of one file may lie apart
+SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # tolerance between two scores of one file, bpb and nats
 
 
 class SubmissionError(ValueError):
-    """A run whose claims do not hold; the message says all that is wrong with it."""
+    """A run whose claims do not hold; the message lists everything that is wrong."""
 
 
 def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Folder of artifact, code, submission.json, audit.txt, config and log; it appears when it is complete.
+    """Folder with artifact, code, submission.json, audit.txt, config and log; it appears only when it is complete.
 
-    Its val_bpb is of the whole validation split, whatever part of it the run scored, and of the scoring done here.
-    Default folder: reports/submissions/<sweep>_<run>. Raises SubmissionError, RunError, DataError.
+    Its val_bpb is of the whole validation split, whatever part the run scored, and scored here. Default folder:
+    reports/submissions/<sweep>_<run>. Raises SubmissionError, RunError, DataError.
     """
     run_dir = Path(run_dir).resolve()
     result, config = finished_run(run_dir)
@@ -48,51 +49,26 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
         raise SubmissionError(f"{run_dir}: has no artifact with a score; train it with final_roundtrip_eval=1")
     if damage := integrity.damage(run_dir, vars(result), thorough=True):
         raise SubmissionError(f"{run_dir}: damaged ({damage}): not what the run wrote")
-    dataset, device = open_dataset(config), pick_device(config.train)
-    code = _code(run_dir / ARTIFACT)
+    dataset = open_dataset(config)
+    code = code_archive(*unpack((run_dir / ARTIFACT).read_bytes()).forms)
     found = audit.audit(dataset, seq_len=config.train_seq_len)
     audit.store(dataset, found)
-    problems = [finding.message for finding in found.findings if finding.level == "error"]
-    if not result.fits:
-        problems.append(f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}")
-    if len(code) != result.bytes["code"]:
-        problems.append(
-            f"the code of this checkout has {len(code):,} bytes, that of the run had {result.bytes['code']:,}: check "
-            f"out its commit {result.environment['git_commit']}, or run it again"
-        )
-    if dataset.fingerprint != result.data_fingerprint:
-        problems.append(f"{dataset.directory} is not the data that was scored: its fingerprint is another")
-    _raise(run_dir, problems)
+    _refuse(run_dir, _problems(result, dataset, code, found))
 
     unfinished = out.with_name(f"{out.name}.unfinished")
     with explain_disk_errors(out), cpu_threads(config.cpu_threads):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
+        device = pick_device(config.train)
+        here = directory.describe_environment(device)
         model = model_of(load(run_dir / ARTIFACT), config, device)
         again = score_model(model, config, dataset, roundtrip=True)
-        problems = _differences(result, again, directory.describe_environment(device))
-        if problems:
+        if problems := _differences(result, again, here):
             unfinished.rmdir()
-        _raise(run_dir, problems)
+        _refuse(run_dir, problems)
         whole = config.with_knobs(roundtrip_val_max_tokens=0, roundtrip_val_max_documents=0)
         score = score_model(model, whole, dataset, roundtrip=True) if whole != config else again
-        claims = {
-            "name": f"{run_dir.parent.name}/{run_dir.name}",
-            "val_loss": score.val_loss,
-            "val_bpb": score.val_bpb,
-            "val_tokens": score.tokens,
-            "val_bytes": score.bytes,
-            "run": {"val_bpb": result.roundtrip_val_bpb, "val_tokens": result.roundtrip_tokens},
-            "bytes_total": result.total_bytes,
-            "bytes_model": result.total_bytes - result.bytes["code"],
-            "bytes_code": result.bytes["code"],
-            "cap_bytes": result.cap_bytes,
-            "scored_on": directory.describe_environment(device)["device_name"],
-            "audit": {"findings": [asdict(finding) for finding in found.findings], "figures": found.figures},
-        }
-        same_as_run = ("seed", "track", "steps", "train_seconds", "stopped_by", "data_fingerprint", "protocol")
-        claims |= {name: getattr(result, name) for name in same_as_run}
-        claims |= {"artifact_sha256": result.artifact_sha256, "environment": result.environment}
+        claims = _claims(run_dir, result, score, found) | {"scored_on": here["device_name"]}
         for name in (ARTIFACT, "config.json", "log.txt"):
             if (run_dir / name).exists():
                 shutil.copyfile(run_dir / name, unfinished / name)
@@ -103,18 +79,49 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     return out
 
 
-def _raise(run_dir: Path, problems: list[str]) -> None:
+def _problems(result: Result, dataset: Dataset, code: bytes, found: audit.Audit) -> list[str]:
+    """Why the run cannot be submitted, as far as can be said without scoring it."""
+    problems = [finding.message for finding in found.findings if finding.level == "error"]
+    if not result.fits:
+        problems.append(f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}")
+    if len(code) != result.bytes["code"]:
+        problems.append(
+            f"the code of this checkout has {len(code):,} bytes, that of the run had {result.bytes['code']:,}: check "
+            f"out its commit {result.environment['git_commit']}, or run it again"
+        )
+    if dataset.fingerprint != result.data_fingerprint:
+        problems.append(f"{dataset.directory} is not the data that was scored: its fingerprint is another")
+    return problems
+
+
+def _claims(run_dir: Path, result: Result, score: Score, found: audit.Audit) -> dict:
+    """submission.json. score: of the file on the whole validation split."""
+    same_as_run = (
+        *("seed", "track", "steps", "train_seconds", "stopped_by", "data_fingerprint", "protocol", "cap_bytes"),
+        *("artifact_sha256", "environment"),
+    )
+    return {
+        "name": f"{run_dir.parent.name}/{run_dir.name}",
+        "val_loss": score.val_loss,
+        "val_bpb": score.val_bpb,
+        "val_tokens": score.tokens,
+        "val_bytes": score.bytes,
+        "run": {"val_bpb": result.roundtrip_val_bpb, "val_tokens": result.roundtrip_tokens},
+        "bytes_total": result.total_bytes,
+        "bytes_model": result.total_bytes - result.bytes["code"],
+        "bytes_code": result.bytes["code"],
+        "audit": {"findings": [asdict(finding) for finding in found.findings], "figures": found.figures},
+    } | {name: getattr(result, name) for name in same_as_run}
+
+
+def _refuse(run_dir: Path, problems: list[str]) -> None:
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise SubmissionError(f"{run_dir}: nothing to submit{listed}")
 
 
-def _code(path: Path) -> bytes:
-    return code_archive(*unpack(path.read_bytes()).forms)
-
-
 def _differences(result: Result, again: Score, here: dict) -> list[str]:
-    """What a second score of the same stretch tells against the run."""
+    """How a second score of the same text contradicts the run; a smaller tolerance on an equal machine."""
     machine = ("device", "device_name", "platform", "torch", "numpy")
     same = all(result.environment.get(name) == here[name] for name in machine)
     tolerance = SAME_MACHINE if same else OTHER_MACHINE

@@ -1,4 +1,4 @@
-"""Start the processes of a run under torchrun, join them, and end them all together."""
+"""Ranks: processes started by torchrun that train one run together, and end together."""
 
 import json
 import os
@@ -26,13 +26,13 @@ from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.files import atomic_write
 
-PATIENCE = timedelta(hours=1)  # of ranks that wait while rank 0 exports; a dead rank is noticed without it
+PATIENCE = timedelta(hours=1)  # collectives wait this long while rank 0 exports; a dead rank is noticed at once
 GOES_ON = "run again, it goes on from its last resume file"
-LOG = "ranks.log"  # tracebacks of a run that failed
+LOG = "ranks.log"  # stderr of all ranks of a failed run
 
 
 class RankError(RuntimeError):
-    """Ranks that cannot go on together; the message says which one ended, and what to do."""
+    """A rank ended before the run did; the message says which one, and what to do."""
 
 
 def under_torchrun() -> bool:
@@ -41,12 +41,12 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def joined(world_size: int, run_dir: Path) -> Iterator[Ranks]:
-    """The ranks of this run inside the block. Raises ConfigError where torchrun started another number of them.
+    """The Ranks of this process inside the block. ConfigError if torchrun started another number than world_size.
 
-    A rank that is told to end (SIGTERM: another one died, a job scheduler wants the machine) leaves error.json, even
-    while it waits for the others, and ends at once.
+    On SIGTERM (another rank died, or a job scheduler takes the machine) a rank writes error.json and ends at once,
+    even while it waits in a collective.
     """
-    if not under_torchrun():  # with world_size > 1: to look at a run that is complete
+    if not under_torchrun():  # with world_size > 1 only to read a complete run
         yield ALONE
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -56,12 +56,12 @@ def joined(world_size: int, run_dir: Path) -> Iterator[Ranks]:
             "world_size the same number"
         )
     end_with_sweep()
-    end_with(os.getppid())  # torchrun: without it nobody would notice that a rank died
+    end_with(os.getppid())  # torchrun, which notices when another rank dies
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     with _ending_on_sigterm(run_dir, rank):
         yield Ranks(rank, size)
-    # Not after an error: NCCL's end waits for the other ranks, which wait for this one; the process ends instead.
+    # Not after an error: NCCL's shutdown deadlocks while other ranks wait on this one. The process ends instead.
     dist.destroy_process_group()
 
 
@@ -71,17 +71,16 @@ def local_rank() -> int:
 
 @contextmanager
 def _ending_on_sigterm(run_dir: Path, rank: int) -> Iterator[None]:
-    """A thread answers SIGTERM: the main thread may wait in a collective that never ends, where Python's handlers
-    do not run."""
+    """Handle SIGTERM in a thread: Python runs no signal handler while the main thread waits in a collective."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
-        while told := ours.recv(64):
-            if signal.SIGTERM in told:
-                write_end(run_dir, RankError(f"rank {rank} was told to end: another rank died, or its machine goes"))
+        while signals := ours.recv(64):
+            if signal.SIGTERM in signals:
+                write_end(run_dir, RankError(f"rank {rank} got SIGTERM: another rank died, or the machine ends"))
                 os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="sigterm", daemon=True).start()
@@ -94,13 +93,13 @@ def _ending_on_sigterm(run_dir: Path, rank: int) -> Iterator[None]:
 
 
 def is_echo(error: BaseException) -> bool:
-    """Whether it only says that another rank is gone."""
+    """Whether the error is only a consequence: another rank is gone."""
     gone = r"gloo|remote process (has )?exited|connection (was )?(closed|reset)|abort|timed? ?out"
     return isinstance(error, RuntimeError) and re.search(gone, str(error), re.IGNORECASE) is not None
 
 
 def write_end(run_dir: Path, error: BaseException) -> None:
-    """error.json, unless a rank has left one: what ends the others is only that the first one ended."""
+    """Write error.json unless another rank already did; errors after the first are only consequences."""
     follows = is_echo(error) or isinstance(error, RankError)
     if is_echo(error):
         error = RankError(f"another rank ended ({str(error).splitlines()[0]})")
@@ -109,9 +108,9 @@ def write_end(run_dir: Path, error: BaseException) -> None:
 
 
 def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, say: Callable[[str], None]) -> None:
-    """Start torchrun with config.world_size processes on this machine and wait for the end of the run.
+    """Start torchrun with config.world_size processes on this machine and wait for the run to end.
 
-    Raises RankError with what its error.json says. However this ends, no process it started goes on.
+    say(line) gets rank 0's output. Raises RankError with the content of error.json. No started process outlives this.
     """
     before = read_json(run_dir / "error.json")
     with tempfile.TemporaryDirectory() as folder:
@@ -129,30 +128,30 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
             errors="replace", env=os.environ | {SWEEP_PID: str(os.getpid())}, start_new_session=True,
         ) as torchrun:  # fmt: skip
             try:
-                for line in torchrun.stdout:  # the first rank's log
+                for line in torchrun.stdout:
                     say(line.rstrip())
                 status = torchrun.wait()
             finally:
                 kill_family(torchrun.pid)
         words = errors.read_text(encoding="utf-8", errors="replace")
     if status == 0:
-        (run_dir / LOG).unlink(missing_ok=True)  # of an earlier try
+        (run_dir / LOG).unlink(missing_ok=True)  # left by a failed attempt
         return
     killed = f"torchrun was killed (signal {-status}); {GOES_ON}" if status < 0 else _killed_rank(words)
     said = re.findall(r"^pgolf: (.*(?:\n  - .*)*)", words, re.MULTILINE)
     error = read_json(run_dir / "error.json")
-    if error is not None and error == before and not killed:  # of an earlier try: this one never had the directory
+    if error is not None and error == before and not killed:  # left by an earlier attempt
         error = None
     if error is not None or killed:
         atomic_write(run_dir / LOG, words)
-    if killed and run_dir.is_dir():  # what the others said is only that it was gone
+    if killed and run_dir.is_dir():  # the other ranks only wrote that it was gone
         write_failure(run_dir, RankError(killed))
-    told = f"{error['error']}: {error['message']}" if error else ""
-    raise RankError(killed or told or (said[-1] if said else words.strip().split("\n")[-1]))
+    cause = f"{error['error']}: {error['message']}" if error else ""
+    raise RankError(killed or cause or (said[-1] if said else words.strip().split("\n")[-1]))
 
 
 def _killed_rank(said: str) -> str:
-    """'rank 1 was killed (signal 9) …' by torchrun's last words; '' where all ended by themselves, or by torchrun."""
+    """'rank 1 was killed (signal 9) …' from torchrun's report; '' if every rank ended by itself or by torchrun."""
     for rank, code in re.findall(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*-(\d+)", said, re.MULTILINE):
         if int(code) != signal.SIGTERM:
             return f"rank {rank} was killed (signal {code}); {GOES_ON}"

@@ -73,9 +73,9 @@ def round_trip(
 
 
 def calibration_of(
-    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device
+    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device, tokens: int = 0
 ) -> Calibration | None:
-    """Statistics of the weights on calibration_tokens of training text; None if the export knobs need none.
+    """Statistics of the weights on training text; None if the export knobs need none. tokens: 0 = calibration_tokens.
 
     In float32 with deterministic kernels: equal weights and knobs give equal statistics, and so equal files.
     """
@@ -83,7 +83,7 @@ def calibration_of(
         return None
     model = GPT(config.model).to(device)
     model.load_state_dict(state)
-    text = sequences(dataset.train_shards, config.calibration_tokens, config.train_seq_len)
+    text = sequences(dataset.train_shards, tokens or config.calibration_tokens, config.train_seq_len)
     with deterministic_kernels(device.type == "cuda"):
         return calibrate(model, text)
 

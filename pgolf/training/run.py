@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from pgolf.cli.arguments import add_knobs, existing_file, knobs_of
 from pgolf.disk import read_json
 from pgolf.processes import SWEEP_PID
 from pgolf.runs import directory
@@ -38,7 +37,7 @@ from pgolf_core.optim import lr_factor
 from pgolf_core.train import train_step
 
 PATIENCE_SECONDS = 3.0  # other ranks wait this long while the failing one reports
-EARLY_CHECK_FRACTION = 0.1  # of the training: its size is estimated again from the weights
+EARLY_CHECK_FRACTION = 0.1  # share of training after which the size is estimated from the weights
 
 
 def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -> Result:
@@ -231,15 +230,15 @@ def finish(run: Run, config: RunConfig) -> Result:
 def main(words: list[str] | None = None) -> int:
     """`torchrun --nproc_per_node=8 -m pgolf.training.run --config FILE`: one of its processes, or a run without it."""
     parser = argparse.ArgumentParser(prog="python -m pgolf.training.run", description=main.__doc__)
-    parser.add_argument("--config", type=existing_file, metavar="FILE", help="knobs as YAML or JSON")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="knobs as YAML or JSON")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/explore/<track>-<hash of the knobs>")
-    parser.add_argument("--initial", type=existing_file, metavar="FILE", help="checkpoint.safetensors to start from")
-    add_knobs(parser)
+    parser.add_argument("--initial", type=Path, metavar="FILE", help="checkpoint.safetensors to start from")
+    parser.add_argument("-k", dest="knobs", action="append", default=[], metavar="NAME=VALUE", help="set a knob")
     arguments = parser.parse_args(words)
     run_dir = Path()
     first = not under_torchrun() or os.environ["RANK"] == "0"
     try:
-        knobs = knobs_of(arguments.knobs)
+        knobs = dict(pair.partition("=")[::2] for pair in arguments.knobs)
         config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
         run_dir = arguments.run_dir or directory.RUNS / "explore" / run_name(config)
         train(config, run_dir, load_checkpoint(arguments.initial) if arguments.initial else None)
@@ -252,7 +251,8 @@ def main(words: list[str] | None = None) -> int:
 
 def _end_rank(error: Exception, run_dir: Path, first: bool) -> int:
     """Say once what went wrong, and end the process under torchrun. Returns the exit status."""
-    of_user = type(error).__module__.startswith(("pgolf.", "pgolf_core.", "__main__"))
+    own = type(error).__module__.startswith(("pgolf.", "pgolf_core.", "__main__"))
+    of_user = own or isinstance(error, FileNotFoundError)  # --config
     if first and is_echo(error):  # the rank that failed has left the cause
         left = read_json(run_dir / "error.json") or {"error": "RankError", "message": str(error)}
         print(f"pgolf: {left['error']}: {left['message']}", file=sys.stderr)

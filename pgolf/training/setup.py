@@ -125,7 +125,7 @@ def _calibration_seconds(run: Run, config: RunConfig) -> float:
         return 0.0
     weights, device = run.state.model.state_dict(), run.state.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # building a model draws random numbers
-        calibration_of(weights, config.with_knobs(calibration_tokens=1), run.dataset, device)  # builds kernels
+        calibration_of(weights, config, run.dataset, device, tokens=1)  # builds kernels
         with run.timer.excluded("warmup"):
             began = time.perf_counter()
             calibration_of(weights, config, run.dataset, device)

@@ -35,7 +35,7 @@ def whole(embedded, tmp_path_factory):
     """A real run."""
     run_dir = tmp_path_factory.mktemp("whole") / "demo" / "control"
     train(RunConfig(**TINY), run_dir)
-    # As a sweep leaves them beside the run.
+    # Files that a sweep writes beside the run.
     (run_dir / "notebook.ipynb").write_text(
         json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
     )

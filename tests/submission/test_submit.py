@@ -104,7 +104,7 @@ def test_a_score_that_the_file_does_not_have(run_dir, tmp_path, field, by, says)
     content = json.loads((run / "result.json").read_text())
     content[field] += by
     content["environment"]["git_commit"] = "another commit, the same machine"
-    content["checksum"] = ""  # as a version without checksums would have left it
+    content["checksum"] = ""  # older versions wrote none
     (run / "result.json").write_text(json.dumps(content))
     with pytest.raises(SubmissionError, match=says):
         submit(run, tmp_path / "out")

@@ -52,7 +52,7 @@ def losses(run_dir):
 
 @GLOO
 @pytest.mark.parametrize("size", [2, 4])
-def test_as_many_ranks_as_one_likes(alone, tmp_path, size):
+def test_any_number_of_ranks_trains_the_same_bits(alone, tmp_path, size):
     """Not within rounding but to the bit: gradients are summed in one order, and every kernel sees what it saw."""
     result, run_dir = alone
     if size == 2:
@@ -60,7 +60,7 @@ def test_as_many_ranks_as_one_likes(alone, tmp_path, size):
         assert train(RunConfig(**THIRTY, world_size=size), tmp_path / "run") == together  # complete: only read
         with pytest.raises(ConfigError, match="was run with other knobs"):
             train(RunConfig(**THIRTY | {"seed": 2}, world_size=size), tmp_path / "run")
-    else:  # as a user of torchrun would
+    else:  # started by torchrun, not by train()
         (tmp_path / "knobs.yaml").write_text(json.dumps(THIRTY))
         words = [f"--nproc_per_node={size}", "-m", "pgolf.training.run", "--config", str(tmp_path / "knobs.yaml")]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
@@ -76,7 +76,7 @@ def test_as_many_ranks_as_one_likes(alone, tmp_path, size):
 
 @GLOO
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this platform")
-def test_a_dead_rank_ends_the_run_and_it_goes_on(embedded, tmp_path):
+def test_dead_rank_ends_the_run_which_then_resumes(embedded, tmp_path):
     config = tiny(world_size=2, iterations=40, resume_every_seconds=0.05)
     expected = train(config, tmp_path / "undisturbed")
     luck, ended = random.Random(6), []
@@ -110,7 +110,7 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(embedded, tmp_path):
 
 
 @GLOO
-def test_what_is_wrong_is_said_once(embedded, tmp_path):
+def test_error_of_several_ranks_is_printed_once(embedded, tmp_path):
     words = ["--nproc_per_node=2", "-m", "pgolf.training.run", "-k", "track=nano", "--run-dir", str(tmp_path / "run")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
     said = subprocess.run([*torchrun, "-k", "world_size=4"], capture_output=True, text=True)
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_once(embedded, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_other_numbers_of_ranks_are_refused(tmp_path):
+def test_numbers_of_ranks_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="use 1, 2, 4 or 8 processes"):
         RunConfig(world_size=3)
     with pytest.raises(ConfigError, match="device=cuda:1 is one device"):
@@ -128,6 +128,24 @@ def test_other_numbers_of_ranks_are_refused(tmp_path):
         RunConfig(world_size=2, grad_accum_steps=3)
     assert [RunConfig(world_size=n).data.grad_accum for n in (1, 2, 4, 8)] == [8, 4, 2, 1]
     assert RunConfig(world_size=2, grad_accum_steps=1).data.microbatches == 4
+
+
+@GLOO
+def test_ranks_with_other_weights_are_seen(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import os, torch, torch.distributed as dist\n"
+        "from pgolf_core.distributed import Ranks\n"
+        "dist.init_process_group('gloo')\n"
+        "ranks = Ranks(dist.get_rank(), dist.get_world_size())\n"
+        "weights = [torch.ones(3), torch.full((2, 2), float('nan'), dtype=torch.bfloat16), torch.empty(0)]\n"
+        "same = ranks.hold_same(weights)\n"
+        "weights[0][1] += 1e-7 * ranks.rank\n"
+        "assert same and not ranks.hold_same(weights)\n"
+    )
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    assert ALONE.hold_same([torch.ones(3)])
 
 
 def test_one_process_adds_nothing():
@@ -143,7 +161,7 @@ def test_one_process_adds_nothing():
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_the_work_of_muon_is_divided(ranks):
+def test_muon_matrices_are_divided_among_ranks(ranks):
     """Each matrix once, and no rank has more than its share and the largest matrix."""
     shapes = [torch.Size(s) for s in [(512, 512), (256, 512), (256, 512), (512, 512), (1024, 512), (512, 1024)] * 9]
     own = partition(tuple(shapes), ranks)
@@ -152,7 +170,7 @@ def test_the_work_of_muon_is_divided(ranks):
     assert max(work) <= sum(work) / ranks + max(s.numel() * min(s) for s in shapes)
 
 
-def test_a_batch_of_matrices_is_each_of_them():
+def test_newton_schulz_of_a_batch_equals_that_of_each_matrix():
     """A rank that has fewer matrices of a shape gets the same bits for each."""
     matrices = torch.randn(6, 48, 64, generator=torch.Generator().manual_seed(0))
     together = newton_schulz(matrices, 5)

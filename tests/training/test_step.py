@@ -70,7 +70,7 @@ def test_one_graph_serves_every_train_step(window):
         for step in range(1, 4):
             train_step(state, 0.5 / step)
             with torch.inference_mode():
-                state.model(torch.zeros(step, 32 * step, dtype=torch.int64))  # as validation does, at other lengths
+                state.model(torch.zeros(step, 32 * step, dtype=torch.int64))  # validation uses other lengths
         with pytest.raises(RuntimeError, match="recompile"):
             state.loss(torch.zeros(3, 64, dtype=torch.int64), torch.zeros(3, 64, dtype=torch.int64))
 
