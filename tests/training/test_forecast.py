@@ -130,7 +130,7 @@ def test_global_random_numbers_are_left_alone():
 def test_a_sweep_over_its_cap_is_refused_whole(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
     path = tmp_path / "s.yaml"
-    small = TINY | dict(cap_bytes=100_000)
+    small = TINY | dict(cap_bytes=80_000)
     wanted = {
         "fits": {"cap_bytes": 900_000},
         "large": {},
@@ -142,7 +142,7 @@ def test_a_sweep_over_its_cap_is_refused_whole(tmp_path, monkeypatch, capfd):
         run_sweep(path)
     message = str(refusal.value)
     assert "large:" in message and "deep:" in message and "fits:" not in message and "coarse:" not in message
-    for words in ("cap_bytes=100,000", "raise cap_bytes", "quantizer", "allow_over_cap=1"):
+    for words in ("cap_bytes=80,000", "raise cap_bytes", "quantizer", "allow_over_cap=1"):
         assert words in message
     assert not list((tmp_path / "runs").rglob("config.json"))
     said = capfd.readouterr().out
@@ -172,8 +172,8 @@ def test_a_training_over_its_cap_does_not_start_and_may(embedded, tmp_path):
 def test_a_tenth_of_training_may_stop_it_and_it_may_go_on(embedded, tmp_path, monkeypatch):
     knobs = TINY | dict(iterations=20, resume_every_seconds=0, quantizer="step:0.4")
     monkeypatch.setattr("pgolf.training.run.check", lambda configs: None)  # a first forecast that was too low
-    tight = dict(cap_bytes=60_000)
-    with pytest.raises(TrainError, match=r"stopped at step 2: .* over cap_bytes=60000; with allow_over_cap=1 the same"):
+    tight = dict(cap_bytes=42_000)
+    with pytest.raises(TrainError, match=r"stopped at step 2: .* over cap_bytes=42000; with allow_over_cap=1 the same"):
         train(RunConfig(**knobs, **tight), tmp_path / "runs" / "run")
     assert load_runs(tmp_path / "runs").iloc[0].status == "failed"
     assert (tmp_path / "runs" / "run" / RESUME).exists()
