@@ -52,7 +52,7 @@ def test_groups_are_the_references():
 
 def test_fixed_step_schedule():
     c = RunConfig(iterations=300, warmdown_iters=1200, max_wallclock_seconds=0)
-    assert [lr_factor(c, s, 0) for s in (0, 150, 300)] == [0.25, 0.125, 0.0]  # the seed's fixed-step track
+    assert [lr_factor(c, s, 0) for s in (0, 150, 300)] == [0.25, 0.125, 0.0]  # the reference's fixed-step track
     c = RunConfig(iterations=300, warmdown_iters=100, max_wallclock_seconds=0)
     assert [lr_factor(c, s, 0) for s in (0, 200, 250)] == [1.0, 1.0, 0.5]
     assert lr_factor(c.with_knobs(warmdown_iters=0), 299, 0) == 1.0
