@@ -230,32 +230,5 @@ def within(rows: pd.DataFrame, shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4)) -
     return table.assign(delta_bpb=table.solver_bpb - table.fixed_bpb)
 
 
-def growth(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Models trained for three or more lengths: a name, and one row per way to store and length.
-
-    Columns: how; steps; bits (per parameter of the artifact without code); bytes; bpb; cost (bpb − pre-quant bpb);
-    half (of its 95 % interval over other text).
-    """
-    trained = runs[runs.kind == "train"]
-    free = {"iterations", "seed", *ExportConfig.model_fields}
-    found = []
-    for _, group in trained.groupby(seed_groups.same_knobs(trained, tuple(free))):
-        if group.iterations.nunique() < 3:
-            continue
-        rows = []
-        for run in group.itertuples():
-            cost = statistics.compare_blocks(run.roundtrip_block_nats, run.prequant_block_nats, run.roundtrip_bytes)
-            how = family({name: getattr(run, name) for name in ExportConfig.model_fields})
-            how += "" if how == run.quantizer else f" ({run.quantizer})"
-            row = {"how": f"{how}, {run.codec}", "steps": int(run.steps), "bpb": run.bpb}
-            row |= {"bits": 8 * (run.total_bytes - run.bytes["code"]) / run.parameters, "bytes": int(run.total_bytes)}
-            rows.append(row | {"cost": run.bpb - float(run.prequant_val_bpb), "half": cost.half})
-        first = group.iloc[0]
-        name = f"{first.num_layers:.0f} × {first.model_dim:.0f}, sweep {first.sweep}"
-        rows = pd.DataFrame(rows).drop_duplicates(["how", "steps"])  # the first seed
-        found.append((name, rows.sort_values(["how", "steps"], ignore_index=True)))
-    return found
-
-
 def places_of(table: pd.DataFrame) -> pd.Series:
     return table.path.map(lambda path: f"{Path(path).parent.name}/{Path(path).name}")

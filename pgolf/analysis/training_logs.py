@@ -1,7 +1,7 @@
-"""What a training log says: of the reference trainer, of public records, of our own trainer.
+"""Training logs of the challenge's baseline script, of public records and of pgolf.
 
-`read` turns text into a Log; the functions after it say what the Log means. A log is believed as it stands: nothing
-is mended, and what contradicts itself becomes a sentence in `flags`.
+`read` parses text into a Log; the functions after it interpret the Log. No figure is corrected: contradictions become
+sentences in `flags`.
 """
 
 import json
@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import PureWindowsPath
 
-CAP_BYTES = 16_000_000  # of the challenge; our own logs name theirs
+CAP_BYTES = 16_000_000  # the challenge's cap; pgolf's logs name theirs
+MAX_LINE = 4096  # longer lines are no metrics, and some patterns take quadratic time
 
 STAMP = re.compile(r"\d{10}\.\d+ ")
-RULE = re.compile(r"={20,}")  # stands between the trainer's source, the machine and the training
+RULE = re.compile(r"={20,}")  # separates the trainer's source, the machine and the training
 IMPORT = re.compile(r"import [\w.]+|from [\w.]+ import ")
 DEFINITION = re.compile(r"(async )?def \w+\(|class \w+.*:$")
 SOURCE = re.compile(rf"{IMPORT.pattern}|{DEFINITION.pattern}|@\w|if __name__|#!|[ru]?(\"\"\"|''')")
@@ -21,7 +22,7 @@ SOURCE = re.compile(rf"{IMPORT.pattern}|{DEFINITION.pattern}|@\w|if __name__|#!|
 NUMBER = r"([-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|[-+]?nan|[-+]?inf)"
 VALIDATION = rf"(?:sliding )?val_loss[:=]\s*{NUMBER}\s+(?:sliding )?val_bpb[:=]\s*{NUMBER}(?=\s|$)"
 STEP = re.compile(rf"(?:step:)?(\d+)/(\d+)\s+(?:{VALIDATION}|(?:train_)?loss:\s*{NUMBER})")
-SCORE = re.compile(rf"([A-Za-z][\w.+ -]*?)(?::done)?\s+(?:stride:\d+\s+)?{VALIDATION}")
+SCORE = re.compile(rf"([A-Za-z][\w.+-]*(?: +[\w.+-]+)*?)(?::done)?\s+(?:stride:\d+\s+)?{VALIDATION}")
 SIZE = re.compile(
     r"(?:(Serialized model|Code size|Total submission size)(?: \(?([\w.+-]+)\)?)?: |serialized_model_(\w+):)(\d+) bytes"
 )
@@ -30,58 +31,58 @@ SECONDS = {"ms": 0.001, "s": 1, "m": 60}
 
 PAIR = r"([A-Za-z_][\w.]*)[:=](\[[^\]]*\]|(?!\w+[:=][^\\/])[^\s\[:=]\S*)"
 PAIRS = re.compile(rf"{PAIR}(?: {PAIR})*")
-LATE_SETTING = re.compile(r"final_eval_mode:|ttt_\w+:start |ttt_phased: ")  # said only before the file is evaluated
+LATE_SETTING = re.compile(r"final_eval_mode:|ttt_\w+:start |ttt_phased: ")  # logged just before the final evaluation
 NOT_CONFIG = re.compile(r"val_bpb|val_loss|forecast|nohup|warning|error|note|info|https?|wandb|\w+_time", re.IGNORECASE)
-VAL_LOADER = {"pattern": "val_files", "tokens": "val_tokens"}  # names that are clear only on that line
+VAL_LOADER = {"pattern": "val_files", "tokens": "val_tokens"}  # names that are ambiguous outside of that line
 
-BEFORE = re.compile(r"pre[-_ ]?quant|post[-_ ]?ema|^(raw|ema|swa)\b", re.IGNORECASE)  # quantisation
-AFTER = re.compile(r"quantized|int\d|roundtrip", re.IGNORECASE)
+PREQUANT = re.compile(r"pre[-_ ]?quant|post[-_ ]?ema|^(raw|ema|swa)\b", re.IGNORECASE)
+QUANTIZED = re.compile(r"quantized|int\d|roundtrip", re.IGNORECASE)
 NOT_FINAL = re.compile(r"diagnostic|delta|gap", re.IGNORECASE)
 COMPRESSOR = re.compile(r"zlib|zstd|lzma|brotli|lz4|bz2")
 
 
 class LogError(ValueError):
-    """A log that cannot be imported as asked; the message names it."""
+    """A log cannot be imported; the message names it and says why."""
 
 
 @dataclass(frozen=True)
 class Score:
     label: str
-    val_loss: float | None  # nats a token; None where the log says nan
+    val_loss: float | None  # nats per token; None if the log says nan
     val_bpb: float | None
     line: int
-    digits: int  # of val_bpb, behind the point
+    digits: int  # decimals of val_bpb
     stride: int | None = None
     seconds: float | None = None
 
     @property
     def name(self) -> str:
-        """The label without what tells the precise one of two lines."""
+        """The label without the suffix of the more precise of two lines."""
         return self.label.removesuffix("_exact")
 
 
 @dataclass(frozen=True)
 class Size:
     what: str  # Serialized model, Code size, Total submission size
-    codec: str  # or what else the label adds; '' where it adds nothing
+    codec: str  # the label's addition, mostly a codec; may be ''
     bytes: int
     line: int
 
 
 @dataclass
 class Log:
-    """What a log says, in its order."""
+    """The content of a log, in its order."""
 
     config: dict = field(default_factory=dict)
-    rows: list[dict] = field(default_factory=list)  # of metrics.jsonl
+    rows: list[dict] = field(default_factory=list)  # as in metrics.jsonl
     scores: list[Score] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     environment: dict = field(default_factory=dict)
     iterations: int | None = None
     stopped_by: str | None = None
     seconds: float | None = None
-    averaged: bool = False  # what was quantised is an average of the weights that were trained
-    cut: str = ""  # a last line that ends in its middle
+    averaged: bool = False  # averaged weights were quantised
+    cut: str = ""  # an incomplete last line
     cap: int = CAP_BYTES
     notes: list[str] = field(default_factory=list)
 
@@ -90,12 +91,13 @@ class Log:
         return self.rows[-1]["step"] if self.rows else None
 
     @property
-    def validation(self) -> dict:  # the last one of training
+    def validation(self) -> dict:
+        """The last validation during training, {} if there was none."""
         return next((row for row in reversed(self.rows) if "val_bpb" in row), {})
 
 
 def read(text: str) -> Log:
-    """Metrics stand at the start of a line; what configures stands before the first of them."""
+    """Parse a log: metrics are recognised at the start of a line, settings only before the first metric."""
     lines, cut = _lines(text)
     log = Log(notes=["the log ends in the middle of a line, which is left out"] if cut else [], cut=cut)
     in_block = False
@@ -130,25 +132,29 @@ def read(text: str) -> Log:
 
 
 def _lines(text: str) -> tuple[list[tuple[int, str]], str]:
-    """Numbered lines without time stamps and without source code; and the last line if it is cut.
+    """Numbered lines without time stamps and source code, and the last line if it is incomplete.
 
-    A last line that nothing ends is whole if it ends like one: a score's two figures are printed with as many digits.
+    A last line without a newline is complete if it ends like one: both figures of a score have as many digits.
     """
     raw = text.split("\n")
     lines = [(n, STAMP.sub("", line.rstrip().rpartition("\r")[2], count=1)) for n, line in enumerate(raw, 1)]
-    score = re.search(rf"{VALIDATION}(?:\s.*)?$", lines[-1][1])
-    whole = re.search(r"\d bytes( \(.*\))?$", raw[-1]) if not score else _digits(score[1]) == _digits(score[2])
-    cut = lines[-1][1] if raw[-1] and not whole else ""
+    last = lines[-1][1][-MAX_LINE:]
+    score = re.search(rf"{VALIDATION}(?:\s.*)?$", last)
+    complete = (
+        _digits(score[1]) == _digits(score[2]) if score else re.search(r"\d bytes( \(.*\))?$", raw[-1][-MAX_LINE:])
+    )
+    cut = last if raw[-1] and not complete else ""
     sections = [[]]
     for line in lines[: -1 if cut else None]:
         sections[-1].append(line)
         if RULE.fullmatch(line[1]):
             sections.append([])
-    return [line for section in sections for line in _without_source(section)], cut
+    kept = [line for section in sections for line in _without_source(section)]
+    return [line for line in kept if len(line[1]) <= MAX_LINE], cut
 
 
 def _without_source(section: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Leave out what is Python: from its first docstring or import to the body of its last definition."""
+    """Leave out Python source: from its first docstring or import to the body of its last definition."""
     texts = [text for _, text in section]
     if not (any(map(IMPORT.match, texts)) and any(map(DEFINITION.match, texts))):
         return section
@@ -159,18 +165,19 @@ def _without_source(section: list[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def _settings(line: str) -> dict:
-    """What a line configures: 'seed:1337', 'iterations:20000 warmup_steps:20', 'train_shards: 80', 'qat:int6 for mlp'.
+    """Settings in a line: 'seed:1337', 'iterations:20000 warmup_steps:20', 'train_shards: 80', 'qat:int6 for mlp'.
 
-    What follows a heading is named after it: 'sdp_backends:cudnn=False flash=True' is sdp_backends.cudnn and .flash.
+    Pairs after a heading get its name: 'sdp_backends:cudnn=False flash=True' gives sdp_backends.cudnn and .flash.
     """
-    line = re.sub(r"(?<=\d) \((.*)\)$", lambda m: f" {m[1]}" if PAIRS.fullmatch(m[1]) else "", line)
+    if line.endswith(")"):
+        line = re.sub(r"(?<=\d) \((.*)\)$", lambda m: f" {m[1]}" if PAIRS.fullmatch(m[1]) else "", line)
     head, _, rest = line.partition(":")
     under = rest.removeprefix("start ").strip()
     if PAIRS.fullmatch(line) and not rest.startswith("start "):
         found = re.findall(PAIR, line)
         found = [(VAL_LOADER.get(name, name), value) for name, value in found] if head == "val_loader" else found
     elif PAIRS.fullmatch(under):
-        heading = "" if head == "environment" else f"{head}."  # environment: knobs of our own trainer
+        heading = "" if head == "environment" else f"{head}."  # environment: pgolf's own knobs
         found = [(heading + name, value) for name, value in re.findall(PAIR, under)]
     elif re.fullmatch(r"[a-z]\w*", head) and re.match(r" ?\S+( \(.*\))?$|[\w.]", rest):
         found = [(head, re.sub(r"^([\d.]+) [a-z ]+$", r"\1", under))]
@@ -203,8 +210,8 @@ def _train_seconds(line: str) -> float | None:
 
 def _add_step(log: Log, match: re.Match, number: int) -> None:
     step = int(match[1])
-    if log.rows and step < log.steps:  # another training in the same file, or the same one resumed
-        log.notes.append(f"line {number} goes back from step {log.steps} to {step}; what it replaces is left out")
+    if log.rows and step < log.steps:  # a second training in the same file, or a resumed one
+        log.notes.append(f"line {number} goes back from step {log.steps} to {step}; the steps it replaces are left out")
         log.rows = [row for row in log.rows if row["step"] < step]
         log.scores, log.sizes, log.stopped_by = [], [], None
     named = zip(("val_loss", "val_bpb", "train_loss"), match.groups()[2:], strict=True)
@@ -223,20 +230,20 @@ def _score(match: re.Match, number: int) -> Score:
 
 
 def after_quantization(log: Log) -> list[Score]:
-    """Scores of the file; a diagnostic on the way is none of them, and neither is nan."""
+    """Finite scores of the quantised file, without diagnostics."""
     model = next((size.line for size in log.sizes if size.codec and size.what == "Serialized model"), math.inf)
-    told = [s for s in log.scores if not BEFORE.search(s.label) and not NOT_FINAL.search(s.label)]
-    return [s for s in told if s.val_bpb is not None and (AFTER.search(s.label) or s.line > model)]
+    scores = [s for s in log.scores if s.val_bpb is not None and not NOT_FINAL.search(s.label)]
+    return [s for s in scores if not PREQUANT.search(s.label) and (QUANTIZED.search(s.label) or s.line > model)]
 
 
 def before_quantization(log: Log) -> Score | None:
-    """The last score of the weights that were quantised, as precise as logged."""
-    scores = [s for s in log.scores if s.val_bpb is not None and BEFORE.search(s.label)]
+    """The last pre-quant score, as precise as logged."""
+    scores = [s for s in log.scores if s.val_bpb is not None and PREQUANT.search(s.label)]
     return _precise(scores) if scores else None
 
 
 def final(log: Log) -> Score | None:
-    """The last score of the file, as precise as logged; None where the log ends before it."""
+    """The last score of the file, as precise as logged; None if the log ends before it."""
     scores = after_quantization(log)
     if not scores or lacking(log):
         return None
@@ -245,12 +252,12 @@ def final(log: Log) -> Score | None:
 
 
 def _precise(scores: list[Score]) -> Score:
-    """The last one, or its twin of more digits."""
+    """The last score, or the same score with more digits."""
     return max((s for s in scores if s.name == scores[-1].name), key=lambda s: (s.digits, s.line))
 
 
 def repeated(score: Score, scores: list[Score]) -> Score | None:
-    """The score under another name that a so-called round trip only prints again: that name tells how it was made."""
+    """The earlier score that a line named round trip only prints again: its name tells how it was made."""
     figures = score.val_loss, score.val_bpb, score.digits
     same = [s for s in scores if s.line < score.line and figures == (s.val_loss, s.val_bpb, s.digits)]
     same = [s for s in same if s.name != score.name and "roundtrip" not in s.name]
@@ -258,26 +265,26 @@ def repeated(score: Score, scores: list[Score]) -> Score | None:
 
 
 def lacking(log: Log) -> list[str]:
-    """Evaluations of the file that were to come and whose score is not there: the log is not whole."""
+    """Evaluations of the file that were announced but have no score, so the log is incomplete."""
     ttt = log.config.get("ttt_enabled") or any(re.match(r"ttt_\w+\.", name) for name in log.config)
     begun = re.match(r"(?:final|quantized|legal)\w*?(?=_exact|\W|$)", log.cut)
-    to_come = {"sliding": log.config.get("sliding_window_enabled"), "ttt": ttt} | ({begun[0]: True} if begun else {})
-    there = " ".join(score.label.lower() for score in after_quantization(log))
-    return [word for word, wanted in to_come.items() if wanted and word not in there]
+    announced = {"sliding": log.config.get("sliding_window_enabled"), "ttt": ttt} | ({begun[0]: True} if begun else {})
+    scored = " ".join(score.label.lower() for score in after_quantization(log))
+    return [word for word, wanted in announced.items() if wanted and word not in scored]
 
 
 def artifact(log: Log) -> dict:
-    """Of the file: codec, and bytes as weights, code and total, as far as the log tells.
+    """The file's codec, and its bytes as weights, code and total; keys that the log does not give are missing.
 
-    A total without a codec is of the raw weights, unless it comes after the size of the quantised ones.
+    A total without a codec counts the pre-quant weights, unless it follows the size of the quantised ones.
     """
     codes = [s.bytes for s in log.sizes if s.what == "Code size"]
-    model, total, raw = None, None, True
+    model, total, prequant = None, None, True
     for size in log.sizes:
         if size.what == "Serialized model":
-            raw = not size.codec
-            model, total = (model, total) if raw else (size, None)
-        elif size.what == "Total submission size" and (size.codec or not raw):
+            prequant = not size.codec
+            model, total = (model, total) if prequant else (size, None)
+        elif size.what == "Total submission size" and (size.codec or not prequant):
             total = total or size
     if not model:
         return {"codec": total.codec, "total": total.bytes} if total else {}
@@ -289,7 +296,7 @@ def artifact(log: Log) -> dict:
 
 
 def protocol(log: Log) -> str:
-    """How the final score was made: its label, and its stride where the log tells it."""
+    """How the final score was made: its label, and its stride if the log gives one."""
     score = final(log)
     stride = next((s.stride for s in log.scores if s.name == score.name and s.stride), None)
     if not stride and "ttt" in score.name:
@@ -309,27 +316,26 @@ def tokenizer(log: Log) -> str | None:
 
 
 def data_fingerprint(log: Log) -> str:
-    """Only logs are comparable with logs: they tell a tokenizer's name and a number of tokens, not the text."""
-    if "fingerprint" in log.config:  # ours
+    """The text as far as a log names it: tokenizer and number of tokens, so only logs are comparable with it."""
+    if "fingerprint" in log.config:  # a log of pgolf
         return f"log: data {log.config['fingerprint']}"
     return f"log: {tokenizer(log) or '?'}, {log.config.get('val_tokens', '?')} val tokens"
 
 
 def flags(log: Log) -> list[str]:
-    """What a reader of the figures has to know, a sentence each."""
+    """Facts that a reader of the figures has to know, one sentence each."""
     file, scores, found = artifact(log), after_quantization(log), list(log.notes)
-    codec = file.get("codec")
+    codec, total = file.get("codec"), file.get("total")
     for name in dict.fromkeys(score.name for score in scores):
         score = _precise([s for s in scores if s.name == name])
-        other = repeated(score, scores)
-        sayings = [f"labels a file of {codec}"] if codec and _contradicts(name, codec) else []
-        sayings += [f"only repeats {other.label}"] if other else []
-        found += [f"{score.label} {' and '.join(sayings)}"] if sayings else []
+        facts = [f"labels a file of {codec}"] if codec and _contradicts(name, codec) else []
+        facts += [f"only repeats {other.label}"] if (other := repeated(score, scores)) else []
+        found += [f"{score.label} {' and '.join(facts)}"] if facts else []
     totals = [s for s in log.sizes if codec and s.what.startswith("Total")]
     found += [f"'{s.what} {s.codec}' labels a file of {codec}" for s in totals if _contradicts(s.codec, codec)]
-    if (total := file.get("total")) and total > log.cap:
+    if total and total > log.cap:
         found.append(f"{total:,} bytes are over the cap of {log.cap:,}")
-    if "weights" in file and "total" not in file:
+    if "weights" in file and not total:
         found.append("the log states no total of file and code")
     elif "weights" in file and file["weights"] + file["code"] != total:
         found.append(f"the total of {total:,} bytes is not the file's {file['weights']:,} and {file['code']:,} of code")
@@ -339,12 +345,14 @@ def flags(log: Log) -> list[str]:
     if log.averaged and not before_quantization(log):
         found.append("averaged weights were quantised, and the score before quantisation is not theirs")
     if final(log) and "?" in data_fingerprint(log):
-        found.append("the log does not tell both tokenizer and validation tokens: nothing shows what it compares with")
+        found.append(
+            "the log does not tell both tokenizer and validation tokens, so nothing shows what it compares with"
+        )
     return found
 
 
 def _contradicts(label: str, codec: str) -> bool:
-    """Whether a label names integers or a compressor, and the file's codec names others."""
+    """True if a label names integers or a compressor, and the file's codec names others."""
     integers = set(re.findall(r"int\d+", codec))
     wrong = integers and set(re.findall(r"int\d+", label)) - integers
     return bool(wrong) or any(name != codec.rpartition("+")[2] for name in COMPRESSOR.findall(label))

@@ -253,4 +253,4 @@ def test_public_records(root):
     assert "over the cap" in hessian.remarks[0] and "the file without its code" in hessian.remarks[1]
     table = load_runs(root)
     assert len(table) == len(imported) and set(table.kind) == {"import"}
-    assert all(records.import_logs([LOGS], None, root)[0][i].again for i in range(len(imported))) and said
+    assert said and all(run.again for run in records.import_logs([LOGS], None, root)[0])

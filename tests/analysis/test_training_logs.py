@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 
 import pytest
 from support.logs import LEGAL_TTT, MACHINE, OURS, REFERENCE, SLIDING, SOURCE, TUNED, UNSCORED
@@ -170,6 +171,14 @@ def test_source_code_in_a_log_is_no_log():
     assert not alone.rows and not alone.scores and not alone.config
     for line in ('    print("final_int8_zlib_roundtrip_exact val_loss:1.0 val_bpb:0.5")', "seed: int = 7"):
         assert read(f"{line}\n{REFERENCE}").config == read(REFERENCE).config
+
+
+@pytest.mark.parametrize("line", ["a" + " " * 4000, "a" + " " * 100_000, "a b " * 1000, "1 (" * 1300, "a:b " * 1000])
+def test_a_hostile_line_takes_no_time(line):
+    """8,000 blanks once took 4.7 s: the label and the gap behind it could share them in any way."""
+    start = time.process_time()
+    assert read(f"{line}\n{line}\n{REFERENCE}").rows == read(REFERENCE).rows
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("text", [REFERENCE, TUNED.format(seed=3), SLIDING + LEGAL_TTT])
