@@ -1,7 +1,8 @@
-"""tools/browser.py finds what is planted in notebooks and pages, and nothing where nothing is wrong."""
+"""tools/browser.py finds what is planted in notebooks and pages, and nothing in sound ones."""
 
 import base64
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,14 +25,22 @@ display(HTML("<table><tr><th>run</th><td>control</td></tr></table>"))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _there_is_a_browser():
-    pytest.importorskip("playwright", reason="playwright is not installed: pip install -e .[browser]")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args():
+    """Options of pytest-playwright's `page`: the system's browser, which reaches this machine alone."""
     pytest.importorskip("jupyterlab", reason="jupyterlab is not installed: pip install -e .[lab]")
     try:
-        browser.chromium()
+        return {"executable_path": browser.chromium(), "args": browser.ARGUMENTS}
     except browser.BrowserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def browser_context_args():
+    return {"viewport": {"width": browser.WIDTH, "height": 1000}}
 
 
 def write(path: Path, *sources: str) -> Path:
@@ -41,7 +50,7 @@ def write(path: Path, *sources: str) -> Path:
     return path
 
 
-def test_notebooks_in_jupyterlab(tmp_path):
+def test_notebooks_in_jupyterlab(context, tmp_path):
     good = write(tmp_path / "good.ipynb", "n = 1", FIGURE, "", "assert n == 1")
     good_text = good.read_text(encoding="utf-8")
     bad = write(
@@ -54,12 +63,12 @@ def test_notebooks_in_jupyterlab(tmp_path):
         "1 / 0",
         "'never'",
     )
-    seen = {one.name: one for one in browser.check_notebooks([good, bad], tmp_path / "out", timeout=60)}
+    seen = {one.name: one for one in browser.check_notebooks(context, [good, bad], tmp_path, timeout=60)}
 
     one = seen["good.ipynb"]
     assert one.findings == []
     assert (one.cells, one.figures) == (4, 1)
-    assert [path.name for path in one.screenshots] == ["good.png", "good_figure1.png"]
+    assert [path.name for path in one.screenshots] == ["good.png"]
     assert all(path.stat().st_size for path in one.screenshots)
     assert good.read_text(encoding="utf-8") == good_text  # a copy ran
 
@@ -96,30 +105,33 @@ PLANTED = {
 }
 
 
-def test_pages(tmp_path):
+def test_pages(context, tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "one.png").write_bytes(base64.b64decode(DATA))
     (tmp_path / "other.html").write_text('<p id="there">there</p>', encoding="utf-8")
     bodies = {"sound": SOUND} | {f"planted{i}": SOUND + planted for i, planted in enumerate(PLANTED)}
     pages = [tmp_path / f"{name}.html" for name in bodies]
-    for page, body in zip(pages, bodies.values(), strict=True):
-        page.write_text(PAGE.format(body), encoding="utf-8")
-    sound, *rest = browser.check_pages(pages, tmp_path / "out")
+    for file, body in zip(pages, bodies.values(), strict=True):
+        file.write_text(PAGE.format(body), encoding="utf-8")
+    sound, *rest = browser.check_pages(context, pages, tmp_path)
     assert sound.findings == [] and sound.figures == 2
-    assert sound.screenshots == [tmp_path / "out" / "sound.png"] and sound.screenshots[0].exists()
+    assert sound.screenshots == [tmp_path / "sound.png"] and sound.screenshots[0].exists()
     for (planted, words), seen in zip(PLANTED.items(), rest, strict=True):
         assert any(words in finding for finding in seen.findings), (planted, seen.findings)
         assert len(seen.findings) <= 2, seen.findings
 
 
-def test_exit_status(tmp_path, capsys):
+def test_exit_status(browser_type_launch_args, tmp_path):
     page = tmp_path / "a.html"
     page.write_text(PAGE.format("<p>fine</p>"), encoding="utf-8")
-    assert browser.main(["--page", str(page), "--out", str(tmp_path)]) == 0
+    command = [sys.executable, browser.__file__, "--page", str(page), "--out", str(tmp_path)]  # no loop of pytest's
+    sound = subprocess.run(command, capture_output=True, text=True)
+    assert sound.returncode == 0, sound.stderr
     page.write_text(PAGE.format('<img src="no.png">'), encoding="utf-8")
-    assert browser.main(["--page", str(page), "--out", str(tmp_path)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("a.html: 0 figures, ") and lines[0].endswith("a.png")
+    broken = subprocess.run(command, capture_output=True, text=True)
+    assert broken.returncode == 1, broken.stderr
+    lines = [*sound.stdout.splitlines(), *broken.stdout.splitlines()]
+    assert lines[0].startswith("a.html: 0 cells, 0 figures, ") and lines[0].endswith("a.png")
     assert len(lines) == 3 and lines[2].startswith("  a.html: <img>: the picture file:")
 
 
