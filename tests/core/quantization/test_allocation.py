@@ -89,7 +89,7 @@ def test_a_cap_beyond_need_gets_the_finest_steps(model):
     assert 61_440 < size < 4 * 61_440  # more than eight bits a weight
     for name, t in quantized.tensors.items():
         assert t.q.abs().max() < 32_767  # nothing is clipped, so finer is never worse
-        assert (t.dequantize() - weights[name]).abs().max() < 4 * t.step_size().max()  # error compensation moves some further
+        assert (t.dequantize() - weights[name]).abs().max() < 4 * t.step_size().max()  # compensation moves some further
 
 
 def test_residuals_only_where_they_pay(model, monkeypatch):
