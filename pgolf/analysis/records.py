@@ -1,8 +1,8 @@
-"""Records as runs: training logs, and the submission.json that makes claims about them.
+"""Import public records as runs: their training logs, and the claims of submission.json about them.
 
-A record is the folder that holds submission.json, at most two above the log, else the log's own. Its logs become
-runs/<record>/<log>/: log.txt and submission.json as they were, config.json, metrics.jsonl, import.json with all that
-was read and said about it, and result.json if the log has a final score.
+A record is the folder that holds submission.json, at most two levels above the log; without one, the log's folder.
+Each log becomes runs/<record>/<log>/: log.txt and submission.json unchanged, config.json, metrics.jsonl, import.json
+(everything parsed, flags, disagreements), and result.json if the log has a final score.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from pgolf_core.config import digest
 from pgolf_core.files import atomic_write
 
 SUBMISSION = "submission.json"
-LARGEST = 64 * 2**20  # bytes of a log; a text file beyond that is something else
+MAX_BYTES = 64 * 2**20  # a larger text file is no training log
 SCORES = ("val_loss", "val_bpb")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A log file that was read."""
+    """A parsed log file."""
 
-    given: Path  # as the user named it
-    home: Path  # the record's folder
+    given: Path  # path as the user gave it
+    record: Path  # folder
     content: bytes
     log: Log
 
@@ -46,36 +46,35 @@ class Imported:
     bpb: float | None
     total_bytes: int | None
     remarks: list[str]  # flags, then disagreements
-    again: bool  # it was there, and was left
+    again: bool  # imported before, and left unchanged
 
 
 def import_logs(paths: list[Path], sweep: str | None, root: Path) -> tuple[list[Imported], list[str]]:
-    """Import log files, and all logs of folders, into root; the runs, and what to say of whole records.
+    """Import log files, and all logs of folders, into root; returns the runs, and remarks on whole records.
 
-    Everything is read and every place looked at before anything is written. Raises LogError.
+    Everything is read and checked before anything is written. Raises LogError.
     """
     if sweep is not None and _folder_name(sweep) != sweep:
         raise LogError(f"--sweep {sweep!r}: cannot be a folder everywhere; use letters, digits, . _ + = -")
     sources = {path: source for start in paths for path, source in _find(start).items()}
-    neighbours = {home: _logs_of(home, sources) for home in dict.fromkeys(s.home for s in sources.values())}
-    places = _places({path: s for logs in neighbours.values() for path, s in logs.items()} | sources, sweep, root)
-    jobs = []
+    records = {folder: _logs_of(folder, sources) for folder in dict.fromkeys(s.record for s in sources.values())}
+    places = _places({path: s for logs in records.values() for path, s in logs.items()} | sources, sweep, root)
+    jobs: dict[Path, tuple] = {}
     for path, source in sources.items():
         run_dir = places[path]
-        if run_dir in [place for place, *_ in jobs]:
+        if run_dir in jobs:
             raise LogError(f"{source.given}: another log would be {run_dir} too; rename it, or import it by itself")
-        claims = _submission(source.home)
-        jobs.append((run_dir, source, claims, _is_there(run_dir, source, claims)))
-    several = {home: len(logs) > 1 for home, logs in neighbours.items()}
-    imported = [_import(*job, several[job[1].home]) for job in jobs]
-    return imported, [said for home, logs in neighbours.items() for said in _missing_seeds(home, logs)]
+        claims = _submission(source.record)
+        jobs[run_dir] = (source, claims, _was_imported(run_dir, source, claims), len(records[source.record]) > 1)
+    imported = [_import(run_dir, *job) for run_dir, job in jobs.items()]
+    return imported, [remark for folder, logs in records.items() for remark in _missing_seeds(folder, logs)]
 
 
 # Finding and naming.
 
 
 def _find(start: Path) -> dict[Path, Source]:
-    """A file, or every log in a folder and below it; by resolved path."""
+    """One file, or every log in and below a folder, by resolved path."""
     if not start.is_dir():
         return {start.resolve(): _read(start)}
     found = _logs_below(start)
@@ -91,40 +90,40 @@ def _logs_below(folder: Path, known: dict[Path, Source] | None = None) -> dict[P
 
 
 def _read(path: Path, must: bool = True) -> Source | None:
-    """None, or LogError where it must be one, when the file is no training log."""
+    """Parse a file; if it is no training log, return None, or raise LogError if it must be one."""
     try:
-        content = path.read_bytes() if path.stat().st_size <= LARGEST else b"\0"
+        content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b"\0"
     except OSError as error:
         raise LogError(f"{path}: cannot be read: {error.strerror}") from None
-    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # of a Windows console
+    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # a Windows console writes it
     text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
     log = None if "\0" in text else training_logs.read(text)
     if log and (log.rows or log.scores):
-        return Source(path, _home(path.resolve()), content, log)
+        return Source(path, _record_of(path.resolve()), content, log)
     if not must:
         return None
-    why = "no step and no score in it" if log else f"binary, or more than {LARGEST:,} bytes"
+    why = "no step and no score in it" if log else f"binary, or more than {MAX_BYTES:,} bytes"
     raise LogError(f"{path}: not a training log: {why}")
 
 
-def _home(path: Path) -> Path:
+def _record_of(path: Path) -> Path:
     return next((folder for folder in path.parents[:3] if (folder / SUBMISSION).is_file()), path.parent)
 
 
-def _logs_of(home: Path, known: dict[Path, Source]) -> dict[Path, Source]:
-    """All logs of a record. A folder without submission.json may hold anything: there, those asked for are all."""
-    logs = _logs_below(home, known) if (home / SUBMISSION).is_file() else known
-    return {path: source for path, source in logs.items() if source.home == home}
+def _logs_of(record: Path, known: dict[Path, Source]) -> dict[Path, Source]:
+    """All logs of a record; of a folder without submission.json, which may hold anything, only the known ones."""
+    logs = _logs_below(record, known) if (record / SUBMISSION).is_file() else known
+    return {path: source for path, source in logs.items() if source.record == record}
 
 
 def _places(sources: dict[Path, Source], sweep: str | None, root: Path) -> dict[Path, Path]:
-    """Run directories: named after the log; where two of a sweep share a name, after their way from the record."""
+    """Run directories by log, named after the log; on a collision, after its path from the record."""
     names: dict[Path, list[str]] = {}
     for path, source in sources.items():
-        way = path.relative_to(source.home)
-        stem = "-".join(way.with_suffix("").parts)
-        forms = [path.stem, stem, f"{source.home.name}-{stem}", f"{source.home.name}-{'-'.join(way.parts)}"]
-        folder = sweep or _folder_name(source.home.name)
+        inside = path.relative_to(source.record)
+        stem = "-".join(inside.with_suffix("").parts)
+        forms = [path.stem, stem, f"{source.record.name}-{stem}", f"{source.record.name}-{'-'.join(inside.parts)}"]
+        folder = sweep or _folder_name(source.record.name)
         names[path] = [f"{folder}/{_folder_name(form)}" for form in forms]
     taken = [[forms[i].lower() for forms in names.values()] for i in range(4)]
     return {
@@ -134,21 +133,21 @@ def _places(sources: dict[Path, Source], sweep: str | None, root: Path) -> dict[
 
 
 def _folder_name(name: str) -> str:
-    """The nearest name that can be a folder everywhere, as sweep files want it."""
+    """The nearest name that is valid for a folder on every system, by the rule of sweep files."""
     name = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name).lstrip(".+=-")[:100].rstrip(".") or "log"
     return f"_{name}"[:100] if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name.lower()) else name
 
 
-# What submission.json claims.
+# Claims of submission.json.
 
 
-def _submission(home: Path) -> bytes | None:
-    path = home / SUBMISSION
+def _submission(record: Path) -> bytes | None:
+    path = record / SUBMISSION
     return path.read_bytes() if path.is_file() else None
 
 
 def _parsed(claims: bytes | None) -> dict | None:
-    """Figures with the digits they are given in; None where it is no mapping."""
+    """The mapping, with floats as Decimal so that their digits are known; None if it is no mapping."""
     try:
         content = json.loads((claims or b"{}").decode("utf-8-sig"), parse_float=Decimal)
     except ValueError:
@@ -171,9 +170,9 @@ def _seeds(submission: dict) -> list[str]:
 
 
 def compare(log: Log, submission: dict, several: bool) -> tuple[list[str], list[str]]:
-    """Flags and disagreements: where submission.json says other than this log, to the digits that it gives.
+    """Flags, and disagreements of submission.json with this log, to the digits that both give.
 
-    Its own figures are the log's where it is about one seed; of several seeds they are means, or another's.
+    Its top-level figures count only if the record has one seed; with several they are means, or another seed's.
     """
     seed, seeds = str(log.config.get("seed", "?")), _seeds(submission)
     words = " ".join(value for value in submission.values() if isinstance(value, str))
@@ -185,21 +184,21 @@ def compare(log: Log, submission: dict, several: bool) -> tuple[list[str], list[
     logged = {"artifact_bytes": file.get("total"), "bytes_total": file.get("total")}
     logged |= {"steps": log.steps, "step_stop": log.steps}
     before = training_logs.before_quantization(log)
-    raw = {name: getattr(before, name) if before else log.validation.get(name) for name in SCORES}
+    prequant = {name: getattr(before, name) if before else log.validation.get(name) for name in SCORES}
     flags, found = [], []
     for name, claim in claims.items():
         kind = name.split()[-1]
         if isinstance(claim, bool) or not isinstance(claim, int | Decimal):
             continue
         if kind in SCORES:
-            is_raw = raw[kind] is not None and _agree(claim, raw[kind], before.digits if before else 4)
-            if not score and is_raw:
+            is_prequant = prequant[kind] is not None and _agree(claim, prequant[kind], before.digits if before else 4)
+            if not score and is_prequant:
                 flags.append(f"{name} {claim} in {SUBMISSION} is the score before quantisation")
             elif not score:
                 found.append(f"{name} {claim} in {SUBMISSION}, no score after quantisation in the log")
             elif not _agree(claim, getattr(score, kind), score.digits):
                 found.append(f"{name} {claim} in {SUBMISSION}, {getattr(score, kind)} in the log")
-                found[-1] += ": it is the score before quantisation" if is_raw else ""
+                found[-1] += ": it is the score before quantisation" if is_prequant else ""
         elif logged.get(kind) is not None and not _agree(claim, logged[kind], 0):
             found.append(f"{name} {claim} in {SUBMISSION}, {logged[kind]} in the log")
             found[-1] += ": it is the file without its code" if claim == file.get("weights") else ""
@@ -212,37 +211,37 @@ def compare(log: Log, submission: dict, several: bool) -> tuple[list[str], list[
 
 
 def _agree(claim: int | Decimal, logged: float, digits: int) -> bool:
-    """Equal to the digits that both have."""
+    """True if both are equal when rounded to the digits that both have."""
     given = max(0, -claim.as_tuple().exponent) if isinstance(claim, Decimal) else 0
     return abs(claim - Decimal(str(logged))) <= Decimal(5).scaleb(-min(given, digits) - 1)
 
 
-def _missing_seeds(home: Path, logs: dict[Path, Source]) -> list[str]:
-    """Seeds that a record claims results of and shows no log of."""
-    there = {source.seed for source in logs.values()}
-    missing = [seed for seed in _seeds(_parsed(_submission(home)) or {}) if seed not in there]
-    return [f"{home.name}: no log of seed {', '.join(missing)}, which {SUBMISSION} lists"] if missing else []
+def _missing_seeds(record: Path, logs: dict[Path, Source]) -> list[str]:
+    """A remark on the seeds that submission.json lists and the record has no log of."""
+    logged = {source.seed for source in logs.values()}
+    missing = [seed for seed in _seeds(_parsed(_submission(record)) or {}) if seed not in logged]
+    return [f"{record.name}: no log of seed {', '.join(missing)}, which {SUBMISSION} lists"] if missing else []
 
 
 # Writing.
 
 
-def _is_there(run_dir: Path, source: Source, claims: bytes | None) -> bool:
-    """Whether this very log was imported there. LogError when anything else is there."""
+def _was_imported(run_dir: Path, source: Source, claims: bytes | None) -> bool:
+    """True if this log is in run_dir already. Raises LogError if run_dir holds anything else."""
     if not run_dir.exists() or (run_dir.is_dir() and all(f.suffix == ".tmp" for f in run_dir.iterdir())):
         return False
     facts = read_json(run_dir / "import.json")
-    elsewhere = "import it with another --sweep"
+    way_out = "import it with another --sweep"
     if facts is None:
-        raise LogError(f"{run_dir}: is no import, so {source.given} cannot go there; {elsewhere}")
+        raise LogError(f"{run_dir}: is no import, so {source.given} cannot go there; {way_out}")
     if facts.get("sha256") != hashlib.sha256(source.content).hexdigest():
-        raise LogError(f"{run_dir}: another log is there, {facts.get('source')}; {elsewhere}, or delete it first")
+        raise LogError(f"{run_dir}: another log is there, {facts.get('source')}; {way_out}, or delete it first")
     last = "result.json" if training_logs.final(source.log) else "config.json"
     if not (run_dir / last).exists():
-        return False  # killed while it was written
+        return False  # the import was killed
     copy = run_dir / SUBMISSION
     if (copy.read_bytes() if copy.exists() else None) != claims:
-        raise LogError(f"{run_dir}: was imported with another {SUBMISSION}; {elsewhere}, or delete it first")
+        raise LogError(f"{run_dir}: was imported with another {SUBMISSION}; {way_out}, or delete it first")
     return True
 
 
@@ -258,7 +257,7 @@ def _import(run_dir: Path, source: Source, claims: bytes | None, again: bool, se
 
 
 def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str], disagreements: list[str]) -> None:
-    """import.json first, it says whose directory this is; result.json last, as in every run."""
+    """Write import.json first, as it identifies the directory, and result.json last, as in every run."""
     log, content = source.log, source.content
     score, before = training_logs.final(log), training_logs.before_quantization(log)
     facts = {
@@ -290,7 +289,7 @@ def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str]
 
 
 def result(log: Log) -> Result:
-    """Of a log with a final score. Its bytes are as the log states them: nothing was measured here."""
+    """The Result of a log that has a final score; bytes are the log's own statements."""
     score, before, file = training_logs.final(log), training_logs.before_quantization(log), training_logs.artifact(log)
     batch = log.config.get("train_batch_tokens")
     return Result(

@@ -14,13 +14,15 @@ from pgolf.analysis.statistics import Comparison, SeedNoise
 from pgolf.runs.table import KNOBS
 
 COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half"]
-COLUMNS = [
-    "sweep", "arm", "kind", "is_baseline", "runs", "seeds", "index", "n", "bpb", "sd", "total_bytes", "over_cap",
-    "cap_bytes", "steps", "track", "time_limit", "samples", "nats",
-]  # fmt: skip
-USED = [  # slicing all columns of `runs` for every config would take longer than everything else
-    "sweep", "run", "control", "arm", "kind", "seed", "bpb", "total_bytes", "over_cap", "cap_bytes", "steps", "track",
-]  # fmt: skip
+CONFIG = {  # by_config's column: the runs' column and its aggregate over a config
+    "sweep": ("sweep", "first"), "arm": ("arm", "first"), "kind": ("kind", "first"),
+    "is_baseline": ("is_baseline", "any"), "runs": ("run", list),
+    "seeds": ("seed", lambda seeds: [int(seed) for seed in seeds]), "index": ("label", list),
+    "total_bytes": ("total_bytes", "max"), "over_cap": ("over_cap", "any"), "cap_bytes": ("cap_bytes", "first"),
+    "steps": ("steps", lambda steps: (int(steps.min()), int(steps.max()))),
+    "track": ("track", "first"), "time_limit": ("time_limit", "first"),
+}  # fmt: skip
+MACHINE = ("device_name", "torch", "python", "git_commit")
 UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # a baseline compared with itself
 
 
@@ -48,27 +50,25 @@ def repeats(runs: pd.DataFrame) -> pd.DataFrame:
     artifacts have equal bytes).
     """
     trained = runs[runs.kind == "train"]
-    machine = [
-        str([made.get(name) for name in ("device_name", "torch", "python", "git_commit")])
-        for made in trained.environment
-    ]
-    rows = []
-    for _, group in trained.groupby([same_knobs(trained, ()), np.array(machine, object)]):
-        if len(group) > 1:
-            first = group.iloc[0]
-            rows.append(
-                {
-                    "track": first.track,
-                    "time_limited": float(first.max_wallclock_seconds) > 0,
-                    "seed": int(first.seed),
-                    "places": [f"{run.sweep}/{run.run}" for run in group.itertuples()],
-                    "n": len(group),
-                    "spread": group.bpb.max() - group.bpb.min(),
-                    "same_file": group.artifact_sha256.notna().all() and group.artifact_sha256.nunique() == 1,
-                }
-            )
-    columns = ["track", "time_limited", "seed", "places", "n", "spread", "same_file"]
-    return pd.DataFrame(rows, columns=columns).sort_values("n", ascending=False, ignore_index=True)
+    made_on = trained.environment.map(lambda made: str([made.get(name) for name in MACHINE])).astype(object)
+    trained = trained.assign(
+        knobs=same_knobs(trained, ()),
+        made_on=made_on,
+        place=trained.sweep + "/" + trained.run,
+        time_limited=trained.max_wallclock_seconds.astype(float) > 0,
+    )
+    keys = ["knobs", "made_on"]
+    sets = trained[trained.duplicated(keys, keep=False)].groupby(keys)
+    table = sets.agg(
+        track=("track", "first"),
+        time_limited=("time_limited", "first"),
+        seed=("seed", lambda seeds: int(seeds.iloc[0])),
+        places=("place", list),
+        n=("place", "size"),
+        spread=("bpb", lambda bpb: bpb.max() - bpb.min()),
+        same_file=("artifact_sha256", lambda files: bool(files.notna().all() and files.nunique() == 1)),
+    )
+    return table.sort_values("n", ascending=False, ignore_index=True)
 
 
 def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
@@ -78,19 +78,29 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
 
     Columns: sweep, arm (the config's name in its sweep file), kind, is_baseline; runs, seeds (lists), index (labels
     of the rows of `runs`); n (samples), bpb (their mean), sd; total_bytes (of the largest run), over_cap (any run);
-    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); samples and nats (Series by seed: bpb
-    and nats per token of one tokenizer); the fields of statistics.Comparison and its half; needed (seeds per config
-    that would make the difference significant; None = unknown, inf = above statistics.MAX_SEEDS).
+    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); samples (bpb by seed); the fields of
+    statistics.Comparison and its half; needed (seeds per config that would make the difference significant; None =
+    unknown, inf = above statistics.MAX_SEEDS).
 
     A trained config is compared with the sweep's baseline, an export with the run that it exports, by the text. p is
     Holm-adjusted over the trained configs of a sweep, and over its exports.
     """
-    limit = runs.max_wallclock_seconds.astype(float)
-    # The tokenizer with the most tokens has the fewest nats per token, so no other choice makes a record easier.
-    nats_per_bit = math.log(2) * float(runs.roundtrip_bytes.max()) / float(runs.roundtrip_tokens.max())
+    facts = runs.assign(
+        is_baseline=(runs.run == runs.control) & (runs.kind == "train"),
+        time_limit=runs.max_wallclock_seconds.astype(float),
+        label=runs.index,
+    )
     keys = [*([] if across_sweeps else [runs.sweep]), runs.kind, same_knobs(runs)]
-    groups = runs[USED].groupby(keys, sort=False)
-    table = pd.DataFrame([_row(own, limit[own.index[0]], nats_per_bit) for _, own in groups], columns=COLUMNS)
+    groups = facts.groupby(keys, sort=False)
+    table = groups.agg(**CONFIG).reset_index(drop=True).astype({"total_bytes": "int64", "cap_bytes": "int64"})
+    samples = [
+        statistics.samples(own.seed, own.bpb, own.time_limit.iloc[0] > 0)
+        for _, own in groups[["seed", "bpb", "time_limit"]]
+    ]
+    samples = pd.Series(samples, index=table.index, dtype=object)
+    table = table.assign(
+        samples=samples, n=samples.map(len), bpb=samples.map(pd.Series.mean), sd=samples.map(pd.Series.std)
+    )
     compared = pd.Series([UNKNOWN] * len(table), index=table.index, dtype=object)
     needed = pd.Series([None] * len(table), index=table.index, dtype=object)
     by_track = noise_by_track(runs)
@@ -111,32 +121,6 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
     fields = pd.DataFrame([asdict(c) | {"half": c.half} for c in compared], index=table.index, columns=COMPARED)
     table = table.join(fields).assign(needed=needed)
     return table.iloc[np.lexsort((table.bpb, ~table.is_baseline.astype(bool), table.sweep))]
-
-
-def _row(group: pd.DataFrame, limit: float, nats_per_bit: float) -> dict:
-    """The COLUMNS of one config, from the USED columns of its runs."""
-    first = group.iloc[0]
-    samples = statistics.samples(group.seed, group.bpb, limit > 0)
-    return {
-        "sweep": first.sweep,
-        "arm": first.arm,
-        "kind": first.kind,
-        "is_baseline": bool((group.run == group.control).any()) and first.kind == "train",
-        "runs": list(group.run),
-        "seeds": [int(seed) for seed in group.seed],
-        "index": list(group.index),
-        "n": len(samples),
-        "bpb": samples.mean(),
-        "sd": samples.std() if len(samples) > 1 else math.nan,
-        "total_bytes": int(group.total_bytes.max()),
-        "over_cap": bool(group.over_cap.any()),
-        "cap_bytes": int(first.cap_bytes),
-        "steps": (int(group.steps.min()), int(group.steps.max())),
-        "track": first.track,
-        "time_limit": limit,
-        "samples": samples,
-        "nats": statistics.samples(group.seed, group.bpb * nats_per_bit, limit > 0),
-    }
 
 
 def _same_limits(config: pd.Series, other: pd.Series) -> bool:
@@ -197,6 +181,8 @@ def leaders(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     verdict, method of the second − the first; record, record_p: does the first beat the second by the challenge's
     rule. A config of exactly the first's score is the same file, and no second.
     """
+    # The tokenizer with the most tokens has the fewest nats per token, so no other choice makes a record easier.
+    nats_per_bit = math.log(2) * float(runs.roundtrip_bytes.max()) / float(runs.roundtrip_tokens.max())
     rows, by_track = [], noise_by_track(runs)
     for cap, group in table[~table.over_cap].groupby("cap_bytes"):
         ranked = group.sort_values(["bpb", "total_bytes"])
@@ -208,7 +194,7 @@ def leaders(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
             noise = by_track.get((first.track, first.time_limit)) if _same_limits(first, second) else None
             found = _compare_same_weights(runs, second, first)
             found = found or statistics.compare(second.samples, first.samples, noise)
-            record, p = statistics.is_record(first.nats, second.nats)
+            record, p = statistics.is_record(first.samples * nats_per_bit, second.samples * nats_per_bit)
             row |= {"second": second.name, **asdict(found), "half": found.half, "record": record, "record_p": p}
         rows.append(row)
     return pd.DataFrame(rows, columns=["cap_bytes", "candidates", "config", "second", *COMPARED, "record", "record_p"])
