@@ -1,10 +1,10 @@
-"""Kill random processes of a training on several ranks, again and again, and go on: does it hang, is the end the same?
+"""Kill random processes of a training on several ranks, resume, repeat: does it hang, are the final weights the same?
 
     python benchmarks/kill_ranks.py --kills 20
 
 Each kill (SIGKILL) takes a rank, torchrun, or the process that started it, at a random moment after the first step.
-Prints how long each run took to end after its kill, and what of it was left running; at the end whether the weights
-equal those of an undisturbed run.
+Prints the seconds until all processes had ended after each kill, and which were left running; at the end whether the
+weights equal those of an undisturbed run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SMALL = dict(
 
 
 def family(run_dir: Path) -> list[psutil.Process]:
-    """Every process that works on this run: who started it, torchrun, the ranks."""
+    """Every process of this run: the starter, torchrun, the ranks."""
     found = []
     for process in psutil.process_iter():
         try:
