@@ -26,7 +26,7 @@ CHECKPOINT = dict(
 )  # fmt: skip
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.47, 0.4)
 STEPS = (0.4, 0.8)
-BUDGETS = (65_536,)  # the seed's
+BUDGETS = (65_536,)  # the reference's
 
 
 def main() -> None:

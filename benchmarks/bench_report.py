@@ -2,7 +2,7 @@
 
     python benchmarks/bench_report.py [--runs 2000] [--sweeps 30] [--keep FOLDER]
 
-Sweeps in three comparability groups, each of arms with five seeds and exports of its control; some runs over their
+Sweeps in three comparison groups, each with configs of five seeds and exports of its baseline; some runs over their
 cap, incomplete, failed or damaged.
 """
 
@@ -28,21 +28,21 @@ SEEDS = (1337, 1338, 1339, 1340, 1341)
 def make_runs(root: Path, count: int, sweeps: int = 30, seed: int = 0) -> None:
     """Run directories as train() and export_checkpoint() leave them, artifacts hollow and checkpoints absent."""
     rng = random.Random(seed)
-    arms: dict[int, dict[str, str]] = {sweep: {} for sweep in range(sweeps)}
+    configs: dict[int, dict[str, str]] = {sweep: {} for sweep in range(sweeps)}
     for i in range(count):
         sweep, place = i % sweeps, i // sweeps
         kind = "export" if place % 8 == 7 else "train"
-        arm = "control" if place < len(SEEDS) else f"lr{place // len(SEEDS)}"
+        label = "control" if place < len(SEEDS) else f"lr{place // len(SEEDS)}"
         run_seed = SEEDS[place % len(SEEDS)]
-        name = f"export-{place:03}" if kind == "export" else arm + (f"-s{run_seed}" if run_seed != SEEDS[0] else "")
+        name = f"export-{place:03}" if kind == "export" else label + (f"-s{run_seed}" if run_seed != SEEDS[0] else "")
         if kind == "train":
-            arms[sweep][name] = arm
+            configs[sweep][name] = label
         run_dir = root / f"sweep{sweep:02}" / name
         run_dir.mkdir(parents=True)
         config = RunConfig(
             track="nano",
             num_layers=1 + sweep % 4,
-            matrix_lr=0.04 if arm == "control" else round(0.01 * (1 + place // len(SEEDS)), 4),
+            matrix_lr=0.04 if label == "control" else round(0.01 * (1 + place // len(SEEDS)), 4),
             seed=run_seed,
             weight_quantization_bits=8 if kind == "train" else rng.randint(4, 8),
             eval_stride=(0, 64, 0)[sweep % 3],
@@ -70,8 +70,8 @@ def make_runs(root: Path, count: int, sweeps: int = 30, seed: int = 0) -> None:
             artifact.truncate(result.total_bytes - result.bytes["code"])  # a hole: no disk is used
         # As write_result, without its fsync: making the runs is not what is measured.
         (run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
-    for sweep, names in arms.items():
-        about = {"control": "control", "arms": names, "changes": {arm: ["matrix_lr"] for arm in names.values()}}
+    for sweep, names in configs.items():
+        about = {"control": "control", "arms": names, "changes": {label: ["matrix_lr"] for label in names.values()}}
         (root / f"sweep{sweep:02}" / "sweep.json").write_text(json.dumps(about))
 
 

@@ -1,11 +1,11 @@
-"""What differs between two runs, and whether that is what was claimed."""
+"""Config diffs of two runs, and the claims they support."""
 
 import json
 
 import pytest
-from support.runs import make_import, make_run
+from support.runs import make_import, make_run, only_group
 
-from pgolf.analysis import diff, frontier, seed_groups
+from pgolf.analysis import diff, seed_groups
 from pgolf.disk import read_json
 from pgolf.reports import sentences
 from pgolf.runs.result import RunError
@@ -25,7 +25,7 @@ def test_a_clean_comparison_changes_what_it_claims(tmp_path):
     assert diff.judge(rows, []) == "changed and not claimed: model_dim"
 
 
-def test_nothing_changed_is_said(tmp_path):
+def test_a_diff_without_knobs_says_so(tmp_path):
     a = make_run(tmp_path, "s/control", environment=MADE)
     b = make_run(tmp_path, "s/better", environment=MADE, knobs={"seed": 2})
     assert diff.judge(diff.between(b, a), ["model_dim"]) == "no knob differs, only seed"
@@ -51,7 +51,7 @@ def test_older_configs_have_the_defaults_of_later_knobs(tmp_path):
     assert set(diff.between(b, a).setting) == {"num_layers"}
 
 
-def test_records_are_held_against_the_nearest_configuration(tmp_path):
+def test_records_are_paired_with_the_nearest_configuration(tmp_path):
     common = {"num_layers": 11, "clip": 12.0, "data_dir": "/d/sp8192"}
     make_import(tmp_path, "first/seed1", 1.0660, seed=1, run_id="a", logfile="logs/a.txt", **common)
     make_import(tmp_path, "second/seed5", 1.0650, seed=5, run_id="b", logfile="logs/b.txt", **common)
@@ -78,8 +78,8 @@ def test_a_run_without_config_cannot_be_compared(tmp_path):
         diff.between(tmp_path / "s" / "empty", a)
 
 
-def test_every_seed_of_an_arm_is_checked_and_a_change_that_did_not_happen_is_said(tmp_path):
-    """As layers do at nano scale, where 14 and 15 are both 4."""
+def test_every_seed_of_a_config_is_checked_against_its_claimed_changes(tmp_path):
+    """A claimed change may not happen: at nano scale 14 and 15 layers are both 4."""
     for seed in (1, 2):
         make_run(tmp_path, f"s/control-s{seed}", environment=MADE, knobs={"seed": seed})
         commit = MADE | ({"git_commit": "b" * 40} if seed == 2 else {})
@@ -88,8 +88,8 @@ def test_every_seed_of_an_arm_is_checked_and_a_change_that_did_not_happen_is_sai
     names = {f"{arm}-s{seed}": arm for arm in ("control", "wide", "deep") for seed in (1, 2)}
     changes = {"control": [], "wide": ["model_dim"], "deep": ["matrix_lr", "num_layers"]}
     atomic_write(tmp_path / "s" / "sweep.json", json.dumps({"control": "control", "arms": names}))
-    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
-    lines = sorted(sentences.unclean_comparisons(seed_groups.by_config(panel), panel, changes))
+    runs = only_group(tmp_path)
+    lines = sorted(sentences.unclean_comparisons(seed_groups.by_config(runs), runs, changes))
     assert lines == [
         "**deep-s1, deep-s2: not a clean comparison**: claimed and not changed: num_layers.",
         "**wide-s2: not a clean comparison**: outside of the knobs: git_commit.",

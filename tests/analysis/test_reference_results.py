@@ -1,4 +1,4 @@
-"""The seed's sweeps are all here, with its knobs and its figures, and can be tried in small."""
+"""Every sweep of the reference has its file, with the knobs and results of the notes, and runs at nano scale."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from pgolf_core.config import HASH_EXCLUDED, ROOT, RunConfig
 from pgolf_core.model import GPT
 
 NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
-OURS = {"demo", "tokenizers"}  # sweeps that the seed did not have; those named growth… neither
+OURS = {"demo", "tokenizers"}  # not in the notes, and neither are those named growth…
 FILES = sorted(
     path
     for path in (NOTEBOOKS / "sweeps").glob("*.yaml")
@@ -24,8 +24,8 @@ FILES = sorted(
 )
 RESULTS = reference_results.load()
 
-HEADS = {"num_heads", "num_kv_heads"}  # a shrunk run has 2 and 1 of them, whatever its shape
-SAME_QUARTER = {  # depths that lie too near to each other to differ when they are shrunk
+HEADS = {"num_heads", "num_kv_heads"}  # always 2 and 1 at nano scale
+SAME_AT_NANO = {  # depths so close that they are equal at nano scale
     "isobyte_fixedstep": {"num_layers"},
     "recurtsweep": {"num_unique_blocks"},
     "sp4096frontier_fixedstep": {"num_layers"},
@@ -42,36 +42,36 @@ def differences(a, b):
     return a.differences(b).keys() - HASH_EXCLUDED
 
 
-def control_run(sweep):
-    """The run of the control that others are compared with: of equal ones the first."""
+def baseline_run(sweep):
+    """The first run of the sweep's baseline."""
     return next(run for run, arm in sweep.groups.items() if arm == sweep.baseline)
 
 
 # Sweep files
 
 
-def test_the_ledger_and_the_files_name_the_same_sweeps():
+def test_results_and_sweep_files_name_the_same_sweeps():
     assert set(RESULTS.sweep) == {path.stem for path in FILES}
 
 
-def test_a_file_has_the_runs_of_the_ledger(file):
+def test_a_sweep_file_has_the_runs_of_the_results(file):
     sweep = load_sweep(file)
     assert sweep.name == file.stem and sweep.question.endswith("?") and sweep.baseline
     rows = RESULTS[RESULTS.sweep == file.stem]
     assert set(rows.track) == {config.track for config in sweep.runs.values()}
     trained = set(rows.run[rows.stage == ""])
     assert trained <= sweep.runs.keys()
-    without_figures = sweep.runs.keys() - trained  # controls, or trained for a stage: they are in another sweep's rows
+    without_figures = sweep.runs.keys() - trained  # baselines, or trained for a stage: rows of another sweep
     assert {sweep.groups[run] for run in without_figures} <= {sweep.baseline}
 
 
-def test_what_the_ledger_says_is_changed_is_what_differs(file):
+def test_changed_knobs_of_a_result_are_those_of_the_file(file):
     sweep = load_sweep(file)
-    control = sweep.runs[control_run(sweep)]
+    baseline = sweep.runs[baseline_run(sweep)]
     for row in RESULTS[(RESULTS.sweep == file.stem) & (RESULTS.stage == "")].itertuples():
         changed = reference_results.knobs(row.changed)
-        assert changed.keys() == differences(sweep.runs[row.run], control), row.run
-        assert not differences(control.with_knobs(**changed), sweep.runs[row.run]), row.run
+        assert changed.keys() == differences(sweep.runs[row.run], baseline), row.run
+        assert not differences(baseline.with_knobs(**changed), sweep.runs[row.run]), row.run
 
 
 def test_rows_of_stages_are_variants_of_the_stage(file):
@@ -79,7 +79,7 @@ def test_rows_of_stages_are_variants_of_the_stage(file):
     stages = {stage.notebook: stage.parameters for stage in sweep.stages}
     rows = RESULTS[(RESULTS.sweep == file.stem) & (RESULTS.stage != "")]
     assert set(rows.stage) == stages.keys()
-    config = sweep.runs[control_run(sweep)]
+    config = sweep.runs[baseline_run(sweep)]
     for row in rows.itertuples():
         if row.stage == "sensitivity":
             change, _, tensor = row.run.partition(":")
@@ -111,15 +111,15 @@ def test_shrunk_runs_differ_as_the_whole_ones_do(file):
     lost = set()
     for a, b in itertools.combinations(whole.runs, 2):
         lost |= differences(whole.runs[a], whole.runs[b]) - differences(small.runs[a], small.runs[b])
-    assert lost - HEADS == SAME_QUARTER.get(file.stem, set())
+    assert lost - HEADS == SAME_AT_NANO.get(file.stem, set())
 
 
-# The ledger
+# The results
 
 
-def test_every_figure_of_the_notes_stands_in_the_ledger():
+def test_every_figure_of_the_notes_is_in_the_results():
     if not NOTES.exists():
-        pytest.skip(f"no {NOTES}: the seed's notes lie beside the checkout where this was written")
+        pytest.skip(f"no {NOTES}: the reference's notes are not in the repository")
     notes = NOTES.read_text(encoding="utf-8")
     scores = set(re.findall(r"(?<![\d.])[1-9]\.\d{6,}", notes)) | set(re.findall(r"val_\w+[= ](\d\.\d+)", notes))
     assert {float(s) for s in scores} == {*RESULTS.bpb.dropna(), *RESULTS.val_loss.dropna()}

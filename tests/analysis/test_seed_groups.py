@@ -1,4 +1,4 @@
-"""Arms of synthetic runs: what is one, what is tested against what, who leads, and when."""
+"""Configs of synthetic runs: grouping, comparison with the baseline, seed noise, repeats, leaders and their history."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from pgolf_core.config import RunConfig, digest
 from pgolf_core.files import atomic_write
 
 
-def test_arms_against_their_control(tmp_path):
+def test_configs_are_compared_with_their_baseline(tmp_path):
     rng = np.random.default_rng(0)
     luck = rng.normal(0, 0.01, 5)
     base = 2.5 + luck
@@ -28,36 +28,36 @@ def test_arms_against_their_control(tmp_path):
     make_config(tmp_path, "same", base + rng.normal(0, 0.001, 5), {"matrix_lr": 0.05})
     make_config(tmp_path, "narrow", base + 0.02 + rng.normal(0, 0.001, 5), {"model_dim": 128})
     write_sweep(tmp_path, ["control", "wide", "same", "narrow"])
-    panel = only_group(tmp_path)
-    rows = seed_groups.by_config(panel).set_index("arm")
+    runs = only_group(tmp_path)
+    rows = seed_groups.by_config(runs).set_index("arm")
     assert list(rows.index) == ["control", "wide", "same", "narrow"]
     assert rows.verdict.to_dict() == {"control": "", "wide": "better", "same": "not significant", "narrow": "worse"}
     assert rows.seeds["wide"] == [1, 2, 3, 4, 5] and rows.method["wide"] == "paired, 5 seeds"
     assert rows.delta["wide"] == pytest.approx(-0.02, abs=0.002) and rows.n["wide"] == 5
     alone = [statistics.compare(rows.samples[name], rows.samples["control"]) for name in ("wide", "same", "narrow")]
     assert rows.p[["wide", "same", "narrow"]].tolist() == [found.p for found in statistics.holm(alone)]
-    assert rows.p["wide"] >= 2 * alone[0].p  # the second of three at most
-    table = frontier.frontier_table(panel)
+    assert rows.p["wide"] >= 2 * alone[0].p  # it ranks second of three at most
+    table = frontier.frontier_table(runs)
     assert set(table.verdict[table.run.str.startswith("wide")]) == {"better"}
     text = tables.summary(load_runs(tmp_path))
     assert "better (paired, 5 seeds)" in text and "not significant" in text
 
 
-def test_the_floor_of_the_track_judges_single_seeds(tmp_path):
+def test_single_seeds_are_tested_against_the_tracks_noise(tmp_path):
     make_config(tmp_path, "control", [2.50, 2.52, 2.51, 2.49, 2.505])
     make_run(tmp_path, "s/near-s1", bpb=2.49, knobs={"seed": 1, "num_layers": 3})
     make_run(tmp_path, "s/far-s1", bpb=2.30, knobs={"seed": 1, "num_layers": 4})
     write_sweep(tmp_path, ["control", "near", "far"])
-    panel = only_group(tmp_path)
-    (floor,) = [floor for floor in seed_groups.noise_by_track(panel).values() if floor]
-    assert floor.dof == 4 and floor.std == pytest.approx(np.std([2.50, 2.52, 2.51, 2.49, 2.505], ddof=1))
-    rows = seed_groups.by_config(panel).set_index("arm")
+    runs = only_group(tmp_path)
+    (noise,) = [noise for noise in seed_groups.noise_by_track(runs).values() if noise]
+    assert noise.dof == 4 and noise.std == pytest.approx(np.std([2.50, 2.52, 2.51, 2.49, 2.505], ddof=1))
+    rows = seed_groups.by_config(runs).set_index("arm")
     assert rows.verdict[["near", "far"]].tolist() == ["not significant", "better"]
     assert rows.method["far"] == "track's seed noise, 4 degrees of freedom"
     assert rows.needed["near"] > rows.needed["far"]
 
 
-def test_one_seed_alone_is_no_evidence(tmp_path):
+def test_one_seed_on_each_side_gives_no_verdict(tmp_path):
     make_run(tmp_path, "s/control", bpb=2.5)
     make_run(tmp_path, "s/wide", bpb=2.1, knobs={"model_dim": 256})
     rows = seed_groups.by_config(only_group(tmp_path)).set_index("arm")
@@ -68,14 +68,14 @@ def test_one_seed_alone_is_no_evidence(tmp_path):
     )
 
 
-def test_equal_knobs_and_seed_are_repeats_whatever_their_sweep(tmp_path):
+def test_equal_knobs_and_seed_are_repeats_in_any_sweep(tmp_path):
     made = {"device_name": "x", "torch": "2.13", "python": "3.11"}
     for place in ("s/control", "t/base_a", "t/base_b"):
         make_run(tmp_path, place, bpb=2.5, environment=made)
     make_run(tmp_path, "t/elsewhere", bpb=2.6, environment=made | {"device_name": "y"})
     make_run(tmp_path, "t/other", bpb=2.7, environment=made, knobs={"seed": 2})
     for name, bpb in (("a", 2.5), ("b", 2.53)):
-        make_run(tmp_path, f"t/clock_{name}", bpb=bpb, environment=made, knobs={"max_wallclock_seconds": 20})
+        make_run(tmp_path, f"t/limited_{name}", bpb=bpb, environment=made, knobs={"max_wallclock_seconds": 20})
     rows = seed_groups.repeats(only_group(tmp_path))
     assert rows.n.tolist() == [3, 2] and rows.spread.tolist() == [0, pytest.approx(0.03)]
     assert rows.places[0] == ["s/control", "t/base_a", "t/base_b"]
@@ -90,13 +90,13 @@ def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
     make_config(tmp_path, "good", [2.4500, 2.4622, 2.4391], {"num_layers": 4}, (1, 2, 3))
     make_config(tmp_path, "large", [2.20, 2.213, 2.191], {"num_layers": 5}, (1, 2, 3), total=1_000_001)
     write_sweep(tmp_path, ["control", "lucky", "good", "large"], seeds=(1, 2, 3))
-    panel = only_group(tmp_path)
-    rows = seed_groups.candidates(panel)
-    leaders = seed_groups.leaders(panel, rows)
+    runs = only_group(tmp_path)
+    rows = seed_groups.candidates(runs)
+    leaders = seed_groups.leaders(runs, rows)
     (leader,) = leaders.itertuples()
     assert rows.arm[leader.config] == "good" and rows.arm[leader.second] == "control" and leader.candidates == 3
     assert leader.delta == pytest.approx(0.0496, abs=1e-4) and leader.verdict == "worse" and leader.record
-    lines = sentences.describe_leaders(leaders, rows, panel)
+    lines = sentences.describe_leaders(leaders, rows, runs)
     assert "good-s2 (seed 2) 2.4622" in lines[0] and "The lead is significant" in lines[1]
 
 
@@ -107,23 +107,23 @@ def test_leaders_change_as_runs_finish(tmp_path):
         run_dir = make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": layers})
         result = read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
         atomic_write(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
-    panel = only_group(tmp_path)
-    rows = seed_groups.candidates(panel)
-    steps = seed_groups.history(panel, rows)
+    runs = only_group(tmp_path)
+    rows = seed_groups.candidates(runs)
+    steps = seed_groups.history(runs, rows)
     assert [rows.arm[arm] for arm in steps.config] == ["a", "b"]
     assert steps.finished.tolist() == ["2026-01-01T00:00:00", "2026-01-01T00:01:00"]
 
 
 def test_equal_knobs_of_two_sweeps_are_one_candidate(tmp_path):
-    """The luckier copy of one configuration neither leads alone nor is tested against the other."""
-    clock = {"max_wallclock_seconds": 20}
+    """Equal knobs of two sweeps form one candidate, so the luckier sweep neither leads alone nor beats the other."""
+    limit = {"max_wallclock_seconds": 20}
     for sweep, scores in (("a", [2.400, 2.405, 2.410]), ("b", [2.500, 2.505, 2.510])):
         for i, bpb in enumerate(scores):
-            make_run(tmp_path, f"{sweep}/x_{i}", bpb=bpb, knobs=clock, roundtrip_val_loss=bpb)
-    make_run(tmp_path, "b/other", bpb=2.46, knobs=clock | {"num_layers": 3}, roundtrip_val_loss=2.46)
-    panel = only_group(tmp_path)
-    rows = seed_groups.candidates(panel)
-    leaders = seed_groups.leaders(panel, rows)
+            make_run(tmp_path, f"{sweep}/x_{i}", bpb=bpb, knobs=limit, roundtrip_val_loss=bpb)
+    make_run(tmp_path, "b/other", bpb=2.46, knobs=limit | {"num_layers": 3}, roundtrip_val_loss=2.46)
+    runs = only_group(tmp_path)
+    rows = seed_groups.candidates(runs)
+    leaders = seed_groups.leaders(runs, rows)
     (leader,) = leaders.itertuples()
     assert (
         leader.candidates == 2
@@ -131,7 +131,7 @@ def test_equal_knobs_of_two_sweeps_are_one_candidate(tmp_path):
         and rows.bpb[leader.config] == pytest.approx(2.455)
     )
     assert leader.verdict == "not significant" and not leader.record
-    assert "asks for several seeds" in sentences.describe_leaders(leaders, rows, panel)[1]
+    assert "asks for several seeds" in sentences.describe_leaders(leaders, rows, runs)[1]
 
 
 def test_an_export_of_the_luckiest_seed_does_not_lead(tmp_path):
@@ -146,16 +146,16 @@ def test_an_export_of_the_luckiest_seed_does_not_lead(tmp_path):
     fields = same | {"roundtrip_block_nats": [value + 1 for value in nats]}
     make_run(tmp_path, "s/lab/int6", bpb=2.41, knobs=knobs, kind="export", source="s/good-s1", **fields)
     shutil.rmtree(tmp_path / "away")
-    panel = only_group(tmp_path)
-    rows = seed_groups.candidates(panel)
-    (leader,) = seed_groups.leaders(panel, rows).itertuples()
+    runs = only_group(tmp_path)
+    rows = seed_groups.candidates(runs)
+    (leader,) = seed_groups.leaders(runs, rows).itertuples()
     assert rows.arm[leader.config] == "better-s1" and set(rows.kind) == {"train"}
-    table = seed_groups.by_config(panel)
+    table = seed_groups.by_config(runs)
     export = table[table.kind == "export"].iloc[0]
     assert export.delta > 0 and export.method.startswith(("paired, 64 blocks", "paired, 64 blocks"))
 
 
-def test_a_floor_is_of_one_clock(tmp_path):
+def test_seed_noise_is_per_time_limit(tmp_path):
     for seconds, scores in ((600, [2.3, 2.3003, 2.2997]), (20, [2.5])):
         for i, bpb in enumerate(scores):
             make_run(tmp_path, f"s/at{seconds}_{i}", bpb=bpb, knobs={"max_wallclock_seconds": seconds})
@@ -164,28 +164,28 @@ def test_a_floor_is_of_one_clock(tmp_path):
     assert set(rows.verdict[rows.time_limit == 20]) <= {"", "not known"}
 
 
-def test_a_panel_of_nothing_has_no_arms(tmp_path):
+def test_no_runs_make_no_configs(tmp_path):
     make_run(tmp_path, "s/control")
-    panel = only_group(tmp_path)
-    assert seed_groups.by_config(panel[:0]).empty and list(seed_groups.by_config(panel[:0]).columns) == list(
-        seed_groups.by_config(panel).columns
+    runs = only_group(tmp_path)
+    assert seed_groups.by_config(runs[:0]).empty and list(seed_groups.by_config(runs[:0]).columns) == list(
+        seed_groups.by_config(runs).columns
     )
-    assert frontier.frontier_table(panel).shape[0] == 1
+    assert frontier.frontier_table(runs).shape[0] == 1
 
 
-def test_runs_older_than_a_knob_stay_in_their_arm(tmp_path):
+def test_runs_older_than_a_knob_stay_in_their_config(tmp_path):
     make_config(tmp_path, "control", [2.5, 2.51, 2.52], seeds=(1, 2, 3))
     path = tmp_path / "s" / "control-s1" / "config.json"
     config = read_json(path)
     del config["mlp_permutation"]
     atomic_write(path, json.dumps(config))
     result = read_result(path.parent)
-    del config["allow_over_cap"]  # a permission, which names no run
+    del config["allow_over_cap"]  # excluded from the hash
     write_result(path.parent, replace(result, config_hash=digest(config)))
     assert seed_groups.by_config(only_group(tmp_path)).n.tolist() == [3]
 
 
-def test_files_of_one_checkpoint_are_told_apart_by_their_text(tmp_path):
+def test_files_of_one_checkpoint_are_compared_by_their_text(tmp_path):
     rng = np.random.default_rng(1)
     nats = rng.normal(2500, 200, 64)
     same = dict(checkpoint_sha256="a" * 64, prequant_block_nats=list(nats))
@@ -198,7 +198,7 @@ def test_files_of_one_checkpoint_are_told_apart_by_their_text(tmp_path):
     assert row.low < expected < row.high
 
 
-def test_knobs_but_the_seed_make_an_arm():
+def test_all_knobs_but_the_seed_make_a_config():
     table = pd.DataFrame([RunConfig(track="nano", seed=s, num_layers=n).model_dump() for s in (1, 2) for n in (2, 3)])
     table["data_fingerprint"] = "ab" * 32
     assert seed_groups.same_knobs(table).nunique() == 2 and seed_groups.same_knobs(table, ()).nunique() == 4

@@ -1,4 +1,4 @@
-"""Tests of differences: against simulation, against scipy's own answers, and where samples are none."""
+"""Comparisons against simulation and against scipy, and samples that allow none."""
 
 import math
 
@@ -13,89 +13,89 @@ SEEDS = range(1, 6)
 DRAWS = 1000
 
 
-def arm(values, seeds=SEEDS) -> pd.Series:
+def config(values, seeds=SEEDS) -> pd.Series:
     return statistics.samples(list(seeds), values)
 
 
 def verdicts(effect: float, draws: int, compare) -> dict[str, float]:
-    """Share of each verdict over draws of five seeds, the arm `effect` standard deviations of a pair away."""
+    """Share of each verdict over draws of five seeds, at an effect in standard deviations of a pair's difference."""
     rng = np.random.default_rng(7)
     found = []
     for _ in range(draws):
-        luck = rng.normal(size=5)  # of the seed, which both share
-        control = 2.5 + 0.01 * luck
-        found.append(compare(control + 0.003 * rng.normal(effect, 1, 5), control).verdict)
+        luck = rng.normal(size=5)  # the seed's effect, shared by both
+        baseline = 2.5 + 0.01 * luck
+        found.append(compare(baseline + 0.003 * rng.normal(effect, 1, 5), baseline).verdict)
     return pd.Series(found).value_counts(normalize=True).to_dict()
 
 
-def test_nothing_is_seldom_called_better():
-    """At most LEVEL of 1,000 draws; better and worse together are near LEVEL, so the test is no idle one."""
-    shares = verdicts(0, DRAWS, lambda a, c: statistics.compare(arm(a), arm(c)))
+def test_no_effect_is_rarely_called_better():
+    """Better in at most ALPHA of the draws; better and worse together are near ALPHA, so the test does reject."""
+    shares = verdicts(0, DRAWS, lambda a, c: statistics.compare(config(a), config(c)))
     assert shares.get("better", 0) <= statistics.ALPHA
     assert 0.03 < shares.get("better", 0) + shares.get("worse", 0) < 0.07
 
 
-def test_nothing_is_seldom_called_better_without_common_seeds():
-    shares = verdicts(0, DRAWS, lambda a, c: statistics.compare(arm(a), arm(c, range(11, 16))))
+def test_no_effect_is_rarely_called_better_without_common_seeds():
+    shares = verdicts(0, DRAWS, lambda a, c: statistics.compare(config(a), config(c, range(11, 16))))
     assert shares.get("better", 0) <= statistics.ALPHA
 
 
 def test_two_standard_deviations_are_found_with_five_pairs():
-    shares = verdicts(-2, 3 * DRAWS, lambda a, c: statistics.compare(arm(a), arm(c)))
+    shares = verdicts(-2, 3 * DRAWS, lambda a, c: statistics.compare(config(a), config(c)))
     assert shares["better"] >= 0.9
-    assert verdicts(+2, DRAWS, lambda a, c: statistics.compare(arm(a), arm(c))).get("better", 0) == 0
+    assert verdicts(+2, DRAWS, lambda a, c: statistics.compare(config(a), config(c))).get("better", 0) == 0
 
 
-def test_nothing_against_the_floor_is_seldom_called_better():
-    """Single seeds, held against a floor of 8 degrees of freedom from other arms of the same spread."""
+def test_no_effect_is_rarely_called_better_against_the_seed_noise():
+    """Single seeds, tested against seed noise of 8 degrees of freedom from other configs of equal spread."""
     rng = np.random.default_rng(3)
     better = 0
     for _ in range(DRAWS):
-        floor = statistics.seed_noise(arm(rng.normal(2.4, 0.01, 5)) for _ in range(2))
-        found = statistics.compare(arm([rng.normal(2.5, 0.01)], [1]), arm([rng.normal(2.5, 0.01)], [1]), floor)
+        noise = statistics.seed_noise(config(rng.normal(2.4, 0.01, 5)) for _ in range(2))
+        found = statistics.compare(config([rng.normal(2.5, 0.01)], [1]), config([rng.normal(2.5, 0.01)], [1]), noise)
         better += found.verdict == "better"
     assert 0.005 * DRAWS < better <= statistics.ALPHA * DRAWS
 
 
-def test_the_best_of_ten_is_no_luck_after_holm():
-    """Without an effect in any of ten arms, some arm is called better in at most LEVEL of sweeps."""
+def test_holm_keeps_the_family_wise_level_of_ten_configs():
+    """Without any effect, one of ten configs is called better in at most ALPHA of the sweeps."""
     rng = np.random.default_rng(5)
     alone = together = 0
     for _ in range(DRAWS // 3):
-        control = rng.normal(2.5, 0.01, 5)
-        tests = [statistics.compare(arm(control + rng.normal(0, 0.003, 5)), arm(control)) for _ in range(10)]
+        baseline = rng.normal(2.5, 0.01, 5)
+        tests = [statistics.compare(config(baseline + rng.normal(0, 0.003, 5)), config(baseline)) for _ in range(10)]
         alone += any(t.verdict == "better" for t in tests)
         together += any(t.verdict == "better" for t in statistics.holm(tests))
     assert together <= statistics.ALPHA * DRAWS // 3 < alone
 
 
-def test_intervals_cover_what_they_say():
+def test_intervals_cover_the_true_difference_at_their_level():
     rng = np.random.default_rng(9)
     inside = 0
     for _ in range(DRAWS):
-        control = rng.normal(2.5, 0.01, 5)
-        found = statistics.compare(arm(control + rng.normal(0.002, 0.003, 5)), arm(control))
+        baseline = rng.normal(2.5, 0.01, 5)
+        found = statistics.compare(config(baseline + rng.normal(0.002, 0.003, 5)), config(baseline))
         inside += found.low <= 0.002 <= found.high
     assert 0.93 * DRAWS < inside < 0.97 * DRAWS
 
 
-def test_paired_and_welch_are_scipys():
+def test_paired_and_welch_tests_equal_scipys():
     a, b = np.array([2.51, 2.49, 2.53, 2.50]), np.array([2.52, 2.51, 2.53, 2.52])
-    paired = statistics.compare(arm(a, range(4)), arm(b, range(4)))
+    paired = statistics.compare(config(a, range(4)), config(b, range(4)))
     assert paired.p == pytest.approx(stats.ttest_rel(a, b).pvalue) and paired.method == "paired, 4 seeds"
     assert (paired.low, paired.high) == pytest.approx(tuple(stats.ttest_rel(a, b).confidence_interval(0.95)))
-    welch = statistics.compare(arm(a, range(4)), arm(b, range(4, 8)))
+    welch = statistics.compare(config(a, range(4)), config(b, range(4, 8)))
     assert welch.p == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
     assert welch.method == "Welch, 4 and 4 seeds" and paired.delta == pytest.approx(welch.delta)
     assert paired.p < welch.p
 
 
 def test_only_common_seeds_are_paired():
-    found = statistics.compare(arm([2.0, 2.1, 9.0], [1, 2, 3]), arm([2.1, 2.3, 0.1], [1, 2, 4]))
+    found = statistics.compare(config([2.0, 2.1, 9.0], [1, 2, 3]), config([2.1, 2.3, 0.1], [1, 2, 4]))
     assert found.delta == pytest.approx(-0.15) and found.method == "paired, 2 seeds"
 
 
-def test_repeats_of_equal_seed_are_no_samples():
+def test_repeats_of_a_seed_are_one_sample():
     """Runs that agree to the last bit would give any difference p = 0."""
     a, b = statistics.samples([1, 1, 1], [2.4, 2.4, 2.4]), statistics.samples([1, 1, 1], [2.5, 2.5, 2.5])
     assert len(a) == len(b) == 1
@@ -103,20 +103,20 @@ def test_repeats_of_equal_seed_are_no_samples():
     assert (found.verdict, found.method) == ("not known", "one seed each") and math.isnan(found.p)
     assert statistics.compare(a, a).verdict == "equal"
     assert statistics.seed_noise([a, b, statistics.samples([1, 2], [2.4, 2.4])]) is None
-    # On two machines a run may differ in its last digits: that is no measure of luck either.
+    # On two machines a run may differ in its last digits, which does not measure seed noise either.
     assert len(statistics.samples([1, 1], [2.5, 2.500002])) == 1
     # With several seeds a seed's repeats are one sample, whether they agree or not.
     assert statistics.samples([1, 1, 2], [2.4, 2.6, 2.7]).tolist() == [2.5, 2.7]
 
 
-def test_repeats_of_one_seed_under_a_clock_are_judged_by_the_floor_alone():
-    """The seed's own mistake: three repeats under a clock, the best of one against the worst of the other."""
+def test_time_limited_repeats_of_one_seed_are_tested_against_the_noise_alone():
+    """The reference's mistake: three time-limited repeats, the best of one config against the worst of the other."""
     side = statistics.samples([1337] * 3, [2.05608381, 2.09377262, 2.07285932], time_limited=True)
     base = statistics.samples([1337] * 3, [2.06761597, 2.07369637, 2.08956232], time_limited=True)
     assert len(side) == len(base) == 3
-    floor = statistics.seed_noise([side, base])
-    assert floor.repeats and floor.dof == 4
-    found = statistics.compare(side, base, floor)
+    noise = statistics.seed_noise([side, base])
+    assert noise.repeats and noise.dof == 4
+    found = statistics.compare(side, base, noise)
     assert (
         found.verdict == "not significant"
         and found.method == "track's noise of repeats of one seed, 4 degrees of freedom"
@@ -124,26 +124,24 @@ def test_repeats_of_one_seed_under_a_clock_are_judged_by_the_floor_alone():
     # Three that the machine ran at one speed may agree among themselves: their own spread is no evidence.
     close = statistics.samples([1337] * 3, [2.0301, 2.0302, 2.0303], time_limited=True)
     assert statistics.compare(close, base).verdict == "not known"
-    assert not statistics.seed_noise(
-        [side, statistics.samples([1, 2], [2.4, 2.5])]
-    ).repeats  # seeds, where there are some
+    assert not statistics.seed_noise([side, statistics.samples([1, 2], [2.4, 2.5])]).repeats  # seeds come first
     assert statistics.is_record(pd.Series([1.0, 1.1], index=[1, 1]), pd.Series([2.0, 2.1], index=[1, 1])) == (
         False,
         pytest.approx(math.nan, nan_ok=True),
     )
 
 
-def test_seeds_that_are_not_known_pair_with_none():
+def test_unknown_seeds_pair_with_none():
     a, b = statistics.samples([None, None], [2.4, 2.5]), statistics.samples([None, 3], [2.45, 2.5])
     assert len(a) == len(b) == 2 and statistics.compare(a, b[1:]).method == "one seed on one side"
 
 
-def test_a_difference_that_never_varies_is_no_evidence():
-    found = statistics.compare(arm([2.5, 2.25], [1, 2]), arm([2.75, 2.5], [1, 2]))
+def test_a_constant_difference_gives_no_verdict():
+    found = statistics.compare(config([2.5, 2.25], [1, 2]), config([2.75, 2.5], [1, 2]))
     assert found.verdict == "not known" and math.isnan(found.low)
 
 
-def test_blocks_of_text():
+def test_blocks_of_text_are_compared_in_pairs():
     rng = np.random.default_rng(1)
     base = rng.normal(600, 60, 64)
     assert statistics.compare_blocks(base, base, 64 * 400).verdict == "equal"
@@ -154,7 +152,7 @@ def test_blocks_of_text():
 
 
 @pytest.mark.parametrize(("delta", "paired"), [(-0.002, True), (0.01, True), (0.004, False)])
-def test_seeds_needed_find_it_that_often(delta, paired):
+def test_seeds_needed_reach_the_power(delta, paired):
     sd = 0.003
     n = statistics.seeds_needed(delta, sd, paired)
     rng = np.random.default_rng(2)
@@ -171,8 +169,8 @@ def test_seeds_needed_find_it_that_often(delta, paired):
     assert statistics.seeds_needed(1e-9, 1.0) == math.inf and statistics.seeds_needed(0.0, 1.0) is None
 
 
-def test_the_rule_for_a_record():
-    """Three seeds 0.02 nats better with little spread are one; 0.006 with a usual spread are not, nor is one seed."""
+def test_is_record_is_the_challenges_rule():
+    """Three seeds 0.02 nats better with little spread are a record; 0.006 with the usual spread or one seed are not."""
     best = pd.Series([1.885, 1.886, 1.884], index=[1, 2, 3])
     assert statistics.is_record(best - [0.020, 0.0205, 0.0198], best)[0]
     assert statistics.is_record(pd.Series([1.86, 1.861, 1.859], index=[7, 8, 9]), best)[0]  # Welch

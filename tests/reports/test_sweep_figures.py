@@ -1,4 +1,4 @@
-"""Figures of arms: what they show, and that no text lies on another or outside of the figure."""
+"""Figures of configs: their content, and that no text overlaps another or leaves the figure."""
 
 import json
 
@@ -47,28 +47,28 @@ def style():
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A sweep of seven arms with five seeds each: better, worse and neither, one over the cap."""
+    """A sweep of five configs with five seeds each: better, worse and neither, one over the cap."""
     rng = np.random.default_rng(0)
     base = 2.5 + rng.normal(0, 0.01, 5)
     make_config(tmp_path, "control", base)
     for i, (shift, total) in enumerate([(-0.03, 700_000), (0.03, 400_000), (0.0, 510_000), (-0.05, 1_100_000)]):
         scores = base + shift + rng.normal(0, 0.002, 5)
-        make_config(tmp_path, f"arm-with-a-long-name-{i}", scores, {"model_dim": 152 + 16 * i}, total=total)
-    write_sweep(tmp_path, ["control", *(f"arm-with-a-long-name-{i}" for i in range(4))])
+        make_config(tmp_path, f"config-with-a-long-name-{i}", scores, {"model_dim": 152 + 16 * i}, total=total)
+    write_sweep(tmp_path, ["control", *(f"config-with-a-long-name-{i}" for i in range(4))])
     return tmp_path
 
 
-def seed_of(rows: pd.DataFrame) -> pd.DataFrame:
+def reference_of(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"arm": rows.arm, "bpb": np.linspace(2.043, 2.0431, len(rows)), "bytes": 6_663_470})
 
 
-@pytest.mark.parametrize("ledger", [True, False])
-def test_one_numeric_factor_is_a_curve(sweep, ledger):
-    panel = only_group(sweep)
-    rows = seed_groups.by_config(panel)
-    assert sweep_figures.numeric_knob(rows, panel) == "model_dim"
-    figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows) if ledger else seed_of(rows)[:0])
-    assert len(figure.axes) == 2 + ledger
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_one_numeric_factor_is_a_curve(sweep, with_reference):
+    runs = only_group(sweep)
+    rows = seed_groups.by_config(runs)
+    assert sweep_figures.numeric_knob(rows, runs) == "model_dim"
+    figure = sweep_figures.plot_sweep(rows, runs, reference_of(rows) if with_reference else reference_of(rows)[:0])
+    assert len(figure.axes) == 2 + with_reference
     figure.draw_without_rendering()
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == ["152", "168", "184", "192", "200"]
@@ -79,10 +79,10 @@ def test_one_numeric_factor_is_a_curve(sweep, ledger):
 
 def test_several_factors_are_names(sweep):
     make_run(sweep, "s/both", bpb=2.45, knobs={"model_dim": 256, "num_layers": 3, "seed": 1})
-    panel = only_group(sweep)
-    rows = seed_groups.by_config(panel)
-    assert sweep_figures.numeric_knob(rows, panel) == ""
-    figure = sweep_figures.plot_sweep(rows, panel, seed_of(rows))
+    runs = only_group(sweep)
+    rows = seed_groups.by_config(runs)
+    assert sweep_figures.numeric_knob(rows, runs) == ""
+    figure = sweep_figures.plot_sweep(rows, runs, reference_of(rows))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(rows.arm)
     shown = {text.get_text() for text in figure.legends[0].get_texts()}
     assert shown == {"baseline", "better", "worse", "not significant"}
@@ -92,10 +92,8 @@ def test_several_factors_are_names(sweep):
 def test_many_arms_are_cut(tmp_path):
     for i in range(40):
         make_run(tmp_path, f"s/arm-{i}", bpb=2.5 + 0.001 * i, knobs={"num_layers": 1 + i % 8, "model_dim": 64 + 8 * i})
-    panel = only_group(tmp_path)
-    figure = sweep_figures.plot_sweep(
-        seed_groups.by_config(panel), panel, pd.DataFrame(columns=["arm", "bpb", "bytes"])
-    )
+    runs = only_group(tmp_path)
+    figure = sweep_figures.plot_sweep(seed_groups.by_config(runs), runs, pd.DataFrame(columns=["arm", "bpb", "bytes"]))
     assert len(figure.axes[0].get_yticklabels()) == sweep_figures.CONFIGS
     assert collisions(figure) == []
 
@@ -118,9 +116,9 @@ def test_the_leaderboard_names_each_leader_once(tmp_path):
             "checksum": "",
         }
         (run_dir / "result.json").write_text(str(content).replace("'", '"').replace("None", "null"))
-    panel = only_group(tmp_path)
-    rows = seed_groups.by_config(panel)
-    steps = seed_groups.history(panel, rows)
+    runs = only_group(tmp_path)
+    rows = seed_groups.by_config(runs)
+    steps = seed_groups.history(runs, rows)
     assert len(steps) == 12
     steps = steps.assign(name="s/" + steps.config.map(rows.arm))
     assert collisions(sweep_figures.plot_leaderboard(steps)) == []

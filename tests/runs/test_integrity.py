@@ -89,8 +89,8 @@ def test_each_file_damaged(whole, tmp_path, name, how):
     table = load_runs(tmp_path).set_index("run")
     assert table.status.to_dict() == {"control": "complete", "harmed": "damaged"}
     assert name in table.problem["harmed"]
-    ((_, panel),) = frontier.comparison_groups(load_runs(tmp_path))
-    assert list(panel.run) == ["control"]
+    ((_, runs),) = frontier.comparison_groups(load_runs(tmp_path))
+    assert list(runs.run) == ["control"]
     assert f"harmed  damaged: {table.problem['harmed']}" in tables.summary(load_runs(tmp_path))
 
 
