@@ -22,7 +22,7 @@ PACKAGE_LINES = {"pgolf_core": 4950, "pgolf": 11_800, "tests": 12_750}
 FOLDERS = [*PACKAGE_LINES, "benchmarks", "tools"]
 MODULE_LINES, TEST_LINES, README_LINES = 400, 500, 180
 FUNCTION_LINES, PARAMETERS = 60, 7
-ALLOWED_FUNCTION_LINES = {"pgolf_core/train.py:train_loop": 90}  # the loop is one story on one screen
+ALLOWED_FUNCTION_LINES = {"pgolf/training/run.py:train_loop": 90}  # the loop is one story on one screen
 # A sentence that begins with one of these refers to something that the reader has to find first.
 WORDS = "as at but by else from of since so than that there those to what whatever where which who whoever whom whose"
 CONNECTIVES = frozenset(re.findall(r"\w+", WORDS))
