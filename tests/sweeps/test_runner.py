@@ -282,6 +282,7 @@ def start_and_wait_for_training(path, run_dir, root):
 LONG = TINY | dict(iterations=40, resume_every_seconds=0.1)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path):
     path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})
     run_dir = directory.RUNS / "s" / "a"
@@ -300,6 +301,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path
     assert figures(run_dir) == figures(tmp_path / "direct")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send Ctrl-C to one other alone")
 def test_ctrl_c_ends_every_process_at_once(embedded, sweeps):
     path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})

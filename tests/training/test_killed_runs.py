@@ -22,6 +22,7 @@ from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.model import GPT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffled", [0, 5])
 def test_killed_and_resumed_is_bit_identical(embedded, tmp_path, shuffled):
     """kill -9 during training, twice; the artifact equals the undisturbed one's."""

@@ -50,6 +50,7 @@ def losses(run_dir):
     return load_metrics(run_dir).dropna(subset="train_loss").train_loss.to_numpy()
 
 
+@pytest.mark.slow
 @GLOO
 @pytest.mark.parametrize("size", [2, 4])
 def test_any_number_of_ranks_trains_the_same_bits(alone, tmp_path, size):
@@ -74,6 +75,7 @@ def test_any_number_of_ranks_trains_the_same_bits(alone, tmp_path, size):
     assert together.artifact_sha256 == result.artifact_sha256
 
 
+@pytest.mark.slow
 @GLOO
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this platform")
 def test_dead_rank_ends_the_run_which_then_resumes(embedded, tmp_path):
@@ -109,6 +111,7 @@ def test_dead_rank_ends_the_run_which_then_resumes(embedded, tmp_path):
     assert not (tmp_path / "run" / "error.json").exists()
 
 
+@pytest.mark.slow
 @GLOO
 def test_error_of_several_ranks_is_printed_once(embedded, tmp_path):
     words = ["--nproc_per_node=2", "-m", "pgolf.training.run", "-k", "track=nano", "--run-dir", str(tmp_path / "run")]

@@ -27,6 +27,7 @@ from pgolf_core.quantization.allocation import AllocationError
 from pgolf_core.shards import read_shard, write_shard
 
 
+@pytest.mark.slow
 def test_trace_of_the_reference(tmp_path):
     """60 steps from the recorded weights. A change of 1e-7 in one weight moves these losses by up to 5e-3
     within the 60 steps (Newton–Schulz rounds to bfloat16), and no two kinds of machine sum in one order; so
@@ -166,6 +167,7 @@ def test_fewer_larger_passes_train_the_same(finished, tmp_path):
     assert one.tokens == result.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_training_scores_the_same(finished, tmp_path):
     _, plain = finished
