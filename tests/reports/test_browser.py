@@ -26,6 +26,7 @@ display(HTML("<table><tr><th>run</th><td>control</td></tr></table>"))
 
 
 pytestmark = pytest.mark.slow
+pytest.importorskip("pytest_playwright", reason="no browser to test in: pip install -e .[lab,browser]")
 
 
 @pytest.fixture(scope="session")
