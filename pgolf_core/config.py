@@ -60,7 +60,7 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
 
     def __init__(self, **knobs):
         unknown = [name for name in knobs if name not in RunConfig.model_fields]
-        problems = [_unknown(name) for name in unknown]
+        problems = [f"{name}: no such knob{did_you_mean(name, RunConfig.model_fields)}" for name in unknown]
         known = {name: value for name, value in knobs.items() if name not in unknown}
         bad: dict[str, str] = {}
         try:
@@ -160,10 +160,6 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
 def digest(content: dict) -> str:
     """12 hex digits of a JSON object's content, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _unknown(name: str) -> str:
-    return f"{name}: no such knob" + did_you_mean(name, RunConfig.model_fields)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

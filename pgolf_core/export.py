@@ -109,7 +109,11 @@ def quantize_state(
     if config.allocation == "solve":
         floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if name not in calibration}
         weights = {name: state[name] for name in calibration}
-        return solve(weights, floats, calibration, config, file_bytes=lambda quantized: _file_bytes(quantized, config))
+
+        def file_bytes(quantized: Quantized) -> int:
+            return len(pack(quantized, config.codec).bytes) + len(code_archive(*quantized.forms))
+
+        return solve(weights, floats, calibration, config, file_bytes)
     schemes = {name: scheme_of(t, roles[name], config) for name, t in state.items()}
     floats = {name: stored_float(state[name], roles[name], config) for name, s in schemes.items() if s is None}
     weights = {name: state[name] for name in state if name not in floats}
@@ -119,10 +123,6 @@ def quantize_state(
             weights[name] = weights[name].index_select(axis, order)
             tensors[name] = permute(tensors[name], order, axis)
     return Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)
-
-
-def _file_bytes(quantized: Quantized, config: ExportConfig) -> int:
-    return len(pack(quantized, config.codec).bytes) + len(code_archive(*quantized.forms))
 
 
 def scheme_of(t: Tensor, role: Role, config: ExportConfig) -> QuantScheme | None:

@@ -20,7 +20,6 @@ Positive = Annotated[int, Field(gt=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Bits = Annotated[int, Field(ge=2, le=8)]
 
 
 def _embedding_bits(bits: int) -> int:
@@ -166,7 +165,7 @@ class ExportConfig(Group):
     mlp_in_quantizer: Quantizer = Field("", description="quantizer of an MLP's first matrix; '' = quantizer")
     mlp_out_quantizer: Quantizer = Field("", description="quantizer of an MLP's second matrix; '' = quantizer")
     head_quantizer: Quantizer = Field("", description="quantizer of an untied head; '' = quantizer")
-    weight_quantization_bits: Bits = Field(8, description="bits of absmax")
+    weight_quantization_bits: int = Field(8, ge=2, le=8, description="bits of absmax")
     embed_quantization_bits: Annotated[int, AfterValidator(_embedding_bits)] = Field(
         0, description="bits of absmax for embedding tables; 0 = weight_quantization_bits, 16 = stays float16"
     )

@@ -9,11 +9,11 @@ A new one is a file `quantization/schemes/mine.py` with two classes, and `quanti
     @register                       # what the knob says, and how weights become a stored tensor
     @dataclass(frozen=True)
     class Mine(QuantScheme):
-        word, usage, stored = "mine", "mine:K, K levels per row, K 2 to 99", MineTensor
+        word, usage = "mine", "mine:K, K levels per row, K 2 to 99"
         k: int
 
         @classmethod
-        def from_args(cls, k): return cls(int(between(k, 2, 99)))
+        def from_args(cls, k): return cls(between(int(k), 2, 99))
         def fit(self, w, context): return MineTensor(...)
 
 This module loads no torch, and a scheme's module is loaded when a knob first names it.
@@ -60,7 +60,7 @@ class QuantScheme:
 
     word: ClassVar[str]
     usage: ClassVar[str]  # how to write the knob; shown when its arguments are wrong
-    stored: ClassVar[type[Stored]]  # class of what `fit` returns
+    stored: ClassVar[str] = ""  # word of the stored form that `fit` returns; '' = the scheme's own
     uses_gptq: ClassVar[bool] = False  # rounds by context.factor if gptq=1
     scale_free: ClassVar[bool] = False  # c·w takes as many bytes as w
     per_model: ClassVar[bool] = False  # tensors share arrays, so a model can have one scheme of this class
@@ -93,6 +93,7 @@ class QuantScheme:
 
 def register(cls: type[QuantScheme]) -> type[QuantScheme]:
     """Class decorator: the scheme is then found by its word."""
+    cls.stored = cls.stored or cls.word
     SCHEMES[cls.word] = cls
     return cls
 
@@ -112,9 +113,8 @@ def parse_scheme(text: str) -> QuantScheme:
         raise ValueError(f"input should be {SCHEMES[word].usage}") from error
 
 
-def between(text: str, low: float, high: float) -> float:
-    """The number that text spells. Raises ValueError if it is none, or not in low..high."""
-    value = float(text)
+def between(value: float, low: float, high: float) -> float:
+    """The value. Raises ValueError if it is not in low..high."""
     if not low <= value <= high:
-        raise ValueError(f"{text} is not in {low}..{high}")
+        raise ValueError(f"{value} is not in {low}..{high}")
     return value

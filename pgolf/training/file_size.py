@@ -18,7 +18,7 @@ from pgolf_core.parameters import Role, tensor_place
 from pgolf_core.quantization.allocation import MAX_REL_STEP
 from pgolf_core.quantization.lowrank import LowRank
 from pgolf_core.quantization.schemes.step import Step
-from pgolf_core.quantization.stored import Quantized, Stored
+from pgolf_core.quantization.stored import Quantized, Stored, form
 from pgolf_core.scheme import FitContext, QuantScheme
 
 SAMPLES = {"ans": 1 << 22, "zlib": 1 << 20, "lzma": 1 << 19, "brotli": 1 << 18}  # weights coded: a second of each
@@ -114,4 +114,6 @@ def _tensor(array: str) -> str:
 
 def code_bytes(schemes: Iterable[QuantScheme], config: ExportConfig) -> int:
     """Bytes of the code that a reader needs; exact, since they do not depend on the weights."""
-    return len(code_archive(*{scheme.stored for scheme in schemes}, *([LowRank] if config.low_rank_residuals else [])))
+    return len(
+        code_archive(*{form(scheme.stored) for scheme in schemes}, *([LowRank] if config.low_rank_residuals else []))
+    )

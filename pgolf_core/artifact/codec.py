@@ -60,7 +60,7 @@ def encode(arrays: Sequence[np.ndarray], codec: str) -> bytes:
     """One stream of the arrays' little-endian bytes; under 'ans' one block per array."""
     if codec == "ans":
         return b"".join(map(_block, arrays))
-    raw = b"".join(_little(array).tobytes() for array in arrays)
+    raw = b"".join(little_endian(array) for array in arrays)
     if codec == "zlib":
         return zlib.compress(raw, 9)
     if codec == "lzma":
@@ -130,8 +130,8 @@ def _decompress(blob: bytes, size: int, codec: str) -> bytes:
     return raw
 
 
-def _little(array: np.ndarray) -> np.ndarray:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+def little_endian(array: np.ndarray) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _from_bytes(raw: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -165,12 +165,12 @@ def _next_body(blob: bytes, start: int) -> tuple[bytes, int]:
 def _matrix(array: np.ndarray) -> np.ndarray:
     """The integers to code, (rows, cols); for floats their bytes by significance, (itemsize, n)."""
     if array.dtype.kind == "f":
-        return np.frombuffer(_little(array).tobytes(), np.uint8).reshape(-1, array.itemsize).T
+        return np.frombuffer(little_endian(array), np.uint8).reshape(-1, array.itemsize).T
     return array.reshape(len(array) if array.ndim > 1 else 1, -1)
 
 
 def _block(array: np.ndarray) -> bytes:
-    raw = body = _little(array).tobytes()
+    raw = body = little_endian(array)
     if not np.frombuffer(raw, np.uint8).any():
         body = b""
     else:

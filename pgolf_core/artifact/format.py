@@ -117,5 +117,5 @@ def load(path: str | Path) -> dict[str, torch.Tensor]:
     unpacked = read(path)
     try:
         return from_arrays(unpacked.arrays, unpacked.about).state_dict()
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ImportError) as error:
         raise ArtifactError(f"{path}: its arrays are not those of a model ({error!r})") from error

@@ -59,15 +59,13 @@ class Module:
 
     def _visit(self, root: ast.stmt, words: set[str]) -> list[Needed]:
         needed: list[Needed] = []
-        skipped = {method for method in getattr(root, "body", ()) if isinstance(root, ast.ClassDef)}
-        skipped = {method for method in skipped if isinstance(method, ast.FunctionDef)}
-        skipped |= {node for node, _ in self._annotations(root)}
+        skipped = {node for node, _ in self._annotations(root)}
+        if isinstance(root, ast.ClassDef):
+            skipped |= {child for child in root.body if isinstance(child, ast.FunctionDef)}
         todo: list[ast.AST] = [root]
         while todo:
             node = todo.pop()
-            if node in skipped:
-                continue
-            todo += ast.iter_child_nodes(node)
+            todo += [child for child in ast.iter_child_nodes(node) if child not in skipped]
             if isinstance(node, ast.Name):
                 words.add(node.id)
                 needed += self.keep(node.id, words)
@@ -77,15 +75,15 @@ class Module:
                 words.add(node.value)  # a name in quotes, for getattr
         return needed
 
-    def _annotations(self, root: ast.AST) -> Iterator[tuple[ast.expr, Position]]:
-        """Annotations that nothing evaluates, and where their removal begins; fields of classes keep theirs."""
+    def _annotations(self, root: ast.AST) -> Iterator[tuple[ast.expr, Position | None]]:
+        """Annotations that nothing evaluates, and the end of what they annotate; fields of classes keep theirs."""
         fields = {field for node in ast.walk(root) if isinstance(node, ast.ClassDef) for field in node.body}
         for node in ast.walk(root):
             if isinstance(node, ast.arg) and node.annotation:
                 start = self._position(node.lineno, node.col_offset)
                 yield node.annotation, (start[0], start[1] + len(node.arg))
             elif isinstance(node, ast.FunctionDef) and node.returns:
-                yield node.returns, self._position(node.returns.lineno, node.returns.col_offset)
+                yield node.returns, None
             elif isinstance(node, ast.AnnAssign) and node.value and node not in fields:
                 yield node.annotation, self._position(node.target.end_lineno, node.target.end_col_offset)
 
@@ -130,7 +128,7 @@ class Module:
         removed = dict(self._removed())
         lines: list[str] = []
         line, level, end = "", 0, (0, 0)
-        for kind, text, start, _ in self._tokens():
+        for kind, text, start in self._tokens():
             if kind in (tokenize.INDENT, tokenize.DEDENT):
                 level += 1 if kind == tokenize.INDENT else -1
             elif kind == tokenize.NEWLINE:
@@ -146,8 +144,8 @@ class Module:
                 line = _joined(line, "" if text == "->" else text)
         return "".join(f"{line}\n" for line in lines)
 
-    def _tokens(self) -> Iterator[tuple[int, str, Position, Position]]:
-        """Kind, text, start and end of each token; an f-string is one, as before Python 3.12."""
+    def _tokens(self) -> Iterator[tuple[int, str, Position]]:
+        """Kind, text and start of each token; an f-string is one, as before Python 3.12."""
         depth, start = 0, (0, 0)
         for token in tokenize.generate_tokens(io.StringIO(self.source).readline):
             if token.type in OPENERS:
@@ -156,14 +154,10 @@ class Module:
             elif token.type in CLOSERS:
                 depth -= 1
                 if not depth:
-                    yield tokenize.STRING, self._between(start, token.end), start, token.end
+                    lines = [*self.lines[start[0] - 1 : token.end[0] - 1], self.lines[token.end[0] - 1][: token.end[1]]]
+                    yield tokenize.STRING, "".join(lines)[start[1] :], start
             elif not depth:
-                yield token.type, token.string, token.start, token.end
-
-    def _between(self, start: Position, end: Position) -> str:
-        lines = self.lines[start[0] - 1 : end[0]]
-        lines[-1] = lines[-1][: end[1]]
-        return "".join([lines[0][start[1] :], *lines[1:]])
+                yield token.type, token.string, token.start
 
 
 def _joined(line: str, text: str) -> str:

@@ -1,7 +1,7 @@
 """Quantization grids: where the levels of a weight lie, and rounding onto them.
 
-`GridScheme` is the base of the schemes that are a grid: it rounds to the nearest level, or column by column with
-error compensation (GPTQ). `QuantizedTensor.dequantize` is the way back from all of them.
+Rounding is to the nearest level, or column by column with error compensation (GPTQ). `QuantizedTensor.dequantize` is
+the way back from all grids.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgolf_core.quantization.gptq import gptq
 from pgolf_core.quantization.primitives import SCALE_DTYPE, QuantizedTensor, step_sizes
-from pgolf_core.scheme import FitContext, QuantScheme
+from pgolf_core.scheme import FitContext
 
 MIN_SCALE = 2.0**-20  # float16 still holds it to four bits
 UNCLIPPED = 32_767  # qmax of a grid without clipping: int16's largest
@@ -44,20 +44,11 @@ def to_nearest(w: Tensor, grid: Grid) -> QuantizedTensor:
     return grid.with_levels(torch.clamp(torch.round(w.float() / grid.step_size()), -grid.qmax, grid.qmax))
 
 
-class GridScheme(QuantScheme):
-    """A scheme that is a grid; only `grid(w, context)` is left to define."""
-
-    stored = QuantizedTensor
-    uses_gptq = True
-
-    def grid(self, w: Tensor, context: FitContext) -> Grid:
-        raise NotImplementedError
-
-    def fit(self, w: Tensor, context: FitContext) -> QuantizedTensor:
-        grid = self.grid(w, context)
-        if context.factor is None:
-            return to_nearest(w, grid)
-        return grid.with_levels(gptq(w, grid.step_size(), context.factor, grid.qmax, context.gptq_block))
+def round_to(grid: Grid, w: Tensor, context: FitContext) -> QuantizedTensor:
+    """Round w (rows, cols) to the nearest level or, if the context has a factor, by GPTQ."""
+    if context.factor is None:
+        return to_nearest(w, grid)
+    return grid.with_levels(gptq(w, grid.step_size(), context.factor, grid.qmax, context.gptq_block))
 
 
 def step_grid(w: Tensor, c: float, per: Literal["tensor", "row"] = "tensor") -> Grid:

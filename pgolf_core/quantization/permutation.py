@@ -44,9 +44,9 @@ def _order(fc: QuantizedTensor, proj: QuantizedTensor) -> Tensor:
 
 def permute(t: QuantizedTensor, order: Tensor, axis: int) -> QuantizedTensor:
     """t with its rows (axis 0) or columns (axis 1) in that order."""
-    exponents = {"row_exponents": t.row_exponents, "col_exponents": t.col_exponents}
-    turned = "col_exponents" if axis else "row_exponents"
-    if exponents[turned] is not None:
-        exponents[turned] = exponents[turned][order]
-    scale = t.scale[order] if t.axis == axis else t.scale
-    return QuantizedTensor(t.q.index_select(axis, order).contiguous(), scale, t.axis, **exponents)
+
+    def moved(values: Tensor | None, their_axis: int | None) -> Tensor | None:
+        return values[order] if values is not None and their_axis == axis else values
+
+    q, scale = t.q.index_select(axis, order).contiguous(), moved(t.scale, t.axis)
+    return QuantizedTensor(q, scale, t.axis, moved(t.row_exponents, 0), moved(t.col_exponents, 1))

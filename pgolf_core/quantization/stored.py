@@ -48,12 +48,9 @@ def stored_form(word: str, shared: str = "") -> Callable[[type], type]:
 
 
 def form(word: str) -> type[Stored]:
-    """The class of a form, loaded from schemes/<word>.py if need be. Raises KeyError on an unknown word."""
+    """The class of a form, loaded from schemes/<word>.py if need be. Raises KeyError or ImportError."""
     if word not in FORMS and re.fullmatch("[a-z][a-z0-9_]*", word):
-        try:
-            importlib.import_module(f"pgolf_core.quantization.schemes.{word}")
-        except ModuleNotFoundError as error:
-            raise KeyError(f"no module schemes/{word}.py") from error
+        importlib.import_module(f"pgolf_core.quantization.schemes.{word}")
     return FORMS[word]
 
 

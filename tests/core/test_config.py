@@ -1,6 +1,8 @@
 """Knobs: four ways to set them, and every way to get them wrong."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -148,3 +150,13 @@ def test_broken_files_and_relabelled_runs(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(RunConfig(track="nano").model_dump()))
     with pytest.raises(ConfigError, match=r"track=quick: .* sets every knob"):
         RunConfig.from_file(tmp_path / "config.json", track="quick")
+
+
+def test_a_config_with_quantizers_loads_no_torch():
+    """It takes seconds, and the command line and pages read configs."""
+    code = "import sys; from pgolf_core.config import RunConfig; "
+    code += "config = RunConfig(track='nano', quantizer='step:0.4:row', embed_quantizer='sdclip:6:12', "
+    code += "head_quantizer='float16', mlp_in_quantizer='ternary', attn_in_quantizer='absmax:5'); "
+    code += "assert not config.export.needs_calibration; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from pgolf_core.quantization.grids import Grid, GridScheme
-from pgolf_core.quantization.primitives import QuantizedTensor, quantize
+from pgolf_core.quantization.schemes import GridScheme
 from pgolf_core.scheme import FitContext, between, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf_core.quantization.grids import Grid
+    from pgolf_core.quantization.primitives import QuantizedTensor
 
 
 @register
@@ -20,15 +24,20 @@ class Absmax(GridScheme):
 
     @classmethod
     def from_args(cls, bits: str | None = None) -> Absmax:
-        return cls(None if bits is None else int(between(str(int(bits)), 2, 8)))
+        return cls(None if bits is None else between(int(bits), 2, 8))
 
     def grid(self, w: Tensor, context: FitContext) -> Grid:
+        from pgolf_core.quantization.grids import Grid
+        from pgolf_core.quantization.primitives import quantize
+
         bits = self.bits or context.bits
         quantized = quantize(w, bits, context.axis)
         return Grid(quantized.scale, quantized.axis, 2 ** (bits - 1) - 1)
 
     def fit(self, w: Tensor, context: FitContext) -> QuantizedTensor:
         """Any shape; GPTQ rounds to the same levels."""
+        from pgolf_core.quantization.primitives import quantize
+
         if context.factor is None:
             return quantize(w, self.bits or context.bits, context.axis)
         return super().fit(w, context)

@@ -62,7 +62,6 @@ class CodebookScheme(QuantScheme):
         "codebook:SIZE:DIMENSION or codebook:SIZE:DIMENSION:RATE, one table of up to SIZE ≤ 4096 vectors of "
         "weights for all tensors that have it; RATE prices a bit in σ² (0.06 suits 2.5 bits per weight)"
     )
-    stored = CodebookTensor
     scale_free = True
     per_model = True
     size: int
@@ -71,8 +70,7 @@ class CodebookScheme(QuantScheme):
 
     @classmethod
     def from_args(cls, size: str, dimension: str, rate: str = "0") -> CodebookScheme:
-        size, dimension = int(between(str(int(size)), 2, MAX_SIZE)), int(between(str(int(dimension)), 1, 16))
-        return cls(size, dimension, between(rate, 0, 10))
+        return cls(between(int(size), 2, MAX_SIZE), between(int(dimension), 1, 16), between(float(rate), 0, 10))
 
     def fit_all(self, weights: dict[str, Tensor], contexts: dict[str, FitContext]) -> dict[str, CodebookTensor]:
         book = learn(list(weights.values()), self.size, self.dimension, self.rate_weight)

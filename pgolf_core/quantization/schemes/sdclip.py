@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from pgolf_core.quantization.grids import Grid, GridScheme, rms, stored_scale
+from pgolf_core.quantization.schemes import GridScheme
 from pgolf_core.scheme import FitContext, between, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf_core.quantization.grids import Grid
 
 
 @register
@@ -21,9 +25,11 @@ class SDClip(GridScheme):
 
     @classmethod
     def from_args(cls, bits: str, k: str) -> SDClip:
-        return cls(int(between(str(int(bits)), 2, 8)), between(k, 0.1, 1000))
+        return cls(between(int(bits), 2, 8), between(float(k), 0.1, 1000))
 
     def grid(self, w: Tensor, context: FitContext) -> Grid:
         """2^bits − 1 levels per row. Size depends on bits and k, not on how large weights grew."""
+        from pgolf_core.quantization.grids import Grid, rms, stored_scale
+
         qmax = 2 ** (self.bits - 1) - 1
         return Grid(stored_scale(self.k * rms(w, 1) / qmax), 0, qmax)

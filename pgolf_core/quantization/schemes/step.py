@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from pgolf_core.quantization.grids import Grid, GridScheme, step_grid, weighted_grid
+from pgolf_core.quantization.schemes import GridScheme
 from pgolf_core.scheme import FitContext, between, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf_core.quantization.grids import Grid
 
 
 @register
@@ -23,13 +27,15 @@ class Step(GridScheme):
     def from_args(cls, c: str, per: str = "tensor") -> Step:
         if per not in ("tensor", "row", "fisher"):
             raise ValueError(f"{per} is none of tensor, row, fisher")
-        return cls(between(c, 1e-4, 100), per)
+        return cls(between(float(c), 1e-4, 100), per)
 
     @property
     def needs_calibration(self) -> bool:
         return self.per == "fisher"
 
     def grid(self, w: Tensor, context: FitContext) -> Grid:
+        from pgolf_core.quantization.grids import step_grid, weighted_grid
+
         if self.per == "fisher":
             return weighted_grid(w, self.c, context.row_weight, context.col_weight)
         return step_grid(w, self.c, self.per)

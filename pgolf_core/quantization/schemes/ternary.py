@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from pgolf_core.quantization.grids import Grid, GridScheme, stored_scale
+from pgolf_core.quantization.schemes import GridScheme
 from pgolf_core.scheme import FitContext, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf_core.quantization.grids import Grid
 
 
 @register
@@ -23,6 +27,8 @@ class Ternary(GridScheme):
         Source: Ternary Weight Networks, Li et al. 2016, https://arxiv.org/abs/1605.04711. Rounding is at s/2, where
         the squared error is least for a given s.
         """
+        from pgolf_core.quantization.grids import Grid, stored_scale
+
         magnitude = w.float().abs()
         large = magnitude > 0.7 * magnitude.mean(1, keepdim=True)
         return Grid(stored_scale((magnitude * large).sum(1) / large.sum(1).clamp_min(1)), 0, 1)

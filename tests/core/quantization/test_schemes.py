@@ -20,7 +20,7 @@ from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.format import load, pack, unpack
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import quantize_state
-from pgolf_core.quantization.stored import stored_form
+from pgolf_core.quantization.stored import form, stored_form
 from pgolf_core.scheme import FitContext, QuantScheme, between, parse_scheme, register
 
 
@@ -44,12 +44,12 @@ class MineTensor:
 @register
 @dataclass(frozen=True)
 class Mine(QuantScheme):
-    word, usage, stored = "mine", "mine:K, K levels above zero and K below, K 1 to 99", MineTensor
+    word, usage = "mine", "mine:K, K levels above zero and K below, K 1 to 99"
     k: int
 
     @classmethod
     def from_args(cls, k):
-        return cls(int(between(k, 1, 99)))
+        return cls(between(int(k), 1, 99))
 
     def fit(self, w, context):
         largest = (w.abs().max() / self.k).half().clamp_min(1e-4)
@@ -103,7 +103,7 @@ def test_all_schemes_round_trip_and_use_their_context():
         config = RunConfig(quantizer=text, keep_float_max_numel=0).export
         quantized = quantize_state(w, config)
         read_back, scheme = unpack(pack(quantized, "ans").bytes), parse_scheme(text)
-        assert {type(t) for t in read_back.tensors.values()} == {scheme.stored} == quantized.forms
+        assert {type(t) for t in read_back.tensors.values()} == {form(scheme.stored)} == quantized.forms
         expected = scheme.fit_all(w, dict.fromkeys(w, FitContext()))
         assert all(torch.equal(t.dequantize(), expected[n].dequantize()) for n, t in read_back.tensors.items())
     assert not quantize_state(w, RunConfig(quantizer="float16", keep_float_max_numel=0).export).tensors
