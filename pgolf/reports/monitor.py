@@ -4,7 +4,6 @@ A run is alive while a process holds its lock (runs.directory.locked). Looking t
 that two monitors do not see one another. Progress and pace come from the last lines of metrics.jsonl.
 """
 
-import json
 import math
 import os
 import re
@@ -26,7 +25,7 @@ from pgolf.disk import read_json
 from pgolf.reports import curves, tables
 from pgolf.reports.figures import RED
 from pgolf.reports.labels import short
-from pgolf.runs.directory import INTERRUPTED, RUNS
+from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows
 from pgolf.runs.result import RunError, read_result
 
 try:
@@ -138,7 +137,7 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
     if "result.json" in files:
         return row | _finished(run_dir, files["result.json"], files.get("job.json"))
     job, config = (read_json(run_dir / name) or {} for name in ("job.json", "config.json"))
-    rows = _last_rows(run_dir / "metrics.jsonl")
+    rows = _last_rows(run_dir)
     row["kind"] = Path(job.get("notebook", "train.ipynb")).stem  # a stage is named after its notebook
     row["started"] = files.get("job.json", files.get("config.json"))
     row |= _pace(rows, config)
@@ -168,17 +167,16 @@ def _finished(run_dir: Path, changed: float, job: float | None) -> dict:
     }  # fmt: skip
 
 
-def _last_rows(path: Path) -> list[dict]:
-    """The last rows of a metrics file; cut, torn or damaged lines are left out."""
+def _last_rows(run_dir: Path) -> list[dict]:
+    """The last rows of a run's metrics that name a step; their finite numbers."""
     rows = []
-    with suppress(OSError), open(path, "rb") as f:
-        f.seek(max(0, f.seek(0, os.SEEK_END) - 16_384))
-        for line in f.read().splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and type(row.get("step")) is int:
-                    rows.append({k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)})
-    return rows
+    with suppress(OSError):
+        rows = metric_rows(run_dir, tail_bytes=16_384)
+    return [
+        {k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
+        for row in rows
+        if type(row.get("step")) is int
+    ]
 
 
 def _pace(rows: list[dict], config: dict) -> dict:

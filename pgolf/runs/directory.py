@@ -150,11 +150,17 @@ def run_directories(root: str | Path = RUNS) -> list[Path]:
     return found
 
 
-def metric_rows(run_dir: str | Path) -> list[dict]:
-    """Rows of metrics.jsonl, without lines torn by a kill."""
-    path = Path(run_dir) / "metrics.jsonl"
+def metric_rows(run_dir: str | Path, tail_bytes: int | None = None) -> list[dict]:
+    """Rows of metrics.jsonl, without torn lines; tail_bytes: only those that lie whole in so many last bytes."""
+    try:
+        with open(Path(run_dir) / "metrics.jsonl", "rb") as f:
+            if tail_bytes is not None:
+                f.seek(max(0, f.seek(0, os.SEEK_END) - tail_bytes))
+            text = f.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pgolf.disk import checksum
+from pgolf.disk import checksum, read_json
 from pgolf.runs.result import ARTIFACT, CHECKPOINT
 
 WRITTEN_WITHIN = 5.0  # seconds between the last file and result.json, at most
@@ -16,7 +16,7 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
     are newer than result.json, or thorough. Checkpoint and log.txt may have been deleted to save space.
     """
     for name in ("job.json", "import.json"):
-        if (run_dir / name).exists() and not _is_mapping(run_dir / name):
+        if (run_dir / name).exists() and read_json(run_dir / name) is None:
             return name
     if not _whole_notebook(run_dir / "notebook.ipynb"):
         return "notebook.ipynb"
@@ -64,13 +64,6 @@ def _is(path: Path, sha256: str, since: float | None) -> bool:
     if since is not None and path.stat().st_mtime <= since:
         return True
     return checksum(path) == sha256
-
-
-def _is_mapping(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except ValueError:
-        return False
 
 
 def _whole_notebook(path: Path) -> bool:

@@ -1,7 +1,5 @@
 """One notebook of a sweep as a job: what it needs, how far it is, how it ended."""
 
-import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from tqdm import tqdm
 
 from pgolf.disk import read_json
 from pgolf.processes import interactive
+from pgolf.runs.directory import metric_rows
 from pgolf.runs.result import RunError, read_result
 from pgolf_core.config import RunConfig
 
@@ -83,18 +82,11 @@ def _reason(job: Job, returncode: int) -> str:
 
 def progress(job: Job) -> tuple[float, str]:
     """Fraction done and 'control 80/120 2.71 bpb', from the last lines of the run's metrics."""
-    try:
-        with open(job.run_dir / "metrics.jsonl", "rb") as f:
-            f.seek(max(0, f.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = f.read().splitlines()
-    except FileNotFoundError:
+    if not (job.run_dir / "metrics.jsonl").exists():
         return 0.0, job.name
     last: dict = {}
-    for line in lines:
-        try:
-            last |= json.loads(line)
-        except ValueError:  # the first line may be cut here, and the last one still being written
-            continue
+    for row in metric_rows(job.run_dir, TAIL_BYTES):
+        last |= row
     step, iterations = last.get("step", 0), job.config.iterations
     limit_s = job.config.max_wallclock_seconds
     trained = max(step / iterations, last.get("train_seconds", 0.0) / limit_s if limit_s else 0.0)

@@ -9,7 +9,6 @@ from pgolf.studies.export_lab import allocate_residuals, export_lab, residual_va
 from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import model_of, score_model
-from pgolf.training.run import train
 from pgolf_core.artifact.format import load
 from pgolf_core.config import ConfigError, RunConfig
 
@@ -17,13 +16,6 @@ KNOBS = dict(
     track="nano", num_layers=1, model_dim=96, mlp_mult=8, num_heads=2, num_kv_heads=1, train_seq_len=64,
     train_batch_tokens=1024, iterations=12, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def source(embedded, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("runs") / "sweep" / "run"
-    train(RunConfig(**KNOBS), run_dir)
-    return run_dir
 
 
 def test_allocation_scores_real_files(source, tmp_path):

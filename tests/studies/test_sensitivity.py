@@ -9,7 +9,6 @@ from pgolf.studies.sensitivity import map_sensitivity, protect
 from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, model_of, score_model
-from pgolf.training.run import train
 from pgolf_core.artifact.format import load, pack
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.evaluate import evaluate
@@ -20,13 +19,6 @@ KNOBS = dict(
     track="nano", num_layers=2, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
     iterations=60, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048, keep_float_max_numel=2000,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def source(embedded, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("runs") / "sweep" / "run"
-    train(RunConfig(**KNOBS), run_dir)
-    return run_dir
 
 
 @pytest.fixture(scope="module")
