@@ -45,7 +45,8 @@ class Role:
 
     def __post_init__(self):
         if self.quantizer not in ("", *QUANTIZERS):
-            raise RoleError(f"quantizer={self.quantizer!r} is no role; choose one of {', '.join(QUANTIZERS)}, or ''")
+            known = ", ".join(QUANTIZERS)
+            raise RoleError(f"quantizer={self.quantizer!r} is no role; choose one of {known}, or ''")
 
     @property
     def is_control(self) -> bool:

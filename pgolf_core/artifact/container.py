@@ -130,7 +130,7 @@ def unpack_arrays(blob: bytes) -> Unpacked:
     ends = start + np.cumsum([s.length for s in sections], dtype=np.int64)
     blobs = [blob[end - s.length : end] for s, end in zip(sections, ends.tolist(), strict=True)]
     if damaged := [s.part for s, stored in zip(sections, blobs, strict=True) if zlib.crc32(stored) != s.stored_crc]:
-        raise ArtifactError(f"damaged in its {' and '.join(damaged)}")
+        raise ArtifactError("damaged in its " + " and ".join(damaged))
     if _checksum(blob[:-CHECKSUM]) != blob[-CHECKSUM:]:
         raise ArtifactError("damaged: its checksum is not that of its bytes")
     arrays, sizes = {}, {}
