@@ -1,22 +1,30 @@
 """Quantizers: one file each in quantization/schemes/, found by the word that a quantizer knob begins with.
 
-A new one is a file `quantization/schemes/mine.py` with two classes, and `quantizer: mine:3` then works everywhere:
+Most are a grid of levels and a rule for its step size. This file, as quantization/schemes/rowmax.py, is all that
+`quantizer: rowmax:3` needs to work everywhere:
 
-    @stored_form("mine")            # what the artifact holds; the only part that a reader needs
-    @dataclass(frozen=True)
-    class MineTensor: ...           # arrays(), from_arrays(arrays), dequantize(); see quantization/stored.py
+    from dataclasses import dataclass
 
-    @register                       # what the knob says, and how weights become a stored tensor
+    from pgolf_core.quantization.schemes import GridScheme
+    from pgolf_core.scheme import parse_int, register
+
+    @register
     @dataclass(frozen=True)
-    class Mine(QuantScheme):
-        word, usage = "mine", "mine:K, K levels per row, K 2 to 99"
+    class RowMax(GridScheme):
+        word, usage = "rowmax", "rowmax:K, K levels above zero and K below per row, up to its largest |w|; K 1 to 127"
         k: int
 
         @classmethod
-        def from_args(cls, k): return cls(between(int(k), 2, 99))
-        def fit(self, w, context): return MineTensor(...)
+        def from_args(cls, k):
+            return cls(parse_int(k, 1, 127))
 
-This module loads no torch, and a scheme's module is loaded when a knob first names it.
+        def grid(self, w, context):
+            from pgolf_core.quantization.grids import Grid, stored_scale
+
+            return Grid(stored_scale(w.abs().amax(1) / self.k), axis=0, qmax=self.k)
+
+Another kind of scheme derives from QuantScheme and brings a stored form of its own, the part that a reader needs, as
+schemes/codebook.py does. This module loads no torch, and a scheme's module is loaded when a knob first names it.
 """
 
 from __future__ import annotations
@@ -113,8 +121,14 @@ def parse_scheme(text: str) -> QuantScheme:
         raise ValueError(f"input should be {SCHEMES[word].usage}") from error
 
 
-def between(value: float, low: float, high: float) -> float:
-    """The value. Raises ValueError if it is not in low..high."""
-    if not low <= value <= high:
-        raise ValueError(f"{value} is not in {low}..{high}")
+def parse_number(text: str, low: float, high: float) -> float:
+    """The number. Raises ValueError if it is none, or not in low..high."""
+    if not low <= (value := float(text)) <= high:
+        raise ValueError(f"{text} is not in {low}..{high}")
     return value
+
+
+def parse_int(text: str, low: int, high: int) -> int:
+    """The whole number. Raises ValueError if it is none, or not in low..high."""
+    parse_number(text, low, high)
+    return int(text)

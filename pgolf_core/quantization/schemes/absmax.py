@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import FitContext, between, register
+from pgolf_core.scheme import FitContext, parse_int, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ class Absmax(GridScheme):
 
     @classmethod
     def from_args(cls, bits: str | None = None) -> Absmax:
-        return cls(None if bits is None else between(int(bits), 2, 8))
+        return cls(None if bits is None else parse_int(bits, 2, 8))
 
     def grid(self, w: Tensor, context: FitContext) -> Grid:
         from pgolf_core.quantization.grids import Grid

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pgolf_core.quantization.stored import stored_form
-from pgolf_core.scheme import FitContext, QuantScheme, between, register
+from pgolf_core.scheme import FitContext, QuantScheme, parse_int, parse_number, register
 
 MAX_SIZE = 4096  # entries; Lloyd's algorithm then still sees 64 vectors for each, and takes a minute
 SAMPLE = 2**18  # vectors that Lloyd's algorithm sees: 1,024 per entry for a table of 256
@@ -70,7 +70,7 @@ class CodebookScheme(QuantScheme):
 
     @classmethod
     def from_args(cls, size: str, dimension: str, rate: str = "0") -> CodebookScheme:
-        return cls(between(int(size), 2, MAX_SIZE), between(int(dimension), 1, 16), between(float(rate), 0, 10))
+        return cls(parse_int(size, 2, MAX_SIZE), parse_int(dimension, 1, 16), parse_number(rate, 0, 10))
 
     def fit_all(self, weights: dict[str, Tensor], contexts: dict[str, FitContext]) -> dict[str, CodebookTensor]:
         book = learn(list(weights.values()), self.size, self.dimension, self.rate_weight)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import FitContext, between, register
+from pgolf_core.scheme import FitContext, parse_int, parse_number, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ class SDClip(GridScheme):
 
     @classmethod
     def from_args(cls, bits: str, k: str) -> SDClip:
-        return cls(between(int(bits), 2, 8), between(float(k), 0.1, 1000))
+        return cls(parse_int(bits, 2, 8), parse_number(k, 0.1, 1000))
 
     def grid(self, w: Tensor, context: FitContext) -> Grid:
         """2^bits − 1 levels per row. Size depends on bits and k, not on how large weights grew."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import FitContext, between, register
+from pgolf_core.scheme import FitContext, parse_number, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ class Step(GridScheme):
     def from_args(cls, c: str, per: str = "tensor") -> Step:
         if per not in ("tensor", "row", "fisher"):
             raise ValueError(f"{per} is none of tensor, row, fisher")
-        return cls(between(float(c), 1e-4, 100), per)
+        return cls(parse_number(c, 1e-4, 100), per)
 
     @property
     def needs_calibration(self) -> bool:

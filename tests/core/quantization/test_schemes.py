@@ -21,7 +21,7 @@ from pgolf_core.artifact.format import load, pack, unpack
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import quantize_state
 from pgolf_core.quantization.stored import form, stored_form
-from pgolf_core.scheme import FitContext, QuantScheme, between, parse_scheme, register
+from pgolf_core.scheme import FitContext, QuantScheme, parse_int, parse_scheme, register
 
 
 @stored_form("mine")
@@ -49,7 +49,7 @@ class Mine(QuantScheme):
 
     @classmethod
     def from_args(cls, k):
-        return cls(between(int(k), 1, 99))
+        return cls(parse_int(k, 1, 99))
 
     def fit(self, w, context):
         largest = (w.abs().max() / self.k).half().clamp_min(1e-4)
