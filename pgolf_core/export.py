@@ -4,7 +4,7 @@ A tensor stays float (small ones, control tensors) or is stored by the scheme th
 `artifact` is the way back. With the default knobs this is the reference's format: absmax int8 under zlib.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,9 @@ from pgolf_core.quantization.schemes.absmax import Absmax
 from pgolf_core.quantization.schemes.float16 import Float16
 from pgolf_core.quantization.stored import Quantized, Stored
 from pgolf_core.scheme import FitContext, QuantScheme, parse_scheme
+
+State = dict[str, Tensor]
+Roles = dict[str, Role] | None  # None = by the names of GPT's parameters
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,6 @@ class ByteAccount:
         return self.total <= self.cap
 
     def rows(self) -> dict[str, int]:
-        """Part -> bytes, code as a row of its own, then the total."""
         return {**self.parts, "code": self.code, "total": self.total}
 
 
@@ -57,27 +59,22 @@ def export_name(config: ExportConfig) -> str:
     """A name for logs: 'int8_zlib' for the reference's format."""
     if config.allocation == "solve":
         return f"solve_{config.codec}"
-    kind = config.quantizer.replace(":", "-")
-    kind = f"int{config.weight_quantization_bits}" if kind == "absmax" else kind
+    absmax = config.quantizer == "absmax"
+    kind = f"int{config.weight_quantization_bits}" if absmax else config.quantizer.replace(":", "-")
     return f"{kind}{'_gptq' if config.gptq else ''}_{config.codec}"
 
 
 def export(
-    state: dict[str, Tensor],
-    config: ExportConfig,
-    path: str | Path,
-    calibration: Calibration | None = None,
-    roles: dict[str, Role] | None = None,
+    state: State, config: ExportConfig, path: str | Path, calibration: Calibration | None = None, roles: Roles = None
 ) -> ByteAccount:
     """Quantize, write the artifact in one move, account for its bytes. Arguments and errors as quantize_state."""
     quantized = quantize_state(state, config, calibration, roles)
     packed = pack(quantized, config.codec)
-    code = len(code_archive(*quantized.forms))
     atomic_write(path, packed.bytes)
     return ByteAccount(
         parts={part: packed.parts.get(part, 0) for part in ACCOUNT},
         artifact=len(packed.bytes),
-        code=code,
+        code=len(code_archive(*quantized.forms)),
         cap=config.cap_bytes,
         payload=sum(array.nbytes for array in to_arrays(quantized)[0].values()),
         residual_tensors=tuple(quantized.residuals),
@@ -86,26 +83,21 @@ def export(
 
 
 def quantize_state(
-    state: dict[str, Tensor],
-    config: ExportConfig,
-    calibration: Calibration | None = None,
-    roles: dict[str, Role] | None = None,
+    state: State, config: ExportConfig, calibration: Calibration | None = None, roles: Roles = None
 ) -> Quantized:
     """The stored form of a state dict, residuals included.
 
-    calibration: needed if config.needs_calibration. roles: of every tensor, as `model.roles` gives them; None =
-    by the names of GPT's parameters. Raises ValueError on NaN or infinity, on a cap that allocation=solve cannot
-    meet and, as RoleError, on a tensor without a role.
+    calibration: needed if config.needs_calibration. roles: of every tensor, as `model.roles` gives them. Raises
+    ValueError on NaN or infinity, on a cap that allocation=solve cannot meet and, as RoleError, on a tensor without
+    a role.
     """
     roles = roles_by_name(state) if roles is None else roles_for(state, roles)
     state = {name: t.detach().cpu() for name, t in state.items()}
-    for name, t in state.items():
-        if not torch.isfinite(t).all():
-            raise ValueError(f"tensor {name} holds NaN or infinity; this checkpoint cannot be exported")
+    if broken := [name for name, t in state.items() if not torch.isfinite(t).all()]:
+        raise ValueError(f"tensor {broken[0]} holds NaN or infinity; this checkpoint cannot be exported")
     if config.needs_calibration and calibration is None:
-        raise ValueError(
-            "these export knobs need calibration: gptq, fisher steps, low-rank residuals, allocation=solve"
-        )
+        needs = "gptq, fisher steps, low-rank residuals, allocation=solve"
+        raise ValueError(f"these export knobs need calibration: {needs}")
     if config.allocation == "solve":
         floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if name not in calibration}
         weights = {name: state[name] for name in calibration}
@@ -115,8 +107,8 @@ def quantize_state(
 
         return solve(weights, floats, calibration, config, file_bytes)
     schemes = {name: scheme_of(t, roles[name], config) for name, t in state.items()}
-    floats = {name: stored_float(state[name], roles[name], config) for name, s in schemes.items() if s is None}
-    weights = {name: state[name] for name in state if name not in floats}
+    floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if schemes[name] is None}
+    weights = {name: t for name, t in state.items() if name not in floats}
     tensors = _fit(weights, schemes, roles, config, calibration or {})
     if config.mlp_permutation:
         for name, (order, axis) in neuron_permutations(tensors).items():
@@ -144,21 +136,17 @@ def stored_float(t: Tensor, role: Role, config: ExportConfig) -> Tensor:
 
 
 def _fit(
-    weights: dict[str, Tensor],
-    schemes: dict[str, QuantScheme | None],
-    roles: dict[str, Role],
-    config: ExportConfig,
-    calibration: Calibration,
+    weights: State, schemes: dict[str, QuantScheme | None], roles: Roles, config: ExportConfig, calibration: Calibration
 ) -> dict[str, Stored]:
     """All tensors in their stored forms, in the order of weights."""
-    used = {scheme: [name for name in weights if schemes[name] == scheme] for scheme in schemes.values() if scheme}
+    stored: dict[str, Stored] = {}
+    used = dict.fromkeys(schemes[name] for name in weights)
     for scheme in used:
         if scheme.per_model and sum(type(other) is type(scheme) for other in used) > 1:
             raise ValueError(f"one {scheme.word} per model: the tensors with it share its arrays; use equal arguments")
-    stored = {}
-    for scheme, names in used.items():
-        contexts = {name: fit_context(name, weights[name], scheme, roles[name], config, calibration) for name in names}
-        stored |= scheme.fit_all({name: weights[name] for name in names}, contexts)
+        own = {name: w for name, w in weights.items() if schemes[name] == scheme}
+        contexts = {name: fit_context(name, w, scheme, roles[name], config, calibration) for name, w in own.items()}
+        stored |= scheme.fit_all(own, contexts)
     return {name: stored[name] for name in weights}
 
 
@@ -167,17 +155,12 @@ def fit_context(
 ) -> FitContext:
     """Inputs of the scheme for this tensor. Raises ValueError if it needs statistics and there are none."""
     bits = config.embed_bits if role.kind == "embedding" else config.weight_quantization_bits
+    context = FitContext(bits, config.int8_axis_mode, gptq_block=config.gptq_block)
     gptq = config.gptq and scheme.uses_gptq and w.ndim == 2
     if not gptq and not scheme.needs_calibration:
-        return FitContext(bits, config.int8_axis_mode)
+        return context
     if (statistics := calibration.get(name)) is None:
         raise ValueError(f"tensor {name} was not seen in calibration, which gptq and fisher steps need")
     factor = factorize_hessian(statistics.hessian, config.gptq_damp, config.gptq_act_order)
-    return FitContext(
-        bits,
-        config.int8_axis_mode,
-        row_weight=statistics.row_weight,
-        col_weight=factor.column_weight,
-        factor=factor if gptq else None,
-        gptq_block=config.gptq_block,
-    )
+    rows, cols = statistics.row_weight, factor.column_weight
+    return replace(context, row_weight=rows, col_weight=cols, factor=factor if gptq else None)

@@ -26,7 +26,7 @@ ENTRY_POINTS = {
     "model": ("GPT",),
     "tokens": ("ByteTable",),
 }
-ENTRY_METHODS = ("forward", "from_sentencepiece")  # besides those that kept code names, and those __named__ like this
+FUTURE = "annotations"  # what `from __future__ import annotations` defines; kept in every module
 
 
 def code_archive(*forms: type) -> bytes:
@@ -55,21 +55,35 @@ def _archive(forms: frozenset[type]) -> bytes:
 def reader_modules(forms: frozenset[type] = frozenset()) -> dict[str, str]:
     """Name of a module below pgolf_core -> its part that a reader needs.
 
-    Starts from ENTRY_POINTS and the forms. A form that is defined outside the package becomes
-    quantization.schemes.<its word>, where `stored.form` looks for it.
+    Starts from ENTRY_POINTS and the forms, and follows names and imports of names from this package. Imports inside
+    functions are not followed: they are of forms, whose code comes with a file that has them. A form that is defined
+    outside the package becomes quantization.schemes.<its word>, where `stored.form` looks for it.
     """
-    reader = Reader()
-    for module, names in ENTRY_POINTS.items():
-        for name in names:
-            reader.need(module, name)
+    modules: dict[str, dict[str, ast.stmt]] = {}
+    todo = [(module, name) for module, names in ENTRY_POINTS.items() for name in names]
     for cls in forms:
         module = cls.__module__.removeprefix("pgolf_core.")
         if module == cls.__module__:
             module = f"quantization.schemes.{cls.word}"
-            reader.add(module, inspect.getsource(sys.modules[cls.__module__]))
-        reader.need(module, cls.__name__)
-    reader.need_methods()
-    return {module: _minified(reader.source(module)) for module in sorted(reader.trees)}
+            modules[module] = _definitions(inspect.getsource(sys.modules[cls.__module__]))
+        todo += [(module, cls.__name__), (module, FUTURE)]
+    kept: set[ast.stmt] = set()
+    while todo:
+        module, name = todo.pop()
+        if module not in modules:
+            modules[module] = _definitions((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+            todo.append((module, FUTURE))
+        statement = modules[module].get(name)
+        if statement is None or statement in kept:
+            continue
+        kept.add(statement)
+        if isinstance(statement, ast.ImportFrom) and statement.module.startswith("pgolf_core."):
+            todo.append((statement.module.removeprefix("pgolf_core."), statement.names[0].name))
+        todo += [(module, node.id) for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    return {
+        module: _minified(ast.unparse(ast.Module([s for s in dict.fromkeys(definitions.values()) if s in kept], [])))
+        for module, definitions in sorted(modules.items())
+    }
 
 
 @cache
@@ -77,75 +91,19 @@ def _minified(source: str) -> str:
     return minify(source, remove_literal_statements=True, hoist_literals=False)  # lzma finds repeats by itself
 
 
-class Reader:
-    """Modules below pgolf_core, of which `need` marks definitions and `source` is what they select.
-
-    Follows names, and imports of names from this package. Imports inside functions are not followed: they are of forms,
-    whose code comes with a file that has them.
-    """
-
-    def __init__(self):
-        self.trees: dict[str, ast.Module] = {}
-        self.defined: dict[tuple[str, str], ast.stmt] = {}  # (module, name) -> the statement that defines it
-        self.kept: set[ast.stmt] = set()  # statements of modules, and methods
-        self.words = set(ENTRY_METHODS)  # identifiers and strings in all that is kept
-        self.methods: list[tuple[str, ast.FunctionDef]] = []  # of kept classes, with their module; not kept so far
-
-    def add(self, module: str, source: str) -> None:
-        self.trees[module] = _Stripped().visit(ast.parse(source))
-        for statement in self.trees[module].body:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                names = [(statement.names[0].asname or statement.names[0].name).partition(".")[0]]
-            elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
-                names = [statement.name]
-            else:
+def _definitions(source: str) -> dict[str, ast.stmt]:
+    """Name -> the statement that defines it, in the order of the source."""
+    definitions: dict[str, ast.stmt] = {}
+    for statement in _Stripped().visit(ast.parse(source)).body:
+        match statement:
+            case ast.Import(names=[alias]) | ast.ImportFrom(names=[alias]):
+                names = [(alias.asname or alias.name).partition(".")[0]]
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names = [name]
+            case _:
                 names = [n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-            self.defined |= {(module, name): statement for name in names}
-
-    def need(self, module: str, name: str) -> None:
-        """Keep what defines the name, and what that needs here and elsewhere."""
-        if module not in self.trees:
-            self.add(module, (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
-        statement = self.defined.get((module, name))
-        if statement is None or statement in self.kept:
-            return
-        self.kept.add(statement)
-        if isinstance(statement, ast.ImportFrom) and statement.module.startswith("pgolf_core."):
-            self.need(statement.module.removeprefix("pgolf_core."), statement.names[0].name)
-        elif isinstance(statement, ast.ClassDef):
-            for child in ast.iter_child_nodes(statement):
-                if isinstance(child, ast.FunctionDef):
-                    self.methods.append((module, child))
-                else:
-                    self._follow(module, child)
-        else:
-            self._follow(module, statement)
-
-    def need_methods(self) -> None:
-        """Keep methods of kept classes that are called by kept code or by Python, as far as their names tell."""
-        while called := [m for m in self.methods if m[1].name in self.words or m[1].name.startswith("__")]:
-            self.methods = [method for method in self.methods if method not in called]
-            for module, method in called:
-                self.kept.add(method)
-                self._follow(module, method)
-
-    def _follow(self, module: str, root: ast.AST) -> None:
-        for node in ast.walk(root):
-            match node:
-                case ast.Name(id=word):
-                    self.words.add(word)
-                    self.need(module, word)
-                case ast.Attribute(attr=word) | ast.Constant(value=str(word)):  # the latter for getattr
-                    self.words.add(word)
-
-    def source(self, module: str) -> str:
-        """The kept statements of a module."""
-        body = [s for s in self.trees[module].body if s in self.kept or getattr(s, "module", "") == "__future__"]
-        for statement in body:
-            if isinstance(statement, ast.ClassDef):
-                fields = [s for s in statement.body if s in self.kept or not isinstance(s, ast.FunctionDef)]
-                statement.body = fields or [ast.Pass()]
-        return ast.unparse(ast.Module(body, []))
+        definitions |= dict.fromkeys(names, statement)
+    return definitions
 
 
 class _Stripped(ast.NodeTransformer):

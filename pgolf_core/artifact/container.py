@@ -10,14 +10,14 @@ is checked against the file's own before it is used.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ PREAMBLE = struct.Struct("<8sHIIQI")
 CHECKSUM = 16
 DTYPES = ("int8", "uint8", "int16", "float16", "float32")
 HEADER_LIMIT = 1 << 22  # bytes of JSON, at most
-
 ALIENS = {
     b"\x80": "a pickle",
     b"PK\x03\x04": "a zip archive, as torch.save writes",
@@ -50,13 +49,13 @@ class Packed:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """Content of a file. array_bytes: stored bytes of each array, None if one stream holds several."""
+    """Content of a file; parts and codecs as in Packed."""
 
     arrays: dict[str, np.ndarray]
     about: dict[str, Any]
     parts: dict[str, int]
     codecs: dict[str, str]
-    array_bytes: dict[str, int | None]
+    array_bytes: dict[str, int | None]  # None if one stream holds several arrays
     version: int
     libraries: dict[str, str]  # package -> version that wrote the file
 
@@ -82,10 +81,6 @@ def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dic
     Raises ValueError on other dtypes than DTYPES, on an `about` that is not JSON, and on arrays that compress
     beyond `decoded_limit`.
     """
-    if codec not in (*CODECS, "auto"):
-        raise ValueError(f"codec {codec}; there are {', '.join(CODECS)} and auto")
-    if "metadata" in parts.values():
-        raise ValueError("part metadata: the name is reserved for the file's own bytes")
     if alien := [f"{name} {a.dtype}" for name, a in arrays.items() if a.dtype.name not in DTYPES]:
         raise ValueError(f"cannot store {', '.join(alien)}; dtypes are {', '.join(DTYPES)}")
     names = sorted(arrays, key=lambda name: (parts[name], name))
@@ -99,8 +94,8 @@ def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dic
     header = {
         "about": about,
         "arrays": [names, [arrays[n].dtype.name for n in names], [arrays[n].shape for n in names]],
-        "libraries": {package: importlib.metadata.version(package) for package in packages},
-        "sections": [list(vars(s).values()) for s in sections],
+        "libraries": {package: metadata.version(package) for package in packages},
+        "sections": [astuple(s) for s in sections],
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     stored = encode([np.frombuffer(text, np.uint8)], "lzma")
@@ -123,12 +118,14 @@ def unpack_arrays(blob: bytes) -> Unpacked:
         names, specs, sections, about, libraries = _parse(text)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"its header is not an artifact's ({error})") from error
-    if start + sum(s.length for s in sections) + CHECKSUM != len(blob):
+    blobs = []
+    for s in sections:
+        blobs.append(blob[start : start + s.length])
+        start += s.length
+    if start + CHECKSUM != len(blob):
         raise ArtifactError("its sections do not add up to its length")
     if _decoded_bytes(specs) > decoded_limit(len(blob)):
         raise ArtifactError(f"it claims to hold {_decoded_bytes(specs):,} bytes of arrays in {len(blob):,}")
-    ends = start + np.cumsum([s.length for s in sections], dtype=np.int64)
-    blobs = [blob[end - s.length : end] for s, end in zip(sections, ends.tolist(), strict=True)]
     if damaged := [s.part for s, stored in zip(sections, blobs, strict=True) if zlib.crc32(stored) != s.stored_crc]:
         raise ArtifactError("damaged in its " + " and ".join(damaged))
     if _checksum(blob[:-CHECKSUM]) != blob[-CHECKSUM:]:
@@ -153,10 +150,7 @@ def _checksum(file: bytes) -> bytes:
 
 
 def _crc(arrays: Sequence[np.ndarray]) -> int:
-    crc = 0
-    for array in arrays:
-        crc = zlib.crc32(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(), crc)
-    return crc
+    return zlib.crc32(b"".join(a.astype(a.dtype.newbyteorder("<"), copy=False).tobytes() for a in arrays))
 
 
 def _check(blob: bytes) -> tuple[int, int]:
@@ -203,11 +197,11 @@ def _parse(text: bytes) -> tuple[list[str], list[Spec], list[_Section], dict, di
 
 def _decode(stored: bytes, specs: list[Spec], section: _Section, libraries: dict[str, str]) -> list[np.ndarray]:
     """The arrays of a section, with both checksums. Raises ArtifactError that names the part."""
-    package = LIBRARIES.get(section.codec, ("", ""))[0]
-    written = f"; it was written with {package} {libraries.get(package)}" if package else ""
-    if package:
+    written = ""
+    if section.codec in LIBRARIES:
+        package, _ = LIBRARIES[section.codec]
         library(section.codec, libraries.get(package))
-        written += f", here is {importlib.metadata.version(package)}"
+        written = f"; it was written with {package} {libraries.get(package)}, here is {metadata.version(package)}"
     try:
         arrays = decode(stored, specs, section.codec)
     except ArtifactError as error:

@@ -19,16 +19,9 @@ from pgolf_core.quantization.stored import Quantized, form
 
 # Part of the byte account by kind of array; kinds of other stored forms count as weights.
 PARTS = {
-    "q": "weights",
-    "index": "weights",
-    "scale": "scales",
-    "rows": "scales",
-    "cols": "scales",
-    "book": "scales",
-    "left": "residuals",
-    "right": "residuals",
-    "left_scale": "residuals",
-    "right_scale": "residuals",
+    **dict.fromkeys(["q", "index"], "weights"),
+    **dict.fromkeys(["scale", "rows", "cols", "book"], "scales"),
+    **dict.fromkeys(["left", "right", "left_scale", "right_scale"], "residuals"),
     "float": "float tensors",
 }
 ACCOUNT = (*dict.fromkeys(PARTS.values()), "metadata")
