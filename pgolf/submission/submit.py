@@ -5,7 +5,6 @@ full.
 """
 
 import json
-import math
 import os
 import shutil
 from dataclasses import asdict
@@ -57,18 +56,16 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
     unfinished = out.with_name(f"{out.name}.unfinished")
     with explain_disk_errors(out), cpu_threads(config.cpu_threads):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
         device = pick_device(config.train)
         here = directory.describe_environment(device)
         model = model_of(load(run_dir / ARTIFACT), config, device)
         again = score_model(model, config, dataset, roundtrip=True)
-        if problems := _differences(result, again, here):
-            unfinished.rmdir()
-        _refuse(run_dir, problems)
+        _refuse(run_dir, _differences(result, again, here))
         whole = config.with_knobs(roundtrip_val_max_tokens=0, roundtrip_val_max_documents=0)
         score = score_model(model, whole, dataset, roundtrip=True) if whole != config else again
         claims = _claims(run_dir, result, score, found) | {"scored_on": here["device_name"]}
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         for name in (ARTIFACT, "config.json", "log.txt"):
             if (run_dir / name).exists():
                 shutil.copyfile(run_dir / name, unfinished / name)
@@ -79,19 +76,33 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     return out
 
 
-def _problems(result: Result, dataset: Dataset, code: bytes, found: audit.Audit) -> list[str]:
-    """Why the run cannot be submitted, as far as can be said without scoring it."""
-    problems = [finding.message for finding in found.findings if finding.level == "error"]
-    if not result.fits:
-        problems.append(f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}")
-    if len(code) != result.bytes["code"]:
-        problems.append(
-            f"the code of this checkout has {len(code):,} bytes, that of the run had {result.bytes['code']:,}: check "
-            f"out its commit {result.environment['git_commit']}, or run it again"
-        )
-    if dataset.fingerprint != result.data_fingerprint:
-        problems.append(f"{dataset.directory} is not the data that was scored: its fingerprint is another")
-    return problems
+def _refuse(run_dir: Path, problems: dict[str, bool]) -> None:
+    """Raise SubmissionError with all problems that there are."""
+    if listed := "".join(f"\n  - {problem}" for problem, there in problems.items() if there):
+        raise SubmissionError(f"{run_dir}: nothing to submit{listed}")
+
+
+def _problems(result: Result, dataset: Dataset, code: bytes, found: audit.Audit) -> dict[str, bool]:
+    """Why the run cannot be submitted, as far as can be said without scoring it, and whether it is so."""
+    other_data = dataset.fingerprint != result.data_fingerprint
+    return {finding.message: finding.level == "error" for finding in found.findings} | {
+        f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}": not result.fits,
+        f"the code of this checkout has {len(code):,} bytes, that of the run had {result.bytes['code']:,}: check "
+        f"out its commit {result.environment['git_commit']}, or run it again": len(code) != result.bytes["code"],
+        f"{dataset.directory} is not the data that was scored: its fingerprint is another": other_data,
+    }
+
+
+def _differences(result: Result, again: Score, here: dict) -> dict[str, bool]:
+    """Whether a second score of the same text contradicts the run; a smaller tolerance on an equal machine."""
+    machine = ("device", "device_name", "platform", "torch", "numpy")
+    same = all(result.environment.get(name) == here[name] for name in machine)
+    tolerance = SAME_MACHINE if same else OTHER_MACHINE
+    ours = (again.val_bpb, again.val_loss, again.tokens, again.bytes)
+    theirs = (result.roundtrip_val_bpb, result.roundtrip_val_loss, result.roundtrip_tokens, result.roundtrip_bytes)
+    alike = all(abs(a - b) <= tolerance for a, b in zip(ours, theirs, strict=True))
+    text = "{:.8f} bpb, {:.8f} nats a token, {:,} tokens of {:,} bytes"
+    return {f"scored again the file has {text.format(*ours)}; the run says {text.format(*theirs)}": not alike}
 
 
 def _claims(run_dir: Path, result: Result, score: Score, found: audit.Audit) -> dict:
@@ -112,29 +123,3 @@ def _claims(run_dir: Path, result: Result, score: Score, found: audit.Audit) -> 
         "bytes_code": result.bytes["code"],
         "audit": {"findings": [asdict(finding) for finding in found.findings], "figures": found.figures},
     } | {name: getattr(result, name) for name in same_as_run}
-
-
-def _refuse(run_dir: Path, problems: list[str]) -> None:
-    if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems)
-        raise SubmissionError(f"{run_dir}: nothing to submit{listed}")
-
-
-def _differences(result: Result, again: Score, here: dict) -> list[str]:
-    """How a second score of the same text contradicts the run; a smaller tolerance on an equal machine."""
-    machine = ("device", "device_name", "platform", "torch", "numpy")
-    same = all(result.environment.get(name) == here[name] for name in machine)
-    tolerance = SAME_MACHINE if same else OTHER_MACHINE
-    problems = []
-    for name, theirs, ours in (
-        ("bpb", result.roundtrip_val_bpb, again.val_bpb),
-        ("nats a token", result.roundtrip_val_loss, again.val_loss),
-    ):
-        if not math.isclose(theirs, ours, rel_tol=0, abs_tol=tolerance):
-            problems.append(f"scored again the file has {ours:.8f} {name}, the run says {theirs:.8f}")
-    if (result.roundtrip_tokens, result.roundtrip_bytes) != (again.tokens, again.bytes):
-        problems.append(
-            f"scored again these are {again.tokens:,} tokens of {again.bytes:,} bytes, the run says "
-            f"{result.roundtrip_tokens:,} of {result.roundtrip_bytes:,}"
-        )
-    return problems

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support.training import tiny
 
 from pgolf.cli import main
 from pgolf.data import audit, split_stats
@@ -14,19 +15,13 @@ from pgolf.submission import submit as submission
 from pgolf.submission.submit import SubmissionError, submit
 from pgolf.training import inputs
 from pgolf.training.run import train
-from pgolf_core.config import RunConfig
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, shard_paths, write_shard
 
-TINY = dict(
-    track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
-    iterations=3, val_loss_every=0, val_max_tokens=0, roundtrip_val_max_tokens=0, val_batch_size=2048,
-)  # fmt: skip
 
-
-def whole_documents(path, count):
-    tokens = read_shard(path)
-    return tokens[: np.flatnonzero(tokens == 1)[count]]
+def write_documents(folder, embedded, split, count):
+    tokens = read_shard(shard_paths(embedded, split)[0])
+    write_shard(folder / f"fineweb_{split}_000000.bin", tokens[: np.flatnonzero(tokens == 1)[count]])
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +30,15 @@ def folder(tmp_path_factory, embedded):
     folder = tmp_path_factory.mktemp("data") / "small"
     folder.mkdir()
     shutil.copy(embedded / "tokenizer.model", folder)
-    for split, count in (("train", 60), ("val", 8)):
-        write_shard(folder / f"fineweb_{split}_000000.bin", whole_documents(shard_paths(embedded, split)[0], count))
+    write_documents(folder, embedded, "train", 60)
+    write_documents(folder, embedded, "val", 8)
     describe(folder, val={"documents": 8}, train={"documents": 60})
     return folder
 
 
 def trained(run_dir, folder, **knobs):
-    train(RunConfig(**TINY | {"data_path": str(folder)} | knobs), run_dir)
+    short = dict(iterations=2, val_loss_every=0, val_max_tokens=0, roundtrip_val_max_tokens=0, data_path=str(folder))
+    train(tiny(**short | knobs), run_dir)
     return run_dir
 
 
@@ -51,10 +47,12 @@ def run_dir(tmp_path_factory, folder):
     return trained(tmp_path_factory.mktemp("runs") / "sweep" / "run", folder)
 
 
-def test_submission(run_dir, tmp_path):
-    out = submit(run_dir, tmp_path / "mine")
+def test_submission_holds_the_file_and_its_score_and_is_never_overwritten(run_dir, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(submission, "SUBMISSIONS", tmp_path)
+    assert main.main(["submission", str(run_dir)]) == 0
+    assert capfd.readouterr().out.strip().endswith("sweep_run")
+    out, result = tmp_path / "sweep_run", read_result(run_dir)
     claims = json.loads((out / "submission.json").read_text())
-    result = read_result(run_dir)
     assert claims["name"] == "sweep/run"
     assert claims["val_bpb"] == result.roundtrip_val_bpb == claims["run"]["val_bpb"]
     assert claims["bytes_model"] == (out / ARTIFACT).stat().st_size
@@ -62,47 +60,39 @@ def test_submission(run_dir, tmp_path):
     assert claims["bytes_model"] + claims["bytes_code"] == claims["bytes_total"] == result.total_bytes
     assert claims["audit"]["figures"]["scored_fraction"] > 0.99
     assert {"audit.txt", "config.json", "log.txt"} <= {path.name for path in out.iterdir()}
-    with pytest.raises(SubmissionError, match="is there already"):
-        submit(run_dir, out)
+    assert main.main(["submission", str(run_dir)]) == 2
+    assert "is there already" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [{"roundtrip_val_max_tokens": 1024}, {"roundtrip_val_max_documents": 2}])
-def test_a_part_of_the_split_is_no_number_to_publish(run_dir, folder, tmp_path, limit):
-    """The same training, scored on a part: the submission's figure is of all of it."""
+def test_a_run_scored_on_a_part_is_submitted_with_the_score_of_the_whole_split(run_dir, folder, tmp_path, limit):
     part = trained(tmp_path / "s" / "part", folder, **limit)
-    claims, whole = (
-        json.loads((submit(run, tmp_path / run.name) / "submission.json").read_text()) for run in (part, run_dir)
-    )
-    assert claims["val_bpb"] == whole["val_bpb"] != claims["run"]["val_bpb"]
-    assert claims["val_tokens"] == whole["val_tokens"] > 2 * claims["run"]["val_tokens"]
+    claims, whole = json.loads((submit(part, tmp_path / "out") / "submission.json").read_text()), read_result(run_dir)
+    assert claims["val_bpb"] == whole.roundtrip_val_bpb != claims["run"]["val_bpb"]
+    assert claims["val_tokens"] == whole.roundtrip_tokens > 2 * claims["run"]["val_tokens"]
 
 
 @pytest.mark.parametrize(
-    ("knobs", "says"),
+    ("changed", "says"),
     [
-        ({"cap_bytes": 20_000, "allow_over_cap": True}, r"bytes are over the cap of 20,000"),
-        ({"final_roundtrip_eval": False}, "has no artifact with a score"),
+        ({"artifact_sha256": None}, "has no artifact with a score"),
+        ({"cap_bytes": 20_000}, r"bytes are over the cap of 20,000"),
+        ({"code": 5}, r"the code of this checkout has [\d,]+ bytes, that of the run had [\d,]+: check out its commit"),
+        ({"data_fingerprint": "0"}, "is not the data that was scored: its fingerprint is another"),
+        ({"roundtrip_val_bpb": -1e-6}, r"scored again the file has \d\.\d+ bpb"),
+        ({"roundtrip_val_loss": -1e-6}, r"scored again the file has \d\.\d+ bpb, \d\.\d+ nats a token"),
+        ({"roundtrip_bytes": 1}, r"[\d,]+ tokens of [\d,]+ bytes; the run says \d\.\d+ bpb"),
     ],
 )
-def test_refused(folder, tmp_path, knobs, says):
-    run = trained(tmp_path / "s" / "r", folder, **knobs)
-    with pytest.raises(SubmissionError, match=says):
-        submit(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("field", "by", "says"),
-    [
-        ("roundtrip_val_bpb", -1e-6, r"scored again the file has \d\.\d+ bpb, the run says"),
-        ("roundtrip_val_loss", -1e-6, r"scored again the file has \d\.\d+ nats a token, the run says"),
-        ("roundtrip_bytes", 1, r"scored again these are [\d,]+ tokens of [\d,]+ bytes, the run says"),
-    ],
-)
-def test_a_score_that_the_file_does_not_have(run_dir, tmp_path, field, by, says):
+def test_a_claim_that_does_not_hold_is_named_and_nothing_is_written(run_dir, tmp_path, changed, says):
     run = shutil.copytree(run_dir, tmp_path / "s" / "r")
     content = json.loads((run / "result.json").read_text())
-    content[field] += by
+    [(field, value)] = changed.items()
+    if field == "code":
+        content["bytes"]["code"] += value
+        content["total_bytes"] += value
+    else:
+        content[field] = content[field] + value if field.startswith("roundtrip") else value
     content["environment"]["git_commit"] = "another commit, the same machine"
     content["checksum"] = ""  # older versions wrote none
     (run / "result.json").write_text(json.dumps(content))
@@ -111,17 +101,10 @@ def test_a_score_that_the_file_does_not_have(run_dir, tmp_path, field, by, says)
     assert not list(tmp_path.glob("out*"))
 
 
-def test_other_data(folder, run_dir, tmp_path, embedded):
-    moved = shutil.copytree(folder, tmp_path / "data")
-    run = trained(tmp_path / "s" / "r", moved)
-    write_shard(moved / "fineweb_train_000000.bin", whole_documents(shard_paths(embedded, "train")[0], 61))
-    describe(moved)
-    with pytest.raises(SubmissionError, match="is not the data that was scored: its fingerprint is another"):
-        submit(run, tmp_path / "out")
-
-
-def test_validation_text_in_training(folder, tmp_path, monkeypatch):
-    """Too far behind for the fast audit of a run; the thorough one finds it, and from then on no run is possible."""
+def test_validation_text_in_training_is_found_by_the_thorough_audit_and_refused_from_then_on(
+    folder, tmp_path, monkeypatch
+):
+    """Too far behind for the fast audit of a run."""
     monkeypatch.setattr(audit, "FAST_READ", 1000)
     monkeypatch.setattr(split_stats, "BATCH", 1000)
     leaky = shutil.copytree(folder, tmp_path / "data")
@@ -134,12 +117,3 @@ def test_validation_text_in_training(folder, tmp_path, monkeypatch):
     inputs._data_facts.cache_clear()
     with pytest.raises(DataError, match="8 of 8 validation documents"):
         trained(tmp_path / "s" / "another", leaky)
-
-
-def test_command(run_dir, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(submission, "SUBMISSIONS", tmp_path)
-    assert main.main(["submission", str(run_dir)]) == 0
-    out, _ = capfd.readouterr()
-    assert out.strip().endswith("sweep_run") and (tmp_path / "sweep_run" / "submission.json").exists()
-    assert main.main(["submission", str(run_dir)]) == 2
-    assert "is there already" in capfd.readouterr().err
