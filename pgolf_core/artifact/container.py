@@ -132,9 +132,9 @@ def unpack_arrays(blob: bytes) -> Unpacked:
         raise ArtifactError("damaged: its checksum is not that of its bytes")
     arrays, sizes = {}, {}
     for s, stored in zip(sections, blobs, strict=True):
-        members = names[len(arrays) :][: s.count]
+        members, own = names[len(arrays) :][: s.count], specs[len(arrays) :][: s.count]
+        arrays |= zip(members, _decode(stored, own, s, libraries), strict=True)
         sizes |= zip(members, map(len, split(stored, s.count)) if s.codec == "ans" else [None] * s.count, strict=True)
-        arrays |= zip(members, _decode(stored, specs[len(arrays) :][: s.count], s, libraries), strict=True)
     account = {s.part: s.length for s in sections}
     account["metadata"] = len(blob) - sum(account.values())
     return Unpacked(arrays, about, account, {s.part: s.codec for s in sections}, sizes, VERSION, libraries)

@@ -1,7 +1,6 @@
-"""Round trips of every codec; 'ans' against the entropy; sizes told without coding; hostile blobs."""
+"""Round trips of every codec; 'ans' against the entropy; sizes told without coding. test_container damages blobs."""
 
 import hashlib
-import importlib
 
 import numpy as np
 import pytest
@@ -10,32 +9,25 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pgolf_core.artifact import codec
-from pgolf_core.artifact.codec import CODECS, ArtifactError, coded_bytes, decode, encode, smallest, split
+from pgolf_core.artifact.codec import CODECS, coded_bytes, decode, encode, smallest, split
 
 DTYPES = [np.dtype(name) for name in ("int8", "uint8", "int16", "float16", "float32")]
-SHAPES = [(48, 375), (192, 384), (96, 768), (384, 96), (20_000,)]
+SHAPES = [(48, 375), (192, 384), (20_000,)]
 
 arrays_of_any_kind = st.sampled_from(DTYPES).flatmap(
-    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=24))
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=16))
 )
 
 
-def specs_of(arrays):
-    return [(a.dtype, a.shape) for a in arrays]
-
-
-def assert_same(decoded, arrays):
-    assert specs_of(decoded) == specs_of(arrays)
-    assert [a.tobytes() for a in decoded] == [a.tobytes() for a in arrays]
+def assert_decodes(blob, arrays, name):
+    decoded = decode(blob, [(a.dtype, a.shape) for a in arrays], name)
+    assert [(a.dtype, a.shape, a.tobytes()) for a in decoded] == [(a.dtype, a.shape, a.tobytes()) for a in arrays]
 
 
 def entropy_bytes(arrays) -> float:
     """Order-0 entropy, each array by itself."""
-    total = 0.0
-    for array in arrays:
-        counts = np.unique(array, return_counts=True)[1]
-        total -= (counts * np.log2(counts / array.size)).sum() / 8
-    return total
+    counts = [np.unique(array, return_counts=True)[1] for array in arrays]
+    return -sum((n * np.log2(n / n.sum())).sum() / 8 for n in counts)
 
 
 def tensors(draw, spread: float, seed: int = 0, dtype=np.int8) -> list[np.ndarray]:
@@ -45,26 +37,30 @@ def tensors(draw, spread: float, seed: int = 0, dtype=np.int8) -> list[np.ndarra
     return [np.rint(getattr(rng, draw)(size=s) * spread).clip(-limit, limit).astype(dtype) for s in SHAPES]
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(arrays_of_any_kind, max_size=4), st.sampled_from(CODECS))
+@settings(max_examples=80, deadline=None)
+@given(st.lists(arrays_of_any_kind, max_size=3), st.sampled_from(CODECS))
 def test_round_trip(arrays, name):
-    assert_same(decode(encode(arrays, name), specs_of(arrays), name), arrays)
+    assert_decodes(encode(arrays, name), arrays, name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(DTYPES[:3]),
-    st.integers(1, 40),
-    st.integers(1, 200),
+    st.integers(0, 40),
+    st.integers(1, 80),
     st.integers(0, 2**32 - 1),
     st.floats(0.01, 1e4),
 )
-def test_round_trip_of_lines_that_differ_in_spread(dtype, rows, cols, seed, spread):
+def test_lines_that_differ_in_spread_round_trip_and_their_bytes_are_known_without_coding(
+    dtype, rows, cols, seed, spread
+):
     rng = np.random.default_rng(seed)
     scales = np.exp(rng.normal(size=(rows, 1))) * np.exp(rng.normal(size=cols))
     info = np.iinfo(dtype)
     q = np.rint(rng.laplace(size=(rows, cols)) * scales * spread).clip(info.min, info.max).astype(dtype)
-    assert_same(decode(encode([q], "ans"), [(dtype, q.shape)], "ans"), [q])
+    blob = encode([q], "ans")
+    assert_decodes(blob, [q], "ans")
+    assert abs(coded_bytes(q) - len(blob)) <= max(6, 0.001 * len(blob))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +76,7 @@ def test_extremes_and_constants(dtype):
         np.array(info.min, dtype),
     ]
     blob = encode(arrays, "ans")
-    assert_same(decode(blob, specs_of(arrays), "ans"), arrays)
+    assert_decodes(blob, arrays, "ans")
     sizes = [len(body) for body in split(blob, len(arrays))]
     assert all(size <= a.nbytes for size, a in zip(sizes, arrays, strict=True))
     assert sizes[0] < 400  # a bit for each of 2,550
@@ -129,12 +125,6 @@ def test_bytes_are_known_without_coding(dtype, spread):
         assert abs(coded_bytes(q) - coded) <= max(6, 0.001 * coded)
 
 
-@settings(max_examples=60, deadline=None)
-@given(hnp.arrays(np.int8, hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=40)))
-def test_bytes_are_known_of_any_array(q):
-    assert abs(coded_bytes(q) - len(encode([q], "ans"))) <= 6
-
-
 def test_smallest_is_never_above_another():
     rng = np.random.default_rng(0)
     cases = {
@@ -146,7 +136,7 @@ def test_smallest_is_never_above_another():
         name, blob = smallest(arrays)
         assert len(blob) == min(len(encode(arrays, c)) for c in CODECS)
         assert expected in (name, "any") or len(blob) < len(encode(arrays, expected))
-        assert_same(decode(blob, specs_of(arrays), name), arrays)
+        assert_decodes(blob, arrays, name)
 
 
 def test_repeats_are_sought_in_large_sections_where_brotli_finds_some(monkeypatch):
@@ -154,7 +144,7 @@ def test_repeats_are_sought_in_large_sections_where_brotli_finds_some(monkeypatc
     for arrays in (tensors("normal", 2.5), [np.resize(q, 40_000) for q in tensors("normal", 2.5)[:1]]):
         name, blob = smallest(arrays)
         assert len(blob) <= min(len(encode(arrays, c)) for c in CODECS)
-        assert_same(decode(blob, specs_of(arrays), name), arrays)
+        assert_decodes(blob, arrays, name)
 
 
 def test_ans_bytes_stay_as_they_are():
@@ -165,47 +155,6 @@ def test_ans_bytes_stay_as_they_are():
     arrays = [a.astype(np.int8) for a in arrays] + [(bells[0][:500] / 8).astype(np.float16)]
     digest = hashlib.sha256(encode(arrays, "ans")).hexdigest()
     assert digest[:16] == "f58261a00ed41e2d"
-
-
-@pytest.mark.parametrize(("name", "package"), [("ans", "constriction"), ("brotli", "brotli")])
-def test_a_missing_library_is_named(name, package, monkeypatch):
-    arrays = tensors("normal", 2.0)[:1]
-    blob = encode(arrays, name)
-
-    def absent(module):
-        raise ImportError(module)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ArtifactError, match=rf"pip install {package}==\d"):
-        decode(blob, specs_of(arrays), name)
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_another_number_of_bytes_is_refused(name):
-    arrays = tensors("normal", 2.0)[:2]
-    blob = encode(arrays, name)
-    for specs in (specs_of(arrays[:1]), specs_of([*arrays, *arrays])):
-        with pytest.raises(ArtifactError):
-            decode(blob, specs, name)
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_hostile_blobs_raise_only_artifact_errors(name):
-    """No checksum stands before the decoder here: what it makes of wrong bytes is its own affair, but it ends."""
-    rng = np.random.default_rng(0)
-    arrays = [tensors("laplace", 2.0)[0], np.linspace(0, 1, 200, dtype=np.float16), np.eye(30, dtype=np.int16)]
-    blob, specs = encode(arrays, name), specs_of(arrays)
-    ends = np.cumsum([0, *(len(body) + 2 for body in split(blob, 3))])[:-1] if name == "ans" else [0]
-    for trial in range(400):
-        damaged = bytearray(blob)
-        for _ in range(1 + trial % 3):
-            near = int(rng.choice(ends)) + int(rng.integers(40))
-            damaged[near if trial % 2 else int(rng.integers(len(blob)))] = int(rng.integers(256))
-        try:
-            decoded = decode(bytes(damaged[: len(blob) - trial // 100]), specs, name)
-        except ArtifactError:
-            continue
-        assert specs_of(decoded) == specs
 
 
 def test_costs_round_alike_on_every_machine():
