@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import textwrap
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from golden_vectors import generated_state, golden_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgolf_core import scheme
 from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.codec import ArtifactError
 from pgolf_core.artifact.container import pack_arrays
 from pgolf_core.artifact.format import load, pack, unpack
-from pgolf_core.config import RunConfig
+from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import export, quantize_state
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.model import GPT
@@ -34,25 +37,20 @@ def knobs_of(case: dict):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c["env"].values())))
-def test_golden(state, case, tmp_path):
+def test_decisions_and_bytes_are_those_of_the_reference_and_the_file_gives_back_what_went_in(state, case, tmp_path):
     quantized = quantize_state(state, knobs_of(case))
     assert sorted(quantized.tensors) == sorted(case["quantized"])
     assert sorted(quantized.floats) == sorted(case["passthrough"])
     assert {name: t.axis for name, t in quantized.tensors.items()} == case["axis"]
     assert list(quantized.residuals) == case["residual_tensors"]
-    errors = {name: relative_error(state[name], t) for name, t in quantized.state_dict().items()}
+    expected = quantized.state_dict()
+    errors = {name: relative_error(state[name], t) for name, t in expected.items()}
     assert errors == pytest.approx(case["rel_mse"], rel=1e-4, abs=1e-12)
     account = export(state, knobs_of(case), tmp_path / "artifact")
     assert account.payload == case["stats"]["int8_payload_bytes"]
     # Ours is a container of arrays, theirs a pickled object: 0.24 to 0.42 % smaller on these tensors.
     assert 0.995 < account.artifact / case["torch_save_zlib9_bytes"] < 1.0
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c["env"].values())))
-def test_file_gives_back_what_went_in(state, case, tmp_path):
-    quantized = quantize_state(state, knobs_of(case))
-    export(state, knobs_of(case), tmp_path / "artifact")
-    loaded, expected = load(tmp_path / "artifact"), quantized.state_dict()
+    loaded = load(tmp_path / "artifact")
     assert loaded.keys() == expected.keys() == state.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
@@ -93,39 +91,26 @@ def test_residuals_keep_to_the_budget(state):
         assert sum(r.bytes for r in quantize_state(state, config).residuals.values()) <= budget
 
 
-def test_permutation_keeps_the_function(state):
-    config = RunConfig(int8_residual_rank=1, int8_residual_budget_bytes=65_536).export
-    plain = quantize_state(state, config)
-    permuted = quantize_state(state, config.model_copy(update={"mlp_permutation": True}))
+def test_permutation_keeps_the_function_and_wins_bytes_on_rows_of_unequal_size(state):
+    uneven = {name: t * torch.rand(t.size(0), 1) * 3 if "mlp.fc" in name else t for name, t in state.items()}
     recorded = json.loads(golden_path("regularizers.json").read_text())["model"]
     ids = torch.randint(recorded["vocab_size"], (2, 32))
-    logits = []
-    for quantized in (plain, permuted):
+    files, logits = [], []
+    for permuted in (False, True):
+        knobs = dict(int8_residual_rank=1, int8_residual_budget_bytes=65_536, mlp_permutation=permuted)
+        files.append(pack(quantize_state(uneven, RunConfig(**knobs).export), "zlib").bytes)
         model = GPT(ModelConfig(**recorded))
-        model.load_state_dict(unpack(pack(quantized, "zlib").bytes).state_dict())
+        model.load_state_dict(unpack(files[-1]).state_dict())
         logits.append(model(ids))
     assert torch.allclose(*logits, atol=1e-4)
-    fc = "blocks.0.mlp.fc.weight"
-    assert not torch.equal(plain.tensors[fc].q, permuted.tensors[fc].q)
-    assert torch.equal(plain.tensors[fc].q.sum(0), permuted.tensors[fc].q.sum(0))
+    assert len(files[1]) < len(files[0])
+    plain, permuted = (unpack(file).tensors["blocks.0.mlp.fc.weight"].q for file in files)
+    assert not torch.equal(plain, permuted) and torch.equal(plain.sum(0), permuted.sum(0))
 
 
-def test_permutation_wins_bytes_on_rows_of_unequal_size(state):
-    uneven = {name: t.clone() for name, t in state.items()}
-    for name, t in uneven.items():
-        if "mlp.fc" in name:
-            t *= torch.rand(t.size(0), 1) * 3
-    sizes = {
-        p: len(pack(quantize_state(uneven, RunConfig(mlp_permutation=p).export), "zlib").bytes) for p in (False, True)
-    }
-    assert sizes[True] < sizes[False]
-
-
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
-    shapes=st.lists(
-        st.sampled_from([(3,), (1, 70_000), (300, 400), (2, 3), (257, 256), (0,), ()]), min_size=1, max_size=4
-    ),
+    shapes=st.lists(st.sampled_from([(3,), (1, 70_000), (257, 256), (2, 3), (0,), ()]), min_size=1, max_size=4),
     quantizer=st.sampled_from(["absmax", "sdclip:5:8", "step:0.02", "step:1:row", "ternary", "codebook:16:1"]),
     codec=st.sampled_from(["zlib", "lzma", "brotli", "ans"]),
     keep=st.sampled_from([0, 65_536]),
@@ -138,10 +123,9 @@ def test_permutation_wins_bytes_on_rows_of_unequal_size(state):
 def test_round_trip_of_any_state(shapes, quantizer, codec, keep, bits, axis, dtype, zero_row, seed):
     g = torch.Generator().manual_seed(seed)
     state = {f"t{i}.weight": torch.randn(shape, generator=g).to(dtype) for i, shape in enumerate(shapes)}
-    if zero_row:
-        for t in state.values():
-            if t.ndim == 2:
-                t[0] = 0
+    for t in state.values():
+        if zero_row and t.ndim == 2:
+            t[0] = 0
     knobs = dict(quantizer=quantizer, weight_quantization_bits=bits, int8_axis_mode=axis, keep_float_max_numel=keep)
     quantized = quantize_state(state, RunConfig(**knobs).export, roles=dict.fromkeys(state, matrix()))
     loaded, expected = unpack(pack(quantized, codec).bytes).state_dict(), quantized.state_dict()
@@ -156,19 +140,24 @@ def test_refuses_a_diverged_model(state, bad, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_artifact_is_refused(state, tmp_path):
-    """test_container damages files at length; here that the error names the file, and a file of other arrays."""
-    good = pack(quantize_state(state, RunConfig().export), "zlib").bytes
+def test_what_is_no_artifact_is_refused_with_the_files_name(tmp_path):
+    """test_container damages files at length; here a file of arrays that are no model's, too."""
     alien = pack_arrays({"q/w": np.zeros((2, 2), np.int8)}, {"q/w": "weights"}, {"columns": []}, "zlib").bytes
-    cases = {
-        "empty": b"",
-        "pickle": pickle.dumps({"a": 1}),
-        "cut": good[: len(good) // 2],
-        "no scale": alien,
-    }
-    for content in cases.values():
+    for content in (pickle.dumps({"a": 1}), alien[: len(alien) // 2], alien):
         (tmp_path / "artifact").write_bytes(content)
         with pytest.raises(ArtifactError, match="artifact: "):
             load(tmp_path / "artifact")
     with pytest.raises(ArtifactError, match="no such artifact"):
         load(tmp_path / "nowhere")
+
+
+def test_the_example_of_scheme_py_works_as_it_stands(monkeypatch, tmp_path):
+    monkeypatch.setattr(scheme, "SCHEMES", dict(scheme.SCHEMES))
+    exec(textwrap.dedent(re.search(r"\n\n(    from .*?)\n\n(?! )", scheme.__doc__, re.S)[1]), {})
+    config, w = RunConfig(quantizer="rowmax:3", keep_float_max_numel=0).export, torch.randn(24, 16)
+    export({"blocks.0.mlp.fc.weight": w}, config, tmp_path / "artifact")
+    error = (load(tmp_path / "artifact")["blocks.0.mlp.fc.weight"] - w).abs()
+    assert (error <= 0.501 * w.abs().amax(1, keepdim=True) / 3).all()
+    for text in ("rowmax", "rowmax:0", "rowmax:2.5", "rowmax:3:4"):
+        with pytest.raises(ConfigError, match="input should be rowmax:K, K levels above zero"):
+            RunConfig(quantizer=text)
