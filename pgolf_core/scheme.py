@@ -48,19 +48,14 @@ SCHEMES: dict[str, type[QuantScheme]] = {}  # word -> class, of the modules load
 
 @dataclass(frozen=True)
 class FitContext:
-    """Inputs of a scheme besides a tensor's weights (rows, cols).
+    """Inputs of a scheme besides a tensor's weights (rows, cols)."""
 
-    bits, axis: for schemes whose knob does not say. row_weight (rows,), col_weight (cols,): cost of a squared error
-    is their product, up to a factor; None without calibration. factor: if given, round by GPTQ, `gptq_block` columns
-    at a time; else to nearest.
-    """
-
-    bits: int = 8
+    bits: int = 8  # bits and axis: for schemes whose knob does not say
     axis: Literal["auto", "row", "col"] = "auto"
-    row_weight: Tensor | None = None
-    col_weight: Tensor | None = None
-    factor: HessianFactor | None = None
-    gptq_block: int = 128
+    row_weight: Tensor | None = None  # (rows,); a squared error costs row_weight · col_weight, up to a factor
+    col_weight: Tensor | None = None  # (cols,); both None without calibration
+    factor: HessianFactor | None = None  # None = round to nearest, else by GPTQ
+    gptq_block: int = 128  # columns at a time
 
 
 class QuantScheme:

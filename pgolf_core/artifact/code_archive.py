@@ -29,18 +29,14 @@ ENTRY_POINTS = {
 FUTURE = "annotations"  # what `from __future__ import annotations` defines; kept in every module
 
 
+@cache
 def code_archive(*forms: type) -> bytes:
     """The archive for files that hold these stored forms and residuals.
 
     The same bytes on every machine and Python version: python-minifier is pinned, and no f-string of a reader holds a
     string inside its braces, which Python 3.12 and later would quote in another way.
     """
-    return _archive(frozenset(forms))
-
-
-@cache
-def _archive(forms: frozenset[type]) -> bytes:
-    files = {f"pgolf_core/{module.replace('.', '/')}.py": text for module, text in reader_modules(forms).items()}
+    files = {f"pgolf_core/{module.replace('.', '/')}.py": text for module, text in reader_modules(*forms).items()}
     packages = {parent.as_posix() for path in files for parent in Path(path).parents} - {"."}
     files |= {f"{package}/__init__.py": "" for package in packages}
     buffer = io.BytesIO()
@@ -52,7 +48,7 @@ def _archive(forms: frozenset[type]) -> bytes:
     return lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)
 
 
-def reader_modules(forms: frozenset[type] = frozenset()) -> dict[str, str]:
+def reader_modules(*forms: type) -> dict[str, str]:
     """Name of a module below pgolf_core -> its part that a reader needs.
 
     Starts from ENTRY_POINTS and the forms, and follows names and imports of names from this package. Imports inside
@@ -80,10 +76,8 @@ def reader_modules(forms: frozenset[type] = frozenset()) -> dict[str, str]:
         if isinstance(statement, ast.ImportFrom) and statement.module.startswith("pgolf_core."):
             todo.append((statement.module.removeprefix("pgolf_core."), statement.names[0].name))
         todo += [(module, node.id) for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    return {
-        module: _minified(ast.unparse(ast.Module([s for s in dict.fromkeys(definitions.values()) if s in kept], [])))
-        for module, definitions in sorted(modules.items())
-    }
+    bodies = {name: [s for s in dict.fromkeys(modules[name].values()) if s in kept] for name in sorted(modules)}
+    return {name: _minified(ast.unparse(ast.Module(body, []))) for name, body in bodies.items()}
 
 
 @cache

@@ -110,9 +110,7 @@ def split(blob: bytes, count: int) -> list[bytes]:
 
 def _decompress(blob: bytes, size: int, codec: str) -> bytes:
     """Exactly `size` bytes; never decompresses more than one byte beyond."""
-    errors = (zlib.error, lzma.LZMAError, EOFError)
-    if codec == "brotli":
-        errors += (library(codec).error,)
+    errors = {"zlib": zlib.error, "lzma": (lzma.LZMAError, EOFError)}.get(codec) or library(codec).error
     try:
         if codec == "zlib":
             raw = zlib.decompressobj().decompress(blob, size + 1)
@@ -167,14 +165,11 @@ def _matrix(array: np.ndarray) -> np.ndarray:
 
 
 def _block(array: np.ndarray) -> bytes:
-    raw = body = little_endian(array)
-    if not np.frombuffer(raw, np.uint8).any():
+    body = little_endian(array)
+    if not body.strip(b"\0"):
         body = b""
-    else:
-        q = _matrix(array)
-        plan = _plan(q, planes=array.dtype.kind == "f")
-        if plan.bytes < len(raw):
-            body = min(raw, _body(q, plan), key=len)  # raw on a tie, as the reader assumes
+    elif (plan := _plan(_matrix(array), planes=array.dtype.kind == "f")).bytes < len(body):
+        body = min(body, _body(_matrix(array), plan), key=len)  # its own bytes on a tie, as the reader assumes
     return _varint(len(body)) + body
 
 
