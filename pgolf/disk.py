@@ -67,7 +67,15 @@ def checksum(path: Path) -> str:
 def read_json(path: Path) -> dict | None:
     """The JSON object in a file; None if the file is missing, damaged or holds another JSON value."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_object(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def parse_object(text: str) -> dict | None:
+    """The JSON object in a text; None if it is damaged or another JSON value."""
+    try:
+        content = json.loads(text)
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None

@@ -16,18 +16,17 @@ NVIDIA_SMI_SECONDS = 20
 
 
 def end_with_sweep() -> None:
-    """End this process and its children when the process named by SWEEP_PID is gone.
+    """End this process and its children when the process named by SWEEP_PID, if any, is gone.
 
-    Kernels outlive a killed parent: without this, one would go on training for a sweep that no longer exists. A
-    kernel process watches the sweep, and its kernel watches the kernel process. Does nothing without SWEEP_PID, and
-    from the second call on.
+    A kernel outlives a killed parent: it would go on training for a sweep that no longer exists. A kernel process
+    watches the sweep, and its kernel watches the kernel process.
     """
     if pid := os.environ.get(SWEEP_PID):
         end_with(int(pid))
 
 
 def end_with(pid: int) -> None:
-    """End this process and its children when process pid is gone."""
+    """End this process and its children when process pid is gone. A second call for a pid does nothing."""
     name = f"{SWEEP_PID} {pid}"
     if any(thread.name == name for thread in threading.enumerate()):
         return
@@ -63,10 +62,8 @@ def kill_family(pid: int, itself: bool = True) -> None:
     except psutil.NoSuchProcess:
         return
     for member in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(family, timeout=10)
 
 

@@ -9,14 +9,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
 
-from pgolf.disk import read_json
+from pgolf.disk import parse_object, read_json
 from pgolf.processes import end_with_sweep
 from pgolf.runs.code import code_digest
 from pgolf.runs.result import RunError
@@ -69,15 +69,12 @@ def run_name(config: RunConfig) -> str:
 @contextmanager
 def hold_lock(path: Path, patience_seconds: float, busy: str) -> Iterator[None]:
     """Hold the lock file inside the block; RunError(busy) if another process still holds it after patience_seconds."""
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=patience_seconds)
-    except filelock.Timeout:
-        raise RunError(busy) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(path, timeout=patience_seconds))
+        except filelock.Timeout:
+            raise RunError(busy) from None
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -107,16 +104,18 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
     path = run_dir / "config.json"
     if not path.exists():
         return
-    stored = read_json(path)
-    if stored is None:
+    if (stored := read_json(path)) is None:
         raise RunError(f"{path}: damaged; delete the directory to run it again")
-    ours = config.model_dump()
-    # Fields missing from an old config.json take their defaults, which must reproduce the old behaviour.
-    stored = {name: field.default for name, field in RunConfig.model_fields.items()} | stored
+    ours, stored = config.model_dump(), with_defaults(stored)
     differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in HASH_EXCLUDED}
     if differ:
         changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
         raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")
+
+
+def with_defaults(stored: dict) -> dict:
+    """Content of a config.json; fields that an old one lacks take their defaults, which reproduce the old behaviour."""
+    return {name: field.default for name, field in RunConfig.model_fields.items()} | stored
 
 
 def write_environment(run_dir: Path, device: "torch.device") -> None:
@@ -128,16 +127,18 @@ def write_environment(run_dir: Path, device: "torch.device") -> None:
 
 def write_failure(run_dir: Path, error: BaseException) -> None:
     """error.json: why a run ended without a result. The next attempt removes it."""
-    _write_error(run_dir, type(error).__name__, str(error))
+    write_interruption(run_dir, str(error), type(error).__name__)
 
 
-def write_interruption(run_dir: Path, why: str) -> None:
+def write_interruption(run_dir: Path, why: str, error: str = INTERRUPTED) -> None:
     """error.json of a run that was ended from outside: a lost machine, a killed process."""
-    _write_error(run_dir, INTERRUPTED, why)
+    atomic_write(Path(run_dir) / "error.json", json.dumps({"error": error, "message": why}, indent=1))
 
 
-def _write_error(run_dir: Path, error: str, message: str) -> None:
-    atomic_write(Path(run_dir) / "error.json", json.dumps({"error": error, "message": message}, indent=1))
+def why_it_failed(run_dir: Path) -> str:
+    """'TrainError: training loss is nan …' from error.json; '' without one."""
+    error = read_json(run_dir / "error.json")
+    return f"{error.get('error')}: {error.get('message')}" if error else ""
 
 
 def run_directories(root: str | Path = RUNS) -> list[Path]:
@@ -159,12 +160,4 @@ def metric_rows(run_dir: str | Path, tail_bytes: int | None = None) -> list[dict
             text = f.read().decode(errors="replace")
     except FileNotFoundError:
         return []
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    return [row for line in text.splitlines() if (row := parse_object(line)) is not None]

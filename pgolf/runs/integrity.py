@@ -26,7 +26,7 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
             return f"{name} (missing)"
         if path.exists() and checksum(path) != sha256:
             return name
-    since = None if thorough else (run_dir / "result.json").stat().st_mtime + WRITTEN_WITHIN
+    since = 0.0 if thorough else (run_dir / "result.json").stat().st_mtime + WRITTEN_WITHIN
     artifact, checkpoint = run_dir / ARTIFACT, run_dir / CHECKPOINT
     if result["artifact_sha256"] and result["kind"] != "import":
         if not artifact.exists():
@@ -45,8 +45,7 @@ def lacking(run_dir: Path, training: bool = True) -> list[str]:
     Always needed: knobs, environment and log; with a score its artifact; without a result error.json. A run that never
     began has the knobs and log of its notebook. training: False for a stage, which keeps no log.
     """
-    result_file = run_dir / "result.json"
-    result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else None
+    result = read_json(run_dir / "result.json")
     needed = [("config.json",)]
     if result is None:
         began = (run_dir / "config.json").exists()
@@ -59,15 +58,13 @@ def lacking(run_dir: Path, training: bool = True) -> list[str]:
     return [names[0] for names in needed if not any((run_dir / name).is_file() for name in names)]
 
 
-def _is(path: Path, sha256: str, since: float | None) -> bool:
-    """Whether the file has this checksum; assumed for files older than `since`."""
-    if since is not None and path.stat().st_mtime <= since:
-        return True
-    return checksum(path) == sha256
+def _is(path: Path, sha256: str, since: float) -> bool:
+    """True if the file has this checksum; assumed for files older than `since` (seconds, 0 = none)."""
+    return (since > 0 and path.stat().st_mtime <= since) or checksum(path) == sha256
 
 
 def _whole_notebook(path: Path) -> bool:
-    """Whether an executed notebook, if there is one, begins and ends like one; no figure is read from it."""
+    """True if there is no executed notebook, or it begins and ends like one; no figure is read from it."""
     if not path.exists():
         return True
     with open(path, "rb") as f:
@@ -77,7 +74,7 @@ def _whole_notebook(path: Path) -> bool:
 
 
 def _whole_safetensors(path: Path) -> bool:
-    """Whether the header is readable and its sizes add up to the size of the file."""
+    """True if the header is readable and its sizes add up to the size of the file."""
     size = path.stat().st_size
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pgolf.disk import checksum, read_json
@@ -106,12 +106,13 @@ def read_result(run_dir: str | Path) -> Result | None:
     if not path.exists():
         return None
     content = read_json(path) or {}
-    required = {f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING}
-    if not required <= content.keys() <= {f.name for f in fields(Result)}:
-        raise RunError(f"{path}: not a result of this version; delete the directory to run it again")
+    try:
+        result = Result(**content)
+    except TypeError:  # unknown or missing fields
+        raise RunError(f"{path}: not a result of this version; delete the directory to run it again") from None
     if content.get("checksum") and content["checksum"] != _checksum(content):
         raise RunError(f"{path}: changed since the run wrote it; delete the directory to run it again")
-    return Result(**content)
+    return result
 
 
 def finished_run(run_dir: Path) -> tuple[Result, RunConfig]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pgolf.disk import read_json
 from pgolf.runs import integrity
-from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, run_directories
+from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, run_directories, why_it_failed, with_defaults
 from pgolf.runs.result import TIME, Result, RunError, read_result
 from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest
 
@@ -37,27 +37,22 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
     table["scored_text"] = _scored_texts(table)
     about = {sweep: read_json(root / sweep / "sweep.json") or {} for sweep in set(table.sweep)}
-    arms = {sweep: content.get("arms") or {} for sweep, content in about.items()}
-    named = {sweep: content.get("control") or "control" for sweep, content in about.items()}
     present = set(zip(table.sweep, table.run, strict=True))
-    table["arm"] = [arms[sweep].get(run, run) for sweep, run in zip(table.sweep, table.run, strict=True)]
-    same = [  # the baseline run of the same seed and repeat: the name's ending
-        named[sweep] + run.removeprefix(arm) for sweep, run, arm in zip(table.sweep, table.run, table.arm, strict=True)
-    ]
-    table["control"] = [
-        own if (sweep, own) in present else named[sweep] for sweep, own in zip(table.sweep, same, strict=True)
-    ]
+    arms, controls = [], []
+    for sweep, run in zip(table.sweep, table.run, strict=True):
+        arm = (about[sweep].get("arms") or {}).get(run, run)
+        control = about[sweep].get("control") or "control"
+        own = control + run.removeprefix(arm)  # of the same seed and repeat: the name's ending
+        arms.append(arm)
+        controls.append(own if (sweep, own) in present else control)
+    table["arm"], table["control"] = arms, controls
     return table
 
 
 def _scored_texts(table: pd.DataFrame) -> pd.Series:
     """The column scored_text, filled in for imported logs and for results of versions that did not write it."""
-    same = [
-        f"{data}, {tokens} tokens, {size} bytes"
-        for data, tokens, size in zip(
-            table.data_fingerprint, table.roundtrip_tokens, table.roundtrip_bytes, strict=True
-        )
-    ]
+    facts = zip(table.data_fingerprint, table.roundtrip_tokens, table.roundtrip_bytes, strict=True)
+    same = [f"{data}, {tokens} tokens, {size} bytes" for data, tokens, size in facts]
     named = table.scored_text.notna()
     # Equal data, tokens and bytes mean equal text.
     known = {key: text for key, text, is_known in zip(same, table.scored_text, named, strict=True) if is_known}
@@ -108,8 +103,8 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     if config is None:
         return row | {"status": "damaged", "problem": "config.json"}
     row |= {k: v for k, v in config.items() if k in RunConfig.model_fields}
-    if not (run_dir / "import.json").exists():  # fields that are newer than the run take their defaults
-        row = {name: field.default for name, field in RunConfig.model_fields.items()} | row
+    if not (run_dir / "import.json").exists():
+        row = with_defaults(row)
     if (imported := read_json(run_dir / "import.json")) is not None:
         row |= {"kind": "import", "flags": imported.get("flags") or []}
     try:
@@ -117,12 +112,13 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     except RunError:
         return row | {"status": "damaged", "problem": "result.json"}
     if result is None:
-        error = read_json(run_dir / "error.json")
-        if error is not None:
-            if error.get("error") == INTERRUPTED:
-                row |= {"status": "interrupted", "problem": str(error.get("message"))}
-            else:
-                row |= {"status": "failed", "problem": f"{error.get('error')}: {error.get('message')}"}
+        if why := why_it_failed(run_dir):
+            error, _, message = why.partition(": ")
+            row |= (
+                dict(status="interrupted", problem=message)
+                if error == INTERRUPTED
+                else dict(status="failed", problem=why)
+            )
         return row
     same = result.kind == "import" or result.config_hash == digest(
         {k: v for k, v in config.items() if k not in HASH_EXCLUDED}
@@ -135,5 +131,5 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     if result.fits is not None:
         row["over_cap"] = not result.fits
     if result.overtime:
-        row["flags"] = [f"over its clock by {result.overtime:.1f} s"]
+        row["flags"] = [f"over its wallclock limit by {result.overtime:.1f} s"]
     return row

@@ -55,17 +55,16 @@ def not_compiled(config: TrainConfig, device: torch.device) -> str:
 @contextmanager
 def deterministic_kernels(on: bool) -> Iterator[None]:
     """Inside the block, if on, CUDA gives the same bits each time; an operation that cannot raises RuntimeError."""
-    if not on:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads uninitialized memory
+    memory = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     try:
+        if on:
+            torch.use_deterministic_algorithms(True)
+            memory.fill_uninitialized_memory = False  # no code here reads it
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        memory.fill_uninitialized_memory = before[1]
 
 
 @contextmanager

@@ -1,31 +1,20 @@
 """Floating-point operations of a training step, and the share of a GPU's peak that a run reached (MFU)."""
 
 import re
+import sys
 
+import psutil
 import torch
 
 from pgolf_core.config import RunConfig
 
-# Dense bfloat16 products with float32 sums, operations per second, by a part of CUDA's device name. Source: the
-# makers' data sheets; the first match counts.
+# Dense bfloat16 products with float32 sums, 1e12 operations per second, by a part of CUDA's device name; the first
+# match counts. V100: float16, it has no bfloat16. Source: the makers' data sheets.
 PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090 Ti": 80e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,  # float16: it has no bfloat16
-}
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "GH200": 989, "B200": 2250,
+    "A100": 312, "L40S": 362, "L40": 181, "L4": 121, "A10": 125,
+    "RTX 4090": 165, "RTX 3090 Ti": 80, "RTX 3090": 71, "V100": 125,
+}  # fmt: skip
 
 
 def flops_per_token(config: RunConfig) -> float:
@@ -54,7 +43,7 @@ def peak_flops(device: torch.device) -> float | None:
     name = torch.cuda.get_device_name(device)
     if "MIG" in name:  # a part of a card
         return None
-    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+    return next((1e12 * peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def utilisation(config: RunConfig, tokens: int, seconds: float, device: torch.device) -> float | None:
@@ -69,12 +58,9 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory of this process so far in bytes: GPU memory if there is one, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import psutil
-
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return info.peak_wset
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     import resource  # not on Windows
 
-    unit = 1 if torch.backends.mps.is_built() else 1024  # macOS counts bytes, Linux kibibytes
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

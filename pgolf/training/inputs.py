@@ -28,6 +28,12 @@ def scored_tokens(dataset: Dataset, seq_len: int, config: EvalConfig, roundtrip:
     return dataset.validation(seq_len, config.val_max_tokens, config.val_max_documents)
 
 
+def tokens_per_byte(dataset: Dataset, seq_len: int) -> float:
+    """Mean of the first validation tokens; turns a training loss into approximate bits per byte."""
+    sample = dataset.validation(seq_len, 65_536)
+    return (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
+
+
 def check_scored(dataset: Dataset, seq_len: int, config: EvalConfig) -> None:
     """DataError if the validation split has fewer documents or tokens than the knobs score."""
     of_file = config.roundtrip_val_max_tokens, config.roundtrip_val_max_documents
@@ -63,13 +69,11 @@ def _data_facts(
     if errors:
         listed = "".join(f"\n  - {message}" for message in dict.fromkeys(errors))
         raise DataError(f"{directory}: data that gives false numbers; `pgolf data audit` says all about it{listed}")
+    description, figures = dataset.description, found.figures
     facts = {
-        "folder": directory.name,
-        "train_tokens": dataset.description["train_tokens"],
-        "val_tokens": dataset.description["val_tokens"],
-        "published": found.figures["published"],
-        "scored_fraction": found.figures["scored_fraction"],
+        "folder": directory.name, "train_tokens": description["train_tokens"], "val_tokens": description["val_tokens"],
+        "published": figures["published"], "scored_fraction": figures["scored_fraction"],
         "audit": "thorough" if whole else "fast",
         "findings": [finding.message for finding in found.findings if finding.level == "warning"],
-    }
+    }  # fmt: skip
     return facts, text

@@ -19,14 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pgolf.disk import read_json
 from pgolf.processes import SWEEP_PID, end_with, end_with_sweep, kill_family
-from pgolf.runs.directory import write_failure
+from pgolf.runs.directory import why_it_failed, write_failure
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.files import atomic_write
 
-PATIENCE = timedelta(hours=1)  # collectives wait this long while rank 0 exports; a dead rank is noticed at once
+PATIENCE = timedelta(hours=1)  # collectives wait while rank 0 exports
 GOES_ON = "run again, it goes on from its last resume file"
 LOG = "ranks.log"  # stderr of all ranks of a failed run
 
@@ -92,18 +91,17 @@ def _ending_on_sigterm(run_dir: Path, rank: int) -> Iterator[None]:
         theirs.close()  # ends the thread
 
 
-def is_echo(error: BaseException) -> bool:
-    """Whether the error is only a consequence: another rank is gone."""
+def is_secondary_error(error: BaseException) -> bool:
+    """True if the error only follows from the end of another rank."""
     gone = r"gloo|remote process (has )?exited|connection (was )?(closed|reset)|abort|timed? ?out"
     return isinstance(error, RuntimeError) and re.search(gone, str(error), re.IGNORECASE) is not None
 
 
 def write_end(run_dir: Path, error: BaseException) -> None:
-    """Write error.json unless another rank already did; errors after the first are only consequences."""
-    follows = is_echo(error) or isinstance(error, RankError)
-    if is_echo(error):
+    """Write error.json; an error that follows from another rank's end does not replace that rank's."""
+    if is_secondary_error(error):
         error = RankError(f"another rank ended ({str(error).splitlines()[0]})")
-    if run_dir.is_dir() and not (follows and (run_dir / "error.json").exists()):
+    if run_dir.is_dir() and not (isinstance(error, RankError) and (run_dir / "error.json").exists()):
         write_failure(run_dir, error)
 
 
@@ -112,19 +110,17 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
 
     say(line) gets rank 0's output. Raises RankError with the content of error.json. No started process outlives this.
     """
-    before = read_json(run_dir / "error.json")
+    before = why_it_failed(run_dir)
     with tempfile.TemporaryDirectory() as folder:
-        knobs = Path(folder) / "config.json"
+        knobs, weights, errors = (Path(folder) / name for name in ("config.json", "initial.safetensors", "stderr"))
         knobs.write_text(json.dumps(config.model_dump()), encoding="utf-8")
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.world_size}"]
         words += ["-m", "pgolf.training.run", "--config", str(knobs), "--run-dir", str(run_dir.resolve())]
         if initial is not None:
-            initial = {name: tensor.contiguous() for name, tensor in initial.items()}
-            safetensors.torch.save_file(initial, Path(folder) / "initial.safetensors")
-            words += ["--initial", str(Path(folder) / "initial.safetensors")]
-        errors = Path(folder) / "stderr"
-        with open(errors, "wb") as said, subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8",
+            safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in initial.items()}, weights)
+            words += ["--initial", str(weights)]
+        with open(errors, "wb") as stderr, subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
             errors="replace", env=os.environ | {SWEEP_PID: str(os.getpid())}, start_new_session=True,
         ) as torchrun:  # fmt: skip
             try:
@@ -133,21 +129,19 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
                 status = torchrun.wait()
             finally:
                 kill_family(torchrun.pid)
-        words = errors.read_text(encoding="utf-8", errors="replace")
+        said = errors.read_text(encoding="utf-8", errors="replace")
     if status == 0:
         (run_dir / LOG).unlink(missing_ok=True)  # left by a failed attempt
         return
-    killed = f"torchrun was killed (signal {-status}); {GOES_ON}" if status < 0 else _killed_rank(words)
-    said = re.findall(r"^pgolf: (.*(?:\n  - .*)*)", words, re.MULTILINE)
-    error = read_json(run_dir / "error.json")
-    if error is not None and error == before and not killed:  # left by an earlier attempt
-        error = None
-    if error is not None or killed:
-        atomic_write(run_dir / LOG, words)
+    killed = f"torchrun was killed (signal {-status}); {GOES_ON}" if status < 0 else _killed_rank(said)
+    cause = why_it_failed(run_dir)
+    cause = "" if cause == before and not killed else cause  # left by an earlier attempt
+    if cause or killed:
+        atomic_write(run_dir / LOG, said)
     if killed and run_dir.is_dir():  # the other ranks only wrote that it was gone
         write_failure(run_dir, RankError(killed))
-    cause = f"{error['error']}: {error['message']}" if error else ""
-    raise RankError(killed or cause or (said[-1] if said else words.strip().split("\n")[-1]))
+    printed = re.findall(r"^pgolf: (.*(?:\n  - .*)*)", said, re.MULTILINE)
+    raise RankError(killed or cause or (printed or said.strip().split("\n"))[-1])
 
 
 def _killed_rank(said: str) -> str:

@@ -1,7 +1,6 @@
 """What a training prints and keeps: lines in log.txt and on the screen, rows in metrics.jsonl, a progress bar."""
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -24,8 +23,8 @@ class Log:
         self.text, self.rows = run_dir / "log.txt", run_dir / "metrics.jsonl"
         if not resume_step:
             self.text.unlink(missing_ok=True)
-        # Drop rows newer than the resume file; they will be logged again.
-        kept = [row for row in metric_rows(run_dir) if _before(row, resume_step)]
+        # Drop rows newer than the resume file, whose own step is not validated yet; they will be logged again.
+        kept = [row for row in metric_rows(run_dir) if (row["step"], "val_bpb" in row) < (resume_step, True)]
         atomic_write(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
 
     def __call__(self, line: str, **row: float) -> None:
@@ -72,16 +71,6 @@ class Log:
     def budget(self, budget: dict, overtime: float) -> None:
         if budget["limit"]:
             counted = f"{budget['train']:.1f}s training + {budget['calibration']:.1f}s calibration"
-            self(f"clock:{counted} of {budget['limit']:g}s")
+            self(f"wallclock:{counted} of {budget['limit']:g}s")
         if overtime:
-            self(f"over the clock by {overtime:.1f} s")
-
-
-def bits_per_byte(nats: float, tokens_per_byte: float) -> float:
-    """Of a training loss in nats per token: approximate, for the progress bar."""
-    return nats / math.log(2) * tokens_per_byte
-
-
-def _before(row: dict, resume_step: int) -> bool:
-    """Whether the resume file covers this row; the step resumed at is trained but not validated yet."""
-    return row["step"] < resume_step or (row["step"] == resume_step and "val_bpb" not in row)
+            self(f"over the wallclock limit by {overtime:.1f} s")

@@ -38,31 +38,24 @@ class RoundTrip:
 
 
 def round_trip(
-    state: dict[str, Tensor],
-    config: RunConfig,
-    dataset: Dataset,
-    path: Path,
-    calibration: Calibration | None = None,
+    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, path: Path, calibration: Calibration | None = None,
     ranks: Ranks = ALONE,
-) -> RoundTrip:
+) -> RoundTrip:  # fmt: skip
     """Export to path, load that file into a fresh model, score it on the round trip's validation tokens.
 
     calibration: of the same weights and knobs; made here if None and needed. Rank 0 writes the file and reads it
     back; all ranks score what it read. Raises RunError if the score is not finite.
     """
-    device = pick_device(config.train)
+    device, made = pick_device(config.train), None
     start = time.perf_counter()
     if ranks.first:
         calibration = calibration or calibration_of(state, config, dataset, device)
         calibrated = time.perf_counter()
         account = export(state, config.export, path, calibration, roles(config.model))
         made = load(path), account, checksum(path), calibrated - start, time.perf_counter() - calibrated
-    else:
-        made = None
     read, account, sha256, calibration_seconds, export_seconds = ranks.share(made)
     exported = time.perf_counter()
-    model = model_of(read, config, device)
-    score = score_model(model, config, dataset, roundtrip=True, ranks=ranks)
+    score = score_model(model_of(read, config, device), config, dataset, roundtrip=True, ranks=ranks)
     if not math.isfinite(score.val_loss):
         raise RunError(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
@@ -117,26 +110,18 @@ def score_model(
 
 
 def roundtrip_fields(
-    trip: RoundTrip, raw_bpb: float, raw_nats: Sequence[float], dataset: Dataset, seq_len: int, config: EvalConfig
-) -> dict:
-    """The fields of a Result that a round trip decides; raw_*: of the unquantized weights on the same tokens."""
+    trip: RoundTrip, prequant_bpb: float, prequant_nats: Sequence[float], dataset: Dataset, seq_len: int,
+    config: EvalConfig,
+) -> dict:  # fmt: skip
+    """The fields of a Result that a round trip decides; prequant_*: of the unquantized weights on the same tokens."""
     facts, text = data_facts(dataset, seq_len, config)
+    score, account = trip.score, trip.account
     return dict(
-        roundtrip_val_loss=trip.score.val_loss,
-        roundtrip_val_bpb=trip.score.val_bpb,
-        roundtrip_tokens=trip.score.tokens,
-        roundtrip_bytes=trip.score.bytes,
-        scored_text=text,
-        data=facts,
-        prequant_val_bpb=raw_bpb,
-        roundtrip_block_nats=list(trip.score.block_nats),
-        prequant_block_nats=list(raw_nats),
-        bytes=trip.account.rows(),
-        total_bytes=trip.account.total,
-        cap_bytes=trip.account.cap,
-        artifact_sha256=trip.artifact_sha256,
-        export_seconds=trip.export_seconds,
-        eval_seconds=trip.eval_seconds,
-        data_fingerprint=dataset.fingerprint,
-        protocol=evaluation_protocol(config),
-    )
+        roundtrip_val_loss=score.val_loss, roundtrip_val_bpb=score.val_bpb, prequant_val_bpb=prequant_bpb,
+        roundtrip_tokens=score.tokens, roundtrip_bytes=score.bytes,
+        scored_text=text, protocol=evaluation_protocol(config),
+        roundtrip_block_nats=list(score.block_nats), prequant_block_nats=list(prequant_nats),
+        bytes=account.rows(), total_bytes=account.total, cap_bytes=account.cap, artifact_sha256=trip.artifact_sha256,
+        export_seconds=trip.export_seconds, eval_seconds=trip.eval_seconds,
+        data=facts, data_fingerprint=dataset.fingerprint,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""train(): setup, the loop inline on one screen, export and score, result.json; and the entry point for torchrun."""
+"""Train a run: set up, loop, export, score, write result.json. Under torchrun each rank starts in main()."""
 
 import argparse
 import hashlib
@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +15,14 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from pgolf.disk import read_json
 from pgolf.processes import SWEEP_PID
 from pgolf.runs import directory
-from pgolf.runs.directory import locked, run_name, write_environment
+from pgolf.runs.directory import locked, run_name, why_it_failed, write_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, evaluation_protocol, read_result, write_result
 from pgolf.training import flops
 from pgolf.training.device import cpu_threads
 from pgolf.training.forecast import check, forecast_from
-from pgolf.training.launch import is_echo, joined, launch, under_torchrun, write_end
-from pgolf.training.log import bits_per_byte
+from pgolf.training.launch import is_secondary_error, joined, launch, under_torchrun, write_end
 from pgolf.training.resume import RESUME, TrainError, save_resume
 from pgolf.training.round_trip import load_checkpoint, round_trip, roundtrip_fields, score_model
 from pgolf.training.setup import Run, setup
@@ -32,11 +31,10 @@ from pgolf_core.distributed import Ranks
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import export_name
 from pgolf_core.files import atomic_write
-from pgolf_core.knobs import EvalConfig
 from pgolf_core.optim import lr_factor
 from pgolf_core.train import train_step
 
-PATIENCE_SECONDS = 3.0  # other ranks wait this long while the failing one reports
+ERROR_REPORT_SECONDS = 3.0  # other ranks wait while the failing one reports
 EARLY_CHECK_FRACTION = 0.1  # share of training after which the size is estimated from the weights
 
 
@@ -55,10 +53,7 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
         if config.world_size > 1 and not under_torchrun():
             launch(config, run_dir, initial, say=tqdm.write)
             return read_result(run_dir)
-    with joined(config.world_size, run_dir) as ranks:
-        if ranks.first:
-            with locked(run_dir, config):
-                return _train_if_missing(config, run_dir, initial, ranks)
+    with joined(config.world_size, run_dir) as ranks, locked(run_dir, config) if ranks.first else nullcontext():
         return _train_if_missing(config, run_dir, initial, ranks)
 
 
@@ -72,19 +67,17 @@ def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ra
             if ranks.first:
                 write_environment(run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
             run = setup(config, run_dir, ranks, initial)
-            train_loop(run, config, config.eval)
+            train_loop(run, config)
             return finish(run, config)
     except Exception as error:
         write_end(run_dir, error)
         raise
 
 
-def train_loop(run: Run, config: RunConfig, evaluation: EvalConfig) -> None:
+def train_loop(run: Run, config: RunConfig) -> None:
     """Train until `iterations` or the wallclock limit; validate, log and checkpoint along the way."""
     state, timer, ranks, log = run.state, run.timer, run.ranks, run.log
-    size_checked = run.early_bytes is not None
-    sample = run.dataset.validation(config.train_seq_len, 65_536)
-    tokens_per_byte = (len(sample) - 1) / run.dataset.byte_table.count(sample[:-1], sample[1:]).item()
+    evaluation, size_checked = config.eval, run.forecast_at_tenth is not None
     saved = time.perf_counter()
     timer.start()
     with log.progress_bar(state.step) as bar:
@@ -114,9 +107,10 @@ def train_loop(run: Run, config: RunConfig, evaluation: EvalConfig) -> None:
                 seconds = timer.seconds()
                 nats = ranks.add_(loss).item() / ranks.size
                 check_finite(nats, "training", state.step)
-                check_replicas(run)
+                if not ranks.hold_same(state.model.parameters()):  # only rank 0's would be saved
+                    raise TrainError(f"ranks hold different weights at step {state.step}; train with deterministic=1")
                 log.training(state.step, nats, penalty.item(), lr_scale, seconds, config.train_batch_tokens)
-                bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{bits_per_byte(nats, tokens_per_byte):.3f}")
+                bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{nats / math.log(2) * run.tokens_per_byte:.3f}")
             timer.update(state.step, ranks)
             if config.resume_every_seconds and time.perf_counter() - saved >= config.resume_every_seconds:
                 with timer.excluded("resume files"):
@@ -127,27 +121,22 @@ def train_loop(run: Run, config: RunConfig, evaluation: EvalConfig) -> None:
 
 
 def is_due(step: int, every: int, first: int = 0) -> bool:
-    """Every `every` steps, 0 = never; also at each of the first steps."""
+    """True at every `every`-th step (0 = never) and at each of the steps 1 to `first`."""
     return bool(every and step and (step <= first or step % every == 0))
 
 
 def check_finite(nats: float, what: str, step: int) -> None:
+    """TrainError saying which knobs to change if a loss is infinite or nan."""
     if not math.isfinite(nats):
         raise TrainError(
             f"{what} loss is {nats} at step {step}; lower matrix_lr, scalar_lr or tied_embed_lr, or set grad_clip_norm"
         )
 
 
-def check_replicas(run: Run) -> None:
-    """TrainError if the ranks' weights differ: from then on only rank 0's would be saved, and all would train them."""
-    if not run.ranks.hold_same(run.state.model.parameters()):
-        raise TrainError(f"ranks hold different weights at step {run.state.step}; train with deterministic=1")
-
-
 def check_size_early(run: Run, config: RunConfig) -> None:
     """Estimate the artifact from the weights so far; TrainError if all of the interval is over cap_bytes.
 
-    Rank 0 decides for all, also whether the weights are finite and can be coded: if not, training will say so.
+    Rank 0 decides for all ranks. It skips weights that are not finite: the next loss stops the training.
     """
     state, estimate = run.state, None
     if run.ranks.first and all(p.isfinite().all() for p in state.model.parameters()):
@@ -164,67 +153,57 @@ def check_size_early(run: Run, config: RunConfig) -> None:
             f"stopped at step {state.step}: forecast {estimate}, all of it over cap_bytes={config.cap_bytes}; "
             "with allow_over_cap=1 the same run goes on from here; other knobs are another run"
         )
-    run.early_bytes = estimate.bytes
+    run.forecast_at_tenth = estimate.bytes
 
 
 def save(run: Run) -> None:
+    """Write the resume file, on rank 0."""
     if run.ranks.first:
-        parts = {"train": run.state, "timer": run.timer, "resumed": run.resumed, "early_bytes": run.early_bytes}
-        save_resume(run.directory / RESUME, run.made_by, **parts)
+        numbers = {"resumed": run.resumed, "forecast_at_tenth": run.forecast_at_tenth}
+        save_resume(run.directory / RESUME, run.made_by, train=run.state, timer=run.timer, **numbers)
 
 
 def finish(run: Run, config: RunConfig) -> Result:
     """Save the checkpoint, export and score the file, write result.json, and drop the resume file."""
-    state, timer, ranks, dataset, val = run.state, run.timer, run.ranks, run.dataset, run.val
-    evaluation = config.eval
+    state, ranks, dataset, prequant = run.state, run.ranks, run.dataset, run.val
     weights = {name: t.detach().cpu().contiguous() for name, t in state.model.state_dict().items()}
-    checkpoint_sha256 = None
+    result = _train_result(run, config)
     if config.save_raw_checkpoint and ranks.first:
         checkpoint = safetensors.torch.save(weights)
         atomic_write(run.directory / CHECKPOINT, checkpoint)
-        checkpoint_sha256 = hashlib.sha256(checkpoint).hexdigest()
-    tokens = state.step * config.train_batch_tokens
-    result = Result(
-        kind="train",
-        config_hash=config.hash,
-        seed=config.seed,
-        track=config.track,
-        val_loss=val.val_loss,
-        val_bpb=val.val_bpb,
-        val_tokens=val.tokens,
-        val_bytes=val.bytes,
-        checkpoint_sha256=checkpoint_sha256,
-        cap_bytes=config.cap_bytes,
-        forecast_bytes=run.expected.bytes,
-        forecast_at_tenth=run.early_bytes,
-        parameters=sum(p.numel() for p in state.model.parameters()),
-        steps=state.step,
-        tokens=tokens,
-        stopped_by="wallclock" if timer.expired else "iterations",
-        train_seconds=timer.trained_s,
-        budget=timer.budget(),
-        peak_memory_bytes=flops.peak_memory(state.device),
-        flops_per_token=flops.flops_per_token(config),
-        mfu=flops.utilisation(config, tokens, timer.trained_s, state.device),
-        resumed=run.resumed,
-        data_fingerprint=dataset.fingerprint,
-        data=run.facts,
-        protocol=evaluation_protocol(evaluation),
-        environment=run.environment,
-    )
+        result = replace(result, checkpoint_sha256=hashlib.sha256(checkpoint).hexdigest())
     if config.final_roundtrip_eval:
         trip = round_trip(weights, config, dataset, run.directory / ARTIFACT, ranks=ranks)
-        raw = val
-        if trip.score.tokens != raw.tokens:
-            raw = score_model(state.model, config, dataset, roundtrip=True, ranks=ranks)
+        if trip.score.tokens != prequant.tokens:
+            prequant = score_model(state.model, config, dataset, roundtrip=True, ranks=ranks)
         run.log.round_trip(trip, export_name(config.export))
-        fields = roundtrip_fields(trip, raw.val_bpb, raw.block_nats, dataset, config.train_seq_len, evaluation)
-        result = replace(result, budget=timer.budget(trip.calibration_seconds), **fields)
+        fields = roundtrip_fields(
+            trip, prequant.val_bpb, prequant.block_nats, dataset, config.train_seq_len, config.eval
+        )
+        result = replace(result, budget=run.timer.budget(trip.calibration_seconds), **fields)
     run.log.budget(result.budget, result.overtime)
     if ranks.first:
         result = write_result(run.directory, result)
         (run.directory / RESUME).unlink(missing_ok=True)
     return ranks.share(result)
+
+
+def _train_result(run: Run, config: RunConfig) -> Result:
+    """The fields that training decides, without checkpoint and file."""
+    state, timer, val = run.state, run.timer, run.val
+    tokens = state.step * config.train_batch_tokens
+    return Result(
+        kind="train", config_hash=config.hash, seed=config.seed, track=config.track, cap_bytes=config.cap_bytes,
+        val_loss=val.val_loss, val_bpb=val.val_bpb, val_tokens=val.tokens, val_bytes=val.bytes,
+        forecast_bytes=run.expected.bytes, forecast_at_tenth=run.forecast_at_tenth,
+        parameters=sum(p.numel() for p in state.model.parameters()), steps=state.step, tokens=tokens,
+        stopped_by="wallclock" if timer.expired else "iterations", resumed=run.resumed,
+        train_seconds=timer.trained_s, budget=timer.budget(), peak_memory_bytes=flops.peak_memory(state.device),
+        flops_per_token=flops.flops_per_token(config),
+        mfu=flops.utilisation(config, tokens, timer.trained_s, state.device),
+        data_fingerprint=run.dataset.fingerprint, data=run.facts, protocol=evaluation_protocol(config.eval),
+        environment=run.environment,
+    )  # fmt: skip
 
 
 def main(words: list[str] | None = None) -> int:
@@ -251,22 +230,20 @@ def main(words: list[str] | None = None) -> int:
 
 def _end_rank(error: Exception, run_dir: Path, first: bool) -> int:
     """Say once what went wrong, and end the process under torchrun. Returns the exit status."""
-    own = type(error).__module__.startswith(("pgolf.", "pgolf_core.", "__main__"))
-    of_user = own or isinstance(error, FileNotFoundError)  # --config
-    if first and is_echo(error):  # the rank that failed has left the cause
-        left = read_json(run_dir / "error.json") or {"error": "RankError", "message": str(error)}
-        print(f"pgolf: {left['error']}: {left['message']}", file=sys.stderr)
-    elif of_user and first:
-        print(f"pgolf: {error}", file=sys.stderr)
-    elif not (of_user or is_echo(error)):
-        if not under_torchrun():
-            raise error
+    secondary = is_secondary_error(error)
+    of_user = type(error).__module__.startswith(("pgolf.", "pgolf_core.", "__main__"))
+    if secondary or of_user or isinstance(error, FileNotFoundError):  # --config
+        if first:
+            print(f"pgolf: {(secondary and why_it_failed(run_dir)) or error}", file=sys.stderr)
+    elif under_torchrun():
         traceback.print_exc()
+    else:
+        raise error
     sys.stderr.flush()
-    if is_echo(error) or not first:
-        time.sleep(PATIENCE_SECONDS)  # let the failing rank exit first, so that torchrun reports the real cause
+    if secondary or not first:
+        time.sleep(ERROR_REPORT_SECONDS)  # torchrun reports the rank that exits first
     if under_torchrun():
-        os._exit(2)  # skip the shutdown of NCCL: it deadlocks while other ranks wait on this one
+        os._exit(2)  # NCCL's shutdown deadlocks while other ranks wait
     return 2
 
 

@@ -14,7 +14,7 @@ from pgolf.data.dataset import Dataset
 from pgolf.runs.directory import describe_environment
 from pgolf.training.device import deterministic_kernels, not_compiled, pick_device, pick_dtype
 from pgolf.training.forecast import Forecast, forecast
-from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens
+from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
 from pgolf.training.resume import RESUME, TrainError, check_resume, read_resume
 from pgolf.training.round_trip import calibration_of
@@ -40,31 +40,32 @@ class Run:
     state: TrainState
     timer: TrainTimer
     log: Log
-    kernels: Callable[[], AbstractContextManager]  # deterministic on CUDA if the knob asks for it
+    kernels: Callable[[], AbstractContextManager]  # see deterministic_kernels
     val_tokens: Tensor
     made_by: dict  # see check_resume
     environment: dict
     expected: Forecast
-    early_bytes: int | None = None  # size estimated from early weights
+    tokens_per_byte: float
+    forecast_at_tenth: int | None = None  # bytes estimated from early weights
     resumed: int = 0
     val: Score | None = None
 
 
 def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Tensor] | None) -> Run:
     """Open and check the data, build the model, warm up, reserve calibration time, and load the resume file."""
-    train, data, evaluation = config.train, config.data, config.eval
+    train, seq_len, evaluation = config.train, config.train_seq_len, config.eval
     device = pick_device(train)
     dtype = pick_dtype(train, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats(device)
     if not ranks.first:
-        ranks.share(None)  # wait until rank 0 has built an embedded corpus that was missing
+        ranks.share(None)  # rank 0 builds a missing embedded corpus
     dataset = open_dataset(config)
     if ranks.first:
         ranks.share(None)
-    check_scored(dataset, data.train_seq_len, evaluation)  # before training is paid for
-    facts, _ = data_facts(dataset, data.train_seq_len, evaluation)
+    check_scored(dataset, seq_len, evaluation)  # before training is paid for
+    facts, _ = data_facts(dataset, seq_len, evaluation)
     environment = describe_environment(device)
     muon_dtype = newton_schulz_dtype(train.muon_dtype, device)
     made_by = {
@@ -76,12 +77,13 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
         check_resume(run_dir / RESUME, resume, made_by)
     log = Log(run_dir if ranks.first else None, resume["train"]["step"] if resume else 0, config.iterations)
     why_eager = not_compiled(train, device)
-    stream = training_stream(dataset.train_shards, data, dataset.tokenizer.bos)
+    stream = training_stream(dataset.train_shards, config.data, dataset.tokenizer.bos)
     state = make_state(config, stream, device, dtype, ranks, not why_eager, initial)
     run = Run(
-        run_dir, ranks, dataset, facts, state, TrainTimer(device, config.max_wallclock_seconds), log,
-        partial(deterministic_kernels, config.deterministic and device.type == "cuda"),
-        scored_tokens(dataset, data.train_seq_len, evaluation), made_by, environment, forecast(config),
+        directory=run_dir, ranks=ranks, dataset=dataset, facts=facts, state=state, log=log, made_by=made_by,
+        timer=TrainTimer(device, config.max_wallclock_seconds), environment=environment, expected=forecast(config),
+        kernels=partial(deterministic_kernels, config.deterministic and device.type == "cuda"),
+        val_tokens=scored_tokens(dataset, seq_len, evaluation), tokens_per_byte=tokens_per_byte(dataset, seq_len),
     )  # fmt: skip
     _log_heading(run, config, why_eager, muon_dtype)
     if warmup_steps := max(config.warmup_steps, 0 if why_eager else 1):
@@ -96,7 +98,7 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
     if resume:
         state.load_state_dict(resume["train"])
         run.timer.load_state_dict(resume["timer"])
-        run.resumed, run.early_bytes = resume["resumed"] + 1, resume["early_bytes"]
+        run.resumed, run.forecast_at_tenth = resume["resumed"] + 1, resume["forecast_at_tenth"]
         log(f"resumed at step:{state.step} for the {run.resumed}. time")
     return run
 
@@ -124,7 +126,7 @@ def _calibration_seconds(run: Run, config: RunConfig) -> float:
     if not run.ranks.first:
         return 0.0
     weights, device = run.state.model.state_dict(), run.state.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # building a model draws random numbers
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a new model draws random numbers
         calibration_of(weights, config, run.dataset, device, tokens=1)  # builds kernels
         with run.timer.excluded("warmup"):
             began = time.perf_counter()

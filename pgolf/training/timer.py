@@ -84,14 +84,15 @@ class TrainTimer:
     def budget(self, calibration_s: float = 0.0) -> dict:
         """The field `budget` of a result, in seconds.
 
-        limit (0 = none); train; calibration, which reads training text and so counts too; counted: their sum; over:
-        how far it exceeds the limit (up to one step, as in the reference); apart: excluded seconds by cause. Export
-        and the final score are excluded as well, see export_seconds and eval_seconds.
+        limit (0 = none); train; calibration, which reads training text; counted: their sum; over: how far it exceeds
+        the limit (up to one step, as in the reference); apart: excluded seconds by cause. Export and the final score
+        are excluded as well, see export_seconds and eval_seconds.
         """
         counted = self.trained_s + calibration_s
-        over = max(0.0, counted - self.limit_s) if self.limit_s else 0.0
-        seconds = dict(limit=self.limit_s, train=self.trained_s, calibration=calibration_s, counted=counted, over=over)
-        return seconds | {"apart": dict(self.excluded_s)}
+        return {
+            "limit": self.limit_s, "train": self.trained_s, "calibration": calibration_s, "counted": counted,
+            "over": max(0.0, counted - self.limit_s) if self.limit_s else 0.0, "apart": dict(self.excluded_s),
+        }  # fmt: skip
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
