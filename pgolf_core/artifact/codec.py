@@ -378,10 +378,7 @@ def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int]) -> np.nda
 def _read_numbers(coder: Any, count: int) -> np.ndarray:
     """The `count` numbers written by `_number_operations`, int64. Raises ValueError."""
     kinds = int(coder.decode(_model(5), 1)[0])
-    if not 2 <= kinds <= PRECISION:
-        raise ValueError("its tables are wrong")
-    rarity = coder.decode(_model(4), kinds)
-    if rarity.min() == 15:
+    if not 2 <= kinds <= PRECISION or (rarity := coder.decode(_model(4), kinds)).min() == 15:
         raise ValueError("its tables are wrong")
     lengths = coder.decode(_model(_length_frequencies(rarity)), count)
     numbers = np.minimum(lengths, 1).astype(np.int64)

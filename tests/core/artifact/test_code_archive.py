@@ -62,13 +62,6 @@ assert "python_minifier" not in sys.modules
 """
 
 
-def statistics(state):
-    """Made-up calibration of every matrix."""
-    g = torch.Generator().manual_seed(3)
-    inputs = {name: torch.randn(64, t.size(1), generator=g) for name, t in state.items() if name.endswith(".weight")}
-    return {name: Statistics(torch.rand(len(state[name])) + 0.1, None, x.T @ x, 64) for name, x in inputs.items()}
-
-
 def test_archive_reads_and_scores_each_kind_of_file_alone(tmp_path):
     ids = torch.arange(64)
     table = ByteTable((ids % 5 + 1).to(torch.int16), ids % 3 == 0, ids < 4)
@@ -79,7 +72,9 @@ def test_archive_reads_and_scores_each_kind_of_file_alone(tmp_path):
         config, artifact, code = RunConfig(**TINY, **knobs), tmp_path / f"{i}.pgolf", tmp_path / f"alone{i}"
         torch.manual_seed(0)
         state = {name: t + 0.05 * torch.randn(t.shape) for name, t in GPT(config.model).state_dict().items()}
-        export(state, config.export, artifact, statistics(state))
+        inputs = {name: torch.randn(64, t.size(1)) for name, t in state.items() if name.endswith(".weight")}
+        calibration = {n: Statistics(torch.rand(len(state[n])) + 0.1, None, x.T @ x, 64) for n, x in inputs.items()}
+        export(state, config.export, artifact, calibration)
         unpacked = lzma.decompress(code_archive(*unpack(artifact.read_bytes()).forms))
         with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
             archive.extractall(code, filter="data")
@@ -128,25 +123,19 @@ from __future__ import annotations
 import os, sys as system
 from pgolf_core.files import (atomic_path,  # a comment
                               atomic_write)
-from typing import TYPE_CHECKING, Annotated
-
+from typing import Annotated
 if TYPE_CHECKING:
     from torch import Tensor
-LIMITS: dict[str, int] = {"a": 1, "b": 2}
 UNUSED = system.argv
-TEXT = os.name if LIMITS else None
-
+TEXT: dict[str, int] = os.name
 @decorate
 class Kept(Base):
     field: Annotated[int, Field(gt=0, description="told")] = knob(0, description="y")
-
     def used(self, tensor: Tensor, *rest: str, key: int = 3) -> dict[str, int]:
         """Docstring."""
         return atomic_write(tensor, key=key)
-
 def unused():
     return atomic_path()
-
 def entry():
     return Kept().used(TEXT)
 '''
@@ -155,8 +144,7 @@ from __future__ import annotations
 import os
 from pgolf_core.files import atomic_write
 from typing import Annotated
-LIMITS={'a':1,'b':2}
-TEXT=os.name if LIMITS else None
+TEXT=os.name
 @decorate
 class Kept(Base):
 \tfield:Annotated[int,Field(gt=0)]=knob(0)

@@ -1,4 +1,4 @@
-"""Round trips of every codec; 'ans' against the entropy; sizes told without coding. test_container damages blobs."""
+"""'ans' against the entropy, sizes told without coding, the smallest codec. test_container: any arrays, and damage."""
 
 import hashlib
 
@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from pgolf_core.artifact import codec
 from pgolf_core.artifact.codec import CODECS, coded_bytes, decode, encode, smallest, split
 
 DTYPES = [np.dtype(name) for name in ("int8", "uint8", "int16", "float16", "float32")]
 SHAPES = [(48, 375), (192, 384), (20_000,)]
-
-arrays_of_any_kind = st.sampled_from(DTYPES).flatmap(
-    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=16))
-)
 
 
 def assert_decodes(blob, arrays, name):
@@ -35,12 +30,6 @@ def tensors(draw, spread: float, seed: int = 0, dtype=np.int8) -> list[np.ndarra
     rng = np.random.default_rng(seed)
     limit = np.iinfo(dtype).max
     return [np.rint(getattr(rng, draw)(size=s) * spread).clip(-limit, limit).astype(dtype) for s in SHAPES]
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(arrays_of_any_kind, max_size=3), st.sampled_from(CODECS))
-def test_round_trip(arrays, name):
-    assert_decodes(encode(arrays, name), arrays, name)
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,58 +81,36 @@ def test_layout_does_not_matter():
 
 
 @pytest.mark.parametrize("draw", ["normal", "laplace"])
-@pytest.mark.parametrize("spread", [0.8, 2.5, 12.0])
-def test_ans_comes_within_half_a_percent_of_the_entropy(draw, spread):
-    arrays = tensors(draw, spread)
-    assert len(encode(arrays, "ans")) < 1.005 * entropy_bytes(arrays)
-    wide = tensors(draw, 5 * spread, dtype=np.int16)[1:]
-    assert len(encode(wide, "ans")) < 1.01 * entropy_bytes(wide)
+@pytest.mark.parametrize("spread", [0.05, 0.8, 2.5, 12.0])
+def test_ans_comes_near_the_entropy_and_its_bytes_are_known_without_coding(draw, spread):
+    narrow, wide = tensors(draw, spread), tensors(draw, 5 * spread, dtype=np.int16)[1:]
+    for arrays, near in ((narrow, 1.005), (wide, 1.01)):
+        sizes = [len(encode([q], "ans")) for q in arrays]
+        assert all(abs(coded_bytes(q) - n) <= max(6, 0.001 * n) for q, n in zip(arrays, sizes, strict=True))
+        assert spread == 0.05 or sum(sizes) < near * entropy_bytes(arrays)
 
 
-def test_lines_of_unequal_spread_cost_less_than_the_entropy():
+def test_lines_of_unequal_spread_and_floats_cost_less_than_their_entropy():
     rng = np.random.default_rng(0)
-    for scales in (np.exp(rng.normal(size=(256, 1))), np.exp(rng.normal(size=256))):
+    rows, cols = rng.normal(size=(256, 1)), rng.normal(size=256)
+    for scales in (np.exp(rows), np.exp(cols), np.exp(0.6 * (rows + cols))):
         q = np.rint(rng.normal(size=(256, 256)) * scales * 2).clip(-127, 127).astype(np.int8)
         assert len(encode([q], "ans")) < 0.93 * entropy_bytes([q])
-    both = np.exp(0.6 * rng.normal(size=(256, 1))) * np.exp(0.6 * rng.normal(size=256))
-    q = np.rint(rng.normal(size=(256, 256)) * both * 2).clip(-127, 127).astype(np.int8)
-    assert len(encode([q], "ans")) < 0.93 * entropy_bytes([q])
-
-
-def test_floats_cost_less_than_their_bytes():
-    rng = np.random.default_rng(0)
-    for dtype, ratio in ((np.float16, 0.9), (np.float32, 0.9)):
+    for dtype in (np.float16, np.float32):
         values = (1 + 0.1 * rng.normal(size=20_000)).astype(dtype)
-        assert len(encode([values], "ans")) < ratio * values.nbytes
+        assert len(encode([values], "ans")) < 0.9 * values.nbytes
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.int16])
-@pytest.mark.parametrize("spread", [0.05, 0.5, 3.0, 30.0])
-def test_bytes_are_known_without_coding(dtype, spread):
-    for q in tensors("laplace", spread, seed=1, dtype=dtype):
-        coded = len(encode([q], "ans"))
-        assert abs(coded_bytes(q) - coded) <= max(6, 0.001 * coded)
-
-
-def test_smallest_is_never_above_another():
-    rng = np.random.default_rng(0)
-    cases = {
-        "ans": tensors("normal", 2.5),
-        "brotli": [np.frombuffer(b"the same words over and over " * 400, np.uint8)],
-        "any": [rng.integers(0, 2, (30, 7), dtype=np.int8)],
-    }
-    for expected, arrays in cases.items():
+@pytest.mark.parametrize("large", [codec.LARGE, 1000])
+def test_smallest_is_never_above_another(large, monkeypatch):
+    """In large sections zlib and lzma are tried only if brotli finds repeats."""
+    monkeypatch.setattr(codec, "LARGE", large)
+    normal = tensors("normal", 2.5)
+    text = np.frombuffer(b"the same words over and over " * 400, np.uint8)
+    for arrays in (normal, [text], [np.resize(normal[0], 40_000)], [normal[0][:3, :7] > 0]):
+        arrays = [a.astype(np.int8) for a in arrays]
         name, blob = smallest(arrays)
         assert len(blob) == min(len(encode(arrays, c)) for c in CODECS)
-        assert expected in (name, "any") or len(blob) < len(encode(arrays, expected))
-        assert_decodes(blob, arrays, name)
-
-
-def test_repeats_are_sought_in_large_sections_where_brotli_finds_some(monkeypatch):
-    monkeypatch.setattr(codec, "LARGE", 1000)
-    for arrays in (tensors("normal", 2.5), [np.resize(q, 40_000) for q in tensors("normal", 2.5)[:1]]):
-        name, blob = smallest(arrays)
-        assert len(blob) <= min(len(encode(arrays, c)) for c in CODECS)
         assert_decodes(blob, arrays, name)
 
 
