@@ -28,6 +28,10 @@ POLL_SECONDS = 0.1
 VISIBLE_SECONDS = 60.0  # within these, a shared disk shows here what another machine wrote
 ANSWER_SECONDS = 10.0  # for a worker to hand over its outcome
 STOP_SECONDS = 10.0
+OTHER_DEVICE = {  # by whether the sweep trains on GPUs
+    True: "sees no GPU, and this sweep trains on GPUs: stop it, or check nvidia-smi and CUDA_VISIBLE_DEVICES",
+    False: "has GPUs, and this sweep trains on CPUs: to use GPUs alone, stop the sweep and start it again",
+}
 
 
 @dataclass(eq=False)
@@ -51,7 +55,7 @@ class ClusterPool:
     client: object
     canary: str
     notebooks: list[str]
-    data: dict[str, dict]  # fingerprint -> knobs of a run on this data
+    data: dict[str, dict]  # data_fingerprint -> knobs of a run on this data
     ranks: int  # GPUs that the largest run trains on, if it finds any; 0: all runs train on the CPU
     local: dict  # worker.about of this process
     on_gpus: bool | None = None  # set by the first workers; None = none is accepted yet
@@ -60,8 +64,6 @@ class ClusterPool:
     active: dict[Job, tuple[Worker, object]] = field(default_factory=dict)  # and the Dask future of its task
     checking: dict[str, Future] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # address -> why
-    checked: set[tuple[str, str]] = field(default_factory=set)  # machine and checkout whose data are the sweep's
-    data_lock: threading.Lock = field(default_factory=threading.Lock)
     is_waiting: bool = False
 
     def start(self, job: Job) -> bool:
@@ -70,14 +72,9 @@ class ClusterPool:
         if not free:
             return False
         name = f"{job.run_dir.parent.name}/{job.run_dir.name}"
-        task = self.client.submit(
-            worker.execute,
-            {"name": name, "notebook": job.notebook.name, "parameters": job.parameters, "pid": free[0].pid},
-            key=f"{name}-{uuid.uuid4().hex[:8]}",
-            workers=[free[0].address],
-            allow_other_workers=False,
-            pure=False,
-        )
+        content = {"name": name, "notebook": job.notebook.name, "parameters": job.parameters, "pid": free[0].pid}
+        only = {"workers": [free[0].address], "allow_other_workers": False, "pure": False}
+        task = self.client.submit(worker.execute, content, key=f"{name}-{uuid.uuid4().hex[:8]}", **only)
         self.active[job] = free[0], task
         return True
 
@@ -139,31 +136,26 @@ class ClusterPool:
         for address in self.idle - self.workers.keys() - self.checking.keys() - self.refused.keys():
             self.checking[address] = _in_background(self._check, address)
         if self.on_gpus is None and not all(answer.done() for answer in self.checking.values()):
-            return  # the first workers decide together what the sweep trains on
+            return  # the first workers decide together what the sweep trains on: scores of CPUs and GPUs do not compare
+        fit = []
         for address in [address for address, answer in self.checking.items() if answer.done()]:
             try:
-                self.workers[address] = self.checking.pop(address).result()
+                fit.append(self.checking.pop(address).result())
             except (OSError, KeyError):  # gone before it answered
                 continue
             except Exception as error:  # an unknown environment may answer with anything
                 self._refuse(address, str(error))
-        if self.on_gpus is None and self.workers:
-            self.on_gpus = any(one.gpus for one in self.workers.values())
-        self._separate_devices()
+        if self.on_gpus is None and fit:
+            self.on_gpus = any(one.gpus for one in fit)
+        for one in fit:
+            if self.ranks and bool(one.gpus) != self.on_gpus:
+                self._refuse(one.address, f"({one.host}) {OTHER_DEVICE[self.on_gpus]}")
+            else:
+                self.workers[one.address] = one
 
     def _refuse(self, address: str, why: str) -> None:
         self.refused[address] = f"worker {address} {why}"
         say(f"not used: {self.refused[address]}")
-
-    def _separate_devices(self) -> None:
-        """A sweep trains on GPUs or on CPUs, as its first workers do: scores of both would not compare."""
-        why = "has GPUs, and this sweep trains on CPUs: to use GPUs alone, stop the sweep and start it again"
-        if self.on_gpus:
-            why = "sees no GPU, and this sweep trains on GPUs: stop it, or check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        for one in list(self.workers.values()):
-            if self.ranks and bool(one.gpus) != self.on_gpus:
-                del self.workers[one.address]
-                self._refuse(one.address, f"({one.host}) {why}")
 
     def _check(self, address: str) -> Worker:
         """The worker at an address. SweepError says why it cannot do the sweep's runs; OSError or KeyError: gone."""
@@ -173,25 +165,17 @@ class ClusterPool:
             raise
         except Exception as error:  # Dask wraps what its unpickling met
             raise SweepError(f"has no pgolf of this version ({error}): install this checkout, restart it") from None
-        where = f"({about['host']}, {about['root']})"
-        if problem := self._mismatch(about):
-            raise SweepError(f"{where} {problem}")
-        with self.data_lock:  # workers of one machine share its data
-            if (about["machine"], about["root"]) not in self.checked:
-                if problem := self._data_problem(address):
-                    raise SweepError(f"{where} {problem}")
-                self.checked.add((about["machine"], about["root"]))
+        if problem := self._mismatch(about) or self._data_problem(address):
+            raise SweepError(f"({about['host']}, {about['root']}) {problem}")
         return Worker(address, about["pid"], about["host"], about["gpus"])
 
     def _mismatch(self, about: dict) -> str:
         """Why a worker cannot do the sweep's runs by what it says about itself; '' if it can."""
-        for name in ("python", "torch"):
-            if about[name] != self.local[name]:
-                return f"has {name} {about[name]}, and this sweep {self.local[name]}: install that one there"
-        if about["code"] != self.local["code"]:
+        differ = [name for name in ("python", "torch", "code") if about[name] != self.local[name]]
+        if differ == ["code"]:
             return "has other code: bring its checkout to the state of this one"
-        if about["started_with"] != self.local["started_with"]:
-            return "was started before its code changed: restart it"
+        if differ:
+            return f"has {differ[0]} {about[differ[0]]}, and this sweep {self.local[differ[0]]}: install that one there"
         if not about["sees_runs"]:
             return (
                 f"does not see this sweep's runs folder {directory.RUNS} (its own is {about['runs']}): start it with "
@@ -204,12 +188,12 @@ class ClusterPool:
     def _data_problem(self, address: str) -> str:
         """Why the data at a worker are not the sweep's; '' if they are."""
         answers = self._call(address, worker.fingerprints, list(self.data.values()))
-        for (fingerprint, knobs), answer in zip(self.data.items(), answers, strict=True):
-            if "problem" in answer:
-                return f"cannot read the data: {answer['problem']}"
-            if answer["fingerprint"] != fingerprint:
+        for (fingerprint, knobs), (there, problem) in zip(self.data.items(), answers, strict=True):
+            if problem:
+                return f"cannot read the data: {problem}"
+            if there != fingerprint:
                 return (
-                    f"has other data at data_path={knobs['data_path']} (fingerprint {answer['fingerprint'][:12]}, here "
+                    f"has other data at data_path={knobs['data_path']} (fingerprint {there[:12]}, here "
                     f"{fingerprint[:12]}), and scores on it would not compare: copy the folder of this machine there"
                 )
         return ""
@@ -246,9 +230,7 @@ def connect(address: str, sweep: Sweep) -> Iterator[ClusterPool]:
         data = {fingerprint: config.model_dump() for fingerprint, config in datasets(sweep.runs.values()).items()}
         notebooks = ["train.ipynb", *(f"{stage.notebook}.ipynb" for stage in sweep.stages)]
         ranks = max((c.world_size for c in sweep.runs.values() if c.device != "cpu"), default=0)
-        local = worker.about(canary.name, notebooks)
-        pool = ClusterPool(client, canary.name, notebooks, data, ranks, local)
-        pool.checked.add((local["machine"], local["root"]))
+        pool = ClusterPool(client, canary.name, notebooks, data, ranks, worker.about(canary.name, notebooks))
         _check_first_workers(pool)
         yield pool
     finally:

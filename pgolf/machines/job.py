@@ -63,8 +63,8 @@ class Job:
     @property
     def command(self) -> str:
         """The command that continues the job from the copies of its sweep files, whatever becomes of the files."""
-        variables = _knobs() | {name: os.environ[name] for name in ("PGOLF_RUNS",) if os.environ.get(name)}
-        environment = ["env", *(f"{name}={value}" for name, value in variables.items())] if variables else []
+        variables = _knobs() | ({"PGOLF_RUNS": runs} if (runs := os.environ.get("PGOLF_RUNS")) else {})
+        environment = ["env", *map("=".join, variables.items())] if variables else []
         files = [str(state.folder(self.id) / name) for name in self.files]
         return shlex.join([*environment, "pgolf", "remote", "run", str(self.pod_file), *files, *self.words])
 
@@ -76,6 +76,10 @@ class Job:
         lines += [f"unset {' '.join(name.upper() for name in RunConfig.model_fields)}"]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in _knobs().items()]
         return "\n".join([*lines, f"set -- {' '.join(files)} {shlex.join(self.words)}\n"])
+
+    def log(self, number: int) -> Path:
+        """What an attempt printed, once it is pulled."""
+        return state.folder(self.id) / f"attempt-{number}.log"
 
     def known(self) -> dict:
         """The job's state on this machine, {} if it was last seen on another one."""
@@ -131,19 +135,19 @@ def load_job(
 
 def other_job(job: Job, found: Look) -> str:
     """In words, a job other than this one on the machine whose files are not verified; '' if there is none."""
-    others = dict(words.split(" ", 1) for words in found.others)
+    others, place = dict(words.split(" ", 1) for words in found.others), job.pod.place
     for other, known in state.states().items():  # in other folders of the machine
-        same = (known.get("host"), known.get("port")) == (job.pod.host, job.pod.port)
-        other_folder = (known.get("user"), known.get("dir")) != (job.pod.user, job.pod.dir)
-        if other != job.id and same and other_folder and not known.get("verified"):
+        differ = {key for key in place if known.get(key) != place[key]}
+        if other != job.id and differ and differ <= {"user", "dir"} and not known.get("verified"):
             others[other] = f"in {known['dir']}"
-    for other, what in others.items():
-        command = state.read(other).get("command") or "`pgolf remote run` where it was started"
-        return (
-            f"{job.pod.address}: another job is on this machine: {other} ({what}); finish it first: {command}. If "
-            f"nothing of it is needed, delete {state.folder(other)}, and jobs/{other} there"
-        )
-    return ""
+    if not others:
+        return ""
+    other, what = next(iter(others.items()))
+    command = state.read(other).get("command") or "`pgolf remote run` where it was started"
+    return (
+        f"{job.pod.address}: another job is on this machine: {other} ({what}); finish it first: {command}. If "
+        f"nothing of it is needed, delete {state.folder(other)}, and jobs/{other} there"
+    )
 
 
 def start(job: Job, number: int, say: Say, push: bool = True) -> None:

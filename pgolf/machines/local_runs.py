@@ -1,7 +1,6 @@
 """Local run directories of a remote job: what they lack, and why their runs ended."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from pgolf.disk import read_json
@@ -15,15 +14,6 @@ from pgolf.sweeps.sweep_file import Sweep
 def run_dirs(sweep: Sweep) -> list[Path]:
     """Folders of all runs and stages of a sweep."""
     return [sweep.directory / name for name in [*sweep.runs, *(stage.notebook for stage in sweep.stages)]]
-
-
-def is_complete(run_dir: Path) -> bool:
-    """Whether the run has a result and every file matches it."""
-    try:
-        result = read_result(run_dir)
-    except RunError:
-        return False
-    return result is not None and not integrity.damage(run_dir, vars(result), thorough=True)
 
 
 def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[str]]:
@@ -59,18 +49,11 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
     return problems, failed
 
 
-def _unfinished(sweeps: tuple[Sweep, ...]) -> Iterator[tuple[Path, dict | None]]:
-    """Folders of the runs without a result, and what their error.json says."""
-    for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
-        if not (run_dir / "result.json").exists():
-            yield run_dir, read_json(run_dir / "error.json")
-
-
 def interrupt(sweeps: tuple[Sweep, ...], why: str) -> str:
     """Mark runs that began and have neither a result nor an error of their own; returns their names, or 'no run'."""
     marked = []
     for run_dir, error in _unfinished(sweeps):
-        if (run_dir / "config.json").exists() and (error or {}).get("error", INTERRUPTED) == INTERRUPTED:
+        if (run_dir / "config.json").exists() and error in (None, INTERRUPTED):
             write_interruption(run_dir, why)
             marked.append(f"{run_dir.parent.name}/{run_dir.name}")
     return ", ".join(marked) or "no run"
@@ -79,5 +62,11 @@ def interrupt(sweeps: tuple[Sweep, ...], why: str) -> str:
 def forget_errors(sweeps: tuple[Sweep, ...], interruptions_only: bool = False) -> None:
     """Delete error.json of runs without a result: they are tried again, or were not interrupted after all."""
     for run_dir, error in _unfinished(sweeps):
-        if not interruptions_only or (error or {}).get("error") == INTERRUPTED:
+        if not interruptions_only or error == INTERRUPTED:
             (run_dir / "error.json").unlink(missing_ok=True)
+
+
+def _unfinished(sweeps: tuple[Sweep, ...]) -> list[tuple[Path, str | None]]:
+    """Folders of the runs without a result, and the kind of error that error.json names."""
+    found = [run_dir for sweep in sweeps for run_dir in run_dirs(sweep) if not (run_dir / "result.json").exists()]
+    return [(run_dir, (read_json(run_dir / "error.json") or {}).get("error")) for run_dir in found]

@@ -3,7 +3,6 @@
 setup and teardown are code: use a POD.yaml only if you would run it as a script.
 """
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,13 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from pgolf_core.config import did_you_mean
+
 Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]*$")]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+HOST = "a name or address, like 203.0.113.7"
+DIR = "a folder named with letters, digits and . _ + = - / alone, absolute or relative to the user's home"
+PYTHON = "an absolute path on the machine, like /usr/bin/python3, or ''"
 # Options of ssh_config(5) that start no command on this machine and forward nothing to the other one.
 SSH_OPTIONS = (
     "AddressFamily BatchMode BindAddress BindInterface CertificateFile CheckHostIP Ciphers Compression "
@@ -21,11 +26,6 @@ SSH_OPTIONS = (
     "ServerAliveCountMax ServerAliveInterval StrictHostKeyChecking TCPKeepAlive UserKnownHostsFile"
 )
 PROXY_JUMP = re.compile(r"[\w][\w.@:,\[\]-]*")  # hosts alone: ssh makes a command of it
-EXPECTED = {
-    "host": "a name or address, like 203.0.113.7",
-    "dir": "a folder named with letters, digits and . _ + = - / alone, absolute or relative to the user's home",
-    "python": "an absolute path on the machine, like /usr/bin/python3, or ''",
-}
 
 
 class RemoteError(ValueError):
@@ -33,10 +33,8 @@ class RemoteError(ValueError):
 
 
 def _allowed(option: str) -> str:
-    name, _, value = option.partition("=")
-    if name.lower() not in SSH_OPTIONS.lower().split() or (
-        name.lower() == "proxyjump" and not PROXY_JUMP.fullmatch(value)
-    ):
+    name, _, value = option.lower().partition("=")
+    if name not in SSH_OPTIONS.lower().split() or (name == "proxyjump" and not PROXY_JUMP.fullmatch(value)):
         raise ValueError(
             "an option NAME=VALUE that runs no command on this machine; ProxyCommand, LocalCommand and their like are "
             "refused here: put them into ~/.ssh/config, under a Host that host: names"
@@ -49,20 +47,21 @@ class Pod(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[][A-Za-z0-9_.:%\]-]*$")]
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[][A-Za-z0-9_.:%\]-]*$", description=HOST)]
     user: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")] = "root"
     port: Annotated[int, Field(gt=0, lt=65536)] = 22
     key: Line = ""  # private key, relative to POD.yaml; '' = ssh's own choice
-    # Absolute or relative to the user's home; only characters that neither a shell nor rsync interprets.
-    dir: Annotated[str, Field(pattern=r"^/?[A-Za-z0-9_.][A-Za-z0-9_.+=/-]*$")] = "pgolf-remote"
+    # Only characters that neither a shell nor rsync interprets.
+    dir: Annotated[str, Field(pattern=r"^/?[A-Za-z0-9_.][A-Za-z0-9_.+=/-]*$", description=DIR)] = "pgolf-remote"
     gpus: Annotated[int, Field(ge=0)] = 1  # needed on the machine
     free_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0  # beyond the estimate for code, data and runs
-    python: Annotated[str, Field(pattern=r"^(/[^\r\n\x00]*)?$")] = ""  # has all dependencies; '' = .venv is made there
+    # It has all dependencies; '' = .venv is made there.
+    python: Annotated[str, Field(pattern=r"^(/[^\r\n\x00]*)?$", description=PYTHON)] = ""
     setup: str = ""  # shell command, run there in the checkout before the job
     data: Literal["push", "there"] = "push"  # 'there': not pushed, setup brings it or it is there
-    pull_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    pull_seconds: Amount = 10.0
     teardown: str = ""  # shell command, run here once every file is verified
-    give_up_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0  # without a connection
+    give_up_minutes: Amount = 30.0  # without a connection
     ssh_options: list[Annotated[Line, AfterValidator(_allowed)]] = [
         *("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
         "StrictHostKeyChecking=accept-new",
@@ -80,7 +79,7 @@ class Pod(BaseModel):
     @property
     def place(self) -> dict:
         """The fields that distinguish a machine and its folder from others."""
-        return {"host": self.host, "port": self.port, "user": self.user, "dir": self.dir}
+        return self.model_dump(include={"host", "port", "user", "dir"})
 
 
 def load_pod(path: str | Path) -> Pod:
@@ -88,33 +87,26 @@ def load_pod(path: str | Path) -> Pod:
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        pod = Pod.model_validate(content)
+        if pod.key:
+            pod = pod.model_copy(update={"key": str(path.parent.absolute() / Path(pod.key).expanduser())})
+            if not Path(pod.key).is_file():
+                raise RemoteError(f"{path}:\n  - key: no such file: {pod.key}")
+    except ValidationError as error:
+        raise RemoteError("\n  - ".join([f"{path}:", *map(_sentence, error.errors())])) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RemoteError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    except OSError as error:
-        raise RemoteError(f"{path}: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise RemoteError(f"{path}: expected a mapping with host:, found {type(content).__name__}")
-    try:
-        pod = Pod(**{str(key): value for key, value in content.items()})
-    except ValidationError as error:
-        problems = "\n".join(f"  - {_sentence(e)}" for e in error.errors())
-        raise RemoteError(f"{path}:\n{problems}") from error
-    if pod.key:
-        pod = pod.model_copy(update={"key": str(path.parent.absolute() / Path(pod.key).expanduser())})
-        if not Path(pod.key).is_file():
-            raise RemoteError(f"{path}:\n  - key: no such file: {pod.key}")
     return pod
 
 
 def _sentence(error: dict) -> str:
     """One line for one pydantic error."""
+    if not error["loc"]:
+        return f"expected a mapping with host:, found {type(error['input']).__name__}"
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(name, Pod.model_fields, n=1, cutoff=0.5)
-        return f"{name}: no such key; the keys are {', '.join(Pod.model_fields)}" + (
-            f"; did you mean {nearest[0]}?" if nearest else ""
-        )
+        return f"{name}: no such key; the keys are {', '.join(Pod.model_fields)}{did_you_mean(name, Pod.model_fields)}"
     if error["type"] == "missing":
         return f"{name}: is missing, and has no default"
-    message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{name}: {error['input']!r}: expected {EXPECTED.get(name, message)}"
+    expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name}: {error['input']!r}: expected {Pod.model_fields[name].description or expected}"

@@ -57,12 +57,11 @@ def rsync(pod: Pod, words: Sequence[str], cwd: Path, names: Sequence[str] | None
     # rsync splits -e at spaces; within quotes it knows a doubled quote and nothing else of a shell's ways.
     shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh_words(pod))
     listed = ["--files-from=-", "--from0"] if names is not None else []
-    stdin = b"\0".join(os.fsencode(name) for name in names or ())
     command_line = ["rsync", "-e", shell, "--timeout=600", *listed, *words]
-    done = subprocess.run(command_line, cwd=cwd, input=stdin, capture_output=True)
+    done = subprocess.run(command_line, cwd=cwd, input=os.fsencode("\0".join(names or ())), capture_output=True)
     said = done.stderr.decode(errors="replace")
     if "No space left on device" in said or "Disk quota exceeded" in said:
-        raise RemoteError(f"{cwd if words[-1] == '.' else pod.address}: the disk is full; make room")
+        raise RemoteError(f"{cwd if words[-1] == '.' else pod.address}: No space left on device; make room")
     if done.returncode in CONNECTION_LOST:
         raise UnreachableError(why_unreachable(pod, said))
     if done.returncode not in (0, VANISHED, PARTIAL):
@@ -73,22 +72,19 @@ def rsync(pod: Pod, words: Sequence[str], cwd: Path, names: Sequence[str] | None
 def at(pod: Pod, *paths: str) -> list[str]:
     """Paths in the pod's folder as rsync's words, the first with the host."""
     host = f"[{pod.host}]" if ":" in pod.host and not pod.host.startswith("[") else pod.host
-    login = f"{pod.user}@{host}" if pod.user else host
-    return [f"{login if i == 0 else ''}:{pod.dir}/{path}" for i, path in enumerate(paths)]
+    first, *others = (f":{pod.dir}/{path}" for path in paths)
+    return [pod.login.removesuffix(pod.host) + host + first, *others]
 
 
 def why_unreachable(pod: Pod, said: str) -> str:
     """ssh's error output in one line, with the keys of POD.yaml to look at."""
-    why = _last_line(said) or "without a message"
     if "verification failed" in said:
         known = f"[{pod.host}]:{pod.port}" if pod.port != 22 else pod.host
         why = f"another machine answers than the one known by this address; if it was replaced: ssh-keygen -R '{known}'"
     elif "Permission denied" in said:
         why = f"the key {pod.key or 'that ssh offers'} is not accepted; put its .pub into authorized_keys there"
-    elif any(words in said for words in ("resolve", "refused", "timed out", "No route", "unreachable")):
-        why += "; look at host: and port:, and whether the machine is up"
     else:
-        why = f"the connection broke: {why}"
+        why = f"no connection ({_last_line(said)}); look at host: and port:, and whether the machine is up"
     return f"{pod.address}: {why}"
 
 

@@ -42,12 +42,12 @@ def report() -> list[str]:
         if "host" not in known:
             lines.append(f"{job:32} its state.json cannot be read; the command that started it writes it again")
             continue
-        torn = known.get("teardown")
-        times = {key: known.get(key) for key in ("started", "last_pull", "ended", "verified")}
         words = [known.get("state", "checked"), f"on {known['user']}@{known['host']} port {known['port']}"]
-        words += [f"{key.replace('_', ' ')} {value}" for key, value in times.items() if value]
+        times = ("started", "last_pull", "ended", "verified")
+        words += [f"{key.replace('_', ' ')} {known[key]}" for key in times if known.get(key)]
         words += [f"{len(known['failed'])} failed"] if known.get("failed") else []
-        words += [f"teardown {'done' if torn.get('status') == 0 else 'FAILED OR CUT SHORT'}"] if torn else []
+        if torn := known.get("teardown"):
+            words.append(f"teardown {'done' if torn.get('status') == 0 else 'FAILED OR CUT SHORT'}")
         lines.append(f"{job:32} {', '.join(words)}")
-        lines += [] if times["verified"] else [f"{'':32} {known['command']}"]
+        lines += [] if known.get("verified") else [f"{'':32} {known['command']}"]
     return lines or [f"no remote jobs in {directory.RUNS}; `pgolf remote run` starts one"]

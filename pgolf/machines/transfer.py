@@ -7,17 +7,17 @@ leaves whole files, never shorter than before.
 
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgolf.disk import checksum, read_json
 from pgolf.machines import state
-from pgolf.machines.local_runs import is_complete, run_dirs
+from pgolf.machines.local_runs import run_dirs
 from pgolf.machines.pod import Pod, RemoteError
 from pgolf.machines.ssh import UnreachableError, at, call, rsync
 from pgolf.runs import directory, integrity
+from pgolf.runs.directory import git
 from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf.training.inputs import open_dataset
@@ -31,20 +31,16 @@ TRUNCATED = "truncated on the machine"
 # Push
 
 
-def _git(*words: str) -> str:
-    """git's answer about this checkout; '' without git or a repository."""
-    try:
-        return os.fsdecode(subprocess.run(["git", *words], cwd=ROOT, capture_output=True).stdout)
-    except FileNotFoundError:
-        return ""
-
-
 def code_files() -> list[str]:
     """Files to push, relative to ROOT: those that git tracks. RemoteError without git or a repository."""
-    names = sorted(name for name in _git("ls-files", "-z").split("\0") if name and (ROOT / name).is_file())
+    names = sorted(name for name in _listed() if (ROOT / name).is_file())
     if not names:
         raise RemoteError(f"{ROOT}: git tracks no file here, and only tracked ones are pushed: git init && git add .")
     return names
+
+
+def _listed(*options: str) -> list[str]:
+    return [name for name in (git("ls-files", "-z", *options) or "").split("\0") if name]
 
 
 def data_files(sweeps: tuple[Sweep, ...]) -> list[str]:
@@ -53,14 +49,14 @@ def data_files(sweeps: tuple[Sweep, ...]) -> list[str]:
     configs = [config for sweep in sweeps for config in sweep.runs.values()]
     for config in {(c.data_path, c.tokenizer, c.tokenizer_path, c.vocab_size): c for c in configs}.values():
         dataset = open_dataset(config)
+        is_absolute = os.path.isabs(config.data_path) or os.path.isabs(config.tokenizer_path)
         for path in [*dataset.directory.absolute().iterdir(), dataset.tokenizer_path.absolute()]:
-            absolute = os.path.isabs(config.data_path) or os.path.isabs(config.tokenizer_path)
-            if absolute or ".." in path.parts or not path.is_relative_to(ROOT.absolute()):
+            if is_absolute or ".." in path.parts or not path.is_relative_to(ROOT.absolute()):
                 raise RemoteError(
                     f"data: push: {path} must be below {ROOT} and data_path relative to it, since the folder has "
                     "another path on the machine; or copy it there yourself and set data: there"
                 )
-            if path.is_file() and not path.name.endswith((".tmp", ".lock")):
+            if path.is_file() and path.suffix not in (".tmp", ".lock"):
                 names.add(path.relative_to(ROOT.absolute()).as_posix())
     return sorted(names)
 
@@ -68,17 +64,14 @@ def data_files(sweeps: tuple[Sweep, ...]) -> list[str]:
 def push_code(pod: Pod, sweeps: tuple[Sweep, ...], say) -> None:
     """Push code, the data of the sweeps, and which commit it is; delete code that earlier pushes left."""
     code, data = code_files(), data_files(sweeps) if pod.data == "push" else []
-    say(f"pushing {len(code)} files of code")
-    untracked = _git("ls-files", "-z", "-o", "--exclude-standard").split("\0")[:-1]
-    if untracked:
+    size = sum((ROOT / name).stat().st_size for name in data)
+    say(f"pushing {len(code)} files of code, and {len(data)} files of data, {size:,} bytes")
+    if untracked := _listed("-o", "--exclude-standard"):
         more = f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
         say(f"not pushed, since git does not track them (git add does): {', '.join(untracked[:5])}{more}")
-    send(pod, "checkout/", ROOT, code)
-    if data:
-        say(f"pushing {len(data)} files of data, {sum((ROOT / name).stat().st_size for name in data):,} bytes")
-        send(pod, "checkout/", ROOT, data)
-    dirty = "1" if _git("status", "--porcelain") else ""
-    call(pod, "code", str(len(code)), _git("rev-parse", "HEAD").strip(), dirty, stdin="\n".join(code) + "\n")
+    send(pod, "checkout/", ROOT, code + data)
+    dirty = "1" if git("status", "--porcelain") else ""
+    call(pod, "code", str(len(code)), git("rev-parse", "HEAD") or "", dirty, stdin="\n".join(code) + "\n")
 
 
 def push_runs(pod: Pod, sweeps: tuple[Sweep, ...], there: Sequence[str], say) -> None:
@@ -86,16 +79,16 @@ def push_runs(pod: Pod, sweeps: tuple[Sweep, ...], there: Sequence[str], say) ->
 
     there: "ROWS RUN" of the runs there: rows of metrics that the resume file covers, or "complete".
     """
-    rows = {run: rows for rows, _, run in (words.partition(" ") for words in there)}
+    rows = {run: rows for rows, run in (words.split(" ", 1) for words in there)}
     names: list[str] = []
     for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
         run = f"{run_dir.parent.name}/{run_dir.name}"
-        complete, metrics = is_complete(run_dir), run_dir / "metrics.jsonl"
+        complete, metrics = integrity.is_complete(run_dir), run_dir / "metrics.jsonl"
         local_rows = metrics.read_bytes().count(b"\n") if (run_dir / RESUME).exists() and metrics.exists() else -1
         if rows.get(run) != "complete" and (complete or local_rows > int(rows.get(run, -1))):
             skip = ("error.json", RESUME if complete else "")
-            files = [path for path in sorted(run_dir.iterdir()) if path.is_file() and path.name not in skip]
-            names += [f"{run}/{path.name}" for path in files if not path.name.startswith(".")]
+            files = sorted(path.name for path in run_dir.iterdir() if path.is_file() and path.name[0] != ".")
+            names += [f"{run}/{name}" for name in files if name not in skip]
     if names:
         say(f"pushing {len(names)} files of runs")
         send(pod, "runs/", directory.RUNS, names, "--delay-updates")  # all in place at once, at the end
@@ -158,7 +151,7 @@ def _move_into_place(job_id: str, with_resume: bool) -> Pulled:
         name, run_dir = place.as_posix(), directory.RUNS.joinpath(*place.parts[:2])
         local = (directory.RUNS / state.REMOTE if place.parts[0] == job_id else directory.RUNS) / place
         if run_dir not in complete:
-            complete[run_dir] = is_complete(run_dir)
+            complete[run_dir] = integrity.is_complete(run_dir)
         if path.name == "result.json" and not complete[run_dir] and (why := _result_waits_for(path, run_dir)):
             pulled.refused[name] = why
         elif why := reason_to_keep_local(path, local, complete[run_dir]):

@@ -5,14 +5,12 @@ of its own, with the code that is on disk by then.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
@@ -21,17 +19,16 @@ from pathlib import Path
 import filelock
 import psutil
 
-from pgolf.machines.local_runs import is_complete
 from pgolf.processes import kill_family, visible_gpus
 from pgolf.runs import directory
 from pgolf.runs.code import code_digest
+from pgolf.runs.integrity import is_complete
 from pgolf.sweeps import kernel_process
 from pgolf_core.config import ROOT
 
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 60.0  # within these, a kernel whose worker was lost releases its run
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask's nanny sets them all to 1
-STARTED_WITH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # this file, as this process imported it
 
 _one_at_a_time = threading.Lock()  # a run has the worker's GPUs to itself, however many threads the worker has
 
@@ -47,29 +44,20 @@ async def call(function, *args):
 def about(canary: str, notebooks: list[str]) -> dict:
     """Facts that decide whether this worker can do a sweep's runs. canary: a file in the sweep's own runs folder."""
     return {
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "machine": f"{platform.node()} {uuid.getnode():x}",
-        "root": str(ROOT),
-        "runs": str(directory.RUNS),
-        "sees_runs": (directory.RUNS / canary).is_file(),
-        "python": ".".join(platform.python_version_tuple()[:2]),
-        "torch": metadata.version("torch").partition("+")[0],
+        "pid": os.getpid(), "host": platform.node(), "root": str(ROOT), "gpus": len(visible_gpus()),
+        "runs": str(directory.RUNS), "sees_runs": (directory.RUNS / canary).is_file(),
+        "python": ".".join(platform.python_version_tuple()[:2]), "torch": metadata.version("torch").partition("+")[0],
         "code": code_digest(notebooks, fresh=True),
-        "started_with": STARTED_WITH,
-        "gpus": len(visible_gpus()),
-    }
+    }  # fmt: skip
 
 
-def fingerprints(knobs: list[dict]) -> list[dict]:
-    """Per run: {'fingerprint': …} of its data, or {'problem': …}. Builds embedded corpora that are missing."""
+def fingerprints(knobs: list[dict]) -> list[tuple[str, str]]:
+    """Per run: the fingerprint of its data, and what is wrong with them or ''. Builds embedded corpora."""
     command = [sys.executable, "-m", "pgolf.machines.worker"]
-    options = dict(capture_output=True, text=True, encoding="utf-8", errors="replace")
-    done = subprocess.run(command, input=json.dumps(knobs), **options)
+    done = subprocess.run(command, input=json.dumps(knobs), capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return [{"problem": lines[-1]} for _ in knobs]
+    return [("", (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])] * len(knobs)
 
 
 def main() -> None:
@@ -80,9 +68,9 @@ def main() -> None:
     answers = []
     for knobs in json.load(sys.stdin):
         try:
-            answers.append({"fingerprint": open_dataset(RunConfig(**knobs)).fingerprint})
+            answers.append((open_dataset(RunConfig(**knobs)).fingerprint, ""))
         except (ValueError, OSError) as error:  # DataError, ConfigError: the user sits at another machine
-            answers.append({"problem": " ".join(str(error).split())})
+            answers.append(("", " ".join(str(error).split())))
     print(json.dumps(answers))
 
 
@@ -111,6 +99,8 @@ def execute(job: dict) -> dict:
         if not is_wanted():
             return unwanted
     try:
+        if is_complete(run_dir):
+            return {"returncode": 0, "complete": True}
         return _execute(job, run_dir, is_wanted, worker.nanny is not None) or unwanted
     finally:
         _one_at_a_time.release()
@@ -118,14 +108,17 @@ def execute(job: dict) -> dict:
 
 def _execute(job: dict, run_dir: Path, is_wanted: Callable[[], bool], has_nanny: bool) -> dict | None:
     """Outcome of a job's notebook; None if it was ended because it is not wanted."""
-    if is_complete(run_dir):
-        return {"returncode": 0, "complete": True}
     # Until no kernel writes this run; after LOCK_SECONDS the next kernel reports that itself.
     run_dir.mkdir(parents=True, exist_ok=True)
     with suppress(filelock.Timeout), filelock.FileLock(run_dir / ".lock").acquire(timeout=LOCK_SECONDS):
         pass
     notebook = ROOT / "notebooks" / job["notebook"]
-    process = kernel_process.start(run_dir, notebook, job["parameters"], directory.RUNS, environment(has_nanny))
+    environment = dict(os.environ)
+    if has_nanny:  # without the thread limits that it added: a run's knobs set its threads
+        with suppress(psutil.Error):
+            before = psutil.Process(os.getppid()).environ()
+            environment = {k: v for k, v in environment.items() if k not in THREADS or k in before}
+    process = kernel_process.start(run_dir, notebook, job["parameters"], directory.RUNS, environment)
     try:
         while is_wanted():
             with suppress(subprocess.TimeoutExpired):
@@ -135,16 +128,6 @@ def _execute(job: dict, run_dir: Path, is_wanted: Callable[[], bool], has_nanny:
         if process.returncode is None:
             kill_family(process.pid)
             process.wait()
-
-
-def environment(has_nanny: bool) -> dict[str, str]:
-    """This process's environment without the thread limits that its nanny added: a run's knobs set its threads."""
-    own = dict(os.environ)
-    if has_nanny:
-        with suppress(psutil.Error):
-            before = psutil.Process(os.getppid()).environ()
-            own = {name: value for name, value in own.items() if name not in THREADS or name in before}
-    return own
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def describe_environment(device: "torch.device") -> dict:
 
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain")
     if commit is None:  # a checkout without .git: `pgolf remote` passes what the local git says
         commit, dirty = os.environ.get("PGOLF_GIT_COMMIT"), os.environ.get("PGOLF_GIT_DIRTY")
     return {
@@ -52,7 +52,7 @@ def describe_environment(device: "torch.device") -> dict:
     }
 
 
-def _git(*words: str) -> str | None:
+def git(*words: str) -> str | None:
     """Output of git in this checkout; None if there is no git or no repository."""
     try:
         answer = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)

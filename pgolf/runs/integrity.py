@@ -4,9 +4,18 @@ import json
 from pathlib import Path
 
 from pgolf.disk import checksum, read_json
-from pgolf.runs.result import ARTIFACT, CHECKPOINT
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result
 
 WRITTEN_WITHIN = 5.0  # seconds between the last file and result.json, at most
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether the run has a result and every file matches it, by checksums."""
+    try:
+        result = read_result(run_dir)
+    except RunError:
+        return False
+    return result is not None and not damage(run_dir, vars(result), thorough=True)
 
 
 def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:

@@ -138,16 +138,16 @@ def expect_as_local(path, folder, names):
 
 @pytest.mark.slow
 def test_every_run_is_done_once_though_workers_are_killed(embedded, folder, machines, capfd):
-    names = [f"seed{n}" for n in range(12)]
-    path = write_sweep(folder, {"grid": {"seed": list(range(12))}})
+    names = [f"seed{n}" for n in range(6)]
+    path = write_sweep(folder, {"grid": {"seed": list(range(6))}})
     for _ in range(3):
         machines.add(directory.RUNS, nanny=True)
     machines.wait(3)
     rng, kills = random.Random(7), []
 
     def strike():
-        while len(kills) < 5 and len(list(directory.RUNS.glob("s/*/result.json"))) < 11:
-            time.sleep(rng.uniform(0.5, 3))
+        while len(kills) < 3 and len(list(directory.RUNS.glob("s/*/result.json"))) < 5:
+            time.sleep(rng.uniform(0.2, 2))
             victim = rng.choice(machines.workers)
             if not (children := notebooks_of(victim)):
                 continue
@@ -165,15 +165,15 @@ def test_every_run_is_done_once_though_workers_are_killed(embedded, folder, mach
         failures = machines.run(path)
         killer.result()
     said = capfd.readouterr()
-    assert failures == [] and len(kills) == 5
-    assert said.out.count("goes to another") >= 3  # a victim may have been between two runs
+    assert failures == [] and len(kills) == 3
+    assert said.out.count("goes to another") >= 2  # a victim may have been between two runs
     for name in names:
         assert sum(line.startswith(f"{name} ") and " bpb " in line for line in said.out.splitlines()) == 1
     assert "Traceback" not in said.out + said.err and "distributed." not in said.err
     assert sorted(p.parent.name for p in directory.RUNS.rglob("result.json")) == sorted(names)
-    assert list(load_runs(directory.RUNS, thorough=True).status) == ["complete"] * 12
+    assert list(load_runs(directory.RUNS, thorough=True).status) == ["complete"] * 6
     assert not list(directory.RUNS.glob(".canary*"))
-    expect_as_local(path, folder / "direct", names[::3])
+    expect_as_local(path, folder / "direct", names[::5])
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_dask_is_imported_only_where_a_cluster_is_asked_for():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-FIT = dict(python="3.12", torch="2.13.0", code="c", started_with="s", sees_runs=True, runs="/there/runs", gpus=0)
+FIT = dict(python="3.12", torch="2.13.0", code="c", sees_runs=True, runs="/there/runs", gpus=0)
 
 
 def pool(client=None, data=None, ranks=1):
@@ -299,7 +299,6 @@ def pool(client=None, data=None, ranks=1):
         ({"python": "3.11"}, "has python 3.11, and this sweep 3.12"),
         ({"torch": "2.11.0"}, "has torch 2.11.0, and this sweep 2.13.0"),
         ({"code": "d"}, "has other code"),
-        ({"started_with": "t"}, "was started before its code changed: restart it"),
         ({"sees_runs": False}, "its own is /there/runs"),
         ({"gpus": 1}, "sees 1 of the 2 GPUs that a run here trains on"),
     ],
@@ -314,7 +313,7 @@ def test_a_worker_with_other_data_is_refused(embedded, folder, monkeypatch):
     absent = ours.with_knobs(data_path="data/nowhere")
     answers = worker.fingerprints([ours.model_dump(), absent.model_dump()])
     fingerprint = open_dataset(ours).fingerprint
-    assert answers[0] == {"fingerprint": fingerprint} and "no folder" in answers[1]["problem"]
+    assert answers[0] == [fingerprint, ""] and "no folder" in answers[1][1]
     monkeypatch.setattr(cluster.ClusterPool, "_call", lambda *_: answers)
     knobs = {fingerprint: ours.model_dump(), "1": absent.model_dump()}
     assert "cannot read the data: data_path=data/nowhere: no folder" in pool(data=knobs)._data_problem("")

@@ -11,9 +11,9 @@ import pytest
 from support.rented import contents, finished_run
 
 from pgolf.machines import ssh, state, transfer
-from pgolf.machines.local_runs import is_complete
 from pgolf.machines.pod import RemoteError, load_pod
 from pgolf.runs import directory
+from pgolf.runs.integrity import is_complete
 from pgolf.runs.result import Result, write_result
 
 

@@ -111,9 +111,10 @@ class Pod:
     def cut(self) -> None:
         if self.process is not None:
             listener = psutil.Process(self.process.pid)
-            for process in [listener, *(p for p in listener.children(recursive=True) if p.name().startswith("sshd"))]:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+            for process in [listener, *listener.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):  # a session may end meanwhile
+                    if process.name().startswith("sshd"):
+                        process.kill()
             self.process.wait()
             self.process = None
 

@@ -42,7 +42,7 @@ def local(tmp_path, monkeypatch):
     for words in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm first"):
         subprocess.run(["git", *words.split()], cwd=root, check=True)
     monkeypatch.setattr(directory, "RUNS", root / "runs")
-    for module in (preflight, transfer):
+    for module in (preflight, transfer, directory):
         monkeypatch.setattr(module, "ROOT", root)
     return root
 
