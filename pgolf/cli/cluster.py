@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,6 @@ from pgolf.cli.arguments import add_workers, count
 from pgolf.processes import gpu_groups, kill_family, visible_gpus
 from pgolf_core.config import ConfigError
 
-POLL_SECONDS = 0.5
 STOP_SECONDS = 5
 
 
@@ -42,11 +40,11 @@ def worker(arguments: argparse.Namespace) -> int:
     processes = []
     try:
         for environment in environments:
-            # A session of its own, POSIX, or process group, Windows: Ctrl-C reaches only this process, which ends them.
+            # Ctrl-C reaches only this process, which ends them.
             apart = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
             processes.append(subprocess.Popen(command, env=os.environ | environment, **apart))
-        while any(process.poll() is None for process in processes):
-            time.sleep(POLL_SECONDS)
+        for process in processes:
+            process.wait()
     finally:
         for process in processes:
             process.terminate()  # a worker then tells the scheduler

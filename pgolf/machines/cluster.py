@@ -26,8 +26,7 @@ from pgolf.sweeps.sweep_file import Sweep, SweepError
 CONNECT_SECONDS = 10
 POLL_SECONDS = 0.1
 VISIBLE_SECONDS = 60.0  # within these, a shared disk shows here what another machine wrote
-ANSWER_SECONDS = 10.0  # for a worker to hand over its outcome
-STOP_SECONDS = 10.0
+ANSWER_SECONDS = 10.0  # for a worker to hand over its outcome, or a scheduler to say goodbye
 OTHER_DEVICE = {  # by whether the sweep trains on GPUs
     True: "sees no GPU, and this sweep trains on GPUs: stop it, or check nvidia-smi and CUDA_VISIBLE_DEVICES",
     False: "has GPUs, and this sweep trains on CPUs: to use GPUs alone, stop the sweep and start it again",
@@ -43,9 +42,6 @@ class Worker:
     host: str
     gpus: int
     is_gone: bool = False
-
-    def __str__(self) -> str:
-        return f"worker {self.address} ({self.host})"
 
 
 @dataclass(eq=False)
@@ -67,15 +63,15 @@ class ClusterPool:
     is_waiting: bool = False
 
     def start(self, job: Job) -> bool:
-        busy = {one.address for one, _ in self.active.values()}
-        free = [one for one in self.workers.values() if one.address in self.idle - busy]
-        if not free:
+        idle = self.idle - {one.address for one, _ in self.active.values()}
+        free = next((one for one in self.workers.values() if one.address in idle), None)
+        if free is None:
             return False
         name = f"{job.run_dir.parent.name}/{job.run_dir.name}"
-        content = {"name": name, "notebook": job.notebook.name, "parameters": job.parameters, "pid": free[0].pid}
-        only = {"workers": [free[0].address], "allow_other_workers": False, "pure": False}
+        content = {"name": name, "notebook": job.notebook.name, "parameters": job.parameters, "pid": free.pid}
+        only = {"workers": [free.address], "allow_other_workers": False, "pure": False}
         task = self.client.submit(worker.execute, content, key=f"{name}-{uuid.uuid4().hex[:8]}", **only)
-        self.active[job] = free[0], task
+        self.active[job] = free, task
         return True
 
     def poll(self, job: Job) -> int | None:
@@ -101,7 +97,7 @@ class ClusterPool:
         one = self.active[job][0]
         self.workers.pop(one.address, None)
         self.stop(job)
-        return WorkerLost(f"{one} {why}")
+        return WorkerLost(f"worker {one.address} ({one.host}) {why}")
 
     def stop(self, job: Job) -> None:
         """Take the task back, so that the worker ends the notebook's process."""
@@ -110,15 +106,14 @@ class ClusterPool:
 
     def refresh(self) -> None:
         """Notice workers that came or went, and name those that are refused. Raises SweepError without a scheduler."""
-        try:
-            info = self.client.scheduler_info(n_workers=-1)
-        except (OSError, TimeoutError):
-            info = {}
+        workers = None
+        with suppress(OSError, TimeoutError):
+            workers = self.client.scheduler_info(n_workers=-1).get("workers")
         if self.client.status in ("closing", "closed"):
             raise SweepError("the scheduler is gone; once it is back, the same command continues the sweep")
-        if self.client.status != "running" or "workers" not in info:
+        if self.client.status != "running" or workers is None:
             return  # the client is reconnecting
-        self._update({address: about["status"] for address, about in info["workers"].items()})
+        self._update({address: about["status"] for address, about in workers.items()})
         waits = not self.workers and not self.checking
         if waits and not self.is_waiting:
             address = self.client.scheduler.address
@@ -188,14 +183,12 @@ class ClusterPool:
     def _data_problem(self, address: str) -> str:
         """Why the data at a worker are not the sweep's; '' if they are."""
         answers = self._call(address, worker.fingerprints, list(self.data.values()))
-        for (fingerprint, knobs), (there, problem) in zip(self.data.items(), answers, strict=True):
+        for (ours, knobs), (theirs, problem) in zip(self.data.items(), answers, strict=True):
             if problem:
                 return f"cannot read the data: {problem}"
-            if there != fingerprint:
-                return (
-                    f"has other data at data_path={knobs['data_path']} (fingerprint {there[:12]}, here "
-                    f"{fingerprint[:12]}), and scores on it would not compare: copy the folder of this machine there"
-                )
+            if theirs != ours:
+                where = f"at data_path={knobs['data_path']} (fingerprint {theirs[:12]}, here {ours[:12]})"
+                return f"has other data {where}, and scores would not compare: copy the folder of this machine there"
         return ""
 
     def _call(self, address: str, function, *args):
@@ -224,19 +217,28 @@ def connect(address: str, sweep: Sweep) -> Iterator[ClusterPool]:
     Raises SweepError if nothing answers, or if there are workers and none can do the sweep's runs.
     """
     client = _client(address)
-    canary = directory.RUNS / f".canary-{uuid.uuid4().hex}"
+    canary, configs = directory.RUNS / f".canary-{uuid.uuid4().hex}", sweep.runs.values()
     try:
         canary.touch()
-        data = {fingerprint: config.model_dump() for fingerprint, config in datasets(sweep.runs.values()).items()}
+        data = {fingerprint: config.model_dump() for fingerprint, config in datasets(configs).items()}
         notebooks = ["train.ipynb", *(f"{stage.notebook}.ipynb" for stage in sweep.stages)]
-        ranks = max((c.world_size for c in sweep.runs.values() if c.device != "cpu"), default=0)
+        ranks = max((c.world_size for c in configs if c.device != "cpu"), default=0)
         pool = ClusterPool(client, canary.name, notebooks, data, ranks, worker.about(canary.name, notebooks))
-        _check_first_workers(pool)
+        pool.refresh()
+        while pool.checking:
+            time.sleep(POLL_SECONDS)
+            pool.refresh()
+        workers = pool.workers.values()
+        if pool.refused and not workers:
+            raise SweepError("\n  - ".join([f"{address}: no worker can do these runs:", *pool.refused.values()]))
+        machines, gpus = len({one.host for one in workers}), sum(one.gpus for one in workers)
+        where = client.scheduler.address
+        say(f"cluster {where}: workers {len(workers)}, machines {machines}, GPUs {gpus}; {client.dashboard_link}")
         yield pool
     finally:
         canary.unlink(missing_ok=True)
         with suppress(OSError, TimeoutError):
-            client.close(timeout=STOP_SECONDS)
+            client.close(timeout=ANSWER_SECONDS)
 
 
 def _client(address: str):
@@ -255,17 +257,3 @@ def _client(address: str):
     except (OSError, ValueError, KeyError) as error:
         why = " ".join(str(error).split())
         raise SweepError(f"--cluster {address}: no scheduler answers there ({why}); start `dask scheduler`") from None
-
-
-def _check_first_workers(pool: ClusterPool) -> None:
-    """Check the workers that are there, and print what the cluster is. SweepError if all of them are refused."""
-    pool.refresh()
-    while pool.checking:
-        time.sleep(POLL_SECONDS)
-        pool.refresh()
-    workers, address = pool.workers.values(), pool.client.scheduler.address
-    if pool.refused and not workers:
-        lines = "\n".join(f"  - {problem}" for problem in pool.refused.values())
-        raise SweepError(f"{address}: no worker can do these runs:\n{lines}")
-    machines, gpus = len({one.host for one in workers}), sum(one.gpus for one in workers)
-    say(f"cluster {address}: workers {len(workers)}, machines {machines}, GPUs {gpus}; {pool.client.dashboard_link}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgolf.machines import state, transfer
-from pgolf.machines.local_runs import forget_errors, run_dirs
+from pgolf.machines.local_runs import forget_errors
 from pgolf.machines.pod import Pod, RemoteError, load_pod
 from pgolf.machines.ssh import JOB_SCRIPT, UnreachableError, call
 from pgolf.runs import directory
@@ -57,8 +57,7 @@ class Job:
 
     @property
     def run_dirs(self) -> list[Path]:
-        """Folders of all runs and stages."""
-        return [run_dir for sweep in self.sweeps for run_dir in run_dirs(sweep)]
+        return [run_dir for sweep in self.sweeps for run_dir in sweep.run_dirs]
 
     @property
     def command(self) -> str:
@@ -163,7 +162,7 @@ def start(job: Job, number: int, say: Say, push: bool = True) -> None:
     if found.kind != "running":
         if push:
             transfer.push_code(pod, job.sweeps, say)
-        transfer.push_runs(pod, job.sweeps, found.runs, say)
+        transfer.push_runs(pod, job.run_dirs, found.runs, say)
         texts = {"job.sh": JOB_SCRIPT.read_text(encoding="utf-8"), "settings.sh": job.settings, **job.files}
         for name, text in texts.items():
             atomic_write(state.folder(job.id) / name, text)
@@ -177,6 +176,6 @@ def start(job: Job, number: int, say: Say, push: bool = True) -> None:
 def note(job: Job, found: Look) -> None:
     """Write down the state in which the job was seen; of an attempt not known yet, forget what was known of others."""
     if job.known().get("number") != found.number:
-        forget_errors(job.sweeps)  # this attempt's are pulled
+        forget_errors(job.run_dirs)  # this attempt's are pulled
         state.write(job.id, {**job.pod.place, "number": found.number, "started": state.now()})
     job.update(state=found.kind)

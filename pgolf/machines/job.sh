@@ -195,6 +195,7 @@ print("lacks=" + " ".join(name for name in sys.argv[1].split() if name not in th
     # A file that is pulled in the way of the results, and deleted by that.
     mkdir -p "$top" 2>/dev/null
     if head -c 100000 /dev/urandom > "$top/probe"; then echo "sha256=$(sha256sum < "$top/probe")"; fi
+    command -v rsync > /dev/null || rm -f "$top/probe"
 }
 
 case $command in

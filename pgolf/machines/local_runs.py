@@ -11,11 +11,6 @@ from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 
 
-def run_dirs(sweep: Sweep) -> list[Path]:
-    """Folders of all runs and stages of a sweep."""
-    return [sweep.directory / name for name in [*sweep.runs, *(stage.notebook for stage in sweep.stages)]]
-
-
 def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[str]]:
     """(what forbids the teardown, runs without a result), in sentences.
 
@@ -23,7 +18,7 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
     attempt's exit status was 0.
     """
     problems, failed = [], []
-    for run_dir in run_dirs(sweep):
+    for run_dir in sweep.run_dirs:
         name, stage = f"{sweep.name}/{run_dir.name}", run_dir.name not in sweep.runs
         if not run_dir.is_dir() or not any(path.name != ".lock" for path in run_dir.iterdir()):
             if stage and not all_ran:
@@ -49,24 +44,24 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
     return problems, failed
 
 
-def interrupt(sweeps: tuple[Sweep, ...], why: str) -> str:
+def interrupt(run_dirs: list[Path], why: str) -> str:
     """Mark runs that began and have neither a result nor an error of their own; returns their names, or 'no run'."""
     marked = []
-    for run_dir, error in _unfinished(sweeps):
+    for run_dir, error in _unfinished(run_dirs):
         if (run_dir / "config.json").exists() and error in (None, INTERRUPTED):
             write_interruption(run_dir, why)
             marked.append(f"{run_dir.parent.name}/{run_dir.name}")
     return ", ".join(marked) or "no run"
 
 
-def forget_errors(sweeps: tuple[Sweep, ...], interruptions_only: bool = False) -> None:
+def forget_errors(run_dirs: list[Path], interruptions_only: bool = False) -> None:
     """Delete error.json of runs without a result: they are tried again, or were not interrupted after all."""
-    for run_dir, error in _unfinished(sweeps):
+    for run_dir, error in _unfinished(run_dirs):
         if not interruptions_only or error == INTERRUPTED:
             (run_dir / "error.json").unlink(missing_ok=True)
 
 
-def _unfinished(sweeps: tuple[Sweep, ...]) -> list[tuple[Path, str | None]]:
+def _unfinished(run_dirs: list[Path]) -> list[tuple[Path, str | None]]:
     """Folders of the runs without a result, and the kind of error that error.json names."""
-    found = [run_dir for sweep in sweeps for run_dir in run_dirs(sweep) if not (run_dir / "result.json").exists()]
+    found = [run_dir for run_dir in run_dirs if not (run_dir / "result.json").exists()]
     return [(run_dir, (read_json(run_dir / "error.json") or {}).get("error")) for run_dir in found]

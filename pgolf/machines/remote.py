@@ -58,8 +58,8 @@ def pull_once(job: Job, say: Say) -> int:
         found = job.ask("look")
         if found.kind == "none":
             raise RemoteError(f"{job.pod.address}: no job {job.id} in {job.pod.dir}; `pgolf remote run` starts it")
-        pulled = _pull(job, found, say)
-        say(f"{found.kind} on {job.pod.address}; {len(pulled.changed)} files pulled, {_counts(job)}")
+        _pull(job, found, say)
+        say(f"{found.kind} on {job.pod.address}; pulled, {_counts(job)}")
     return 0
 
 
@@ -82,7 +82,7 @@ def _pull(job: Job, found: Look, say: Say) -> transfer.Pulled:
     for line in log.read_bytes()[shown:].decode(errors="replace").splitlines() if log.exists() else ():
         say(f"  {line}")
     if not found.died:
-        local_runs.forget_errors(job.sweeps, interruptions_only=True)
+        local_runs.forget_errors(job.run_dirs, interruptions_only=True)
     job.update(last_pull=state.now())
     return pulled
 
@@ -195,7 +195,7 @@ class Follower:
         return None
 
     def _interrupt(self, kind: str, why: str) -> None:
-        marked = local_runs.interrupt(self.job.sweeps, why)
+        marked = local_runs.interrupt(self.job.run_dirs, why)
         self.job.update(state=kind)
         self.say(f"{why}. Interrupted: {marked}; {_counts(self.job)}")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pgolf.disk import checksum, read_json
 from pgolf.machines import state
-from pgolf.machines.local_runs import run_dirs
 from pgolf.machines.pod import Pod, RemoteError
 from pgolf.machines.ssh import UnreachableError, at, call, rsync
 from pgolf.runs import directory, integrity
@@ -74,14 +73,14 @@ def push_code(pod: Pod, sweeps: tuple[Sweep, ...], say) -> None:
     call(pod, "code", str(len(code)), git("rev-parse", "HEAD") or "", dirty, stdin="\n".join(code) + "\n")
 
 
-def push_runs(pod: Pod, sweeps: tuple[Sweep, ...], there: Sequence[str], say) -> None:
+def push_runs(pod: Pod, run_dirs: list[Path], there: Sequence[str], say) -> None:
     """Push the files of complete runs, and of unfinished ones that are further here than on the machine.
 
     there: "ROWS RUN" of the runs there: rows of metrics that the resume file covers, or "complete".
     """
     rows = {run: rows for rows, run in (words.split(" ", 1) for words in there)}
     names: list[str] = []
-    for run_dir in (run_dir for sweep in sweeps for run_dir in run_dirs(sweep)):
+    for run_dir in run_dirs:
         run = f"{run_dir.parent.name}/{run_dir.name}"
         complete, metrics = integrity.is_complete(run_dir), run_dir / "metrics.jsonl"
         local_rows = metrics.read_bytes().count(b"\n") if (run_dir / RESUME).exists() and metrics.exists() else -1
@@ -105,9 +104,8 @@ def send(pod: Pod, target: str, cwd: Path, names: list[str], *options: str) -> N
 
 @dataclass
 class Pulled:
-    """Files that a pull met, by <sweep>/<run>/<file>."""
+    """Files that a pull did not take, by <sweep>/<run>/<file>."""
 
-    changed: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)  # files of which the local copy is better, and why
     refused: dict[str, str] = field(default_factory=dict)  # files that are not usable as they are there, and why
     whole: bool = True  # every file could be read there
@@ -162,7 +160,6 @@ def _move_into_place(job_id: str, with_resume: bool) -> Pulled:
         else:
             local.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, local)
-            pulled.changed.append(name)
         path.unlink(missing_ok=True)
     if with_resume:  # only empty folders are left, and parts of files that are gone there
         shutil.rmtree(arriving, ignore_errors=True)

@@ -74,6 +74,11 @@ class Sweep:
     def directory(self) -> Path:
         return directory.RUNS / self.name
 
+    @property
+    def run_dirs(self) -> list[Path]:
+        """Folders of all runs and stages."""
+        return [self.directory / name for name in [*self.runs, *(stage.notebook for stage in self.stages)]]
+
 
 class _Loader(yaml.SafeLoader):
     """YAML whose keys are text as written (`010`, `on`), each at most once.

@@ -153,10 +153,8 @@ def test_another_disk_continues_from_the_local_files_where_these_are_further(mak
         if disk == "new":
             pod.replace_disk()
         else:
-            complete, begun = (pod.disk / "pgolf/runs/small" / name for name in (FIRST, SECOND))
-            for path in complete.iterdir():
-                if path.name != "config.json":
-                    path.unlink()
+            begun = pod.disk / f"pgolf/runs/small/{SECOND}"
+            shutil.rmtree(begun.with_name(FIRST))
             (begun / "resume.pt").write_bytes(b"%08d" % 5 + bytes([5]) * 100_000)
             for name in ("metrics.jsonl", "log.txt"):
                 lines = (begun / name).read_text().splitlines(keepends=True)
@@ -214,15 +212,11 @@ def test_nothing_starts_twice(make, local, pod, said):
         jobs.start(replace(job, id="another"), 1, said)
     for process in pod.processes():
         process.kill()
-    for owner, words in (("someone:/runs", "being started from someone:/runs: wait"), (None, "took the claim")):
-        claim = pod.disk / "pgolf/claim"
-        if owner:
-            claim.write_text(f"token {owner}\n")
-            with pytest.raises(RemoteError, match=words):
-                jobs.start(job, 2, said)
-        else:
-            with pytest.raises(RemoteError, match=words):
-                job.ask("start", "2", "another token")
+    (pod.disk / "pgolf/claim").write_text("token someone:/runs\n")
+    with pytest.raises(RemoteError, match="being started from someone:/runs: wait"):
+        jobs.start(job, 2, said)
+    with pytest.raises(RemoteError, match="took the claim"):
+        job.ask("start", "2", "another token")
     assert attempts(pod, job) == ["attempt-1"]
 
 
@@ -269,16 +263,15 @@ def test_a_restart_continues_with_the_code_that_it_began_with(make, local, pod, 
 
 
 def test_a_job_whose_start_was_not_seen_is_found(make, pod, said, monkeypatch):
-    job, real = make(waits=FIRST), jobs.call
+    job, real = make(waits=FIRST), jobs.note
 
-    def lost(pod, command, *words, **options):
-        said = real(pod, command, *words, **options)
-        if command == "start":
+    def lost(job, found):
+        if found.kind == "running":
             raise KeyboardInterrupt
-        return said
+        real(job, found)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(jobs, "call", lost)
+        patch.setattr(jobs, "note", lost)
         remote.run(job, said)
     assert job.known()["state"] == "starting"
     go(pod)

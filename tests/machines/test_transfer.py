@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support.rented import contents, finished_run
@@ -104,8 +103,7 @@ def test_runs_are_pushed_where_they_are_further_here(local, monkeypatch, there, 
     (run / "metrics.jsonl").write_text("{}\n" * 5)
     sent = []
     monkeypatch.setattr(transfer, "send", lambda pod, target, cwd, names, *options: sent.extend(names))
-    sweep = SimpleNamespace(directory=run.parent, runs={"run": None}, stages=())
-    transfer.push_runs(None, (sweep,), [f"{there} small/run"] if there else [], lambda line: None)
+    transfer.push_runs(None, [run], [f"{there} small/run"] if there else [], lambda line: None)
     assert sent == ["small/run/metrics.jsonl", "small/run/resume.pt"][:pushed]
 
 

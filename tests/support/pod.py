@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -87,17 +87,11 @@ class Pod:
         config = self.folder / "sshd_config"
         config.write_text(CONFIG.format(folder=self.folder, word=self.word, path=self.path))
         words = [SSHD, "-D", "-e", "-f", config, "-p", str(self.port)]
-        self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for line in self.process.stderr:
-            if b"Server listening" in line:
-                break
-        else:
-            raise AssertionError(f"sshd ended: {self.process.wait()}")
-        threading.Thread(target=self._drain, args=(self.process.stderr,), daemon=True).start()
-
-    def _drain(self, stream) -> None:
-        with contextlib.suppress(ValueError, OSError), open(self.folder / "sshd.log", "ab") as log:
-            shutil.copyfileobj(stream, log)
+        with open(self.folder / "sshd.log", "wb") as log:
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
+        while b"Server listening" not in (self.folder / "sshd.log").read_bytes():
+            assert self.process.poll() is None, (self.folder / "sshd.log").read_text()
+            time.sleep(0.01)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs on it, except sshd."""

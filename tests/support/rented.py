@@ -63,8 +63,7 @@ def make(local, pod, tmp_path, monkeypatch):
         job = jobs.load_job(pod_file, [tmp_path / "small.yaml"], {})
         for name, config in job.sweeps[0].runs.items():
             finished_run(tmp_path / "made" / name, config)
-        plan = {"made": str(tmp_path / "made"), "steps": steps, "pace": pace}
-        plan |= {"fails": list(fails), "bare": list(bare), "waits": waits}
+        plan = dict(made=str(tmp_path / "made"), steps=steps, pace=pace, fails=fails, bare=bare, waits=waits)
         (tmp_path / "plan.json").write_text(json.dumps(plan))
         wrapper = tmp_path / "python"  # runs the stand-in in place of `python -m pgolf.cli.main sweep …`
         stand_in = Path(__file__).with_name("training_stand_in.py")
@@ -84,15 +83,13 @@ def finished_run(folder: Path, config) -> None:
     """Write the files of a training of these knobs, except log, metrics and environment."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.model_dump()))
-    checkpoint = safetensors.torch.save({"w": torch.full((50_000,), config.matrix_lr)})
-    artifact = random.Random(config.hash).randbytes(100_000)
-    (folder / "checkpoint.safetensors").write_bytes(checkpoint)
-    (folder / "artifact.pgolf").write_bytes(artifact)
-    sha = {name: checksum(folder / name) for name in ("checkpoint.safetensors", "artifact.pgolf")}
+    checkpoint, artifact = folder / "checkpoint.safetensors", folder / "artifact.pgolf"
+    safetensors.torch.save_file({"w": torch.full((50_000,), config.matrix_lr)}, checkpoint)
+    artifact.write_bytes(random.Random(config.hash).randbytes(100_000))
     result = Result(
         kind="train", config_hash=config.hash, seed=config.seed, track="nano", roundtrip_val_bpb=2.5, val_bpb=2.5,
-        bytes={"weights": len(artifact), "code": 9}, total_bytes=len(artifact) + 9, cap_bytes=config.cap_bytes,
-        artifact_sha256=sha["artifact.pgolf"], checkpoint_sha256=sha["checkpoint.safetensors"],
+        bytes={"weights": 100_000, "code": 9}, total_bytes=100_009, cap_bytes=config.cap_bytes,
+        artifact_sha256=checksum(artifact), checkpoint_sha256=checksum(checkpoint),
     )  # fmt: skip
     (folder / "result.json").write_text(json.dumps(vars(result)))
 
