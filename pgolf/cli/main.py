@@ -118,7 +118,7 @@ def _add_sweep(sub: argparse.ArgumentParser) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    from pgolf.reports import pages, tables
+    from pgolf.reports import pages, text
     from pgolf.runs.table import load_runs
     from pgolf.sweeps.runner import load_sweep, run_sweep
 
@@ -126,7 +126,7 @@ def demo(arguments: argparse.Namespace) -> int:
     folder = load_sweep(DEMO).directory
     written = pages.write_reports(root=folder.parent, out=ROOT / "reports")
     table = load_runs(folder.parent)
-    print(tables.summary(table[table.sweep == folder.name]))
+    print(text.runs(table[table.sweep == folder.name]))
     print(f"\nReports: {', '.join(map(str, written))}\nEvery run, with its executed notebook: {folder}")
     return 1 if failures else 0
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pgolf.reports.figures import COLOURS
@@ -15,21 +14,17 @@ from pgolf.runs.table import load_metrics
 
 AXES = ("step", "train_loss"), ("step", "val_bpb"), ("train_seconds", "val_bpb")
 LABELS = {
-    "step": "step",
-    "train_seconds": "seconds of training",
-    "train_loss": "training loss (nats per token)",
+    "step": "step", "train_seconds": "seconds of training", "train_loss": "training loss (nats per token)",
     "val_bpb": "validation bpb, pre-quant",
-}
+}  # fmt: skip
 
 
 def plot_training(run_dirs: Iterable[str | Path], names: Sequence[str]) -> Figure:
     """One line per run; names: of the runs, in the order of their directories."""
-    figure, axes = new_axes()
-    for i, (run_dir, name) in enumerate(zip(run_dirs, names, strict=True)):
-        draw(axes, run_dir, label=short(name), **line_style(i))
-    finish(axes)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8)
-    return figure
+    lines = [
+        (run, line_style(i) | {"label": short(name)}) for i, (run, name) in enumerate(zip(run_dirs, names, strict=True))
+    ]
+    return plot_lines(lines, loc="outside lower left", ncols=4)
 
 
 def choose(runs: pd.DataFrame, most: int = 8) -> pd.DataFrame:
@@ -40,33 +35,27 @@ def choose(runs: pd.DataFrame, most: int = 8) -> pd.DataFrame:
     return pd.concat([baseline, rest if len(runs) <= most else pd.concat([rest[: most - 3], rest[-2:]])])
 
 
-def new_axes() -> tuple[Figure, np.ndarray]:
-    """An empty figure with one axes per pair of AXES; axes against steps share their limits."""
-    figure, axes = plt.subplots(1, len(AXES), figsize=(11, 3.7), layout="constrained")
-    axes[1].sharex(axes[0])
-    return figure, axes
-
-
 def line_style(place: int) -> dict:
     """Looks of many lines: every colour in one style, then every colour in the next."""
     style = ("-", "--", ":")[place // len(COLOURS) % 3]
     return dict(color=COLOURS[place % len(COLOURS)], lw=1.4, ls=style)
 
 
-def draw(axes: Iterable[Axes], run_dir: str | Path, **look) -> None:
-    """One run's line in each axes, as far as metrics.jsonl has it."""
-    rows = load_metrics(run_dir).reindex(columns=list(LABELS)).apply(pd.to_numeric, errors="coerce")
-    for ax, (x, y) in zip(axes, AXES, strict=True):
-        points = rows[(rows.step > 0) & (rows[x] > 0) & np.isfinite(rows[[x, y]]).all(axis=1)]
-        ax.plot(points[x], points[y], marker="o" if y == "val_bpb" else None, ms=3, **look)
-
-
-def finish(axes: Iterable[Axes]) -> None:
-    """Name the axes; the first sixth of each line may be cut off: it lies far above all later differences."""
+def plot_lines(lines: Iterable[tuple[str | Path, dict]], **legend) -> Figure:
+    """Each pair of AXES with a line per run, as far as its metrics.jsonl goes. lines: run directory, look."""
+    figure, axes = plt.subplots(1, len(AXES), figsize=(11, 3.7), layout="constrained")
+    axes[1].sharex(axes[0])
+    for run_dir, look in lines:
+        rows = load_metrics(run_dir).reindex(columns=list(LABELS)).apply(pd.to_numeric, errors="coerce")
+        for ax, (x, y) in zip(axes, AXES, strict=True):
+            points = rows[(rows.step > 0) & (rows[x] > 0) & np.isfinite(rows[[x, y]]).all(axis=1)]
+            ax.plot(points[x], points[y], marker="o" if y == "val_bpb" else None, ms=3, **look)
     for ax, (x, y) in zip(axes, AXES, strict=True):
         ax.set(xlabel=LABELS[x], ylabel=LABELS[y])
-        lines = [points for points in (drawn.get_xydata() for drawn in ax.lines) if len(points)]
-        if lines:
-            ax.set_ylim(top=1.03 * max(points[points[:, 0] > points[:, 0].max() / 6, 1].max() for points in lines))
+        drawn = [points for points in (line.get_xydata() for line in ax.lines) if len(points)]
+        if drawn:  # the first sixth of a line may be cut off: it lies far above all later differences
+            ax.set_ylim(top=1.03 * max(points[points[:, 0] > points[:, 0].max() / 6, 1].max() for points in drawn))
         else:
             ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", color="0.4")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, **legend)
+    return figure

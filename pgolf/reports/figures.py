@@ -10,14 +10,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pgolf.reports.labels import HALO, place_labels, short
-from pgolf.reports.tables import names_of
+from pgolf.reports.tables import format_number, names_of
 from pgolf_core.files import atomic_write
 from pgolf_core.parameters import tensor_place
 
@@ -29,18 +28,12 @@ PARTS = {  # parts of a file
     "weights": BLUE, "scales": SKY, "residuals": ORANGE, "float tensors": GREEN, "metadata": "#999999", "code": PINK,
 }  # fmt: skip
 FAMILIES = {  # analysis.frontier.family: colour, marker
-    "absmax": ("#000000", "o"),
-    "rank-1 residual": ("0.6", "D"),
-    "σ-tied steps": (SKY, "s"),
-    "Fisher steps": (SKY, "v"),
-    "GPTQ": (BLUE, "^"),
-    "GPTQ, Fisher steps": (GREEN, "v"),
-    "LQER": ("#882255", "p"),
-    "sdclip": (PINK, "P"),
-    "ternary": ("#F0E442", "X"),
-    "codebook": (ORANGE, "h"),
-    "solver": (RED, "*"),
-}
+    "absmax": ("#000000", "o"), "rank-1 residual": ("0.6", "D"), "σ-tied steps": (SKY, "s"), "Fisher steps": (SKY, "v"),
+    "GPTQ": (BLUE, "^"), "GPTQ, Fisher steps": (GREEN, "v"), "LQER": ("#882255", "p"), "sdclip": (PINK, "P"),
+    "ternary": ("#F0E442", "X"), "codebook": (ORANGE, "h"), "solver": (RED, "*"),
+}  # fmt: skip
+ABOVE = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, fontsize=8, borderaxespad=0)  # a legend's place
+BESIDE = dict(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
 LABELS = 16  # runs of one figure that are labelled, drawn as curves or as bars
 DASHED = (0, (5, 3))
 
@@ -62,17 +55,16 @@ def plot_frontier(rows: pd.DataFrame) -> Figure:
     x, y = rows.total_bytes.to_numpy() / unit, rows.bpb.to_numpy()
     trained = rows[rows.kind != "export"]
     usual = trained if len(trained) else rows  # exports, many per checkpoint and each with a cap, decide no limits
-    caps = sorted((usual.total_bytes + usual.headroom).unique())
-    in_reach = [cap for cap in caps if cap <= 2 * rows.total_bytes.max()]
-    left, right = padded(np.concatenate([x, np.divide(in_reach, unit)]))
+    caps = pd.Series(sorted((usual.total_bytes + usual.headroom).unique()))
+    in_reach = caps[caps <= 2 * rows.total_bytes.max()]
     # The axis ends above the usual runs and the front, so that diverged runs do not compress the plot.
     middle = usual.bpb.median()
     top = max([middle + 6 * (middle - y.min()), *y[rows.on_front]]) if len(y) > 7 else np.inf
     low, high = padded(y[y <= top])
-    ax.set(xlim=(left, right), ylim=(low, high), ylabel="bits per byte after round trip")
+    ax.set(xlim=padded(np.append(x, in_reach / unit)), ylim=(low, high), ylabel="bits per byte after round trip")
 
     front = rows[rows.on_front].sort_values(["total_bytes", "bpb"])
-    end = caps[-1] / unit if caps[-1] in in_reach else right
+    end = caps.iloc[-1] / unit if caps.iloc[-1] in set(in_reach) else ax.get_xlim()[1]
     line = staircase(front.total_bytes.to_numpy() / unit, front.bpb.to_numpy(), end)
     ax.plot(*line.T, color=BLUE, lw=1.5, zorder=2)
     state = np.select([rows.on_front, rows.over_cap], ["on the front", "over cap"], "off the front")
@@ -87,19 +79,27 @@ def plot_frontier(rows: pd.DataFrame) -> Figure:
             f"cap {cap:,.0f} B", (cap / unit, 1), xycoords=("data", "axes fraction"), xytext=(-4, -3),
             textcoords="offset points", rotation=90, ha="right", va="top", color=RED, fontsize=8,
         )  # fmt: skip
-    notes = [f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)"]
-    notes += [f"cap {cap:,.0f} B lies beyond this axis" for cap in caps if cap not in in_reach]
+    notes = [bytes_label(unit, name)]
+    notes += [f"cap {cap:,.0f} B lies beyond this axis" for cap in caps.drop(in_reach.index)]
     if len(hidden := rows[y > high]):
         names = ", ".join(f"{run} ({bpb:.2f} bpb)" for run, bpb in zip(hidden.run[:3], hidden.bpb, strict=False))
         more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
         notes.append(f"not shown, above this axis: {names}{more}")
     ax.set_xlabel("\n".join(notes))
-    _legend_of_frontier(ax, state, rows.kind.unique())
+    handles = [Line2D([], [], color=BLUE, lw=1.5, marker="o", ms=5.5, label="Pareto front")]
+    handles += [dot(word, "o", *STATES[word]) for word in ("off the front", "over cap") if word in state]
+    handles += [dot(kind, MARKERS.get(kind, "s")) for kind in rows.kind.unique() if rows.kind.nunique() > 1]
+    ax.legend(handles=handles, **ABOVE)
 
-    labels = np.array(_labels(rows))
+    labels = _labels(rows)
     shown = (y <= high) & (labels != "")
-    place_labels(ax, x[shown], y[shown], labels[shown], (x, y), line)
+    place_labels(ax, np.column_stack([x, y])[shown], labels[shown], np.column_stack([x, y]), line)
     return figure
+
+
+def dot(label: str, marker: str, face: str = "w", edge: str = "0.3", **look) -> Line2D:
+    """A legend's entry for points."""
+    return Line2D([], [], label=label, marker=marker, mfc=face, mec=edge, **dict(ls="", ms=5.5, mew=1.2) | look)
 
 
 def staircase(x: np.ndarray, y: np.ndarray, end: float) -> np.ndarray:
@@ -109,18 +109,7 @@ def staircase(x: np.ndarray, y: np.ndarray, end: float) -> np.ndarray:
     return np.column_stack([np.append(np.repeat(x, 2)[1:], end), np.repeat(y, 2)])
 
 
-def _legend_of_frontier(ax: Axes, states: np.ndarray, kinds: np.ndarray) -> None:
-    dot = dict(ls="", ms=5.5, mew=1.2)
-    handles = [Line2D([], [], color=BLUE, lw=1.5, marker="o", ms=5.5, label="Pareto front")]
-    for state, (face, edge) in list(STATES.items())[1:]:
-        if state in states:
-            handles.append(Line2D([], [], mfc=face, mec=edge, marker="o", label=state, **dot))
-    for kind in kinds if len(kinds) > 1 else ():
-        handles.append(Line2D([], [], mfc="w", mec="0.3", marker=MARKERS.get(kind, "s"), label=kind, **dot))
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=8, borderaxespad=0)
-
-
-def _labels(rows: pd.DataFrame) -> list[str]:
+def _labels(rows: pd.DataFrame) -> np.ndarray:
     """A name per row, '' for rows without: all of few; of many the front, the baseline runs and the extremes."""
     ambiguous = rows.groupby("run").sweep.transform("nunique") > 1
     names = rows.run.where(~ambiguous, rows.sweep + "/" + rows.run)
@@ -133,16 +122,15 @@ def _labels(rows: pd.DataFrame) -> list[str]:
             names[middle] = f"{len(exports)} exports of {short(source.split('/')[-1])}"
             keep[middle] = True
     if keep.sum() > LABELS:
-        keep[:] = False
         front = rows[rows.on_front].drop_duplicates(["total_bytes", "bpb"]).sort_values("total_bytes").index
-        keep[front[np.linspace(0, len(front) - 1, min(len(front), LABELS // 2)).round().astype(int)]] = True
-        keep[rows.index[rows.is_baseline][:3]] = True
-        keep[[rows.bpb.idxmin(), rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]] = True
+        some = front[np.linspace(0, len(front) - 1, min(len(front), LABELS // 2)).round().astype(int)]
+        extremes = [rows.bpb.idxmin(), rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]
+        keep[:] = rows.index.isin([*some, *rows.index[rows.is_baseline][:3], *extremes])
     trained = rows[rows.kind != "export"].groupby(["total_bytes", "bpb"])  # coinciding points share one name
     repeated = trained.cumcount().reindex(rows.index, fill_value=0) > 0
     count = trained.run.transform("size").reindex(rows.index, fill_value=1)
     names += np.where(count > 1, " +" + (count - 1).astype(str), "")
-    return list(names.where(keep & ~repeated, ""))
+    return names.where(keep & ~repeated, "").to_numpy(object)
 
 
 def plot_exports(rows: pd.DataFrame, against: str = "prequant", title: str = "") -> Figure:
@@ -160,24 +148,25 @@ def plot_exports(rows: pd.DataFrame, against: str = "prequant", title: str = "")
     ax.set_yscale("symlog", linthresh=part, linscale=0.7)
     ax.set(
         title=title, xlim=padded(x, 0.06), ylim=(min(-0.4 * part, 1.6 * y.min()), max(part, 2 * y.max())),
-        xlabel=f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)",
+        xlabel=bytes_label(unit, name),
         ylabel=f"lost against the {origin} (milli-bpb)",
     )  # fmt: skip
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+,g}".replace("-", "−") if value else "0")
+    ax.yaxis.set_major_formatter(lambda value, _: format_number(value, "+,g") if value else "0")
     differ = (rows.on_front != rows.fixed_front).any()
-    for front, colour, style, label in (
-        ("fixed_front", "0.45", (0, (4, 2)), "front without the solver"), ("on_front", "black", "-", "front of all")
-    ):  # fmt: skip
-        line = staircase(x[rows[front]], y[rows[front]], ax.get_xlim()[1])
-        if len(line) and (front == "on_front" or differ):
-            ax.plot(*line.T, color=colour, ls=style, lw=1.2, zorder=2, label=label)
+    for front, look in (
+        (rows.fixed_front & differ, dict(color="0.45", ls=(0, (4, 2)), label="front without the solver")),
+        (rows.on_front, dict(color="black", label="front of all")),
+    ):
+        line = staircase(x[front], y[front], ax.get_xlim()[1])
+        if len(line):
+            ax.plot(*line.T, lw=1.2, zorder=2, **look)
     score = (rows.bpb - rows[f"delta_{against}"]).iloc[0]
     ax.axhline(0, color=BLUE, lw=1, zorder=1, label=f"{origin}, {score:.4f} bpb")
     for family, (colour, marker) in FAMILIES.items():
         if (mine := (rows.family == family).to_numpy()).any():
             look = dict(color=colour, edgecolors="0.25", linewidths=0.5, zorder=4 if family == "solver" else 3)
             ax.scatter(x[mine], y[mine], 90 if marker == "*" else 34, marker=marker, label=family, **look)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    ax.legend(**BESIDE)
 
     # Coinciding files share one label. Of many files the int8 zlib file, the solver's, fronts and family bests get one.
     telling = rows.on_front | rows.fixed_front | rows.share.eq(1) | (rows.family == "solver")
@@ -188,7 +177,7 @@ def plot_exports(rows: pd.DataFrame, against: str = "prequant", title: str = "")
     if len(spots) > LABELS + 8:
         spots = spots[spots.telling][: LABELS + 8]
     texts = [", ".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "") for names in spots.name]
-    place_labels(ax, spots.x.to_numpy(), spots.y.to_numpy(), texts, (x, y), line)
+    place_labels(ax, spots[["x", "y"]].to_numpy(), texts, np.column_stack([x, y]), line)
     return figure
 
 
@@ -217,8 +206,9 @@ def plot_maps(maps: dict[str, pd.DataFrame], label: str, norm: Normalize, form: 
         for (i, j), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 dark = np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.59, 0.11)) < 0.5
-                text = format(value, form).replace("-", "−")
-                ax.text(j, i, text, ha="center", va="center", fontsize=7.5, color="w" if dark else "k")
+                ax.text(
+                    j, i, format_number(value, form), ha="center", va="center", fontsize=7.5, color="w" if dark else "k"
+                )
     for ax in axes.flat[len(maps) :]:
         ax.set_axis_off()
     figure.colorbar(image, ax=axes, label=label, format="%g", pad=0.01)
@@ -255,14 +245,14 @@ def plot_estimates(rows: pd.DataFrame) -> Figure:
     ends = [min(-0.5 * part, 1.6 * exact.min(), 1.6 * estimated.min()), 2.5 * both.max()]
     for axis, label in (("x", "exact"), ("y", "estimated")):
         getattr(ax, f"set_{axis}scale")("symlog", linthresh=part, linscale=0.7)
-        getattr(ax, f"{axis}axis").set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        getattr(ax, f"{axis}axis").set_major_formatter(lambda value, _: format_number(value, "g"))
         ax.set(**{f"{axis}lim": ends, f"{axis}label": f"{label} rise (milli-bpb)"})
     ax.plot(ends, ends, color="0.6", lw=1, zorder=1)
     parts = np.array([tensor_place(name)[1] for name in rows.tensor])
     for name, (colour, marker) in zip(sorted(set(parts)), FAMILIES.values(), strict=False):
         mine = parts == name
         ax.scatter(exact[mine], estimated[mine], 34, colour, marker, edgecolors="0.25", linewidths=0.5, label=name)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    ax.legend(**BESIDE)
     return figure
 
 
@@ -270,25 +260,21 @@ def plot_bytes(table: pd.DataFrame) -> Figure:
     """Bytes by part, one bar per run in the table's order, against the cap."""
     figure, ax = plt.subplots(figsize=(10, 1.3 + 0.3 * len(table)), layout="constrained")
     unit, name = byte_unit(table.total_bytes)
-    parts = pd.DataFrame(list(table.bytes)).drop(columns="total", errors="ignore").fillna(0) / unit
-    left = np.zeros(len(table))
-    for part in [part for part in PARTS if part in parts and parts[part].any()]:
-        ax.barh(range(len(table)), parts[part], left=left, height=0.7, color=PARTS[part], label=part)
-        left += parts[part].to_numpy()
-    for i, (total, over) in enumerate(zip(table.total_bytes, table.over_cap, strict=True)):
-        ax.annotate(
-            f"{total:,.0f}" + (" over cap" if over else ""), (left[i], i), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=8, color=RED if over else "black", path_effects=HALO,
-        )  # fmt: skip
+    parts = pd.DataFrame(list(table.bytes), names_of(table)).reindex(columns=list(PARTS)).fillna(0) / unit
+    parts.loc[:, parts.any()].plot.barh(ax=ax, stacked=True, width=0.7, color=PARTS, fontsize=8)
+    totals = [
+        f"{total:,.0f}{' over cap' * over}" for total, over in zip(table.total_bytes, table.over_cap, strict=True)
+    ]
+    drawn = ax.bar_label(ax.containers[-1], totals, padding=4, fontsize=8, path_effects=HALO)
+    for text, over in zip(drawn, table.over_cap, strict=True):
+        text.set_color(RED if over else "black")
     for cap in table.cap_bytes.unique():
         if cap <= 2 * table.total_bytes.max():
             ax.axvline(cap / unit, color=RED, lw=1.2, ls=DASHED, label=f"cap {cap:,.0f} B")
-    ax.set_yticks(range(len(table)), names_of(table), fontsize=8)
-    ax.set_ylim(len(table) - 0.4, -0.6)
     ax.margins(x=0.17)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"bytes of the artifact and its code ({name}); total in bytes at the bar's end")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, fontsize=8, borderaxespad=0, handlelength=1)
+    ax.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"artifact and its code ({name}); total bytes at the bar's end")
+    ax.legend(**ABOVE, handlelength=1)
     return figure
 
 
@@ -301,6 +287,10 @@ def padded(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
 
 def byte_unit(sizes: pd.Series) -> tuple[float, str]:
     return (1e3, "kB") if sizes.max() < 2e6 else (1e6, "MB")
+
+
+def bytes_label(unit: float, name: str) -> str:
+    return f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)"
 
 
 def save(figure: Figure, out: str | Path | None, name: str):

@@ -18,32 +18,24 @@ def short(name: str) -> str:
     return name if len(name) <= 36 else f"{name[:20]}…{name[-15:]}"
 
 
-def place_labels(
-    ax: Axes,
-    x: np.ndarray,
-    y: np.ndarray,
-    texts: Sequence[str],
-    dots: tuple[np.ndarray, np.ndarray],
-    line: np.ndarray | None = None,
-) -> None:
-    """Write each text beside its point at the place of lowest cost: no label, no frame, few dots, little of the line.
+def place_labels(ax: Axes, spots: np.ndarray, texts: Sequence[str], dots: np.ndarray, line: np.ndarray) -> None:
+    """Write each text beside its spot at the place of lowest cost: no label, no frame, few dots, little of the line.
 
-    Greedy, in the order given. x, y, dots (all points drawn) and line, corners (n, 2), are in data units; axis limits
-    must be set.
+    Greedy, in the order given. spots, dots (all points drawn) and line (its corners) are (n, 2), in data units; axis
+    limits must be set.
     """
     ax.figure.draw_without_rendering()  # settles the layout: from here on, data units map to fixed pixels
     ax.figure.set_layout_engine("none")
     to_pixels, renderer = ax.transData.transform, ax.figure.canvas.get_renderer()
     point = ax.figure.dpi / 72  # pixels
-    dots = to_pixels(np.column_stack(dots))
-    line = to_pixels(line) if line is not None and len(line) else np.empty((0, 2))
+    dots, line = to_pixels(dots), to_pixels(line) if len(line) else line
     line = np.concatenate([line[:1], *(np.linspace(a, b, 40) for a, b in pairwise(line))])
     frame = ax.get_window_extent(renderer)
     distance = np.repeat(DISTANCES, len(ANGLES)) * point  # one per candidate place
     direction = np.tile(np.column_stack([np.cos(ANGLES), np.sin(ANGLES)]), (len(DISTANCES), 1))
     taken = np.array([text.get_window_extent(renderer).extents for text in ax.texts]).reshape(-1, 4)
-    for a, b, text in zip(x, y, texts, strict=True):
-        target = to_pixels((a, b))
+    for spot, text in zip(spots, texts, strict=True):
+        target = to_pixels(spot)
         probe = ax.text(0, 0, text, fontsize=8)
         extent = probe.get_window_extent(renderer)
         probe.remove()
@@ -67,7 +59,7 @@ def place_labels(
         taken = np.vstack([taken, [*low[best], *high[best]]])
         arrow = dict(arrowstyle="-", color="0.55", lw=0.7, shrinkA=0, shrinkB=3)
         label = ax.annotate(
-            text, (a, b), xytext=(centre[best] - target) / point, textcoords="offset points", fontsize=8, ha="center",
+            text, spot, xytext=(centre[best] - target) / point, textcoords="offset points", fontsize=8, ha="center",
             va="center", path_effects=HALO, zorder=5, arrowprops=arrow if distance[best] > NEAR * point else None,
         )  # fmt: skip
         label.set_in_layout(False)

@@ -25,6 +25,7 @@ from pgolf.disk import read_json
 from pgolf.reports import curves, tables
 from pgolf.reports.figures import RED
 from pgolf.reports.labels import short
+from pgolf.reports.sentences import listed
 from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows
 from pgolf.runs.result import RunError, read_result
 
@@ -35,20 +36,16 @@ except ImportError:  # Windows has no shared locks
 
 TROUBLE = ("stalled", "dead", "failed")
 STATES = ("running", *TROUBLE, "waiting", "complete")  # the order in tables
-NUMBERS = (
-    "step", "of", "bpb", "step_seconds", "seconds_left", "wrote", "started", "train_seconds", "train_left", "seconds",
-)  # fmt: skip
+NUMBERS = ("step", "of", "bpb", "step_seconds", "seconds_left", "wrote", "seconds")
 COLUMNS = ["sweep", "run", "state", "note", "kind", *NUMBERS, "sweep_runs", "path"]
 FILES = (
     ".lock", "config.json", "result.json", "error.json", "job.json", "metrics.jsonl", "log.txt", "kernel.log",
     "resume.pt", "import.json",
 )  # fmt: skip
 
-# A run that is alive counts as stalled after the longer of two times without a line: USUAL_INTERVALS between lines,
-# and QUIET_SECONDS in training or SILENT_SECONDS while it starts, validates, scores or stores and writes no lines.
-QUIET_SECONDS = 60.0
-SILENT_SECONDS = 600.0
-USUAL_INTERVALS = 10
+# A run that is alive is stalled after the longer of two times without a line: USUAL_INTERVALS between lines, and
+# QUIET_SECONDS in training, SILENT_SECONDS while it starts, validates, scores or stores and writes no lines.
+QUIET_SECONDS, SILENT_SECONDS, USUAL_INTERVALS = 60.0, 600.0, 10
 BOOT_SECONDS = 120.0  # start of a run's notebook until its kernel takes the lock
 RECENT = 20  # lines that give the pace
 
@@ -58,9 +55,9 @@ def state(root: str | Path = RUNS, sweep: str = "", hours: float = 12.0, now: fl
 
     The sweep that wrote last comes first. Runs that sweep.json names are listed before they have a directory. state:
     one of STATES, with the details in note. bpb: pre-quant while a run trains, of its artifact once it is complete.
-    step_seconds: pace of the last lines. seconds_left: of running ones; validation, scoring and export take as long as
-    in the sweep's complete runs (0 before there are any). seconds: what a complete run took in all. wrote, started,
-    now: seconds since 1970. sweep_runs: whether a process runs the sweep. '.' = runs in root itself. Writes nothing.
+    step_seconds: pace of the last lines. seconds_left: of training that runs, without the scoring and export after it.
+    seconds: what a complete run took in all. wrote, now: seconds since 1970. sweep_runs: whether a process runs the
+    sweep. '.' = runs in root itself. Writes nothing.
 
     Raises RunError if there is no sweep of that name.
     """
@@ -93,20 +90,16 @@ def is_held(lock: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError:  # no such folder
-        return []
+    with suppress(OSError), os.scandir(folder) as entries:  # there may be no such folder
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return []
 
 
 def _file_times(run_dir: Path) -> dict[str, float]:
     """Modification times of a run's files; empty if there is no directory (yet, or any more)."""
-    try:
-        with os.scandir(run_dir) as entries:
-            return {e.name: e.stat().st_mtime for e in entries if e.name in FILES}
-    except OSError:
-        return {}
+    with suppress(OSError), os.scandir(run_dir) as entries:
+        return {e.name: e.stat().st_mtime for e in entries if e.name in FILES}
+    return {}
 
 
 def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
@@ -114,20 +107,17 @@ def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
     about = read_json(folder / "sweep.json") or {}
     named = [str(name) for part in ("runs", "stages") for name in about.get(part) or []]
     found = {name: _file_times(folder / name) for name in dict.fromkeys([*named, *_folders(folder)])}
-    found = {name: files for name, files in found.items() if name in named or files.keys() - {".lock"}}
-    found = {name: files for name, files in found.items() if "import.json" not in files}  # trained elsewhere
+    found = {
+        name: files for name, files in found.items()
+        if (name in named or files.keys() - {".lock"}) and "import.json" not in files  # imported: trained elsewhere
+    }  # fmt: skip
     sweep_runs = any("result.json" not in files for files in found.values()) and is_held(folder / ".lock")
-    about = folder / "sweep.json"
-    began = (about.stat().st_mtime if about.exists() else 0.0) if sweep_runs else None
+    began = None
+    if sweep_runs:
+        began = (folder / "sweep.json").stat().st_mtime if about else 0.0
     rows = [_row(folder / name, files, began, now) for name, files in found.items()]
     table = pd.DataFrame(rows, columns=COLUMNS).assign(sweep="" if sweep == "." else sweep, sweep_runs=sweep_runs)
-    table = table.astype(dict.fromkeys(NUMBERS, float))
-    # Time left = training left, less the time since the last line, plus what else a run of this sweep takes.
-    live = table[(table.state == "running") & table.train_left.notna()]
-    training = (live.train_left - (now - live.wrote).clip(lower=0)).clip(lower=0)
-    spent = (now - live.started - live.train_seconds).clip(lower=0)  # starting, validating, scoring so far
-    table.loc[live.index, "seconds_left"] = training + (_overhead(table) - spent.fillna(0)).clip(lower=0)
-    return table
+    return table.astype(dict.fromkeys(NUMBERS, float))
 
 
 def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float) -> dict:
@@ -139,13 +129,16 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
     job, config = (read_json(run_dir / name) or {} for name in ("job.json", "config.json"))
     rows = _last_rows(run_dir)
     row["kind"] = Path(job.get("notebook", "train.ipynb")).stem  # a stage is named after its notebook
-    row["started"] = files.get("job.json", files.get("config.json"))
     row |= _pace(rows, config)
     if is_held(run_dir / ".lock"):
-        return row | _alive(row, rows, config, now)
-    if (run_dir / "result.json").exists():  # it ended, and released its lock, since we listed its files
+        state, note = _alive(row, rows, config, now)
+    elif (run_dir / "result.json").exists():  # it ended, and released its lock, since we listed its files
         return _row(run_dir, _file_times(run_dir), began, now)
-    return row | _ended(row, files, config, began, now)
+    else:
+        state, note = _ended(row, files, config, began, now)
+    left = row.get("seconds_left") if state == "running" else None
+    left = None if left is None else max(0.0, left - max(0.0, now - row["wrote"]))
+    return row | {"state": state, "note": note, "seconds_left": left}
 
 
 @lru_cache(maxsize=50_000)  # a complete run is read once
@@ -163,7 +156,7 @@ def _finished(run_dir: Path, changed: float, job: float | None) -> dict:
     return {
         "state": "complete", "note": note, "kind": result.kind, "step": result.steps, "of": result.steps, "bpb": bpb,
         "step_seconds": result.train_seconds / result.steps if trained else None, "wrote": changed,
-        "train_seconds": result.train_seconds, "seconds": max(own, changed - job) if job and job < changed else own,
+        "seconds": max(own, changed - (job or changed)),
     }  # fmt: skip
 
 
@@ -171,74 +164,66 @@ def _last_rows(run_dir: Path) -> list[dict]:
     """The last rows of a run's metrics that name a step; their finite numbers."""
     rows = []
     with suppress(OSError):
-        rows = metric_rows(run_dir, tail_bytes=16_384)
-    return [
-        {k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
-        for row in rows
-        if type(row.get("step")) is int
-    ]
+        rows = [row for row in metric_rows(run_dir, tail_bytes=16_384) if type(row.get("step")) is int]
+    return [{k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)} for row in rows]
 
 
 def _pace(rows: list[dict], config: dict) -> dict:
-    """step, of, bpb, step_seconds, train_seconds and train_left: seconds of training after the last row."""
+    """of, and as far as the rows tell: step, bpb, step_seconds, seconds_left (of training, after the last row)."""
     of, limit = config.get("iterations"), config.get("max_wallclock_seconds")
     if not rows:
         return {"of": of}
-    step = rows[-1]["step"]
     bpb = next((row["val_bpb"] for row in reversed(rows) if "val_bpb" in row), None)
-    pace = {"of": of, "step": step, "bpb": bpb}
+    pace = {"of": of, "step": rows[-1]["step"], "bpb": bpb}
     timed = [(row["step"], row["train_seconds"]) for row in rows if "train_seconds" in row][-RECENT:]
-    if not timed:
-        return pace
-    (first, then), (last, seconds) = timed[0] if timed[0][0] < timed[-1][0] else (0, 0.0), timed[-1]
-    pace["train_seconds"] = seconds
+    (first, then), (last, seconds) = (timed[0], timed[-1]) if timed else ((0, 0.0), (0, 0.0))
+    if first == last:  # one line: the pace since the start
+        first, then = 0, 0.0
     if last > first:
         pace["step_seconds"] = (seconds - then) / (last - first)
-        left = max(0, (of or 0) - step) * pace["step_seconds"]
-        pace["train_left"] = min(left, max(0.0, limit - seconds)) if limit else left
+        left = max(0, (of or 0) - pace["step"]) * pace["step_seconds"]
+        pace["seconds_left"] = min(left, max(0.0, limit - seconds)) if limit else left
     return pace
 
 
-def _alive(row: dict, rows: list[dict], config: dict, now: float) -> dict:
-    """running or stalled, and what the run is doing."""
+def _alive(row: dict, rows: list[dict], config: dict, now: float) -> tuple[str, str]:
+    """State and note of a run whose lock is held: running or stalled, and what it is doing."""
     if row["kind"] != "train":
         done = sum((row["path"] / name / "result.json").exists() for name in _folders(row["path"]))
-        return {"state": "running", "note": f"a stage: no lines to follow, {done} files so far"}
-    every, trained = config.get("val_loss_every"), row.get("train_left") == 0
+        return "running", f"a stage: no lines to follow, {done} files so far"
+    every, trained = config.get("val_loss_every"), row.get("seconds_left") == 0
     doing = "training" if rows else "starting"
-    if rows and "val_bpb" in rows[-1]:
-        doing = "scoring and storing" if trained else doing
-    elif rows and (trained or (every and row["step"] % every == 0)):
+    if rows and trained:
+        doing = "scoring and storing" if "val_bpb" in rows[-1] else "validating"
+    elif rows and every and row["step"] % every == 0 and "val_bpb" not in rows[-1]:
         doing = "validating"
     times = [r["train_seconds"] for r in rows if "train_seconds" in r][-RECENT:]
     usual = median([b - a for a, b in pairwise(times) if b > a] or [0.0])
     wrote = row["wrote"] or now  # a run whose only file is its lock has just begun
     if now - wrote <= max(QUIET_SECONDS if doing == "training" else SILENT_SECONDS, USUAL_INTERVALS * usual):
-        return {"state": "running", "note": doing}
+        return "running", doing
     note = f"no line since {clock_time(wrote)} ({duration(now - wrote)}), last {doing}"
-    return {"state": "stalled", "note": note + (f"; usually one every {duration(usual)}" if usual else "")}
+    return "stalled", note + (f"; usually one every {duration(usual)}" if usual else "")
 
 
-def _ended(row: dict, files: dict[str, float], config: dict, began: float | None, now: float) -> dict:
-    """State of a run that nobody holds and that has no result."""
+def _ended(row: dict, files: dict[str, float], config: dict, began: float | None, now: float) -> tuple[str, str]:
+    """State and note of a run that nobody holds and that has no result."""
     why = _why_it_failed(row["path"])
     at = f"at step {row['step']}" if "step" in row else "before its first line"
     again = "goes on from its last resume file" if "resume.pt" in files else "starts anew"
     job = files.get("job.json", 0.0)
     touched = max(files.get(name, 0.0) for name in ("config.json", "metrics.jsonl", "log.txt"))
-    state, note = "dead", f"killed {at}; run again it {again}" + (f" ({why})" if why else "")
     if began is not None and job < began:  # the running sweep has not come to it yet
-        note = f"failed before: {why}" if why else f"was killed {at}, {again}" if config else ""
-        state = "waiting"
-    elif began is not None and not why and now - job < BOOT_SECONDS and touched < job:
-        state, note = "running", "its notebook starts"
-    elif why and not why.startswith(("the kernel died", f"{INTERRUPTED}:")):
-        state, note = "failed", why
-    elif "config.json" in files and not config:
-        state, note = "failed", "config.json is damaged; delete the directory to run it again"
-    elif not files.keys() & {"config.json", "job.json"}:
-        state, note = "waiting", "nobody is running its sweep"
-    return {"state": state, "note": note}
+        return "waiting", f"failed before: {why}" if why else f"was killed {at}, {again}" if config else ""
+    if began is not None and not why and now - job < BOOT_SECONDS and touched < job:
+        return "running", "its notebook starts"
+    if why and not why.startswith(("the kernel died", f"{INTERRUPTED}:")):
+        return "failed", why
+    if "config.json" in files and not config:
+        return "failed", "config.json is damaged; delete the directory to run it again"
+    if not files.keys() & {"config.json", "job.json"}:
+        return "waiting", "nobody is running its sweep"
+    return "dead", f"killed {at}; run again it {again}" + (f" ({why})" if why else "")
 
 
 def _why_it_failed(run_dir: Path) -> str:
@@ -252,17 +237,11 @@ def _why_it_failed(run_dir: Path) -> str:
     return ""
 
 
-def _overhead(table: pd.DataFrame) -> float:
-    """Seconds that a run of the sweep takes besides training: median of its complete ones, 0 before the first."""
-    done = table[(table.state == "complete") & (table.kind == "train")]
-    return float((done.seconds - done.train_seconds).median()) if len(done) else 0.0
-
-
 def seconds_left(table: pd.DataFrame) -> float:
     """Seconds left for the rows of one sweep, with as many runs at a time as now; nan if not known yet.
 
-    A waiting run takes as long as the complete ones took. Failed, dead and stalled runs are not counted, nor are
-    stages that have not begun.
+    A waiting run takes as long as the complete ones took, else as long as those at work train. Failed, dead and stalled
+    runs are not counted, nor are stages that have not begun.
     """
     table = table[table.kind == "train"]
     done, live = table[table.state == "complete"], table[table.state == "running"]
@@ -270,34 +249,28 @@ def seconds_left(table: pd.DataFrame) -> float:
     if not len(live) and not waiting:
         return 0.0
     known = live.seconds_left.dropna()
-    whole = (live.train_seconds + live.train_left).dropna() + _overhead(table)
-    guessed = [done.seconds.median() if len(done) else whole.median()] * (waiting + len(live) - len(known))
-    times = [*known, *guessed]
+    whole = done.seconds.median() if len(done) else (live.step_seconds * live.of).median()
+    times = [*known, *[whole] * (waiting + len(live) - len(known))]
     return float(max(*times, sum(times) / max(len(live), 1)))
 
 
 def overview(table: pd.DataFrame, now: float | None = None) -> str:
     """Markdown, one line per sweep: runs complete, at work, in trouble; time left. Complete sweeps share a line."""
-    now = time.time() if now is None else now
-    lines, whole = [], []
+    now, lines, whole = time.time() if now is None else now, [], []
     for sweep, rows in table.groupby("sweep", sort=False):
-        counts, name = rows.state.value_counts(), sweep or "without a sweep"
-        if counts.get("complete") == len(rows):
-            whole.append(f"{name} ({len(rows):,})")
+        counts, left = rows.state.value_counts().reindex(STATES, fill_value=0), seconds_left(rows)
+        if counts.complete == len(rows):
+            whole.append(f"{sweep or 'without a sweep'} ({len(rows):,})")
             continue
-        words = [f"{counts.get('complete', 0):,} of {len(rows):,} runs complete"]
-        words += [f"{counts[state]:,} {state}" for state in STATES[:-1] if state in counts]
-        left = seconds_left(rows)
+        words = [f"{counts.complete:,} of {len(rows):,} runs complete"]
+        words += [f"{count:,} {state}" for state, count in counts[:-1].items() if count]
         more = "; time left is known after the first lines" if math.isnan(left) else ""
         if left > 0:
             more = f"; about {duration(left)} left, until {clock_time(now + left)}"
         elif left == 0 and not rows.sweep_runs.any():
             more = "; nobody is running it: `pgolf sweep` on its file does what is missing"
-        lines.append(f"- **{name}**: {', '.join(words)}{more}.")
-    if whole:
-        more = f" and {len(whole) - 3} more sweeps" if len(whole) > 3 else ""
-        lines.append(f"- all runs complete: {', '.join(whole[:3])}{more}.")
-    return "\n".join(lines)
+        lines.append(f"- **{sweep or 'without a sweep'}**: {', '.join(words)}{more}.")
+    return "\n".join([*lines, f"- all runs complete: {listed(whole, 3)}."] if whole else lines)
 
 
 def format_state(table: pd.DataFrame, now: float | None = None) -> pd.DataFrame:
@@ -342,17 +315,12 @@ def plot_live(table: pd.DataFrame, most: int = 14, behind: int = 20) -> Figure |
     if live.empty:
         return None
     done = table[(table.state == "complete") & (table.kind == "train") & table.sweep.isin(live.sweep[:most])]
-    figure, axes = curves.new_axes()
-    for run in done.nlargest(behind, "wrote").itertuples():
-        curves.draw(axes, run.path, color="0.8", lw=1, zorder=1.5)
+    lines = [(path, dict(color="0.8", lw=1, zorder=1.5)) for path in done.nlargest(behind, "wrote").path]
     for run in live[:most].itertuples():  # the place in the table decides the look: the same at the next look
-        label = f"{short(run.run)}  {_steps(run.step, run.of)}"
-        curves.draw(axes, run.path, label=label, **curves.line_style(run.Index))
-    if len(live) > most:
-        axes[0].plot([], [], " ", label=f"and {len(live) - most} more")
-    curves.finish(axes)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
-    return figure
+        look = {"label": f"{short(run.run)}  {_steps(run.step, run.of)}"} | curves.line_style(run.Index)
+        lines.append((run.path, look))
+    title = f"{most} of {len(live)} runs at work" if len(live) > most else None
+    return curves.plot_lines(lines, loc="outside upper left", ncols=3, title=title)
 
 
 def gpus() -> str:

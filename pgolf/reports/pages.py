@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
+from string import Template
 from urllib.parse import quote
 
 import nbformat
@@ -30,33 +31,7 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
 }
 SLOWEST = ("frontier", "sweep", "curves")  # started first
 AT_ONCE = 2  # pages; each is a kernel of some hundred MB
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="script-src 'none'">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.5em; }}
-h1 {{ font-size: 1.7em; }} h2 {{ font-size: 1.25em; margin-top: 2.2em; }} h3 {{ font-size: 1em; margin-top: 1.8em; }}
-nav {{ font-size: 13px; color: #666; }}
-img {{ max-width: 100%; height: auto; }} a.anchor-link {{ display: none; }} a {{ color: #0072B2; }}
-.output_subarea {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; margin: 1em 0; }}
-th, td {{ padding: 3px 9px; text-align: right; border: 0; white-space: nowrap; }}
-thead th {{ border-bottom: 1px solid #888; white-space: normal; vertical-align: bottom; }}
-tbody tr:nth-child(even) {{ background: #f5f5f5; }}
-.text {{ text-align: left; }}
-</style>
-</head>
-<body>
-<nav>{nav}</nav>
-{body}
-</body>
-</html>
-"""
+PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
 
 class ReportError(RuntimeError):
@@ -119,7 +94,7 @@ def _write_page(kernel: KernelProcess, root: str | Path, out: str | Path, page: 
     for figure in (out / "figures").glob(f"{page}_*.png"):
         if figure.stat().st_mtime < start - 2:  # file systems round times
             figure.unlink()
-    return atomic_write(out / f"{page}.html", PAGE.format(title=PAGES[page][0], nav=_links(page), body=body))
+    return atomic_write(out / f"{page}.html", PAGE.substitute(title=PAGES[page][0], nav=_links(page), body=body))
 
 
 def _write_index(root: Path, out: Path) -> Path:
@@ -131,7 +106,7 @@ def _write_index(root: Path, out: Path) -> Path:
         for figure in sorted((out / "figures").glob(f"{page}_*.png"))[:1]:
             name = html.escape(quote(figure.name))
             body.append(f'<a href="{page}.html"><img src="figures/{name}" alt="{title}" width="560"></a>')
-    return atomic_write(out / "index.html", PAGE.format(title="pgolf", nav=_links("index"), body="\n".join(body)))
+    return atomic_write(out / "index.html", PAGE.substitute(title="pgolf", nav=_links("index"), body="\n".join(body)))
 
 
 def _links(page: str) -> str:

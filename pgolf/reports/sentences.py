@@ -93,10 +93,8 @@ def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[s
             problems = {}
             for i in config.index:
                 differs = diff.between(group.path[i], base.get(int(group.seed[i]), group.path[baseline.index[0]]))
-                claimed = {*changes[config.arm], *(set(changes.get(baseline.arm, [])) & set(differs.setting))} - {
-                    "seed"
-                }
-                if problem := diff.judge(differs, claimed):
+                own = set(changes.get(baseline.arm, [])) & set(differs.setting)
+                if problem := diff.judge(differs, ({*changes[config.arm]} | own) - {"seed"}):
                     problems.setdefault(problem, []).append(group.run[i])
             for problem, names in problems.items():
                 texts.append(f"**{', '.join(names)}: not a clean comparison**: {problem}.")

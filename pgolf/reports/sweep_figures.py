@@ -8,20 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from pgolf.reports.figures import BLUE, COLOURS, DASHED, RED, SKY, byte_unit, padded
+from pgolf.reports.figures import BLUE, COLOURS, DASHED, RED, SKY, byte_unit, dot, padded
 from pgolf.reports.labels import place_labels, short
 from pgolf.runs.table import KNOBS
 
-VERDICTS = {  # a config against the baseline: colour of face and edge, marker
-    "baseline": ("black", "black", "D"),
-    "better": (BLUE, BLUE, "o"),
-    "worse": (RED, RED, "s"),
-    "not significant": ("white", "0.35", "o"),
-    "equal": ("white", "0.35", "P"),
-    "not known": ("white", "0.6", "X"),
-}
+VERDICTS = {  # a config against the baseline: marker, colour of face and edge
+    "baseline": ("D", "black", "black"), "better": ("o", BLUE, BLUE), "worse": ("s", RED, RED),
+    "not significant": ("o", "white", "0.35"), "equal": ("P", "white", "0.35"), "not known": ("X", "white", "0.6"),
+}  # fmt: skip
 MIN_SPAN = 4e-4  # bpb; an axis spans at least this, so that its ticks have few digits
 CONFIGS = 24  # per figure; tables have all
 
@@ -61,29 +56,27 @@ def plot_sweep(rows: pd.DataFrame, group: pd.DataFrame, reference: pd.DataFrame)
     shared = dict(sharex=True) if knob else dict(sharey=True)
     figure, axes = plt.subplots(1, 2 + bool(len(reference)), figsize=size, layout="constrained", **shared)
     unit, name = byte_unit(rows.total_bytes)
-    labels = ["bits per byte after round trip", f"artifact and code ({name})", "reference bpb (other data)"]
-    place = range(len(rows))
+    place, baseline = range(len(rows)), rows.bpb[rows.is_baseline].mean()
+    across = Axes.axhline if knob else Axes.axvline
 
     def draw(ax: Axes, places: Sequence, values: Sequence, **look) -> None:
         ax.plot(*((places, values) if knob else (values, places)), **look)
 
-    baseline = rows.bpb[rows.is_baseline].mean()
     if knob:
         draw(axes[0], place, rows.bpb, color="0.7", lw=1.2, zorder=1)
         draw(axes[1], place, rows.total_bytes / unit, color="0.7", lw=1.2, zorder=1)
-    across = Axes.axhline if knob else Axes.axvline
     if not np.isnan(baseline):
         across(axes[0], baseline, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
     state = np.where(rows.is_baseline, "baseline", rows.verdict.where(rows.verdict != "", "not known"))
     for at, row, verdict in zip(place, rows.itertuples(), state, strict=True):
-        face, edge, marker = VERDICTS[verdict]
-        dot = dict(ls="", marker=marker, mfc=face, mec=edge, ms=6.5, mew=1.3, zorder=4)
+        marker, face, edge = VERDICTS[verdict]
+        look = dict(ls="", marker=marker, mfc=face, mec=edge, ms=6.5, mew=1.3, zorder=4)
         if row.n > 1:
             draw(axes[0], [at] * row.n, row.samples, ls="", marker=".", ms=5, color="0.6", zorder=2)
         # The interval is of the difference, drawn on the baseline: with common seeds alone compared it is not of bpb.
         draw(axes[0], [at, at], [baseline + row.low, baseline + row.high], color=edge, lw=1.4, zorder=3)
-        draw(axes[0], [at], [row.bpb], **dot)
-        draw(axes[1], [at], [row.total_bytes / unit], **dot | ({"mec": RED, "mfc": "white"} if row.over_cap else {}))
+        draw(axes[0], [at], [row.bpb], **look)
+        draw(axes[1], [at], [row.total_bytes / unit], **look | ({"mec": RED, "mfc": "white"} if row.over_cap else {}))
         scores = reference.bpb[reference.arm == row.arm]
         draw(axes[-1], [at] * len(scores), scores, ls="", marker="^", mfc="white", mec="0.45", ms=6, mew=1.2)
     for cap in rows.cap_bytes.unique():
@@ -91,13 +84,10 @@ def plot_sweep(rows: pd.DataFrame, group: pd.DataFrame, reference: pd.DataFrame)
             across(axes[1], cap / unit, color=RED, lw=1.2, ls=DASHED)
             where = dict(xy=(0, cap / unit)) if knob else dict(xy=(cap / unit, -0.6), ha="right")
             axes[1].annotate(f"cap {cap:,.0f} B", color=RED, fontsize=8, va="bottom", **where)
+    labels = ["bits per byte after round trip", f"artifact and code ({name})", "reference bpb (other data)"]
     for ax, label in zip(axes, labels, strict=False):
         _finish(ax, label, knob, names, is_score=ax is not axes[1])
-    handles = [
-        Line2D([], [], ls="", mfc=face, mec=edge, marker=marker, ms=6.5, label=verdict)
-        for verdict, (face, edge, marker) in VERDICTS.items()
-        if verdict in state
-    ]
+    handles = [dot(verdict, *look, ms=6.5) for verdict, look in VERDICTS.items() if verdict in state]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=8)
     return figure
 
@@ -150,6 +140,6 @@ def plot_leaderboard(steps: pd.DataFrame) -> Figure:
     ax.set(xlabel="when the run finished (UTC)", ylabel="bits per byte, mean over seeds")
     if steps.cap_bytes.nunique() > 1:
         ax.legend(fontsize=8, loc="upper right")
-    x, y = mdates.date2num(times), steps.bpb.to_numpy()
-    place_labels(ax, x, y, [short(name) for name in steps.name], (x, y))
+    spots = np.column_stack([mdates.date2num(times), steps.bpb])
+    place_labels(ax, spots, [short(name) for name in steps.name], spots, spots[:0])
     return figure

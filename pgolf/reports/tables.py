@@ -14,7 +14,6 @@ from pandas.io.formats.style import Styler
 from scipy import stats
 
 from pgolf.analysis import statistics
-from pgolf.analysis.frontier import comparison_groups, fold, frontier_table, group_title, not_counted
 
 Column = tuple[str, str | tuple[str, str] | Callable[[pd.DataFrame], Iterable], str | tuple[str, float] | Callable]
 MISSING = "–"
@@ -68,10 +67,6 @@ def format_seeds(seeds: list[int]) -> str:
     return ", ".join(f"{seed} × {count}" if count > 1 else f"{seed}" for seed, count in counts.items())
 
 
-def format_range(ends: tuple[float, float]) -> str:
-    return " to ".join(f"{end:,.0f}" for end in dict.fromkeys(ends))
-
-
 def names_of(rows: pd.DataFrame) -> list[str]:
     """Run names; with the sweep if there are several."""
     if rows.sweep.nunique() < 2:
@@ -89,120 +84,83 @@ def notes_of(rows: pd.DataFrame) -> list[str]:
     ]  # fmt: skip
 
 
+def _file(name: str, size: float) -> str:
+    return MISSING if pd.isna(size) else f"{name}, {size:,.0f} B"
+
+
 def _words(*heads: str) -> list[Column]:
     """Columns of text whose heads are the names of their sources."""
     return [(head, head, "") for head in heads]
 
 
-FRONTIER: list[Column] = [  # rows: analysis.frontier.frontier_table
-    ("run", names_of, ""),
-    *_words("kind"),
-    ("bpb", "bpb", ".4f"),
-    ("Δ baseline", ("delta_bpb", "delta_half"), ".4f"),
-    ("quantization cost", ("quantisation_bpb", "quantisation_half"), ".4f"),
+NOTE, BPB4, BPB5 = ("note", notes_of, ""), ("bpb", "bpb", ".4f"), ("bpb", "bpb", ".5f")
+SIZE, STEPS, SECONDS = (
     ("total bytes", "total_bytes", ",.0f"),
-    ("left to cap", "headroom", ",.0f"),
-    ("parameters", "parameters", ",.0f"),
     ("steps", "steps", ",.0f"),
     ("train s", "train_seconds", ",.0f"),
-    ("note", notes_of, ""),
-]
+)
 NOT_COUNTED: list[Column] = _words("sweep", "run", "why")
+FRONTIER: list[Column] = [  # rows: analysis.frontier.frontier_table
+    ("run", names_of, ""), *_words("kind"), BPB4,
+    ("Δ baseline", ("delta_bpb", "delta_half"), ".4f"),
+    ("quantization cost", ("quantisation_bpb", "quantisation_half"), ".4f"),
+    SIZE, ("left to cap", "headroom", ",.0f"), ("parameters", "parameters", ",.0f"), STEPS, SECONDS, NOTE,
+]  # fmt: skip
+FRONTS = ["on the front", "behind the solver's"]  # of all files, of those without the solver's
 EXPORTS: list[Column] = [  # rows: analysis.frontier.exports
-    ("file", "variant", ""),
-    ("kind", "family", ""),
-    ("bpb", "bpb", ".5f"),
-    ("Δ pre-quant", ("delta_prequant", "half_prequant"), MILLI),
-    ("Δ int8 zlib", ("delta_int8", "half_int8"), MILLI),
-    ("total bytes", "total_bytes", ",.0f"),
-    ("of int8 zlib", "share", ".1%"),
-    (
-        "note",
-        lambda rows: np.select([rows.on_front, rows.fixed_front], ["on the front", "behind the solver's"], ""),
-        "",
-    ),
-]
-
-
-def _best_file(who: str) -> Callable[[pd.DataFrame], list[str]]:
-    return lambda rows: [
-        MISSING if pd.isna(size) else f"{name}, {size:,.0f} B"
-        for name, size in zip(rows[who], rows[f"{who}_bytes"], strict=True)
-    ]
-
-
+    ("file", "variant", ""), ("kind", "family", ""), BPB5,
+    ("Δ pre-quant", ("delta_prequant", "half_prequant"), MILLI), ("Δ int8 zlib", ("delta_int8", "half_int8"), MILLI),
+    SIZE, ("of int8 zlib", "share", ".1%"),
+    ("note", lambda rows: np.select([rows.on_front, rows.fixed_front], FRONTS, ""), ""),
+]  # fmt: skip
 WITHIN: list[Column] = [  # rows: analysis.frontier.within
     ("at most", lambda rows: [f"{row.share:.0%} = {row.limit:,} B" for row in rows.itertuples()], ""),
-    ("the solver", _best_file("solver"), ""),
-    ("solver: bpb", "solver_bpb", ".5f"),
-    ("best of the others", _best_file("fixed"), ""),
+    ("the solver", lambda rows: map(_file, rows.solver, rows.solver_bytes), ""), ("solver: bpb", "solver_bpb", ".5f"),
+    ("best of the others", lambda rows: map(_file, rows.fixed, rows.fixed_bytes), ""),
     ("fixed: bpb", "fixed_bpb", ".5f"),
     ("solver − others (milli-bpb)", ("delta_bpb", "half"), MILLI),
     ("note", lambda rows: rows.verdict.fillna(""), ""),
-]
+]  # fmt: skip
 SENSITIVITY: list[Column] = [  # rows: a sensitivity stage's table
-    ("tensor", "tensor", ""),
-    ("rise (milli-bpb)", ("delta_bpb", "delta_half"), (".3f", 1e3)),
-    ("estimated", "estimated_delta_bpb", ("+z.3f", 1e3)),
-    ("coded bytes", "tensor_bytes", ",.0f"),
-    ("change of the file (B)", "delta_bytes", "+,.0f"),
-    ("milli-bpb per kB", "bpb_per_kb", ("+z.4f", 1e3)),
-]
+    *_words("tensor"), ("rise (milli-bpb)", ("delta_bpb", "delta_half"), (".3f", 1e3)),
+    ("estimated", "estimated_delta_bpb", ("+z.3f", 1e3)), ("coded bytes", "tensor_bytes", ",.0f"),
+    ("change of the file (B)", "delta_bytes", "+,.0f"), ("milli-bpb per kB", "bpb_per_kb", ("+z.4f", 1e3)),
+]  # fmt: skip
 SWEEP_EXPORTS: list[Column] = [  # exports among the rows of analysis.seed_groups
-    ("file", "arm", ""),
-    ("bpb", "bpb", ".5f"),
-    ("Δ its run (milli-bpb)", ("delta", "half"), MILLI),
-    ("total bytes", "total_bytes", ",.0f"),
-    ("note", notes_of, ""),
-]
+    ("file", "arm", ""), BPB5, ("Δ its run (milli-bpb)", ("delta", "half"), MILLI), SIZE, NOTE,
+]  # fmt: skip
 REFERENCE: list[Column] = [  # rows: analysis.reference_results
     *_words("sweep", "run", "track"),
     ("bpb", lambda rows: rows.bpb_text.replace("", MISSING), ""),
     ("score", lambda rows: rows.score.where(rows.bpb.notna(), MISSING), ""),
-    ("total bytes", "bytes", ",.0f"),
-    *_words("status", "verdict"),
-]
+    ("total bytes", "bytes", ",.0f"), *_words("status", "verdict"),
+]  # fmt: skip
 HISTORY: list[Column] = [  # rows: analysis.seed_groups.history, with the leaders' names
-    ("finished (UTC)", lambda rows: rows.finished.str.replace("T", " "), ""),
-    ("cap", "cap_bytes", ",.0f"),
-    ("run", "name", ""),
-    ("mean bpb by then", "bpb", ".4f"),
-    ("total bytes", "total_bytes", ",.0f"),
-]
+    ("finished (UTC)", lambda rows: rows.finished.str.replace("T", " "), ""), ("cap", "cap_bytes", ",.0f"),
+    ("run", "name", ""), ("mean bpb by then", "bpb", ".4f"), SIZE,
+]  # fmt: skip
 REPEATS: list[Column] = [  # rows: analysis.seed_groups.repeats
     ("run", lambda rows: [", ".join(p[:6]) + (" …" if len(p) > 6 else "") for p in rows.places], ""),
     ("track", lambda rows: rows.track + np.where(rows.time_limited, ", time-limited", ""), ""),
-    ("seed", "seed", ".0f"),
-    ("runs", "n", ",.0f"),
+    ("seed", "seed", ".0f"), ("runs", "n", ",.0f"),
     ("spread (bpb)", "spread", lambda spread: f"{spread:.4f}" if spread else "0"),
     ("same file", lambda rows: np.where(rows.same_file, "yes", "no"), ""),
-]
+]  # fmt: skip
 IMPORTS: list[Column] = [  # imported logs among all runs
-    *_words("sweep", "run", "status", "seed"),
-    ("bpb", "bpb", ".5f"),
-    ("scored as", "protocol", ""),
-    ("pre-quant bpb", "prequant_val_bpb", ".5f"),
-    ("total bytes", "total_bytes", ",.0f"),
-    ("steps", "steps", ",.0f"),
-    ("train s", "train_seconds", ",.0f"),
+    *_words("sweep", "run", "status", "seed"), BPB5, ("scored as", "protocol", ""),
+    ("pre-quant bpb", "prequant_val_bpb", ".5f"), SIZE, STEPS, SECONDS,
     ("note", lambda rows: np.where(rows.over_cap.eq(True), "over cap", ""), ""),
-]
+]  # fmt: skip
 
 
 def sweep_columns(rows: pd.DataFrame, reference: pd.DataFrame) -> list[Column]:
     """Columns for a sweep's configs. reference: arm, bpb, bytes of the reference's own runs; may be empty."""
     columns: list[Column] = [
-        ("run", "arm", ""),
-        ("seeds", "seeds", format_seeds),
-        ("bpb", "bpb", ".4f"),
-        ("Δ baseline", ("delta", "half"), ".4f"),
-        ("p", "p", ".2g"),
-        ("note", notes_of, ""),
-        ("seeds needed", "needed", format_count),
-        ("total bytes", "total_bytes", ",.0f"),
-    ]
+        ("run", "arm", ""), ("seeds", "seeds", format_seeds), BPB4, ("Δ baseline", ("delta", "half"), ".4f"),
+        ("p", "p", ".2g"), NOTE, ("seeds needed", "needed", format_count), SIZE,
+    ]  # fmt: skip
     if (rows.time_limit > 0).any():  # the steps that a time limit leaves explain most of a score
-        columns.append(("steps", "steps", format_range))
+        columns.append(("steps", "steps", lambda ends: " to ".join(f"{end:,.0f}" for end in dict.fromkeys(ends))))
     if len(reference):
         means = reference.groupby("arm")[["bpb", "bytes"]].mean().astype(float)
         columns.append(("reference bpb", lambda rows: rows.arm.map(means.bpb), ".4f"))
@@ -216,27 +174,17 @@ def seed_noise(noises: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _seeds_for(milli: float) -> Callable[[pd.DataFrame], list]:
-    return lambda rows: [statistics.seeds_needed(1e-3 * milli, std, paired=False) for std in rows["std"]]
-
-
 SEED_NOISE: list[Column] = [
-    (
-        "track",
-        lambda rows: [f"{r.track or '–'}{f', limit {r.limit:g} s' * (r.limit > 0)}" for r in rows.itertuples()],
-        "",
-    ),
+    ("track", lambda rows: rows.track.replace("", MISSING) + [f", limit {s:g} s" * (s > 0) for s in rows.limit], ""),
     ("standard deviation (milli-bpb)", "std", MILLI),
-    ("samples", lambda rows: rows.dof + rows.configs, ",.0f"),
-    ("configs", "configs", ",.0f"),
+    ("samples", lambda rows: rows.dof + rows.configs, ",.0f"), ("configs", "configs", ",.0f"),
     ("sampled", lambda rows: np.where(rows.repeats, "repeats of one seed", "seeds"), ""),
-    (
-        "two runs differ significantly by (milli-bpb)",
-        lambda rows: stats.t.ppf(1 - statistics.ALPHA / 2, rows.dof) * rows["std"] * 2**0.5,
-        (".1f", 1e3),
-    ),
-    *((f"seeds per config for {milli}", _seeds_for(milli), format_count) for milli in (5, 2, 1)),
-]
+    ("two runs differ significantly by (milli-bpb)",
+     lambda rows: stats.t.ppf(1 - statistics.ALPHA / 2, rows.dof) * rows["std"] * 2**0.5, (".1f", 1e3)),
+    *((f"seeds per config for {milli}", lambda rows, milli=milli:
+       [statistics.seeds_needed(1e-3 * milli, std, paired=False) for std in rows["std"]], format_count)
+      for milli in (5, 2, 1)),
+]  # fmt: skip
 
 
 def by_worth(rows: pd.DataFrame) -> pd.DataFrame:
@@ -270,30 +218,3 @@ def styled(text: pd.DataFrame, left: Sequence[str]) -> Styler:
         .set_properties(subset=wide, **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "14em"})
         .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in places])
     )
-
-
-def summary(runs: pd.DataFrame, best: int = 20) -> str:
-    """All runs for a terminal, a block per comparison group: baseline runs first, then by bpb, * on the front."""
-    blocks = [_summary_block(group_title(key), group, best) for key, group in comparison_groups(runs)]
-    left_out = not_counted(runs)
-    if len(left_out):
-        lines = [f"  {name}  {why}" for name, why in zip(names_of(left_out)[:best], left_out.why, strict=False)]
-        lines += [f"  and {len(left_out) - best:,} more"] if len(left_out) > best else []
-        blocks.append("not complete: counted nowhere\n" + "\n".join(lines))
-    return "\n\n".join(blocks) or "no runs yet"
-
-
-def _summary_block(title: str, group: pd.DataFrame, best: int) -> str:
-    rows = frontier_table(group)
-    shown = fold(rows, best)
-    hidden = len(rows) - len(shown)
-    twins = shown.groupby(["kind", "bpb", "total_bytes"]).run  # exports that chose the same residuals
-    shown = shown.assign(run=shown.run + twins.transform("size").map(lambda n: f" +{n - 1} alike" if n > 1 else ""))
-    shown = shown[twins.cumcount() == 0]
-    text = format_table(shown, [column for column in FRONTIER if column[0] not in ("parameters", "steps", "train s")])
-    text["run"] = np.where(shown.on_front, "* ", "  ") + text.run.to_numpy(object)
-    for head in ("run", "kind", "note"):
-        text[head] = text[head].str.ljust(text[head].str.len().max())
-    text.columns = [head.ljust(len(text[head].iloc[0])) if head in ("run", "kind") else head for head in text]
-    block = f"{title}\n{text.to_string(index=False)}"
-    return block + (f"\n  and {hidden:,} more off the front" if hidden else "")

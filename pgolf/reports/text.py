@@ -12,18 +12,14 @@ if TYPE_CHECKING:
 
 def runs(table: "pd.DataFrame") -> str:
     """A DataFrame of runs as text; a figure that a run does not have stays empty."""
-
-    def figures(column: str, form: str) -> list[str]:
-        return ["" if value != value else format(value, form) for value in table[column].astype(float)]
-
-    over = ["over its cap" if value is True else "" for value in table.over_cap]
-    late = ["; ".join(flags) if kind == "train" else "" for flags, kind in zip(table["flags"], table.kind, strict=True)]
-    notes = [" ".join(" ".join(words).split()) for words in zip(over, late, table.problem, strict=True)]
-    rows = zip(
-        table.sweep, table.run, table.status, figures("bpb", ".4f"), figures("total_bytes", ",.0f"),
-        figures("cap_bytes", ",.0f"), figures("train_seconds", ".0f"), notes, strict=True,
-    )  # fmt: skip
-    return "\n".join(_lines([("sweep", "run", "status", "bpb", "bytes", "cap", "seconds", ""), *rows], "<<<>>>><"))
+    rows = [("sweep", "run", "status", "bpb", "bytes", "cap", "seconds", "")]
+    for run in table.itertuples():
+        figures = [(run.bpb, ".4f"), (run.total_bytes, ",.0f"), (run.cap_bytes, ",.0f"), (run.train_seconds, ".0f")]
+        late = "; ".join(run.flags) if run.kind == "train" else ""
+        note = " ".join(f"{'over its cap' * (run.over_cap is True)} {late} {run.problem}".split())
+        known = ["" if value is None or value != value else format(value, form) for value, form in figures]
+        rows.append((run.sweep, run.run, run.status, *known, note))
+    return "\n".join(_lines(rows, "<<<>>>><"))
 
 
 def imports(imported: "list[Imported]") -> list[str]:
@@ -33,11 +29,9 @@ def imports(imported: "list[Imported]") -> list[str]:
         bpb = "no final score" if run.bpb is None else f"{run.bpb:.8f} bpb"
         size = "size unknown" if run.total_bytes is None else f"{run.total_bytes:,} bytes"
         name = f"{run.run_dir.parent.name}/{run.run_dir.name}"
-        rows.append((name, run.status, bpb, size, "was imported before" if run.again else ""))
-    lines = _lines(rows, "<<<><")
-    return [
-        line for run, row in zip(imported, lines, strict=True) for line in (row, *(f"    {r}" for r in run.remarks))
-    ]
+        rows.append((name, run.status, bpb, size, "was imported before" * run.again))
+    lines = zip(imported, _lines(rows, "<<<><"), strict=True)
+    return [text for run, line in lines for text in (line, *(f"    {remark}" for remark in run.remarks))]
 
 
 def artifact(unpacked: "Unpacked") -> str:

@@ -216,26 +216,25 @@ def test_the_turn_of_a_run_in_a_sweep_that_runs(tmp_path):
     assert seen["hangs"].state == "dead"
 
 
-def test_time_left_of_a_run_is_training_and_what_complete_runs_took_besides(tmp_path):
+def test_time_left_of_a_run_is_its_training_and_a_waiting_run_takes_as_long_as_complete_ones(tmp_path):
     folder = sweep_of(tmp_path, "a", "b", "c", "d", "e")
-    for name in ("a", "b"):  # 20 s of training and 30 s besides
+    for name in ("a", "b"):  # 50 s in all
         (done(folder / name, train_seconds=20.0) / "job.json").write_text('{"notebook": "train.ipynb"}')
         written(50, folder / name / "job.json", now=(folder / name / "result.json").stat().st_mtime)
     c = begun(folder / "c", steps=50, pace=0.2)
     (c / "job.json").write_text("{}")
     now = (c / "metrics.jsonl").stat().st_mtime
-    written(16, c / "job.json", now=now)  # 10 s trained, 6 s to start
-    written(10, c / "config.json", c / "log.txt", now=now)
+    written(10, c / "config.json", c / "log.txt", c / "job.json", now=now)
     written(1000, folder / "sweep.json", now=now)
     with held(c):
-        assert look(tmp_path, now=now)["c"].seconds_left == pytest.approx(10 + 30 - 6)
-        assert look(tmp_path, now=now + 4)["c"].seconds_left == pytest.approx(6 + 30 - 10)
+        assert look(tmp_path, now=now)["c"].seconds_left == pytest.approx(10)
+        assert look(tmp_path, now=now + 4)["c"].seconds_left == pytest.approx(6)
         with held(folder):
             table = monitor.state(tmp_path, "s", now=now)
-            assert monitor.seconds_left(table) == pytest.approx(34 + 2 * 50)  # d and e, one at a time
-            assert "about 2.2 min left" in monitor.overview(table, now)
+            assert monitor.seconds_left(table) == pytest.approx(10 + 2 * 50)  # d and e, one at a time
+            assert "about 1.8 min left" in monitor.overview(table, now)
         table = monitor.state(tmp_path, "s", now=now)
-        assert monitor.seconds_left(table) == pytest.approx(34)  # nobody will start d and e
+        assert monitor.seconds_left(table) == pytest.approx(10)  # nobody will start d and e
     limited = begun(tmp_path / "t" / "a", max_wallclock_seconds=50, iterations=10_000)
     with held(limited):  # the time limit ends it
         assert look(tmp_path, "t")["a"].seconds_left == pytest.approx(30, abs=3)
@@ -247,13 +246,13 @@ def rows_of(*states, left=math.nan, **columns):
 
 
 def test_time_left_of_a_sweep():
-    two = rows_of("running", "running", left=60.0, train_seconds=20.0, train_left=60.0)
+    two = rows_of("running", "running", left=60.0, step_seconds=0.8, of=100)
     assert monitor.seconds_left(two) == 60  # side by side
     four = pd.concat([two, rows_of("waiting", "waiting", "waiting", "waiting")])
     assert monitor.seconds_left(four) == (2 * 60 + 4 * 80) / 2  # they take as long as those at work
-    known = pd.concat([four, rows_of("complete", seconds=100.0, train_seconds=80.0)])
+    known = pd.concat([four, rows_of("complete", seconds=100.0)])
     assert monitor.seconds_left(known) == (2 * 60 + 4 * 100) / 2
-    slow = pd.concat([two, rows_of("running", left=1000.0, train_seconds=0.0, train_left=1000.0)])
+    slow = pd.concat([two, rows_of("running", left=1000.0)])
     assert monitor.seconds_left(slow) == 1000
     assert math.isnan(monitor.seconds_left(rows_of("running", "waiting")))  # before the first line
     assert monitor.seconds_left(rows_of("complete", "failed", "dead", "stalled")) == 0
