@@ -205,10 +205,9 @@ def plot_maps(maps: dict[str, pd.DataFrame], label: str, norm: Normalize, form: 
         ax.set_title(title)
         for (i, j), value in np.ndenumerate(grid):
             if np.isfinite(value):
-                dark = np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.59, 0.11)) < 0.5
-                ax.text(
-                    j, i, format_number(value, form), ha="center", va="center", fontsize=7.5, color="w" if dark else "k"
-                )
+                bright = np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.59, 0.11)) >= 0.5
+                look = dict(ha="center", va="center", fontsize=7.5, color="k" if bright else "w")
+                ax.text(j, i, format_number(value, form), **look)
     for ax in axes.flat[len(maps) :]:
         ax.set_axis_off()
     figure.colorbar(image, ax=axes, label=label, format="%g", pad=0.01)

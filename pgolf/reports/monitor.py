@@ -112,9 +112,7 @@ def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
         if (name in named or files.keys() - {".lock"}) and "import.json" not in files  # imported: trained elsewhere
     }  # fmt: skip
     sweep_runs = any("result.json" not in files for files in found.values()) and is_held(folder / ".lock")
-    began = None
-    if sweep_runs:
-        began = (folder / "sweep.json").stat().st_mtime if about else 0.0
+    began = None if not sweep_runs else (folder / "sweep.json").stat().st_mtime if about else 0.0
     rows = [_row(folder / name, files, began, now) for name, files in found.items()]
     table = pd.DataFrame(rows, columns=COLUMNS).assign(sweep="" if sweep == "." else sweep, sweep_runs=sweep_runs)
     return table.astype(dict.fromkeys(NUMBERS, float))
@@ -152,11 +150,10 @@ def _finished(run_dir: Path, changed: float, job: float | None) -> dict:
     note = f"over its cap by {result.total_bytes - result.cap_bytes:,} bytes" if result.fits is False else ""
     if bpb is not None and math.isnan(bpb):
         note = "its score is not a number: the training diverged"
-    trained = result.train_seconds and result.steps
+    pace = result.train_seconds / result.steps if result.train_seconds and result.steps else None
     return {
         "state": "complete", "note": note, "kind": result.kind, "step": result.steps, "of": result.steps, "bpb": bpb,
-        "step_seconds": result.train_seconds / result.steps if trained else None, "wrote": changed,
-        "seconds": max(own, changed - (job or changed)),
+        "step_seconds": pace, "wrote": changed, "seconds": max(own, changed - (job or changed)),
     }  # fmt: skip
 
 
@@ -279,14 +276,11 @@ def format_state(table: pd.DataFrame, now: float | None = None) -> pd.DataFrame:
     age = (-table.wrote.fillna(0)).where(table.state == "complete", 0)
     rows = table.assign(rank=table.state.map(STATES.index), age=age).sort_values(["rank", "age"], kind="stable")
     columns = [
-        ("run", tables.names_of, ""),
-        ("state", "state", ""),
-        ("step", lambda rows: map(_steps, rows.step, rows.of), ""),
-        ("bpb", "bpb", ".4f"),
-        ("per step", "step_seconds", duration),
+        ("run", tables.names_of, ""), ("state", "state", ""),
+        ("step", lambda rows: map(_steps, rows.step, rows.of), ""), tables.BPB4, ("per step", "step_seconds", duration),
         ("left, until", "seconds_left", lambda left: f"{duration(left)}, {clock_time(now + left)}"),
         ("note", "note", ""),
-    ]
+    ]  # fmt: skip
     return tables.format_table(rows, columns)
 
 
@@ -312,9 +306,9 @@ def plot_live(table: pd.DataFrame, most: int = 14, behind: int = 20) -> Figure |
     """Training curves of the runs at work, complete runs of their sweeps grey; None if none has a line yet."""
     table = table.reset_index(drop=True)
     live = table[table.state.isin(("running", "stalled")) & table.step.notna()]
+    done = table[(table.state == "complete") & (table.kind == "train") & table.sweep.isin(live.sweep[:most])]
     if live.empty:
         return None
-    done = table[(table.state == "complete") & (table.kind == "train") & table.sweep.isin(live.sweep[:most])]
     lines = [(path, dict(color="0.8", lw=1, zorder=1.5)) for path in done.nlargest(behind, "wrote").path]
     for run in live[:most].itertuples():  # the place in the table decides the look: the same at the next look
         look = {"label": f"{short(run.run)}  {_steps(run.step, run.of)}"} | curves.line_style(run.Index)
@@ -325,8 +319,7 @@ def plot_live(table: pd.DataFrame, most: int = 14, behind: int = 20) -> Figure |
 
 def gpus() -> str:
     """Markdown: memory of each GPU of this machine, whoever uses it, as nvidia-smi lists it."""
-    query = ["nvidia-smi", "--query-gpu=index,name,memory.used,memory.total", "--format=csv"]
-    said = ""
+    query, said = ["nvidia-smi", "--query-gpu=index,name,memory.used,memory.total", "--format=csv"], ""
     with suppress(OSError, subprocess.TimeoutExpired):  # not installed, or its driver hangs: that hides no runs
         said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.strip()
     return f"```\n{said}\n```" if said else "nvidia-smi lists no GPU here: runs on this machine train on its CPU."

@@ -5,9 +5,7 @@ import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
-from queue import SimpleQueue
 from string import Template
 from urllib.parse import quote
 
@@ -43,29 +41,29 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS) -> list[Pa
 
     The index is written even if pages fail; then ReportError names all that failed.
     """
+    waiting = iter(sorted(PAGES, key=lambda page: page not in SLOWEST))  # the kernels share it
+    written, failed = {}, []
+
+    def draw() -> None:
+        with KernelProcess() as kernel:
+            for page in waiting:
+                try:
+                    written[page] = _write_page(kernel, root, out, page)
+                except (ReportError, OSError) as error:
+                    failed.append(str(error))
+
     count = min(AT_ONCE, os.cpu_count() or 1)
-    idle = SimpleQueue()
-
-    def draw(page: str) -> Path:
-        kernel = idle.get()
+    with ThreadPoolExecutor(count) as pool:
+        drawing = [pool.submit(draw) for _ in range(count)]
         try:
-            return _write_page(kernel, root, out, page)
+            for kernel in drawing:
+                kernel.result()
         finally:
-            idle.put(kernel)
-
-    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
-        for _ in range(count):
-            idle.put(stack.enter_context(KernelProcess()))
-        pages = {page: pool.submit(draw, page) for page in sorted(PAGES, key=lambda page: page not in SLOWEST)}
-        try:
-            failed = [str(page.exception()) for page in pages.values() if page.exception()]
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+            list(waiting)  # after an interrupt no kernel begins another page
     index = _write_index(Path(root), Path(out))
     if failed:
         raise ReportError("\n".join(failed))
-    return [index, *(pages[page].result() for page in PAGES)]
+    return [index, *(written[page] for page in PAGES)]
 
 
 def write_report(root: str | Path = RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:

@@ -1,38 +1,63 @@
-"""Figures of the frontier and of exports: labels that do not overlap, caps, and few names among many points."""
+"""Figures: their content, that no text covers another or leaves the figure, few names among many points."""
+
+import json
 
 import matplotlib
+import numpy as np
+import pandas as pd
 import pytest
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
-from support.runs import make_exports, make_run, only_group
+from matplotlib.text import Text
+from support.runs import make_config, make_exports, make_run, only_group, write_sweep
 
-from pgolf.analysis import frontier
-from pgolf.reports import figures
+from pgolf.analysis import frontier, seed_groups
+from pgolf.disk import read_json
+from pgolf.reports import curves, figures, sweep_figures
+
+
+def collisions(figure) -> list[str]:
+    """Texts of a figure that cover one another, or reach out of it."""
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    every, drawn = (
+        {label for ticks in groups for tick in ticks for label in (tick.label1, tick.label2)}
+        for groups in ([axis.get_major_ticks() for axis in axes], [axis._update_ticks() for axis in axes])
+    )
+    texts = [text for text in texts if text not in every or text in drawn]  # a tick beyond the limits is not drawn
+    boxes = [text.get_window_extent().shrunk(0.96, 0.8) for text in texts]
+    found = []
+    for i, (text, box) in enumerate(zip(texts, boxes, strict=True)):
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1:
+            found.append(f"{text.get_text()!r} reaches out of the figure")
+        for other, other_box in zip(texts[:i], boxes[:i], strict=True):
+            if box.overlaps(other_box) and text.get_text() != other.get_text():
+                found.append(f"{text.get_text()!r} lies on {other.get_text()!r}")
+    return found
 
 
 @pytest.fixture(autouse=True)
-def close_figures():
-    yield
+def style():
+    with plt.rc_context(figures.STYLE):
+        yield
     plt.close("all")
 
 
 def labels_of(figure, prefix: str = "") -> list[str]:
-    """Labels of the first axes that begin with prefix; fails if two of them overlap."""
-    figure.draw_without_rendering()
-    texts = [text for text in figure.axes[0].texts if text.get_text().startswith(prefix)]
-    boxes = [text.get_window_extent() for text in texts]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    return [text.get_text() for text in texts]
+    """Labels of the first axes that begin with prefix; fails if texts cover one another."""
+    assert collisions(figure) == []
+    return [text.get_text() for text in figure.axes[0].texts if text.get_text().startswith(prefix)]
 
 
 @pytest.mark.parametrize("count", [1, 9, 40])
-def test_run_labels_do_not_overlap(tmp_path, count):
+def test_the_frontier_names_some_of_many_runs(tmp_path, count):
     for i in range(count):
         bpb = 2.5 - 0.002 * i + 0.01 * (i % 3)
         make_run(tmp_path, f"a/run-{i}", total=500_000 + 3_000 * i, bpb=bpb, knobs={"iterations": i + 1})
     figure = figures.plot_frontier(frontier.frontier_table(only_group(tmp_path)))
-    assert 1 <= len(labels_of(figure, "run-")) <= 2 * figures.LABELS
+    assert 1 <= len(labels_of(figure, "run-")) <= figures.LABELS
 
 
 def test_many_exports_have_one_label_in_the_frontier_and_some_in_their_own_figure(tmp_path):
@@ -41,7 +66,113 @@ def test_many_exports_have_one_label_in_the_frontier_and_some_in_their_own_figur
     assert 5 <= len(labels_of(figures.plot_exports(rows))) <= figures.LABELS + 8
     for i in range(4):
         make_run(tmp_path, f"a/run-{i}", bpb=2.6 + 0.01 * i)
-    figure = figures.plot_frontier(frontier.frontier_table(only_group(tmp_path)))
-    texts = [text.get_text() for text in figure.axes[0].texts]
+    texts = labels_of(figures.plot_frontier(frontier.frontier_table(only_group(tmp_path))))
     assert "40 exports of control" in texts and len(texts) <= 8
     assert [text for text in texts if text.startswith("cap ")] == ["cap 1,000,000 B"]  # the solver's caps are left out
+
+
+def test_bars_of_bytes_end_with_their_totals(tmp_path):
+    for i, total in enumerate((500_000, 1_200_000)):
+        make_run(tmp_path, f"a/run-{i}", total=total, bpb=2.5 + i, knobs={"num_layers": i + 1})
+    figure = figures.plot_bytes(only_group(tmp_path))
+    assert labels_of(figure) == ["500,000", "1,200,000 over cap"]
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == ["weights", "code", "cap 1,000,000 B"]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of five configs with five seeds each: better, worse and neither, one over the cap."""
+    rng = np.random.default_rng(0)
+    base = 2.5 + rng.normal(0, 0.01, 5)
+    make_config(tmp_path, "control", base)
+    for i, (shift, total) in enumerate([(-0.03, 700_000), (0.03, 400_000), (0.0, 510_000), (-0.05, 1_100_000)]):
+        scores = base + shift + rng.normal(0, 0.002, 5)
+        make_config(tmp_path, f"config-with-a-long-name-{i}", scores, {"model_dim": 152 + 16 * i}, total=total)
+    write_sweep(tmp_path, ["control", *(f"config-with-a-long-name-{i}" for i in range(4))])
+    return tmp_path
+
+
+def reference_of(rows: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({"arm": rows.arm, "bpb": np.linspace(2.043, 2.0431, len(rows)), "bytes": 6_663_470})
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_one_numeric_factor_is_a_curve(sweep, with_reference):
+    runs = only_group(sweep)
+    rows = seed_groups.by_config(runs)
+    assert sweep_figures.numeric_knob(rows, runs) == "model_dim"
+    figure = sweep_figures.plot_sweep(rows, runs, reference_of(rows) if with_reference else reference_of(rows)[:0])
+    assert len(figure.axes) == 2 + with_reference
+    figure.draw_without_rendering()
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["152", "168", "184", "192", "200"]
+    assert figure.axes[0].get_xlabel() == "model_dim" and "bits per byte" in figure.axes[0].get_ylabel()
+    assert any("cap 1,000,000 B" in text.get_text() for text in figure.axes[1].texts)
+    assert collisions(figure) == []
+
+
+def test_several_factors_are_names(sweep):
+    make_run(sweep, "s/both", bpb=2.45, knobs={"model_dim": 256, "num_layers": 3, "seed": 1})
+    runs = only_group(sweep)
+    rows = seed_groups.by_config(runs)
+    assert sweep_figures.numeric_knob(rows, runs) == ""
+    figure = sweep_figures.plot_sweep(rows, runs, reference_of(rows))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(rows.arm)
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert shown == {"baseline", "better", "worse", "not significant"}
+    assert collisions(figure) == []
+
+
+def test_many_arms_are_cut(tmp_path):
+    for i in range(40):
+        make_run(tmp_path, f"s/arm-{i}", bpb=2.5 + 0.001 * i, knobs={"num_layers": 1 + i % 8, "model_dim": 64 + 8 * i})
+    runs = only_group(tmp_path)
+    figure = sweep_figures.plot_sweep(seed_groups.by_config(runs), runs, pd.DataFrame(columns=["arm", "bpb", "bytes"]))
+    assert len(figure.axes[0].get_yticklabels()) == sweep_figures.CONFIGS
+    assert collisions(figure) == []
+
+
+def test_seeds(sweep):
+    rows = seed_groups.by_config(only_group(sweep))
+    figure = sweep_figures.plot_seeds(rows)
+    away = np.concatenate([line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"])
+    assert len(away) == 25 and abs(away).max() < 40  # milli-bpb
+    assert collisions(figure) == []
+    figure = sweep_figures.plot_seeds(rows.assign(seeds=[[1, 1]] * len(rows)))
+    assert all(label.get_text().endswith(" (repeats)") for label in figure.axes[0].get_yticklabels())
+
+
+def test_the_leaderboard_names_each_leader_once(tmp_path):
+    for minute in range(12):
+        run_dir = make_run(tmp_path, f"s/leader-{minute}", bpb=2.6 - 0.01 * minute, knobs={"num_layers": minute + 1})
+        content = read_json(run_dir / "result.json")
+        content |= {"finished": f"2026-01-01T00:{minute:02}:00", "checksum": ""}
+        (run_dir / "result.json").write_text(json.dumps(content))
+    runs = only_group(tmp_path)
+    rows = seed_groups.by_config(runs)
+    steps = seed_groups.history(runs, rows)
+    assert len(steps) == 12
+    figure = sweep_figures.plot_leaderboard(steps.assign(name="s/" + steps.config.map(rows.arm)))
+    assert collisions(figure) == [] and len(figure.axes[0].texts) == 12
+
+
+def test_training_curves(tmp_path):
+    for name in ("control", "one-with-a-rather-long-name", "c"):
+        make_run(tmp_path, f"s/{name}", knobs={"num_layers": len(name)})
+    figure = curves.plot_training([tmp_path / "s" / n for n in ("control", "c")], ["control", "c"])
+    assert [ax.get_xlabel() for ax in figure.axes] == ["step", "step", "seconds of training"]
+    assert collisions(figure) == []
+    # make_run writes no seconds, as some imported logs have none: an empty axis says so.
+    assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == [[], [], ["nothing recorded"]]
+
+
+def test_curves_show_what_is_told_apart_late(tmp_path):
+    run_dir = make_run(tmp_path, "s/control")
+    rows = [dict(step=i, train_loss=8 / i + 2, train_seconds=i / 2) for i in range(1, 61)]
+    rows += [dict(step=0, val_bpb=8.0, train_seconds=0.0), dict(step=60, val_bpb=2.5, train_seconds=30.0)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses, by_step, by_seconds = curves.plot_training([run_dir], ["control"]).axes
+    assert losses.get_ylim()[1] == pytest.approx(1.03 * (8 / 11 + 2))
+    assert [list(map(float, ax.lines[0].get_xdata())) for ax in (by_step, by_seconds)] == [[60.0], [30.0]]
+    assert by_step.get_xlim() == losses.get_xlim()

@@ -171,16 +171,16 @@ def test_failed_and_damaged_runs_say_why(tmp_path):
     assert "&lt;b&gt;" in monitor.styled(monitor.state(tmp_path, "s")).to_html()
 
 
-DAMAGES = (
-    b"",
-    b"\x00\xff\xfe",
-    b"[1, 2]\n3\nnull\n",
-    b'{"step": "x"}\n{"train_loss": 1}\n',
-    b'{"step": 3, "val_bpb": NaN}\n',
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"\x00\xff\xfe",
+        b"[1, 2]\n3\nnull\n",
+        b'{"step": "x"}\n{"train_loss": 1}\n',
+        b'{"step": 3, "val_bpb": NaN}\n',
+    ],
 )
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_metrics_hide_no_run(tmp_path, damage):
     run_dir = begun(sweep_of(tmp_path, "a") / "a")
     whole = (run_dir / "metrics.jsonl").read_bytes()

@@ -105,4 +105,4 @@ def test_the_kernel_that_drew_pages_and_imports_the_monitor_has_no_torch(kernel,
     """Importing torch takes as long as all other imports together."""
     code = "import sys\nfrom pgolf.reports import monitor\nassert 'torch' not in sys.modules"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "in.ipynb")
-    assert kernel.run(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {}) == ""
+    assert kernel.run(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {}) is None
