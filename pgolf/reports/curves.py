@@ -21,9 +21,8 @@ LABELS = {
 
 def plot_training(run_dirs: Iterable[str | Path], names: Sequence[str]) -> Figure:
     """One line per run; names: of the runs, in the order of their directories."""
-    lines = [
-        (run, line_style(i) | {"label": short(name)}) for i, (run, name) in enumerate(zip(run_dirs, names, strict=True))
-    ]
+    runs = enumerate(zip(run_dirs, names, strict=True))
+    lines = [(run_dir, {"label": short(name)} | line_style(i)) for i, (run_dir, name) in runs]
     return plot_lines(lines, loc="outside lower left", ncols=4)
 
 
@@ -57,5 +56,5 @@ def plot_lines(lines: Iterable[tuple[str | Path, dict]], **legend) -> Figure:
             ax.set_ylim(top=1.03 * max(points[points[:, 0] > points[:, 0].max() / 6, 1].max() for points in drawn))
         else:
             ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", color="0.4")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, **legend)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, title_fontsize=8, **legend)
     return figure

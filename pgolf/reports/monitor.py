@@ -278,7 +278,7 @@ def format_state(table: pd.DataFrame, now: float | None = None) -> pd.DataFrame:
     columns = [
         ("run", tables.names_of, ""), ("state", "state", ""),
         ("step", lambda rows: map(_steps, rows.step, rows.of), ""), tables.BPB4, ("per step", "step_seconds", duration),
-        ("left, until", "seconds_left", lambda left: f"{duration(left)}, {clock_time(now + left)}"),
+        ("training left, until", "seconds_left", lambda left: f"{duration(left)}, {clock_time(now + left)}"),
         ("note", "note", ""),
     ]  # fmt: skip
     return tables.format_table(rows, columns)

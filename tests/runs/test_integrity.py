@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from support.training import TINY
@@ -131,19 +132,23 @@ def test_old_damage_is_found_by_a_thorough_look(whole, tmp_path):
     assert load_runs(tmp_path, thorough=True).problem.tolist() == ["checkpoint.safetensors"]
 
 
-def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path):
+def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path, monkeypatch):
     root = tmp_path / "runs"
     shutil.copytree(whole, root / "demo" / "control")
     export_checkpoint(root / "demo" / "control", root / "demo" / "int6", weight_quantization_bits=6)
     for i, name in enumerate(FILES):
         shutil.copytree(whole, root / "demo" / f"harmed-{i}")
         harm(root / "demo" / f"harmed-{i}", name, DAMAGES["zeros"])
-    page = pages.write_report(root, tmp_path / "out", "frontier").read_text(encoding="utf-8")
+    with pages.KernelProcess() as kernel:  # one for both pages
+        monkeypatch.setattr(pages, "KernelProcess", lambda: nullcontext(kernel))
+        page, sweep = (
+            pages.write_report(root, tmp_path / "out", name).read_text(encoding="utf-8")
+            for name in ("frontier", "sweep")
+        )
     assert f"2 complete, {len(FILES)} damaged" in page
     assert all(f"harmed-{i}" in page for i in range(len(FILES)))
     csv = (tmp_path / "out" / "tables" / "frontier.csv").read_text()
     assert "harmed" not in csv and "control" in csv and "int6" in csv
-    sweep = pages.write_report(root, tmp_path / "out", "sweep").read_text(encoding="utf-8")
     assert "Counted nowhere" in sweep and "harmed-0: damaged: config.json" in sweep
 
 
