@@ -67,10 +67,7 @@ class QuantScheme:
     uses_gptq: ClassVar[bool] = False  # rounds by context.factor if gptq=1
     scale_free: ClassVar[bool] = False  # c·w takes as many bytes as w
     per_model: ClassVar[bool] = False  # tensors share arrays, so a model can have one scheme of this class
-
-    @property
-    def needs_calibration(self) -> bool:
-        return False
+    needs_calibration: ClassVar[bool] = False  # or a property, if it depends on the arguments
 
     @classmethod
     def from_args(cls, *args: str) -> QuantScheme:
@@ -124,6 +121,6 @@ def parse_number(text: str, low: float, high: float) -> float:
 
 
 def parse_int(text: str, low: int, high: int) -> int:
-    """The whole number. Raises ValueError if it is none, or not in low..high."""
+    """The whole number. Raises ValueError as parse_number."""
     parse_number(text, low, high)
     return int(text)

@@ -55,40 +55,32 @@ def test_decisions_and_bytes_are_those_of_the_reference_and_the_file_gives_back_
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
-def test_account_adds_up(state, tmp_path):
+def test_account_adds_up_and_equal_states_give_equal_files(state, tmp_path):
     config = RunConfig(int8_residual_rank=1, int8_residual_budget_bytes=8192, cap_bytes=3_000_000).export
     account = export(state, config, tmp_path / "artifact")
     assert sum(account.parts.values()) == account.artifact == (tmp_path / "artifact").stat().st_size
     assert account.total == account.artifact + len(code_archive()) == account.rows()["total"]
     assert all(size > 0 for size in account.rows().values())
     assert not account.fits
-    assert export(state, config.model_copy(update={"cap_bytes": account.total}), tmp_path / "artifact").fits
+    larger = config.model_copy(update={"cap_bytes": account.total})
+    assert export(dict(state), larger, tmp_path / "equal").fits
+    assert (tmp_path / "equal").read_bytes() == (tmp_path / "artifact").read_bytes()
 
 
-def test_equal_states_give_equal_files(state):
-    config = RunConfig(int8_residual_rank=1, int8_residual_budget_bytes=8192).export
-    assert pack(quantize_state(state, config), "zlib") == pack(quantize_state(dict(state), config), "zlib")
+def test_residuals_keep_to_their_mode_and_budget(state):
+    def chosen(budget, mode):
+        knobs = dict(int8_residual_budget_bytes=budget, int8_targeted_residual_mode=mode)
+        quantized = quantize_state(state, RunConfig(int8_residual_rank=1, **knobs).export)
+        return quantized.residuals, quantized.tensors
 
-
-@pytest.mark.parametrize(
-    ("mode", "allowed"),
-    [
-        ("all_mlp_proj", lambda n: "mlp.proj" in n),
-        ("early_mlp_proj", lambda n: "mlp.proj" in n and int(n.split(".")[1]) < 4),
-        ("all_attn_proj", lambda n: "attn.proj" in n),
-        ("early_combo", lambda n: "proj" in n and int(n.split(".")[1]) < 4),
-    ],
-)
-def test_residual_modes_restrict(state, mode, allowed):
-    config = RunConfig(int8_residual_rank=1, int8_residual_budget_bytes=10**6, int8_targeted_residual_mode=mode).export
-    quantized = quantize_state(state, config)
-    assert set(quantized.residuals) == {name for name in quantized.tensors if allowed(name)}
-
-
-def test_residuals_keep_to_the_budget(state):
+    for mode, part, blocks in (
+        ("all_mlp_proj", "mlp.proj", 6), ("early_mlp_proj", "mlp.proj", 4),
+        ("all_attn_proj", "attn.proj", 6), ("early_combo", "proj", 4),
+    ):  # fmt: skip
+        residuals, tensors = chosen(10**6, mode)
+        assert set(residuals) == {name for name in tensors if part in name and int(name.split(".")[1]) < blocks}
     for budget in (0, 1000, 1344, 20_000):
-        config = RunConfig(int8_residual_rank=1, int8_residual_budget_bytes=budget).export
-        assert sum(r.bytes for r in quantize_state(state, config).residuals.values()) <= budget
+        assert sum(r.bytes for r in chosen(budget, "all_mlp_proj")[0].values()) <= budget
 
 
 def test_permutation_keeps_the_function_and_wins_bytes_on_rows_of_unequal_size(state):
