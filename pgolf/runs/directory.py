@@ -23,12 +23,12 @@ from pgolf.runs.result import RunError
 from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
 from pgolf_core.files import atomic_write
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the CLI needs this module without it
+if TYPE_CHECKING:  # the CLI needs this module without torch, which takes seconds
     import torch
 
 RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
 INTERRUPTED = "Interrupted"  # error.json of a run that was ended from outside
-LOCK_PATIENCE_SECONDS = 20  # the kernel of a killed sweep releases its lock within a few seconds
+LOCK_PATIENCE_SECONDS = 20  # a killed sweep's kernel holds its lock for some seconds
 
 
 def describe_environment(device: "torch.device") -> dict:
@@ -38,7 +38,7 @@ def describe_environment(device: "torch.device") -> dict:
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    if commit is None:  # a checkout without .git: `pgolf remote` passes what the local git says
+    if commit is None:  # no .git: `pgolf remote` passes what the local git says
         commit, dirty = os.environ.get("PGOLF_GIT_COMMIT"), os.environ.get("PGOLF_GIT_DIRTY")
     return {
         "device": device.type,

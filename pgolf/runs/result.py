@@ -58,12 +58,12 @@ class Result:
     budget: dict = field(default_factory=dict)  # TrainTimer.budget: counted and excluded seconds
     peak_memory_bytes: int | None = None  # rank 0: GPU memory on CUDA, else resident memory
     flops_per_token: float | None = None  # forward and backward; see flops
-    mfu: float | None = None  # model FLOPs / peak FLOPs of the GPUs; None where the peak is unknown
+    mfu: float | None = None  # model FLOPs / peak FLOPs of the GPUs, if that is known
     eval_seconds: float | None = None
     export_seconds: float | None = None
     resumed: int = 0  # number of resumes after a kill
     data_fingerprint: str | None = None  # tokenizer and all shards
-    scored_text: str | None = None  # sha256 of the text behind roundtrip_*, the same for every tokenizer
+    scored_text: str | None = None  # sha256 of the text of roundtrip_*, for every tokenizer
     data: dict = field(default_factory=dict)  # see training.inputs.data_facts
     protocol: str | None = None  # see evaluation_protocol
     environment: dict = field(default_factory=dict)

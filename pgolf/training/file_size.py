@@ -24,7 +24,7 @@ from pgolf_core.scheme import FitContext, QuantScheme
 SAMPLES = {"ans": 1 << 22, "zlib": 1 << 20, "lzma": 1 << 19, "brotli": 1 << 18}  # weights coded: a second of each
 # Standard deviation of the logarithm of a row's or column's step under fisher.
 FISHER_RMS = 0.45
-FISHER_RMS_UNEVEN = 1.2  # rows of embeddings and of mlp.fc, of which many are hardly used
+FISHER_RMS_UNEVEN = 1.2  # embeddings and mlp.fc: many rows are hardly used
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,6 @@ class Sizes:
         if self.config.allocation == "solve":
             return None if role.is_control else Step(MAX_REL_STEP, "fisher")
         return scheme_of(t, role, self.config)
-
-    def schemes(self, state: dict[str, Tensor]) -> list[QuantScheme]:
-        return [scheme for name, t in state.items() if (scheme := self.scheme(name, t))]
 
     def context(self, name: str, t: Tensor, scheme: QuantScheme) -> FitContext:
         """The export's, but rounding to nearest, and with sensitivities drawn as uneven as calibration finds them."""
@@ -100,9 +97,9 @@ class Sizes:
         return pack_arrays(named, {name: part_of(name) for name in named}, about, codec).parts["metadata"]
 
     def _residuals(self, names: list[str], state: dict[str, Tensor]) -> float:
-        """Bytes of every residual that there could be, or the whole budget: factors of noise hardly compress."""
+        """Bytes of all possible residuals, or the whole budget: factors of noise hardly compress."""
         if self.config.allocation == "solve":
-            return 0.0  # they compete for the bytes that the solver fills anyway
+            return 0.0  # they compete for the bytes that the solver fills
         lines = sum(self.copies[name] * sum(state[name].shape) for name in names)
         factors = self.config.int8_residual_rank * self.config.int8_residual_bits / 8 * lines
         return min(self.config.int8_residual_budget_bytes, factors)
@@ -114,6 +111,5 @@ def _tensor(array: str) -> str:
 
 def code_bytes(schemes: Iterable[QuantScheme], config: ExportConfig) -> int:
     """Bytes of the code that a reader needs; exact, since they do not depend on the weights."""
-    return len(
-        code_archive(*{form(scheme.stored) for scheme in schemes}, *([LowRank] if config.low_rank_residuals else []))
-    )
+    low_rank = [LowRank] if config.low_rank_residuals else []
+    return len(code_archive(*{form(scheme.stored) for scheme in schemes}, *low_rank))

@@ -27,8 +27,8 @@ MARGIN = 0.03  # the worst run of benchmarks/bench_forecast.py needs 0.02
 MARGIN_SEEN = 0.05  # checkpoints: rows of an early embedding are not yet as alike
 FISHER_MARGIN = 0.10  # if the sensitivities are drawn too
 BOUND_MARGIN = 0.25  # downwards, for schemes of which only an upper bound is known
-GROWTH_RANGE = (0.15, 1.5)  # times the law; the reference's 14×576 after 300 steps was near the low end
-GROWTH_RANGE_SEEN = (0.8, 1.25)  # once a tenth of the growth was seen
+GROWTH_RANGE = (0.15, 1.5)  # times the law; the reference after 300 steps is near 0.15
+GROWTH_RANGE_SEEN = (0.8, 1.0, 1.25)  # once a tenth of the growth was seen
 FEWEST_STEPS = 300  # in a time-limited run; the reference's on one RTX 3090
 CHECKPOINT_WEIGHTS = 1 << 23  # weights of a checkpoint's blocks that are looked at
 
@@ -78,14 +78,13 @@ def _before_training(model: ModelConfig, train: TrainConfig, export: ExportConfi
     sizes = Sizes(roles(model), {name: model.blocks if name.startswith("blocks.") else 1 for name in state}, export)
     most = train.iterations
     fewest = min(most, FEWEST_STEPS) if train.max_wallclock_seconds else most
-    middle = round(math.sqrt(fewest * most))
+    scenarios = [(fewest, GROWTH_RANGE[0]), (round(math.sqrt(fewest * most)), 1.0), (most, GROWTH_RANGE[1])]
 
-    def drawn(steps: int, pace: float) -> dict[str, Tensor]:
-        area, generator = lr_area(steps, train.warmdown_iters), torch.Generator().manual_seed(0)
-        return {name: law.grow(t, sizes.roles[name], 0, area, pace, generator) for name, t in state.items()}
+    def drawn(i: int) -> dict[str, Tensor]:
+        area, generator = lr_area(scenarios[i][0], train.warmdown_iters), torch.Generator().manual_seed(0)
+        return {name: law.grow(t, sizes.roles[name], 0, area, scenarios[i][1], generator) for name, t in state.items()}
 
-    scenarios = ((fewest, GROWTH_RANGE[0]), (middle, 1.0), (most, GROWTH_RANGE[1]))
-    return _interval(sizes, state, lambda i: drawn(*scenarios[i]), MARGIN, known=scenarios[0] == scenarios[2])
+    return _interval(sizes, state, drawn, MARGIN, known=False)
 
 
 def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, steps: int | None = None) -> Forecast:
@@ -105,15 +104,13 @@ def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, 
     law = Law(model, config.train)
     pace = min(max(law.observed_pace(state, known, now), GROWTH_RANGE[0]), GROWTH_RANGE[1])
     state, copies = _some_blocks(state, model.blocks)
-    sizes = Sizes(known, copies, config.export)
-    factors = (GROWTH_RANGE_SEEN[0], 1.0, GROWTH_RANGE_SEEN[1])
 
     def drawn(i: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        return {n: law.grow(t, known[n], now, after, pace * factors[i], generator) for n, t in state.items()}
+        generator, growth = torch.Generator().manual_seed(0), pace * GROWTH_RANGE_SEEN[i]
+        return {name: law.grow(t, known[name], now, after, growth, generator) for name, t in state.items()}
 
     margin = MARGIN_SEEN if fraction < 1 else MARGIN
-    return _interval(sizes, state, drawn, margin, known=fraction == 1, without=without)
+    return _interval(Sizes(known, copies, config.export), state, drawn, margin, known=fraction == 1, without=without)
 
 
 def check(configs: dict[str, RunConfig], say: Callable[[str], None] | None = None) -> None:
@@ -138,19 +135,15 @@ def check(configs: dict[str, RunConfig], say: Callable[[str], None] | None = Non
 
 
 def _interval(
-    sizes: Sizes,
-    state: dict[str, Tensor],
-    drawn: Callable[[int], dict[str, Tensor]],
-    margin: float,
-    known: bool,
+    sizes: Sizes, state: dict[str, Tensor], drawn: Callable[[int], dict[str, Tensor]], margin: float, known: bool,
     without: tuple[str, ...] = (),
-) -> Forecast:
+) -> Forecast:  # fmt: skip
     """The middle of three scenarios with its margin; known = the scenarios do not differ.
 
     drawn(0, 1 or 2): the weights in the low, middle and high scenario. The outer two count only if a scheme's step
     size does not follow σ.
     """
-    config, schemes = sizes.config, sizes.schemes(state)
+    config, schemes = sizes.config, [scheme for name, t in state.items() if (scheme := sizes.scheme(name, t))]
     parts = sizes.parts(drawn(1))
     artifact, code = sum(parts.values()), code_bytes(schemes, config)
     if any(scheme.needs_calibration for scheme in schemes):
@@ -163,7 +156,7 @@ def _interval(
         low, high = min(low, *ends), max(high, *ends)
     if config.allocation == "solve" and artifact + code < config.cap_bytes:
         # These are the coarsest steps. The solver fills its cap, unless even the finest steps do not reach it.
-        finest = 2.05 + math.log2(MAX_LEVEL / 6)  # bits per weight: entropy of a Gaussian whose largest is at 6 σ
+        finest = 2.05 + math.log2(MAX_LEVEL / 6)  # bits per weight of a Gaussian whose largest is at 6 σ
         weights = sum(sizes.copies[n] * t.numel() for n, t in state.items() if not sizes.roles[n].is_control)
         room = min(config.cap_bytes - code - artifact, weights * finest / 8)
         parts["weights"] += room

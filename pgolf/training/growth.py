@@ -44,8 +44,8 @@ COHERENT = 80  # full-rate steps; later ones add up as a random walk
 # their rows move together, not far, and codecs that find repeats win. 120 to 220 such rows were found.
 IDLE_ROWS = slice(80, 256)
 IDLE_LIMIT = 2.9  # rms of such a row at most, in learning rates
-IDLE_NOISE = 0.06  # rms of the differences between such rows, in rms of the change
-FLAT = 0.5  # share of Adam's changes that is uniform: kurtosis 2.4 to 2.7, where a Gaussian has 3
+IDLE_NOISE = 0.06  # rms of differences between such rows, in rms of the change
+FLAT = 0.5  # uniform share of Adam's changes: kurtosis 2.4 to 2.7
 
 
 def lr_area(steps: int, warmdown: int) -> float:

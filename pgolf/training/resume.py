@@ -14,7 +14,7 @@ class TrainError(RuntimeError):
 
 
 def save_resume(path: Path, made_by: dict, **parts) -> None:
-    """Write atomically: made_by (see check_resume), and the state dict, or plain value, of every part."""
+    """Write made_by (see check_resume) and the state dict, or plain value, of every part; atomic."""
     content = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
     with atomic_path(path) as temporary:
         torch.save(content | {"made_by": made_by}, temporary)

@@ -35,7 +35,7 @@ from pgolf_core.optim import lr_factor
 from pgolf_core.train import train_step
 
 ERROR_REPORT_SECONDS = 3.0  # other ranks wait while the failing one reports
-EARLY_CHECK_FRACTION = 0.1  # share of training after which the size is estimated from the weights
+EARLY_CHECK_FRACTION = 0.1  # share of training, see check_size_early
 
 
 def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -> Result:
@@ -49,7 +49,7 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
     """
     run_dir = Path(run_dir)
     if read_result(run_dir) is None:
-        check({run_dir.name: config})  # before the directory exists, so that other knobs can still take its name
+        check({run_dir.name: config})  # other knobs can still take the directory's name
         if config.world_size > 1 and not under_torchrun():
             launch(config, run_dir, initial, say=tqdm.write)
             return read_result(run_dir)

@@ -26,7 +26,7 @@ from pgolf_core.evaluate import Score
 from pgolf_core.optim import newton_schulz_dtype
 from pgolf_core.train import TrainState, make_state, warm_up
 
-RESERVE_FACTOR = 1.25  # calibration time reserved, relative to the time measured before training
+RESERVE_FACTOR = 1.25  # reserved calibration time / time measured before training
 
 
 @dataclass
@@ -91,10 +91,7 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
             warm_up(state, warmup_steps)
         log(f"warmup_steps:{warmup_steps} done and undone")
     if config.max_wallclock_seconds and config.final_roundtrip_eval and config.export.needs_calibration:
-        run.timer.calibration_reserve_s = (
-            resume["timer"]["calibration_reserve_s"] if resume else ranks.share_float(_calibration_seconds(run, config))
-        )
-        _check_reserve(run)
+        _reserve_calibration(run, config, resume)
     if resume:
         state.load_state_dict(resume["train"])
         run.timer.load_state_dict(resume["timer"])
@@ -121,21 +118,18 @@ def _log_heading(run: Run, config: RunConfig, why_eager: str, muon_dtype: torch.
     log(f"forecast:{run.expected.verdict(config.cap_bytes)}")
 
 
-def _calibration_seconds(run: Run, config: RunConfig) -> float:
-    """Seconds to reserve for calibration, which counts toward the wallclock limit; 0 on ranks other than 0."""
-    if not run.ranks.first:
-        return 0.0
-    weights, device = run.state.model.state_dict(), run.state.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a new model draws random numbers
-        calibration_of(weights, config, run.dataset, device, tokens=1)  # builds kernels
-        with run.timer.excluded("warmup"):
-            began = time.perf_counter()
-            calibration_of(weights, config, run.dataset, device)
-            return RESERVE_FACTOR * seconds_since(began, device)
-
-
-def _check_reserve(run: Run) -> None:
-    timer = run.timer
+def _reserve_calibration(run: Run, config: RunConfig, resume: dict | None) -> None:
+    """Keep time for calibration, which counts toward the limit: as in the resume file, else as rank 0 measures it."""
+    timer, reserve = run.timer, resume["timer"]["calibration_reserve_s"] if resume else 0.0
+    if run.ranks.first and not resume:
+        weights, device = run.state.model.state_dict(), run.state.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a new model draws random numbers
+            calibration_of(weights, config, run.dataset, device, tokens=1)  # builds kernels
+            with timer.excluded("warmup"):
+                began = time.perf_counter()
+                calibration_of(weights, config, run.dataset, device)
+                reserve = RESERVE_FACTOR * seconds_since(began, device)
+    timer.calibration_reserve_s = run.ranks.share_float(reserve)
     if timer.calibration_reserve_s >= timer.limit_s:
         raise TrainError(
             f"max_wallclock_seconds={timer.limit_s:g}: calibration alone takes {timer.calibration_reserve_s:.0f} s; "

@@ -43,21 +43,15 @@ def test_pairs_are_those_of_the_mask(window):
 
 
 def test_utilisation_is_of_all_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     config, device = RunConfig(track="h100", world_size=8), torch.device("cuda")
-    assert flops.peak_flops(device) == 989e12
-    whole = 8 * 989e12 / flops.flops_per_token(config)  # tokens a second at the peak
-    assert flops.utilisation(config, int(whole), 2.0, device) == pytest.approx(0.5)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
-    assert flops.peak_flops(device) == 756e12
     for name, peak in {
-        "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
-        "NVIDIA RTX A1000": None,
-        "NVIDIA L40": 181e12,
-    }.items():
+        "a card of next year": None, "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None, "NVIDIA RTX A1000": None,
+        "NVIDIA L40": 181e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 80GB HBM3": 989e12,
+    }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert flops.peak_flops(device) == peak
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card of next year")
-    assert flops.utilisation(config, 1000, 1.0, device) is None
+        assert (flops.utilisation(config, 1000, 1.0, device) is None) == (peak is None)
+    whole = 8 * 989e12 / flops.flops_per_token(config)  # tokens per second at the peak
+    assert flops.utilisation(config, int(whole), 2.0, device) == pytest.approx(0.5)
     assert flops.utilisation(config, 1000, 1.0, torch.device("cpu")) is None
     assert flops.peak_memory(torch.device("cpu")) > 50 * 2**20

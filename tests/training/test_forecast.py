@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import yaml
+from support import training
 
 import pgolf.training.file_size as file_size
 import pgolf.training.forecast as forecast_module
@@ -21,11 +22,9 @@ from pgolf_core.export import export
 from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor
 
-TINY = dict(
-    track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
-    iterations=12, warmdown_iters=0, val_loss_every=0, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
-    val_batch_size=2048, keep_float_max_numel=2048,
-)  # fmt: skip
+TINY = training.TINY | dict(
+    warmdown_iters=0, val_loss_every=0, roundtrip_val_max_tokens=2048, keep_float_max_numel=2048
+)
 
 
 def gaussian_state(config: RunConfig, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -37,12 +36,12 @@ def gaussian_state(config: RunConfig, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 CHECKPOINTS = [
-    dict(num_layers=2, model_dim=192, quantizer="step:0.5", codec="ans"),
+    dict(num_layers=2, model_dim=96, quantizer="step:0.5", codec="ans"),
     dict(num_layers=2, model_dim=128, quantizer="step:0.3:row", embed_quantizer="step:0.05", codec="brotli"),
     dict(num_layers=1, model_dim=128, tie_embeddings=False, quantizer="sdclip:6:12.5", codec="lzma"),
     dict(num_layers=6, num_unique_blocks=3, model_dim=128, quantizer="absmax:6", codec="zlib"),
-    dict(num_layers=2, model_dim=192, embed_dim=64, quantizer="absmax", mlp_out_quantizer="ternary", codec="ans"),
-    dict(num_layers=2, model_dim=128, quantizer="float16", codec="auto"),
+    dict(num_layers=2, model_dim=96, embed_dim=64, quantizer="absmax", mlp_out_quantizer="ternary", codec="ans"),
+    dict(num_layers=1, model_dim=64, quantizer="float16", codec="auto"),
     dict(num_layers=2, model_dim=128, quantizer="absmax", int8_residual_rank=1, int8_residual_budget_bytes=4000),
 ]
 
@@ -58,13 +57,13 @@ def test_a_final_checkpoint_is_coded_as_export_does(tmp_path, knobs):
     assert seen.low < account.total < seen.high
 
 
-@pytest.mark.parametrize("codec", ["ans", "zlib"])
-def test_of_many_weights_some_stand_for_all(tmp_path, monkeypatch, codec):
-    config = RunConfig(**TINY | dict(num_layers=8, model_dim=128), quantizer="step:0.4", codec=codec)
+@pytest.mark.parametrize(("codec", "dim"), [("ans", 64), ("zlib", 128)])
+def test_of_many_weights_some_stand_for_all(tmp_path, monkeypatch, codec, dim):
+    config = RunConfig(**TINY | dict(num_layers=8, model_dim=dim), quantizer="step:0.4", codec=codec)
     state = gaussian_state(config)
     account = export(state, config.export, tmp_path / "artifact")
-    monkeypatch.setattr(forecast_module, "CHECKPOINT_WEIGHTS", 400_000)  # three blocks
-    monkeypatch.setitem(file_size.SAMPLES, codec, 300_000)
+    monkeypatch.setattr(forecast_module, "CHECKPOINT_WEIGHTS", 25 * dim**2)  # three blocks
+    monkeypatch.setitem(file_size.SAMPLES, codec, 18 * dim**2)
     assert forecast_from(state, config, 1.0).bytes - account.code == pytest.approx(account.artifact, rel=0.02)
 
 
@@ -75,14 +74,17 @@ def test_code_is_known_exactly():
 
 
 def test_finer_steps_and_larger_models_cost_more():
-    at = lambda **knobs: forecast(RunConfig(**TINY | dict(codec="ans", quantizer="step:0.4") | knobs)).bytes  # noqa: E731
-    sizes = [at(quantizer=f"step:{c}") for c in (1.5, 0.8, 0.4, 0.2, 0.1, 0.05)]
+    plain = TINY | dict(codec="ans", quantizer="step:0.4")
+    at = lambda **knobs: forecast(RunConfig(**plain | knobs)).bytes  # noqa: E731
+    sizes = [at(quantizer=f"step:{c}") for c in (1.5, 0.4, 0.2, 0.05)]
     assert sizes == sorted(sizes)
     weights = 1024 * 64 + 7 * 64 * 64  # embedding, attention 3, MLP 4
-    assert 8 * (sizes[3] - sizes[2]) == pytest.approx(weights, rel=0.08)  # half the step, a bit a weight
-    assert at() < at(num_layers=2) < at(num_layers=4)
-    assert at() < at(model_dim=96) < at(model_dim=128)
-    assert at(num_layers=2) == pytest.approx(at(num_layers=4, num_unique_blocks=2), rel=0.03)  # control vectors
+    assert 8 * (sizes[2] - sizes[1]) == pytest.approx(weights, rel=0.08)  # half the step, a bit a weight
+    small = dict(model_dim=32)
+    assert at(**small) < at(**small, num_layers=2) < at(**small, num_layers=4)
+    assert at(**small) < at(model_dim=48) < sizes[1]
+    shared = at(**small, num_layers=4, num_unique_blocks=2)
+    assert at(**small, num_layers=2) == pytest.approx(shared, rel=0.03)  # control vectors
 
 
 def test_steps_tied_to_sigma_know_no_training_length_and_the_reference_does():
@@ -132,10 +134,10 @@ def test_a_sweep_over_its_cap_is_refused_whole(tmp_path, monkeypatch, capfd):
     path = tmp_path / "s.yaml"
     small = TINY | dict(cap_bytes=80_000)
     wanted = {
-        "fits": {"cap_bytes": 900_000},
+        "fits": dict(cap_bytes=900_000),
         "large": {},
-        "coarse": {"quantizer": "step:1.5"},
-        "deep": {"num_layers": 4},
+        "coarse": dict(quantizer="step:1.5"),
+        "deep": dict(num_layers=4),
     }
     path.write_text(yaml.safe_dump({"base": small, "runs": wanted}), encoding="utf-8")
     with pytest.raises(ForecastError) as refusal:

@@ -24,6 +24,7 @@ from pgolf_core.distributed import ALONE, GradientSum
 from pgolf_core.optim import newton_schulz, partition
 
 THIRTY = dict(TINY, num_layers=2, iterations=30, val_loss_every=15, compression_reg_weight=0.005)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 GLOO = pytest.mark.skipif(os.name == "nt", reason="torch for Windows has no ranks that talk through gloo's devices")
 
 
@@ -64,8 +65,7 @@ def test_any_number_of_ranks_trains_the_same_bits(alone, tmp_path, size):
     else:  # started by torchrun, not by train()
         (tmp_path / "knobs.yaml").write_text(json.dumps(THIRTY))
         words = [f"--nproc_per_node={size}", "-m", "pgolf.training.run", "--config", str(tmp_path / "knobs.yaml")]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
-        subprocess.run([*torchrun, "--run-dir", str(tmp_path / "run")], check=True, capture_output=True)
+        subprocess.run([*TORCHRUN, *words, "--run-dir", str(tmp_path / "run")], check=True, capture_output=True)
         together = read_result(tmp_path / "run")
     assert len(losses(run_dir)) == 30
     assert losses(tmp_path / "run") == pytest.approx(losses(run_dir), abs=1e-6)
@@ -115,8 +115,7 @@ def test_dead_rank_ends_the_run_which_then_resumes(embedded, tmp_path):
 @GLOO
 def test_error_of_several_ranks_is_printed_once(embedded, tmp_path):
     words = ["--nproc_per_node=2", "-m", "pgolf.training.run", "-k", "track=nano", "--run-dir", str(tmp_path / "run")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
-    said = subprocess.run([*torchrun, "-k", "world_size=4"], capture_output=True, text=True)
+    said = subprocess.run([*TORCHRUN, *words, "-k", "world_size=4"], capture_output=True, text=True)
     assert said.returncode != 0
     assert said.stderr.count("pgolf: world_size=4, and torchrun started 2 processes") == 1
     assert not (tmp_path / "run").exists()
@@ -133,6 +132,7 @@ def test_numbers_of_ranks_that_cannot_work_are_refused(tmp_path):
     assert RunConfig(world_size=2, grad_accum_steps=1).data.microbatches == 4
 
 
+@pytest.mark.slow
 @GLOO
 def test_ranks_with_other_weights_are_seen(tmp_path):
     script = tmp_path / "ranks.py"
@@ -146,8 +146,7 @@ def test_ranks_with_other_weights_are_seen(tmp_path):
         "weights[0][1] += 1e-7 * ranks.rank\n"
         "assert same and not ranks.hold_same(weights)\n"
     )
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    subprocess.run([*TORCHRUN, "--nproc_per_node=2", str(script)], check=True, capture_output=True)
     assert ALONE.hold_same([torch.ones(3)])
 
 

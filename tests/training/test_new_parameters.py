@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pgolf.runs.result import ARTIFACT, CHECKPOINT
+from pgolf.studies.reexport import export_checkpoint
 from pgolf.studies.sensitivity import map_sensitivity
 from pgolf.training.forecast import forecast, forecast_from
 from pgolf.training.round_trip import load_checkpoint
@@ -22,10 +23,10 @@ from pgolf_core.parameters import CONTROL, EMBEDDING, declare, matrix
 KNOBS = dict(
     track="nano", num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
     iterations=7, val_loss_every=0, val_max_tokens=1024, roundtrip_val_max_tokens=1024, val_batch_size=1024,
-    calibration_tokens=512, allocation="solve", cap_bytes=55_000, codec="ans", keep_float_max_numel=0,
-    resume_every_seconds=0.001,
+    calibration_tokens=512, quantizer="step:0.3", codec="ans", keep_float_max_numel=0, resume_every_seconds=0.001,
     compression_reg_weight=0.005, compression_reg_interval=1, compression_reg_warmup_steps=0,
 )  # fmt: skip
+SOLVE = dict(allocation="solve", cap_bytes=55_000)
 TABLES = ["bigram.weight"]
 MATRICES = ["bigram_proj.weight", "blocks.0.mlp.bypass.weight", "blocks.1.mlp.bypass.weight"]
 
@@ -56,18 +57,10 @@ def extended(monkeypatch):
     monkeypatch.setattr(MLP, "forward", lambda self, x: mlp_forward(self, x) + self.bypass(x))
 
 
-@pytest.fixture
-def run(embedded, extended, tmp_path):
-    """Directory and result of a finished run."""
-    run_dir = tmp_path / "sweep" / "run"
-    return run_dir, train(RunConfig(**KNOBS), run_dir)
-
-
-def test_new_parameters_train_resume_solve_read_back_and_map(run, tmp_path, monkeypatch):
-    run_dir, result = run
-    config = RunConfig(**KNOBS)
-    state, stored = load_checkpoint(run_dir / CHECKPOINT), load(run_dir / ARTIFACT)
-    assert state.keys() == stored.keys() == roles(config.model).keys()
+def test_new_parameters_train_resume_solve_read_back_and_map(embedded, extended, tmp_path, monkeypatch):
+    config, run_dir = RunConfig(**KNOBS), tmp_path / "sweep" / "run"
+    result = train(config, run_dir)
+    state = load_checkpoint(run_dir / CHECKPOINT)
 
     # Trained: by Adam, by Muon, and the control vector by Adam.
     torch.manual_seed(config.seed)
@@ -75,9 +68,12 @@ def test_new_parameters_train_resume_solve_read_back_and_map(run, tmp_path, monk
     assert all(not torch.equal(state[name], initial[name]) for name in (*TABLES, *MATRICES, "bigram_gain"))
 
     # Solved: the file holds them nearly as they are, not zeroed.
+    solved = export_checkpoint(run_dir, tmp_path / "solved", **SOLVE)
+    stored = load(tmp_path / "solved" / ARTIFACT)
+    assert state.keys() == stored.keys() == roles(config.model).keys()
     for name in (*TABLES, *MATRICES, "bigram_gain"):
         assert (stored[name] - state[name]).norm() < 0.7 * state[name].norm(), name
-    assert config.cap_bytes >= result.total_bytes > 0.99 * config.cap_bytes
+    assert SOLVE["cap_bytes"] >= solved.total_bytes > 0.99 * SOLVE["cap_bytes"]
 
     # Killed in the middle and resumed: the same file.
     calls, forward = itertools.count(), GPT.forward
@@ -101,7 +97,7 @@ def test_new_parameters_train_resume_solve_read_back_and_map(run, tmp_path, monk
 
 
 def test_new_parameters_are_part_of_the_forecast(extended, tmp_path):
-    config = RunConfig(**KNOBS).with_knobs(allocation="fixed", quantizer="step:0.3")
+    config = RunConfig(**KNOBS)
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in GPT(config.model).state_dict().items()}

@@ -14,25 +14,23 @@ from pgolf_core import optim
 
 
 def test_training_stops_at_the_wallclock_limit(embedded, tmp_path):
-    result = train(tiny(max_wallclock_seconds=1.5, iterations=100_000, val_loss_every=0), tmp_path / "run")
-    assert result.stopped_by == "wallclock" and 1.5 <= result.train_seconds < 3 and result.steps > 3
+    result = train(tiny(max_wallclock_seconds=1.0, iterations=100_000, val_loss_every=0), tmp_path / "run")
+    assert result.stopped_by == "wallclock" and 1.0 <= result.train_seconds < 3 and result.steps > 1
 
 
 def test_calibration_counts_toward_the_wallclock_limit(embedded, tmp_path):
     """Training ends early by the time that calibration takes; the budget lists both."""
-    limit = 6.0
+    limit = 3.0
     config = tiny(
         iterations=100_000, max_wallclock_seconds=limit, warmdown_iters=20, val_loss_every=0, train_log_every=10,
-        quantizer="step:0.4", gptq=True, calibration_tokens=8_192, resume_every_seconds=0.5,
+        quantizer="step:0.4", gptq=True, calibration_tokens=4_096, resume_every_seconds=0.5,
     )  # fmt: skip
     result = train(config, tmp_path / "run")
     account = result.budget
-    assert (account["limit"], account["train"]) == (limit, result.train_seconds)
+    assert (account["limit"], account["train"], result.stopped_by) == (limit, result.train_seconds, "wallclock")
     assert account["counted"] == account["train"] + account["calibration"]
     assert account["over"] == max(0.0, account["counted"] - limit)
-    assert result.stopped_by == "wallclock"
-    assert account["calibration"] > 0.05
-    assert account["train"] < limit  # a run without calibration would have used it up
+    assert account["calibration"] > 0.02 and account["train"] < limit  # without calibration it is used up
     assert account["apart"].keys() == {"warmup", "validation", "forecast", "resume files"}
     assert account["apart"]["validation"] > 0
     assert "reserve:" in (tmp_path / "run" / "log.txt").read_text()
