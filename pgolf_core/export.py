@@ -123,7 +123,7 @@ def scheme_of(t: Tensor, role: Role, config: ExportConfig) -> QuantScheme | None
         return None
     if t.ndim != 2:
         return Absmax()
-    own = role.quantizer and getattr(config, f"{role.quantizer}_quantizer")
+    own = role.quantizer_group and getattr(config, f"{role.quantizer_group}_quantizer")
     chosen = parse_scheme(own or config.quantizer)
     float_embedding = chosen == Absmax() and role.kind == "embedding" and config.embed_bits == 16
     return None if float_embedding or isinstance(chosen, Float16) else chosen

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # pages use tensor_place and load no torch
 
 M = TypeVar("M", bound="nn.Module")
 
-QUANTIZERS = ("embed", "attn_in", "attn_out", "mlp_in", "mlp_out", "head")  # knobs `<one of these>_quantizer`
+QUANTIZER_GROUPS = ("embed", "attn_in", "attn_out", "mlp_in", "mlp_out", "head")  # knobs `<one of these>_quantizer`
 
 
 class RoleError(ValueError):
@@ -35,18 +35,18 @@ class Role:
     kind: embedding = a table (rows, dim) that token ids look up, trained by Adam at the embedding's rate;
         matrix = (rows, cols), trained by Muon; head = an untied output matrix, trained by Adam at head_lr;
         control = vectors and gains of any shape, trained by Adam at scalar_lr and stored in control_dtype.
-    quantizer: one of QUANTIZERS, whose knob may override `quantizer` for this tensor; '' = none may.
+    quantizer_group: one of QUANTIZER_GROUPS, whose knob may override `quantizer` for this tensor; '' = none may.
     block: index of the block that holds it, filled in by `roles_of`; None outside the blocks.
     """
 
     kind: Literal["embedding", "matrix", "head", "control"]
-    quantizer: str = ""
+    quantizer_group: str = ""
     block: int | None = None
 
     def __post_init__(self):
-        if self.quantizer not in ("", *QUANTIZERS):
-            known = ", ".join(QUANTIZERS)
-            raise RoleError(f"quantizer={self.quantizer!r} is no role; choose one of {known}, or ''")
+        if self.quantizer_group not in ("", *QUANTIZER_GROUPS):
+            known = ", ".join(QUANTIZER_GROUPS)
+            raise RoleError(f"quantizer_group={self.quantizer_group!r} is no group; choose one of {known}, or ''")
 
     @property
     def is_control(self) -> bool:
@@ -58,9 +58,9 @@ HEAD = Role("head", "head")
 CONTROL = Role("control")
 
 
-def matrix(quantizer: str = "") -> Role:
-    """Role of a matrix under Muon; quantizer as in Role."""
-    return Role("matrix", quantizer)
+def matrix(quantizer_group: str = "") -> Role:
+    """Role of a matrix under Muon; quantizer_group as in Role."""
+    return Role("matrix", quantizer_group)
 
 
 def declare(module: M, role: Role, *names: str) -> M:

@@ -7,6 +7,7 @@ from torch import Tensor
 from pgolf.analysis.statistics import compare_text
 from pgolf.data.dataset import Dataset
 from pgolf.runs.result import CHECKPOINT, Result, RunError
+from pgolf.studies.exact_map import estimated_rises, exact_scores
 from pgolf.studies.reexport import run_stage
 from pgolf.training.device import pick_device, pick_dtype
 from pgolf.training.inputs import open_dataset, scored_tokens
@@ -19,7 +20,6 @@ from pgolf_core.knobs import ExportConfig
 from pgolf_core.model import GPT, roles
 from pgolf_core.parameters import tensor_place
 from pgolf_core.quantization.calibration import calibrate
-from pgolf_core.quantization.sensitivity import estimated_rises, exact_scores
 from pgolf_core.quantization.stored import Quantized
 
 # Steps of 2σ leave about 1.2 bits per weight. Finer changes measure the tokens more than the tensors: the two halves

@@ -49,7 +49,7 @@ class Sizes:
             return fit_context(name, t, scheme, role, self.config.model_copy(update={"gptq": False}), {})
         generator = torch.Generator().manual_seed(0)
         rows, cols = (torch.randn(n, generator=generator) for n in t.shape)
-        uneven = role.kind == "embedding" or role.quantizer == "mlp_in"
+        uneven = role.kind == "embedding" or role.quantizer_group == "mlp_in"
         row_rms = FISHER_RMS_UNEVEN if uneven else FISHER_RMS
         return FitContext(row_weight=torch.exp(-2 * row_rms * rows), col_weight=torch.exp(-2 * FISHER_RMS * cols))
 

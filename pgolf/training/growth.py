@@ -62,7 +62,7 @@ def initial_state(model: ModelConfig) -> dict[str, Tensor]:
 
 
 def growth_of(role: Role) -> Growth:
-    return BY_ADAM if role.kind in ("embedding", "head") else GROWTH.get(role.quantizer, DEFAULT)
+    return BY_ADAM if role.kind in ("embedding", "head") else GROWTH.get(role.quantizer_group, DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def choose_residuals(
 
 
 def _has_role(role: Role, quantizers: tuple[str, ...], early: bool) -> bool:
-    return role.quantizer in quantizers and (not early or (role.block is not None and role.block < EARLY_BLOCKS))
+    return role.quantizer_group in quantizers and (not early or (role.block is not None and role.block < EARLY_BLOCKS))
 
 
 def _fit(error: Tensor, statistics: Statistics | None, config: ExportConfig) -> tuple[RankOne | LowRank, int, float]:

@@ -20,7 +20,7 @@ SMALL = dict(vocab_size=16, num_layers=3, model_dim=8, num_heads=2, num_kv_heads
 def test_every_parameter_of_the_model_has_the_role_it_was_created_with():
     found = roles(ModelConfig(**SMALL, embed_dim=4, tie_embeddings=False))
     blocks = {name: role for name, role in found.items() if role.block == 2}
-    assert {name: (role.kind, role.quantizer) for name, role in blocks.items()} == {
+    assert {name: (role.kind, role.quantizer_group) for name, role in blocks.items()} == {
         "blocks.2.attn.c_q.weight": ("matrix", "attn_in"),
         "blocks.2.attn.c_k.weight": ("matrix", "attn_in"),
         "blocks.2.attn.c_v.weight": ("matrix", "attn_in"),
@@ -28,7 +28,7 @@ def test_every_parameter_of_the_model_has_the_role_it_was_created_with():
         "blocks.2.mlp.fc.weight": ("matrix", "mlp_in"),
         "blocks.2.mlp.proj.weight": ("matrix", "mlp_out"),
     }
-    assert {name: (role.kind, role.quantizer) for name, role in found.items() if role.block is None} == {
+    assert {name: (role.kind, role.quantizer_group) for name, role in found.items() if role.block is None} == {
         "skip_weights": ("control", ""),
         "q_gains": ("control", ""),
         "attn_scales": ("control", ""),

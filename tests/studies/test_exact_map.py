@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from pgolf.studies.exact_map import exact_scores
 from pgolf_core.evaluate import evaluate
 from pgolf_core.knobs import EvalConfig, ModelConfig
 from pgolf_core.model import GPT
-from pgolf_core.quantization.sensitivity import exact_scores
 from pgolf_core.tokens import ByteTable
 
 TINY = dict(vocab_size=61, num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2)
