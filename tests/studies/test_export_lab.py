@@ -18,8 +18,15 @@ KNOBS = dict(
 )  # fmt: skip
 
 
-def test_allocation_scores_real_files(source, tmp_path):
-    result = allocate_residuals(source, tmp_path / "alloc", budgets=[1800, 4000])
+@pytest.fixture(scope="module")
+def allocated(source, tmp_path_factory):
+    """Folder of a residual study, and its result."""
+    folder = tmp_path_factory.mktemp("study") / "alloc"
+    return folder, allocate_residuals(source, folder, budgets=[1800, 4000])
+
+
+def test_allocation_scores_real_files(source, allocated):
+    folder, result = allocated
     rows = {row["variant"]: row for row in result.table}
     solved = f"solve {rows['plain']['total_bytes']}"
     assert set(rows) == set(residual_variants([1800, 4000])) | {solved}
@@ -28,19 +35,19 @@ def test_allocation_scores_real_files(source, tmp_path):
     assert rows["plain"]["bpb"] == plain.roundtrip_val_bpb and rows["plain"]["total_bytes"] == plain.total_bytes
     assert rows["all_attn_proj-4000"]["delta_bytes"] == 0  # no attention matrix of this model is quantised
     assert 0 < rows["early_mlp_proj-4000"]["delta_bytes"] < rows["global-4000"]["delta_bytes"] <= 4000 + 200
-    stored = load_runs(tmp_path)
+    stored = load_runs(folder.parent)
     variants = stored[stored.kind == "export"]
     assert len(variants) == len(rows) and (variants.path / ARTIFACT).map(lambda path: path.is_file()).all()
     assert set(variants.bpb) == {row["bpb"] for row in rows.values()}
     assert (variants.source == "sweep/run").all()
 
 
-def test_interrupted_allocation_does_only_what_is_missing(source, tmp_path):
-    first = allocate_residuals(source, tmp_path / "alloc", budgets=[1800])
-    (tmp_path / "alloc" / "result.json").unlink()
-    (tmp_path / "alloc" / "plain" / "result.json").unlink()
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
-    assert allocate_residuals(source, tmp_path / "alloc", budgets=[1800]).table == first.table
+def test_interrupted_allocation_does_only_what_is_missing(source, allocated):
+    folder, first = allocated
+    (folder / "result.json").unlink()
+    (folder / "plain" / "result.json").unlink()
+    stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
+    assert allocate_residuals(source, folder, budgets=[1800, 4000]).table == first.table
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
 
 
