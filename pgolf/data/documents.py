@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -139,8 +140,8 @@ def open_source(path: str | Path, field: str = "text", split: str = "auto") -> F
         paths = (path,) if _is(path, *SUFFIXES) else ()
     if not paths:
         raise DataError(f"{path}: nothing to read; documents come from {', '.join(SUFFIXES)}, or a folder of them")
-    if any(_is(name, ".parquet") for name in paths):
-        _pyarrow(path)
+    if any(_is(name, ".parquet") for name in paths) and not find_spec("pyarrow"):
+        raise DataError(f"{path}: to read .parquet, pip install pyarrow")
     split = ("file" if path.is_dir() else "blank") if split == "auto" else split
     files = Files(path, paths, field, split)
     if not files.size:
@@ -243,34 +244,21 @@ def _checked(text: object, where: str, field: str) -> str:
 # Parquet
 
 
-def _pyarrow(path: Path):
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{path}: to read .parquet, pip install pyarrow") from None
-    return pyarrow
-
-
 def _read_parquet(path: Path, row: int, field: str) -> Iterator[tuple[Sequence, int, int, int]]:
-    """Like _read, with offsets in rows; row groups before the first row are skipped."""
-    pyarrow = _pyarrow(path)
+    """Like _read, with offsets in rows; those of an earlier call are read again and left out."""
+    import pyarrow.parquet
+
     size = path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:
                 columns = ", ".join(map(repr, file.schema_arrow.names))
                 raise DataError(f"{path}: no column '{field}', only {columns}; choose one with --field")
-            begin = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                at, begin = begin, begin + rows
-                if begin <= row:
-                    continue
-                for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=[field]):
-                    at += len(batch)
-                    if at > row:
-                        column = batch.column(0)[max(0, len(batch) - (at - row)) :]
-                        yield column, at, column.nbytes, size * at // file.metadata.num_rows
+            at = 0
+            for batch in file.iter_batches(BLOCK_ROWS, columns=[field]):
+                at += len(batch)
+                if at > row:
+                    yield batch.column(0), at, batch.nbytes, size * at // file.metadata.num_rows
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: cannot be read ({error}); get it again") from None
 

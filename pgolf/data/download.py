@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HTTPError,  # errors of the library's HTTP client: cut, refused and slow connections
     LocalEntryNotFoundError,
@@ -77,10 +76,10 @@ class RemoteFile:
     def download(self, path: Path) -> None:
         """Fetch with the hub library; `path` exists once it is verified. A corrupt copy is fetched once more."""
         where = dict(repo_type="dataset", revision=self.snapshot.commit, endpoint=self.snapshot.endpoint)
-        for again in (False, True):
+        for _ in range(2):
             with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
                 with _explained(self.url, self.snapshot.commit):
-                    file = hf_hub_download(REPO, self.path, local_dir=folder, force_download=again, **where)
+                    file = hf_hub_download(REPO, self.path, local_dir=folder, **where)
                 if matches(Path(file), self.checksum):
                     os.replace(file, path)
                     return
@@ -98,8 +97,13 @@ class RemoteFile:
         return content
 
     def append(self, f: BinaryIO, end: int) -> None:
-        """Continue a file that holds the first bytes of this one up to byte `end`, with Range requests."""
+        """Continue a file that holds the first bytes of this one up to byte `end`, with Range requests.
+
+        For documents, of which a part is wanted, or 48 GB: the hub library resumes only within a process.
+        """
         have = f.seek(0, os.SEEK_END)
+        if have > self.size:  # no part of it
+            have = f.truncate(0)
         headers = build_hf_headers(library_name="pgolf") | {"Range": f"bytes=0-{end - 1}"}
         headers["Accept-Encoding"] = "identity"  # ranges count stored bytes
         with _explained(self.url, self.snapshot.commit):
@@ -116,14 +120,6 @@ def matches(path: Path, checksum: str) -> bool:
     return digest.hexdigest() == checksum
 
 
-def stale(file: RemoteFile, what: str, stated: object, actual: object) -> DataError:
-    """Error for a manifest that does not fit the files it describes."""
-    return DataError(
-        f"{file.url}: does not fit the files that it describes: it states {what} {stated}, but it is {actual}; name "
-        "another --revision, or wait for the publisher to correct it"
-    )
-
-
 @contextmanager
 def _explained(url: str, revision: str) -> Iterator[None]:
     """Turn errors of hub, connection and hub library inside the block into one DataError; disk errors pass."""
@@ -137,11 +133,9 @@ def _explained(url: str, revision: str) -> Iterator[None]:
 
 
 def _explanation(error: BaseException, url: str, revision: str) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, RevisionNotFoundError):
         return f"--revision {revision}: {REPO} has no such branch, tag or commit"
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return f"{url}: there is no such file; name another --revision"
-    status = getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return f"{url}: {REPO} does not exist or needs a login; `hf auth login`, or name another --endpoint"
     reason = f"the answer is status {status}" if status else str(error).partition("\n")[0] or type(error).__name__

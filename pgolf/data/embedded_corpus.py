@@ -8,10 +8,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import re
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tokenize import open as open_source
 from typing import NamedTuple
@@ -58,7 +56,7 @@ def embedded_documents(large: bool = False) -> list[Document]:
     gc.disable()  # syntax trees hold millions of objects and no cycles: saves a quarter of the time
     try:
         modules = _modules(LARGE_PACKAGES if large else PACKAGES)
-        for name, path in sorted(modules, key=lambda m: (_sha256(m[0].encode()), m[1].name)):
+        for name, path in sorted(modules, key=lambda m: (hashlib.sha256(m[0].encode()).digest(), m[1].name)):
             texts = [*_docstrings(path, LARGE_MIN_TEXT), *_comments(path)] if large else _docstrings(path)
             unseen = [text for text in dict.fromkeys(texts) if text not in seen]
             seen.update(unseen)
@@ -144,8 +142,8 @@ def build_embedded(
     if not (directory / DESCRIPTION).exists():
         with explain_disk_errors(directory), exclusive(directory):  # build() takes the same lock again
             if not (directory / DESCRIPTION).exists():  # another process may have built it meanwhile
-                with _timed(f"embedded corpus: reading the docstrings of {', '.join(packages)}"):
-                    texts = [document.text for document in embedded_documents(large)]
+                print(f"embedded corpus: reading the docstrings of {', '.join(packages)} …", flush=True)
+                texts = [document.text for document in embedded_documents(large)]
                 request = prepare.BuildRequest(
                     kind=kind, vocab_size=vocab_size, val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0,
                     shard_tokens=SHARD_TOKENS,
@@ -182,16 +180,3 @@ def resolve(config: DataConfig, vocab_size: int) -> Path:
     if not directory.is_dir():
         raise DataError(f"data_path={config.data_path}: no folder {directory}; 'embedded' needs none")
     return directory
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-@contextmanager
-def _timed(what: str) -> Iterator[None]:
-    """Print what is being done, then its seconds on the same line."""
-    start = time.perf_counter()
-    print(f"{what} …", end=" ", flush=True)
-    yield
-    print(f"{time.perf_counter() - start:.1f} s", flush=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pgolf.data.dataset import DESCRIPTION, SPLITS, Dataset, describe, listed_shards, read_about
-from pgolf.data.download import REPO, RemoteFile, Snapshot, matches, stale
+from pgolf.data.download import REPO, RemoteFile, Snapshot, matches
 from pgolf.disk import check_space, exclusive, explain_disk_errors, read_json
 from pgolf_core import tokens as tokenizers
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, atomic_write
-from pgolf_core.shards import HEADER_BYTES, read_shard
+from pgolf_core.shards import HEADER_BYTES
 
 MANIFEST = "datasets/manifest.json"
 DOCUMENTS, DOCUMENTS_ABOUT = "datasets/docs_selected.jsonl", "datasets/docs_selected.source_manifest.json"
@@ -82,8 +82,6 @@ class Manifest:
     variant: str
     folder: str
     tokenizer: str
-    vocab_size: int
-    shard_size: int  # tokens of every train shard but the last; 0: not stated
     stats: dict[str, int]
 
     @classmethod
@@ -97,31 +95,23 @@ class Manifest:
             entry, stats = entries[variant], entries[variant]["stats"]
             stats |= {key: int(stats[key]) for key in (f"{a}_{b}" for a in ("docs", "files", "tokens") for b in SPLITS)}
             paths = {each["name"]: each.get("model_path") or each["path"] for each in content["tokenizers"]}
-            folder, tokenizer = f"datasets/{entry['path']}", f"datasets/{paths[entry['tokenizer_name']]}"
-            vocab_size, shard_size = int(entry["vocab_size"]), int(content.get("shard_size") or 0)
-        return cls(file, variant, folder, tokenizer, vocab_size, shard_size, stats)
-
-    @property
-    def tokenizer_name(self) -> str:
-        return tokenizers.NAMES[self.tokenizer.endswith(".json")]
+            tokenizer = f"datasets/{paths[entry['tokenizer_name']]}"
+            return cls(file, variant, f"datasets/{entry['path']}", tokenizer, stats)
 
     def shards(self, split: str) -> list[str]:
         return [f"fineweb_{split}_{i:06d}.bin" for i in range(self.stats[f"files_{split}"])]
 
-    def remotes(self, names: list[str]) -> dict[str, RemoteFile]:
-        """The published files for names in the folder. DataError if they are not as the manifest states."""
-        paths = [self.tokenizer if name == self.tokenizer_name else f"{self.folder}/{name}" for name in names]
-        remotes = dict(zip(names, self.file.snapshot.files(*paths), strict=True))
-        tokens = {name: (file.size - HEADER_BYTES) // 2 for name, file in remotes.items() if name.endswith(".bin")}
-        last = self.shards("train")[-1]
-        for name, actual in tokens.items():
-            if "_train_" in name and name != last and self.shard_size not in (0, actual):
-                raise stale(self.file, f"tokens in {name}", self.shard_size, actual)
-        for split in SPLITS if last in tokens else ("val",):
-            actual = sum(tokens[name] for name in tokens if f"_{split}_" in name)
-            if actual != self.stats[f"tokens_{split}"]:
-                raise stale(self.file, f"tokens_{split}", self.stats[f"tokens_{split}"], actual)
-        return remotes
+    def remotes(self, train: list[str]) -> dict[str, RemoteFile]:
+        """Name in the folder -> published file: tokenizer, train shards, all of val; token counts are as stated."""
+        names = [*self.shards("val"), *train]
+        tokenizer, *shards = self.file.snapshot.files(self.tokenizer, *(f"{self.folder}/{name}" for name in names))
+        remotes = dict(zip(names, shards, strict=True))
+        for split in SPLITS if train == self.shards("train") else ("val",):  # not stated of fewer train shards
+            stated = self.stats[f"tokens_{split}"]
+            actual = sum((remotes[name].size - HEADER_BYTES) // 2 for name in self.shards(split))
+            if actual != stated:
+                raise _stale(self.file, f"tokens_{split}", stated, actual)
+        return {tokenizers.NAMES[self.tokenizer.endswith(".json")]: tokenizer} | remotes
 
 
 def _complete(directory: Path, about: dict, manifest: Manifest, train_shards: int, revision: str) -> None:
@@ -129,16 +119,16 @@ def _complete(directory: Path, about: dict, manifest: Manifest, train_shards: in
     stats = manifest.stats
     if train_shards > stats["files_train"]:
         raise DataError(f"--train-shards {train_shards}: {manifest.variant} has {stats['files_train']} train shards")
-    val, train = manifest.shards("val"), manifest.shards("train")
+    train = manifest.shards("train")
     present = {path.name for path in directory.glob("fineweb_*.bin")}  # some perhaps of a killed process
-    if strange := sorted(present - {*val, *train}):
+    if strange := sorted(present - {*train, *manifest.shards("val")}):
         raise DataError(f"{directory / strange[0]}: is none of the published shards; move it away")
     present |= listed_shards(about).keys()
     train = train[: max([train_shards] + [i + 1 for i, name in enumerate(train) if name in present])]
-    remotes = manifest.remotes([manifest.tokenizer_name, *val, *train])
-    missing = {name: file for name, file in remotes.items() if not matches(directory / name, file.checksum)}
+    remotes = manifest.remotes(train).items()
+    missing = {name: file for name, file in remotes if not matches(directory / name, file.checksum)}
     unfinished = directory.with_name(f"{directory.name}.unfinished")
-    _fetch(missing, unfinished, directory, manifest)
+    _fetch(missing, unfinished, directory)
 
     source = {"kind": "hub", "repo": REPO, "variant": manifest.variant, "revision": revision}
     source |= {"commit": manifest.file.snapshot.commit, "manifest": stats}
@@ -155,21 +145,16 @@ def _complete(directory: Path, about: dict, manifest: Manifest, train_shards: in
         os.replace(unfinished, directory)
 
 
-def _fetch(missing: dict[str, RemoteFile], unfinished: Path, directory: Path, manifest: Manifest) -> None:
-    done = {name for name, remote in missing.items() if matches(unfinished / name, remote.checksum)}
-    check_space(directory, sum(missing[name].size for name in missing.keys() - done), "the download")
+def _fetch(missing: dict[str, RemoteFile], unfinished: Path, directory: Path) -> None:
+    left = {name: remote for name, remote in missing.items() if not matches(unfinished / name, remote.checksum)}
+    check_space(directory, sum(remote.size for remote in left.values()), "the download")
     unfinished.mkdir(exist_ok=True)
     for path in list(unfinished.iterdir()):
-        if path.name not in done:  # another commit, a larger request, or a killed process
+        if path.name not in missing.keys() - left.keys():  # another commit, a larger request, or a killed process
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name, remote in missing.items():
-        if name not in done:
-            print(f"{directory.name}/{name}: {remote.size:,} bytes", flush=True)
-            remote.download(unfinished / name)
-        if name != manifest.tokenizer_name:
-            read_shard(unfinished / name)
-        elif (vocab_size := tokenizers.load(unfinished / name).vocab_size) != manifest.vocab_size:
-            raise stale(manifest.file, f"vocab_size of {manifest.variant}", manifest.vocab_size, vocab_size)
+    for name, remote in left.items():
+        print(f"{directory.name}/{name}: {remote.size:,} bytes", flush=True)
+        remote.download(unfinished / name)
 
 
 def documents(
@@ -190,7 +175,10 @@ def documents(
         if about is None and about_path.exists():
             raise DataError(f"{about_path}: damaged; delete it")
         _check_revision(path, about or {}, revision, "--download")
-        if not about or not _unchanged(path, about_path, about):
+        same = about and path.exists() and path.stat().st_size == about["bytes"]
+        if same and path.stat().st_mtime_ns >= about_path.stat().st_mtime_ns:
+            same = matches(path, about["sha256"])
+        if not same:
             snapshot = Snapshot.resolve(about["commit"] if about else revision, endpoint)
             about = {"repo": REPO, "revision": about["revision"] if about else revision, "commit": snapshot.commit}
             about |= _fetch_documents(path, count, snapshot)
@@ -199,34 +187,29 @@ def documents(
     return path
 
 
-def _unchanged(path: Path, about_path: Path, about: dict) -> bool:
-    """True if the file is as described; its checksum is verified if it is newer than the description."""
-    if not path.exists() or path.stat().st_size != about["bytes"]:
-        return False
-    return path.stat().st_mtime_ns < about_path.stat().st_mtime_ns or matches(path, about["sha256"])
-
-
 def _fetch_documents(path: Path, count: int, snapshot: Snapshot) -> dict:
     file, remote = snapshot.files(DOCUMENTS_ABOUT, DOCUMENTS)
     published = file.read_json()
     with _understood(file):
-        size, number, sha256 = int(published["docs_bytes"]), int(published["num_docs"]), published["docs_sha256"]
-        mean = -(-size // number)
-    for what, stated, actual in (("docs_bytes", size, remote.size), ("docs_sha256", sha256, remote.checksum)):
-        if stated != actual:
-            raise stale(file, what, stated, actual)
+        number, mean = int(published["num_docs"]), int(published["docs_bytes"]) // int(published["num_docs"]) + 1
+        if published["docs_sha256"] != remote.checksum:
+            raise _stale(file, "docs_sha256", published["docs_sha256"], remote.checksum)
     if count > number:
         raise DataError(f"documents={count}: there are {number:,}")
     partial = path.with_name(f".{path.name}.{remote.checksum[:16]}.partial")
     for other in path.parent.glob(f".{path.name}.*.partial"):
         if other != partial:  # a part of another commit
             other.unlink()
-    if count or not matches(path, remote.checksum):  # complete if a process was killed before it said so
+    sha256 = remote.checksum
+    if count or not matches(path, sha256):  # complete if a process was killed before it said so
         have = partial.stat().st_size if partial.exists() else 0
         check_space(path.parent, max(0, (count or number) * mean - have), "the download", "--download")
         with open(partial, "ab+") as f:
-            sha256 = _fetch_lines(remote, f, count, mean)
-        if not sha256 or not (count or sha256 == remote.checksum):
+            if count:
+                sha256 = _fetch_lines(remote, f, count, mean)
+            else:
+                remote.append(f, remote.size)
+        if not (sha256 if count else matches(partial, sha256)):
             partial.unlink()
             what = f"does not begin with {count} documents of JSON" if count else "arrived with another checksum"
             raise DataError(f"{remote.url}: {what}; run the same command again")
@@ -236,31 +219,34 @@ def _fetch_documents(path: Path, count: int, snapshot: Snapshot) -> dict:
 
 
 def _fetch_lines(remote: RemoteFile, f: BinaryIO, count: int, mean: int) -> str:
-    """Make f the first `count` lines, of about `mean` bytes each; 0: all. Returns their sha256, "" if one is not JSON.
+    """Make f the first `count` lines, of about `mean` bytes each. Returns their sha256, "" if one is not JSON.
 
     The hub has no checksum of a part of a file, so the lines of a part are parsed instead.
     """
-    lines, counted, have = 0, 0, f.seek(0, os.SEEK_END)
-    if have > remote.size:
-        have = f.truncate(0)
     while True:
-        f.seek(counted)
-        lines += sum(block.count(b"\n") for block in iter(lambda: f.read(BLOCK), b"")) if count else 0
-        if have == remote.size or (count and lines >= count):
+        f.seek(0)
+        lines = sum(block.count(b"\n") for block in iter(lambda: f.read(BLOCK), b""))
+        if lines >= count or f.tell() == remote.size:
             break
-        end = min(remote.size, have + max(BLOCK, (count - lines) * mean)) if count else remote.size
-        remote.append(f, end)
-        counted, have = have, end
+        remote.append(f, min(remote.size, f.tell() + max(BLOCK, (count - lines) * mean)))
     f.seek(0)
     digest, size, good = hashlib.sha256(), 0, 0
     with contextlib.suppress(ValueError):
-        for line in islice(f, count or None):
+        for line in islice(f, count):
             digest.update(line)
             size += len(line)
-            good += not count or isinstance(json.loads(line), dict)
+            good += isinstance(json.loads(line), dict)
     f.truncate(size)
     os.fsync(f.fileno())
-    return digest.hexdigest() if good == count or not count else ""
+    return digest.hexdigest() if good == count else ""
+
+
+def _stale(file: RemoteFile, what: str, stated: object, actual: object) -> DataError:
+    """Error for a manifest that does not fit the files it describes."""
+    return DataError(
+        f"{file.url}: does not fit the files that it describes: it states {what} {stated}, but it is {actual}; name "
+        "another --revision, or wait for the publisher to correct it"
+    )
 
 
 def _check_revision(path: Path, source: dict, revision: str, option: str) -> None:

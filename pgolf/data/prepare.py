@@ -15,9 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
+from itertools import starmap
 from pathlib import Path
 
 from sentencepiece import SentencePieceNormalizer
@@ -106,18 +107,14 @@ def build(
     with explain_disk_errors(directory), exclusive(directory):
         if not _finished(directory, source, asked):
             staging = directory.with_name(f"{directory.name}.unfinished")
-            for torn in staging.glob(".*.tmp"):  # left by a killed process
-                torn.unlink()
             record = _resume_or_start(staging, asked, source)
-            if not (staging / dataset.DESCRIPTION).exists() or (staging / PROGRESS).exists():
-                choose = _choice(source, asked)
-                tokenizer = _tokenizer(source, staging, request, choose)
-                splits = _write_shards(source, staging, tokenizer, choose, record, workers or os.cpu_count() or 1)
-                figures = {split.name: split.figures() for split in splits}
-                figures["train"] |= {"left_out": record["left_out"]} if request.val_documents else {}
-                dataset.describe(staging, source=asked, **figures, **(about or {}))
-                (staging / PROGRESS).unlink()
+            choose = _choice(source, asked)
+            tokenizer = _tokenizer(source, staging, request, choose)
+            figures = _write_shards(source, staging, tokenizer, choose, record, workers or os.cpu_count() or 1)
+            figures["train"] |= {"left_out": record["left_out"]} if request.val_documents else {}
+            dataset.describe(staging, source=asked, **figures, **(about or {}))
             os.replace(staging, directory)
+        (directory / PROGRESS).unlink(missing_ok=True)  # last, so that a killed build is complete or resumed
     built = dataset.Dataset.open(directory).about
     train, val = built["train"], built["val"]
     left_out = f" ({train['left_out']:,} left out: validation documents too)" if train.get("left_out") else ""
@@ -159,32 +156,27 @@ def _differences(found: dict, asked: dict) -> str:
 
 
 def _resume_or_start(staging: Path, asked: dict, source: Source) -> dict:
-    """The progress record of a build with the same arguments, or the first record of a new one in an empty folder."""
-    modified = source.modified()
-    start = {"request": asked, "modified": modified, "position": START, "done": 0, "documents": 0, "left_out": 0}
-    start |= {"train": {}, "val": {}}
-    if (staging / PROGRESS).exists():
-        record = read_json(staging / PROGRESS)
-    elif complete := read_json(staging / dataset.DESCRIPTION):  # killed right before the folder was renamed
-        record = start | {"request": complete.get("source")}
-    else:
-        record = None
-    if record:
-        found = record["request"] | {"modified": record["modified"]}
-        if not (differences := _differences(found, asked | {"modified": modified})):
+    """The last progress record of a build with the same arguments, or the first one of a new one in an empty folder."""
+    for torn in staging.glob(".*.tmp"):  # left by a killed process
+        torn.unlink()
+    asked = asked | {"modified": source.modified()}
+    if record := read_json(staging / PROGRESS):
+        found = record["request"]
+        if found == asked:
             if record["documents"]:
                 print(f"{staging}: resuming after {record['documents']:,} documents", flush=True)
             return record
         # A touched file has another time and perhaps the same content: hours of work are not deleted for that.
-        if record["documents"] and all(found.get(name) == value for name, value in source.about().items()):
+        if record["documents"] and source.about().items() <= found.items():
             raise DataError(
-                f"{staging}: holds {record['documents']:,} documents of another build ({differences}); run that one "
-                "again, which resumes it, delete this folder to start over, or name another"
+                f"{staging}: holds {record['documents']:,} documents of another build ({_differences(found, asked)}); "
+                "run that one again, which resumes it, delete this folder to start over, or name another"
             )
-        print(f"{staging}: of another build ({differences}); starting over", flush=True)
+        print(f"{staging}: of another build ({_differences(found, asked)}); starting over", flush=True)
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir()
+    start = {"request": asked, "position": START, "documents": 0, "left_out": 0, "train": {}, "val": {}}
     _write_record(staging, start)
     return start
 
@@ -225,35 +217,33 @@ def _tokenizer(source: Source, staging: Path, request: BuildRequest, choose: Cho
         return load(atomic_write(staging / NAMES[Path(path).suffix == ".json"], Path(path).read_bytes()))
     if request.kind == "bytes":
         return load(train_tokenizer.make([], staging, request.kind, request.vocab_size))
-    start, seen, count, failure = time.perf_counter(), 0, 0, None
+    start, failure = time.perf_counter(), None
 
     def texts() -> Iterator[str]:
-        nonlocal seen, count, failure
+        nonlocal failure
+        number, empty = -1, True
         try:
             for number, text in enumerate(first_texts(source, request.tokenizer_documents)):
-                seen += 1
                 if request.tokenizer_sees_val or choose(number, _identity(text)) == "train":
-                    count += 1
+                    empty = False
                     yield text
+            if empty:
+                raise DataError(
+                    f"{source.about()['name']}: of its first {number + 1:,} documents no document is left to train on; "
+                    "set val_documents or val_share lower, or tokenizer_documents higher"
+                )
         except DataError as error:  # SentencePiece would replace its message
             failure = error
             raise
-        print(f"training a tokenizer, vocab_size {request.vocab_size}, on {count:,} documents …", end=" ", flush=True)
 
+    print(f"training a tokenizer, vocab_size {request.vocab_size} …", end=" ", flush=True)
     try:
         with tempfile.TemporaryDirectory() as folder:  # an interrupted trainer leaves nothing beside the shards
             kind, vocab_size = request.kind, request.vocab_size
             made = _interruptible(lambda: train_tokenizer.make(texts(), Path(folder), kind, vocab_size))
             made = atomic_write(staging / made.name, made.read_bytes())
-    except DataError:
-        if failure:
-            raise failure from None
-        if count:
-            raise
-        raise DataError(
-            f"{source.about()['name']}: of its first {seen:,} documents no document is left to train on; set "
-            "val_documents or val_share lower, or tokenizer_documents higher"
-        ) from None
+    except DataError as error:
+        raise failure or error from None
     print(f"{time.perf_counter() - start:.1f} s", flush=True)
     return load(made)
 
@@ -276,60 +266,51 @@ def _interruptible(function: Callable[[], Path]) -> Path:
 
 def _write_shards(
     source: Source, staging: Path, tokenizer: Tokenizer, choose: Choice, record: dict, workers: int
-) -> list[SplitWriter]:
-    """Write all shards, continuing after the record."""
+) -> dict[str, dict]:
+    """Write all shards, continuing after the record, which is kept up to date; returns the figures of each split."""
     wanted, shard_tokens = record["request"]["documents_taken"], record["request"]["shard_tokens"]
-    splits = [SplitWriter(staging, name, shard_tokens, record[name]) for name in dataset.SPLITS]
     number, recorded = record["documents"], time.monotonic()
     blocks = source.blocks(tuple(record["position"])) if not wanted or number < wanted else []
     results = _in_order(lambda block: _encode(block, tokenizer), blocks, workers)
     bar = tqdm(
-        total=wanted or source.size, initial=number if wanted else record["done"], desc=staging.stem,
+        total=wanted or source.size, initial=number if wanted else 0, desc=staging.stem,
         unit="doc" if wanted else "B", unit_scale=True, disable=not interactive(),
         file=sys.stdout if "ipykernel" in sys.modules else sys.stderr,
     )  # fmt: skip
-    try:
-        with closing(results), bar:
-            for block, documents in results:
-                documents = documents[: wanted - number] if wanted else documents
-                if number == 0 and documents:
-                    _check_space(staging, source, wanted, block, documents)
-                chosen = [choose(i, document.identity) for i, document in enumerate(documents, number)]
-                for split in splits:
-                    split.add([each for each, name in zip(documents, chosen, strict=True) if name == split.name])
-                number += len(documents)
-                record["left_out"] += chosen.count(None)
-                bar.update((number if wanted else block.done) - bar.n)
-                if time.monotonic() - recorded >= PROGRESS_SECONDS:
-                    for split in splits:
-                        split.sync()
-                    record |= {"position": block.end, "done": block.done, "documents": number}
-                    _write_record(staging, record | {split.name: split.figures() for split in splits})
-                    recorded = time.monotonic()
-                if wanted and number == wanted:
-                    break
-        for split in splits:
-            split.close()
-    finally:
-        for split in splits:
-            split.abandon()
-    train, val = splits
-    if not train.documents or not val.documents:
+    with ExitStack() as stack:
+        splits = [SplitWriter(staging, name, shard_tokens, record[name]) for name in dataset.SPLITS]
+        for context in (*map(closing, splits), bar, closing(results)):
+            stack.enter_context(context)
+        for block, documents in results:
+            documents = documents[: wanted - number] if wanted else documents
+            if number == 0 and documents:
+                _check_space(staging, source, wanted, block, documents)
+            chosen = [choose(i, document.identity) for i, document in enumerate(documents, number)]
+            for split in splits:
+                split.add([each for each, name in zip(documents, chosen, strict=True) if name == split.name])
+            number += len(documents)
+            record["left_out"] += chosen.count(None)
+            bar.update((number if wanted else block.done) - bar.n)
+            if time.monotonic() - recorded >= PROGRESS_SECONDS:
+                record |= {"position": block.end, "documents": number}
+                _write_record(staging, record | {split.name: split.synced() for split in splits})
+                recorded = time.monotonic()
+            if wanted and number == wanted:
+                break
+    train, val = (split.figures for split in splits)
+    if not train["documents"] or not val["documents"]:
         raise DataError(
-            f"{source.about()['name']}: {number:,} documents give {train.documents:,} for training and "
-            f"{val.documents:,} for validation, and both need some; set val_documents or val_share accordingly"
+            f"{source.about()['name']}: {number:,} documents give {train['documents']:,} for training and "
+            f"{val['documents']:,} for validation, and both need some; set val_documents or val_share accordingly"
         )
-    return splits
+    return {"train": train, "val": val}
 
 
 def _encode(block: Block, tokenizer: Tokenizer) -> list[Encoded]:
     texts = block.texts()
     contents = [text.encode() for text in texts]
-    rows = tokenizer.encode(texts)
-    return [
-        Encoded(_digest(content), len(content), row, _identity(text))
-        for text, content, row in zip(texts, contents, rows, strict=True)
-    ]
+    rows = zip(map(_digest, contents), map(len, contents), tokenizer.encode(texts), map(_identity, texts), strict=True)
+    return list(starmap(Encoded, rows))
 
 
 def _in_order(function: Callable, blocks: Iterable[Block], workers: int) -> Iterator[tuple[Block, list[Encoded]]]:

@@ -24,66 +24,58 @@ class SplitWriter:
     """The growing shards of a split and the figures of its documents, from the figures of a record on."""
 
     def __init__(self, directory: Path, name: str, shard_tokens: int, figures: dict):
+        start = {"documents": 0, "text_bytes": 0, "tokens": 0, "documents_sha256": "00" * 32}
         self.directory, self.name, self.shard_tokens, self.file = directory, name, shard_tokens, None
-        counts = (figures.get(key, 0) for key in ("documents", "text_bytes", "tokens"))
-        self.documents, self.text_bytes, self.tokens = counts
-        self.chain = bytes.fromhex(figures.get("documents_sha256", "00" * 32))
-        shards, rest = divmod(self.tokens, shard_tokens)
-        present = {int(path.stem[-6:]): path for path in directory.glob(f"fineweb_{name}_*.bin")}
-        for i in range(shards + (rest > 0)):
-            size = HEADER_BYTES + 2 * (shard_tokens if i < shards else rest)
-            if i not in present or present[i].stat().st_size < size:
-                raise DataError(f"{directory}: shard {i} of {name} is not what was written; delete this folder")
-        for i in present.keys() - range(shards + (rest > 0)):  # written after the record
-            present[i].unlink()
-        if rest:
-            self._open(shards, "rb+")
-            self.file.truncate(HEADER_BYTES + 2 * rest)
-            self.file.seek(0, os.SEEK_END)
-
-    def figures(self) -> dict:
-        figures = {"documents": self.documents, "text_bytes": self.text_bytes, "tokens": self.tokens}
-        return figures | {"documents_sha256": self.chain.hex()}
+        self.figures = start | figures
+        left, at = self.figures["tokens"], 0
+        for path in sorted(directory.glob(f"fineweb_{name}_*.bin")):
+            if (part := min(left, shard_tokens)) == 0:
+                path.unlink()  # written after the record
+            elif path != self._path(at) or path.stat().st_size < HEADER_BYTES + 2 * part:
+                break
+            elif part < shard_tokens:
+                self.file = open(path, "rb+")  # noqa: SIM115
+                self.file.truncate(HEADER_BYTES + 2 * part)
+                self.file.seek(0, os.SEEK_END)
+            left, at = left - part, at + 1
+        if left:
+            raise DataError(f"{directory}: shard {at} of {name} is not what was written; delete this folder")
 
     def add(self, documents: list[Encoded]) -> None:
+        figures, chain = self.figures, bytes.fromhex(self.figures["documents_sha256"])
         for document in documents:
-            self.chain = hashlib.sha256(self.chain + document.sha256).digest()
-        self.documents += len(documents)
-        self.text_bytes += sum(document.size for document in documents)
+            chain = hashlib.sha256(chain + document.sha256).digest()
+        figures["documents_sha256"] = chain.hex()
+        figures["documents"] += len(documents)
+        figures["text_bytes"] += sum(document.size for document in documents)
         tokens = np.concatenate([np.empty(0, "<u2"), *(document.tokens for document in documents)], dtype="<u2")
         while len(tokens):
-            shard, offset = divmod(self.tokens, self.shard_tokens)
+            shard, offset = divmod(figures["tokens"], self.shard_tokens)
             if not offset:
                 self.close()
-                self._open(shard, "wb")
+                self.file = open(self._path(shard), "wb")  # noqa: SIM115
+                self.file.write(header(self.shard_tokens))
             part = tokens[: self.shard_tokens - offset]
             self.file.write(part.data)
-            self.tokens += len(part)
+            figures["tokens"] += len(part)
             tokens = tokens[len(part) :]
 
-    def sync(self) -> None:
-        """Write everything to disk, before a record states it."""
+    def synced(self) -> dict:
+        """The figures, once everything that they count is on disk."""
         if self.file:
             self.file.flush()
             os.fsync(self.file.fileno())
+        return self.figures
 
     def close(self) -> None:
-        """Close a shard, whose header now states its tokens; until then it states those of a full shard."""
+        """Close the shard, whose header now states its tokens; until then it states those of a full shard."""
         if self.file:
-            with self.file:
-                self._write_header((self.tokens - 1) % self.shard_tokens + 1)
-                self.sync()
-            self.file = None
+            with self.file as file:
+                self.file = None  # a full disk is an error once
+                file.seek(0)
+                file.write(header((self.figures["tokens"] - 1) % self.shard_tokens + 1))
+                file.flush()
+                os.fsync(file.fileno())
 
-    def abandon(self) -> None:
-        """Close the file as it is: Windows does not delete open files."""
-        if self.file:
-            self.file.close()
-
-    def _open(self, shard: int, mode: str) -> None:
-        self.file = open(self.directory / f"fineweb_{self.name}_{shard:06d}.bin", mode)  # noqa: SIM115
-        self._write_header(self.shard_tokens)
-
-    def _write_header(self, tokens: int) -> None:
-        self.file.seek(0)
-        self.file.write(header(tokens))
+    def _path(self, shard: int) -> Path:
+        return self.directory / f"fineweb_{self.name}_{shard:06d}.bin"

@@ -122,7 +122,7 @@ def test_build_embedded(small, tmp_path, monkeypatch, capsys):
     (tmp_path / "data.unfinished").mkdir()  # left by a killed build
     (tmp_path / "data.unfinished" / "fineweb_train_000099.bin").write_text("half")
     directory = embedded_corpus.build_embedded(320, tmp_path / "data")
-    assert "training a tokenizer, vocab_size 320, on 60 documents" in capsys.readouterr().out
+    assert "training a tokenizer, vocab_size 320 …" in capsys.readouterr().out
     assert directory == tmp_path / "data"
     built = json.loads((directory / "dataset.json").read_text())
     assert built["train"]["documents"] == 60 and built["val"]["documents"] == 200
@@ -209,6 +209,7 @@ def test_folder_in_the_way(small, tmp_path):
         embedded_corpus.build_embedded(320, directory)
 
 
+@pytest.mark.slow
 def test_two_processes_build_once(tmp_path):
     program = """
 import sys, time
@@ -219,7 +220,7 @@ from support.corpus import small_documents
 
 def documents(large):
     with open(sys.argv[1] + ".builds", "a") as f: f.write("x")
-    time.sleep(2)
+    time.sleep(1)
     return small_documents()
 
 embedded_corpus.embedded_documents = documents

@@ -35,7 +35,7 @@ def test_folder(tmp_path, source, kind, vocab_size, capsys):
         assert about[split]["tokens"] == sum(len(row) for row in rows(directory, split))
     out = capsys.readouterr().out
     assert f"{about['train']['tokens']:,} training tokens of 109 documents" in out
-    assert (f"training a tokenizer, vocab_size {vocab_size}, on {100 - 60} documents" in out) == (kind != "bytes")
+    assert (f"training a tokenizer, vocab_size {vocab_size} …" in out) == (kind != "bytes")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["docs.jsonl", "out", "out.lock"]
 
     name = "tokenizer.json" if kind == "bytes" else "tokenizer.model"
