@@ -53,31 +53,18 @@ class LowRank:
 
 
 def low_rank(
-    residual: Tensor,
-    rank: int,
-    bits: int = 8,
-    group: int = 64,
-    hessian: Tensor | None = None,
-    row_weight: Tensor | None = None,
+    residual: Tensor, rank: int, bits: int, group: int, hessian: Tensor | None = None, row_weight: Tensor | None = None
 ) -> LowRank:
-    """The pair of factors, rounded, that minimises the `weighted_sq_error` of residual - dense().
+    """The pair of factors, rounded, that minimises the sum over rows of row_weight · r H rᵀ, r in residual - dense().
 
     A higher rank lowers it further; only at 2 bits may rounding under uneven weights cost more than a rank gains.
-
-    residual (rows, cols); hessian (cols, cols), the inputs' second moments up to a factor; row_weight (rows,)
-    >= 0. bits 2..8 for integers, 16 for float16 factors. Raises ValueError for a rank that the shape does not
-    have, for other bits, and for NaN, infinity or weights that weigh nothing.
+    residual (rows, cols). H: hessian (cols, cols), the inputs' second moments up to a factor. row_weight (rows,) >= 0.
+    rank: 1 to min(rows, cols). bits: 2 to 8 for integers, 16 for float16 factors.
     """
-    if residual.ndim != 2 or not torch.isfinite(residual).all():
-        raise ValueError(f"residual of shape {tuple(residual.shape)} is not 2-D or not finite")
-    rows, cols = residual.shape
-    if not 1 <= rank <= min(rows, cols):
-        raise ValueError(f"rank {rank} is not in 1..{min(rows, cols)}, what a residual of {rows} × {cols} can have")
-    if bits not in (*range(2, 9), 16) or group < 1:
-        raise ValueError(f"bits {bits} must be 2..8 or 16, group {group} at least 1")
-    root = row_root(residual.new_ones(rows) if row_weight is None else row_weight, rows)  # (rows, 1)
+    row_weight = residual.new_ones(len(residual)) if row_weight is None else row_weight
+    root = (normalized(row_weight, row_weight) + DAMPING).sqrt()[:, None]  # (rows, 1)
     weighted = root * residual.detach().double()
-    seen = weighted if hessian is None else weighted @ column_root(hessian, cols)
+    seen = weighted if hessian is None else weighted @ column_root(hessian)
     u, s, _ = torch.linalg.svd(seen, full_matrices=False)
     left, left_scale = quantize_factor(u[:, :rank] * s[:rank].sqrt() / root, bits, group, dim=0)
     # Least squares for the left factor as it is stored. The hessian's root is invertible and on the right of both
@@ -86,13 +73,6 @@ def low_rank(
     solved = torch.linalg.pinv(stored, rtol=CUTOFF) @ weighted  # (rank, rows) @ (rows, cols)
     right, right_scale = quantize_factor(solved, bits, group, dim=1)
     return LowRank(left, right, left_scale, right_scale, group)
-
-
-def weighted_sq_error(residual: Tensor, hessian: Tensor | None = None, row_weight: Tensor | None = None) -> float:
-    """Weighted squared error, the sum over rows i of row_weight_i · r_i H r_iᵀ; without weights the squared norm."""
-    r = residual.double()
-    per_row = ((r if hessian is None else r @ hessian.double()) * r).sum(dim=1)
-    return (per_row if row_weight is None else per_row * row_weight.double()).sum().item()
 
 
 def quantize_factor(x: Tensor, bits: int, group: int, dim: int) -> tuple[Tensor, Tensor | None]:
@@ -128,22 +108,13 @@ def dequantize_factor(q: Tensor, scale: Tensor | None, group: int, dim: int) -> 
     return q.float() * scale.float().repeat_interleave(group, dim).narrow(dim, 0, q.size(dim))
 
 
-def row_root(row_weight: Tensor, rows: int) -> Tensor:
-    """Square roots of row weights, normalised to mean 1 and damped; (rows, 1) float64."""
-    w = row_weight.detach().double()
-    if w.shape != (rows,) or not torch.isfinite(w).all() or w.min() < 0 or not w.any():
-        raise ValueError(f"row_weight must be {rows} finite numbers >= 0, not all 0; got shape {tuple(w.shape)}")
-    return (w / w.mean() + DAMPING).sqrt()[:, None]
+def normalized(weight: Tensor, averaged: Tensor) -> Tensor:
+    """Float64 weights over a mean of theirs; all zero if no token reached the matrix."""
+    return weight.double() / averaged.double().mean().clamp_min(1e-300)
 
 
-def column_root(hessian: Tensor, cols: int) -> Tensor:
-    """Cholesky factor of second moments, normalised to mean diagonal 1 and damped; (cols, cols) float64."""
-    h = hessian.detach().double()
-    if h.shape != (cols, cols) or not torch.isfinite(h).all() or not h.any():
-        raise ValueError(f"hessian must be {cols} × {cols}, finite, not all 0; got shape {tuple(h.shape)}")
-    h = h / h.diagonal().mean()
+def column_root(hessian: Tensor) -> Tensor:
+    """Cholesky factor of second moments, normalized to mean diagonal 1 and damped; (cols, cols) float64."""
+    h = normalized(hessian, hessian.diagonal())
     h.diagonal().add_(DAMPING)
-    root, failed = torch.linalg.cholesky_ex(h)
-    if failed:
-        raise ValueError("hessian is not positive semi-definite, so it is no second-moment matrix")
-    return root
+    return torch.linalg.cholesky(h)

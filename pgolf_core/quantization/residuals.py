@@ -1,14 +1,13 @@
 """Residual corrections: which quantized matrices get one within a budget of bytes."""
 
 import math
-from typing import NamedTuple
 
 from torch import Tensor
 
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.parameters import Role
 from pgolf_core.quantization.calibration import Calibration, Statistics
-from pgolf_core.quantization.lowrank import LowRank, low_rank, weighted_sq_error
+from pgolf_core.quantization.lowrank import LowRank, low_rank
 from pgolf_core.quantization.primitives import RankOne, rank_one
 from pgolf_core.quantization.stored import Residual, Stored
 
@@ -21,13 +20,6 @@ MODES = {
     "early_mlp_proj": (("mlp_out",), True),
     "early_combo": (("attn_out", "mlp_out"), True),
 }
-
-
-class _Candidate(NamedTuple):
-    name: str
-    residual: Residual
-    bytes: int  # before compression
-    benefit: float  # decrease of the error
 
 
 def choose_residuals(
@@ -45,22 +37,24 @@ def choose_residuals(
     if not (config.int8_residual_rank and config.int8_residual_budget_bytes):
         return {}
     mode = config.int8_targeted_residual_mode
-    candidates = [
-        _Candidate(name, *_fit(weights[name].float() - t.dequantize(), calibration and calibration.get(name), config))
+    fits = {
+        name: _fit(weights[name].float() - t.dequantize(), calibration and calibration.get(name), config)
         for name, t in tensors.items()
         if weights[name].ndim == 2 and (mode not in MODES or _has_role(roles[name], *MODES[mode]))
-    ]
+    }
 
-    def rank(c: _Candidate) -> tuple[bool, float, float]:
-        first = mode == "early_proj_combo" and _has_role(roles[c.name], ("attn_out", "mlp_out"), True)
-        return first, c.benefit / c.bytes, c.benefit
+    def rank(name: str) -> tuple[bool, float, float]:
+        _, size, benefit = fits[name]
+        first = mode == "early_proj_combo" and _has_role(roles[name], *MODES["early_combo"])
+        return first, benefit / size, benefit
 
     chosen: dict[str, Residual] = {}
     left = config.int8_residual_budget_bytes
-    for candidate in sorted(candidates, key=rank, reverse=True):
-        if candidate.benefit > 0 and candidate.bytes <= left:
-            chosen[candidate.name] = candidate.residual
-            left -= candidate.bytes
+    for name in sorted(fits, key=rank, reverse=True):
+        residual, size, benefit = fits[name]
+        if benefit > 0 and size <= left:
+            chosen[name] = residual
+            left -= size
     return chosen
 
 
@@ -74,8 +68,9 @@ def _fit(error: Tensor, statistics: Statistics | None, config: ExportConfig) -> 
         fit = rank_one(error, config.int8_residual_power_iters)
         return fit, fit.bytes, fit.benefit
     fit, size = fit_residual(error, statistics, config)
-    hessian, row_weight = (statistics.hessian, statistics.row_weight) if statistics else (None, None)
-    before, after = (weighted_sq_error(r, hessian, row_weight) for r in (error, error - fit.dense()))
+    before, after = (
+        statistics.cost(e) if statistics else e.square().sum().item() for e in (error, error - fit.dense())
+    )
     return fit, size, before - after
 
 

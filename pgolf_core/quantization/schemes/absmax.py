@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import FitContext, parse_int, register
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pgolf_core.quantization.grids import Grid
-    from pgolf_core.quantization.primitives import QuantizedTensor
+from pgolf_core.scheme import parse_int, register
 
 
 @register
@@ -26,7 +19,7 @@ class Absmax(GridScheme):
     def from_args(cls, bits: str | None = None) -> Absmax:
         return cls(None if bits is None else parse_int(bits, 2, 8))
 
-    def grid(self, w: Tensor, context: FitContext) -> Grid:
+    def grid(self, w, context):
         from pgolf_core.quantization.grids import Grid
         from pgolf_core.quantization.primitives import quantize
 
@@ -34,7 +27,7 @@ class Absmax(GridScheme):
         quantized = quantize(w, bits, context.axis)
         return Grid(quantized.scale, quantized.axis, 2 ** (bits - 1) - 1)
 
-    def fit(self, w: Tensor, context: FitContext) -> QuantizedTensor:
+    def fit(self, w, context):
         """Any shape; GPTQ rounds to the same levels."""
         from pgolf_core.quantization.primitives import quantize
 

@@ -8,7 +8,7 @@ indices are meant for an entropy coder. `learn` makes the table; `encode` and `C
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from pgolf_core.scheme import FitContext, QuantScheme, parse_int, parse_number, 
 
 MAX_SIZE = 4096  # entries; Lloyd's algorithm then still sees 64 vectors for each, and takes a minute
 SAMPLE = 2**18  # vectors that Lloyd's algorithm sees: 1,024 per entry for a table of 256
+LLOYD_STEPS = 40
 SEED_SAMPLE = 2**15  # vectors from which the first entries are drawn
 CHUNK_SCORES = 2**20  # float32 scores at a time, 4 MiB: fits the cache, bounds memory
 ENCODE_PASSES = 4  # rounds of choosing entries, refitting scale and rates; 16 lower error + price by 0.1 % more
@@ -26,32 +27,28 @@ SCALE_RANGE = 2.0  # the refitted scale stays within this factor of the root mea
 SMALLEST = 2.0**-24  # smallest float16; lower bound of a scale that divides
 
 
-@dataclass(frozen=True)
-class Codebook:
-    """entries: float16 (size, dimension) in lexicographic order, no two alike, for weights of rms 1."""
-
-    entries: Tensor
-
-
 @stored_form("codebook", shared="book")
 @dataclass(frozen=True)
 class CodebookTensor:
-    """indices (rows, cols / dimension), uint8, or int16 for more than 256 entries; scale float16 ()."""
+    """indices (rows, cols / dimension): uint8, or int16 for more than 256 entries. scale: float16 ().
+
+    book: float16 (size, dimension), the entries for weights of rms 1.
+    """
 
     indices: Tensor
     scale: Tensor
-    codebook: Codebook
+    book: Tensor
 
     def arrays(self) -> dict[str, Tensor]:
-        return {"index": self.indices, "scale": self.scale, "book": self.codebook.entries}
+        return {"index": self.indices, "scale": self.scale, "book": self.book}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Tensor]) -> CodebookTensor:
-        return cls(arrays["index"], arrays["scale"], Codebook(arrays["book"]))
+        return cls(arrays["index"], arrays["scale"], arrays["book"])
 
     def dequantize(self) -> Tensor:
         """float32 (rows, cols); one rounded product per weight, so the same bits on every machine."""
-        return self.codebook.entries.float()[self.indices.long()].flatten(1) * self.scale.float()
+        return self.book.float()[self.indices.long()].flatten(1) * self.scale.float()
 
 
 @register
@@ -73,7 +70,7 @@ class CodebookScheme(QuantScheme):
         return cls(parse_int(size, 2, MAX_SIZE), parse_int(dimension, 1, 16), parse_number(rate, 0, 10))
 
     def fit_all(self, weights: dict[str, Tensor], contexts: dict[str, FitContext]) -> dict[str, CodebookTensor]:
-        book = learn(list(weights.values()), self.size, self.dimension, self.rate_weight)
+        book = learn(weights.values(), self.size, self.dimension, self.rate_weight)
         return {name: encode(w, book, self.rate_weight) for name, w in weights.items()}
 
     def bits_per_weight(self) -> float:
@@ -92,14 +89,14 @@ class CodebookScheme(QuantScheme):
         return 2 * self.size * self.dimension
 
 
-def encode(w: Tensor, codebook: Codebook, rate_weight: float = 0.0) -> CodebookTensor:
+def encode(w: Tensor, book: Tensor, rate_weight: float = 0.0) -> CodebookTensor:
     """The entries and the scale for w (rows, cols) of least squared error + rate_weight · bits.
 
     The error is a vector's, in units of w's mean square; the bits are -log2 of an index's share among w's own
     indices. At rate_weight 0 every index is the nearest entry's. Raises ValueError for w that is not 2-D, empty or not
-    finite, and for columns that the codebook's dimension does not divide.
+    finite, and for columns that the book's dimension does not divide.
     """
-    entries = codebook.entries.float()
+    entries = book.float()
     size, dimension = entries.shape
     vectors, rms = as_vectors(w, dimension)
     scale, penalty = rms, torch.zeros(size)
@@ -111,33 +108,25 @@ def encode(w: Tensor, codebook: Codebook, rate_weight: float = 0.0) -> CodebookT
         scale = fitted.nan_to_num(0.0).clamp(rms / SCALE_RANGE, rms * SCALE_RANGE).half().float()
     index, _ = cheapest(vectors / scale.clamp_min(SMALLEST), entries, penalty)
     indices = index.view(w.size(0), -1).to(torch.uint8 if size <= 256 else torch.int16)
-    return CodebookTensor(indices, scale.half(), codebook)
+    return CodebookTensor(indices, scale.half(), book)
 
 
-def learn(
-    tensors: Sequence[Tensor], size: int, dimension: int, rate_weight: float = 0.0, iterations: int = 40, seed: int = 0
-) -> Codebook:
-    """A table of at most `size` vectors of `dimension` weights for all tensors (rows, cols) together.
+def learn(tensors: Iterable[Tensor], size: int, dimension: int, rate_weight: float = 0.0) -> Tensor:
+    """A table of at most `size` vectors of `dimension` weights for all tensors (rows, cols): float16, sorted, distinct.
 
     There are fewer if the weights hold fewer distinct vectors, or if rate_weight > 0 has emptied cells: under a price
-    on bits that is how the rate falls. Equal seeds give equal tables. Some 5 s for 256 entries
-    on one core, whatever the number of weights. Raises ValueError as encode, and for sizes out of range.
+    on bits that is how the rate falls. Equal weights give equal tables. Takes some 5 s for 256 entries on one core,
+    whatever the number of weights. Raises ValueError as encode.
     """
-    if not 1 <= size <= MAX_SIZE or dimension < 1 or iterations < 1:
-        raise ValueError(
-            f"size {size} must be in 1..{MAX_SIZE}, dimension {dimension} and iterations {iterations} at least 1"
-        )
-    if not tensors:
-        raise ValueError("no tensors to learn a codebook from")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     normalised = [vectors / rms.clamp_min(SMALLEST) for vectors, rms in (as_vectors(w, dimension) for w in tensors)]
     vectors = torch.cat(normalised)
     vectors = vectors[torch.randperm(len(vectors), generator=generator)[:SAMPLE]]
     entries = spread_entries(vectors[:SEED_SAMPLE], size, generator)
     penalty = torch.zeros(len(entries))
-    for _ in range(iterations):
+    for _ in range(LLOYD_STEPS):
         entries, penalty, _ = lloyd_step(vectors, entries, penalty, rate_weight)
-    return Codebook(entries[penalty.isfinite()].half().unique(dim=0))
+    return entries[penalty.isfinite()].half().unique(dim=0)
 
 
 def spread_entries(vectors: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -169,20 +158,14 @@ def lloyd_step(vectors: Tensor, entries: Tensor, penalty: Tensor, rate_weight: f
 
 def rate_penalty(counts: Tensor, rate_weight: float) -> Tensor:
     """rate_weight times the bits of an index of each of (size,) counts: infinite for a count of 0."""
-    if rate_weight < 0:
-        raise ValueError(f"rate_weight {rate_weight} is negative")
     return -rate_weight * (counts / counts.sum()).log2() if rate_weight else torch.zeros(len(counts))
 
 
 def cheapest(vectors: Tensor, entries: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-    """Index (n,) of the entry of least squared error + penalty for each vector, and that cost (n,).
-
-    vectors (n, dimension), entries (size, dimension), penalty (size,).
-    """
+    """Index (n,) of the entry of least squared error + penalty for each vector, and that cost (n,); as `lloyd_step`."""
     offsets = entries.square().sum(dim=1) + penalty
-    rows = max(1, CHUNK_SCORES // len(entries))
     indices, costs = [], []
-    for x in vectors.split(rows):
+    for x in vectors.split(max(1, CHUNK_SCORES // len(entries))):
         # ‖x − e‖² less ‖x‖², which does not depend on the entry: (rows, size)
         least, index = torch.addmm(offsets, x, entries.T, alpha=-2).min(dim=1)
         indices.append(index)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import FitContext, parse_int, parse_number, register
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pgolf_core.quantization.grids import Grid
+from pgolf_core.scheme import parse_int, parse_number, register
 
 
 @register
@@ -27,7 +21,7 @@ class SDClip(GridScheme):
     def from_args(cls, bits: str, k: str) -> SDClip:
         return cls(parse_int(bits, 2, 8), parse_number(k, 0.1, 1000))
 
-    def grid(self, w: Tensor, context: FitContext) -> Grid:
+    def grid(self, w, context):
         """2^bits − 1 levels per row. Size depends on bits and k, not on how large weights grew."""
         from pgolf_core.quantization.grids import Grid, rms, stored_scale
 

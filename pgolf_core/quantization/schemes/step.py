@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import FitContext, parse_number, register
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pgolf_core.quantization.grids import Grid
+from pgolf_core.scheme import parse_number, register
 
 
 @register
@@ -33,7 +27,7 @@ class Step(GridScheme):
     def needs_calibration(self) -> bool:
         return self.per == "fisher"
 
-    def grid(self, w: Tensor, context: FitContext) -> Grid:
+    def grid(self, w, context):
         from pgolf_core.quantization.grids import step_grid, weighted_grid
 
         if self.per == "fisher":

@@ -1,17 +1,9 @@
 """ternary: three levels per row."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import FitContext, register
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pgolf_core.quantization.grids import Grid
+from pgolf_core.scheme import register
 
 
 @register
@@ -21,7 +13,7 @@ class Ternary(GridScheme):
     usage = "ternary, three levels per row"
     scale_free = True
 
-    def grid(self, w: Tensor, context: FitContext) -> Grid:
+    def grid(self, w, context):
         """Levels −s, 0, s per row. Weights beyond 0.7 of the row's mean |w| count as large; s is their mean.
 
         Source: Ternary Weight Networks, Li et al. 2016, https://arxiv.org/abs/1605.04711. Rounding is at s/2, where

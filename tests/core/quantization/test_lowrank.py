@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pgolf_core.quantization.lowrank import LowRank, dequantize_factor, low_rank, quantize_factor, weighted_sq_error
+from pgolf_core.quantization.lowrank import LowRank, dequantize_factor, low_rank, quantize_factor
 
 
 def random_residual(rows=48, cols=40, seed=0):
@@ -23,13 +23,20 @@ def random_weights(rows=48, cols=40, seed=1):
     return inputs.T @ inputs / len(inputs), torch.rand(rows, generator=generator) ** 4
 
 
+def weighted_sq_error(residual, hessian=None, row_weight=None):
+    """The sum over rows i of row_weight_i · r_i H r_iᵀ; without weights the squared norm."""
+    r = residual.double()
+    per_row = ((r if hessian is None else r @ hessian.double()) * r).sum(dim=1)
+    return (per_row if row_weight is None else per_row * row_weight.double()).sum().item()
+
+
 @pytest.mark.parametrize("size", [2.0**-20, 2.0**-10, 1.0])
 @pytest.mark.parametrize(("rank", "kept"), [(1, 1), (3, 3), (8, 3)])
 def test_true_low_rank_comes_back(rank, kept, size):
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randint(-99, 100, shape, generator=generator).float() for shape in ((30, kept), (kept, 50)))
     residual = size * (left @ right)  # whole numbers, so nothing but rounding in the SVD is left beyond rank `kept`
-    after = residual - low_rank(residual, rank, bits=16).dense()
+    after = residual - low_rank(residual, rank, 16, 64).dense()
     assert after.norm() < 2**-11 * residual.norm()  # half a unit in the last place of float16, relative
 
 
@@ -37,7 +44,7 @@ def test_true_low_rank_comes_back(rank, kept, size):
 def test_without_weights_it_is_the_truncated_svd(bits):
     residual = random_residual()
     tail = torch.linalg.svdvals(residual.double())[4:].square().sum().item()
-    after = weighted_sq_error(residual - low_rank(residual, 4, bits).dense())
+    after = weighted_sq_error(residual - low_rank(residual, 4, bits, 64).dense())
     assert tail <= after < tail * (1.0001 if bits == 16 else 1.005)
 
 
@@ -58,8 +65,8 @@ def test_weights_lower_the_weighted_error(bits, given):
     residual = random_residual()
     weights = dict(zip(("hessian", "row_weight"), random_weights(), strict=True))
     weights = {name: weights[name] for name in given}
-    blind = weighted_sq_error(residual - low_rank(residual, 4, bits).dense(), **weights)
-    assert weighted_sq_error(residual - low_rank(residual, 4, bits, **weights).dense(), **weights) < 0.97 * blind
+    blind = weighted_sq_error(residual - low_rank(residual, 4, bits, 64).dense(), **weights)
+    assert weighted_sq_error(residual - low_rank(residual, 4, bits, 64, **weights).dense(), **weights) < 0.97 * blind
 
 
 def test_weights_are_free_of_scale():
@@ -71,7 +78,7 @@ def test_weights_are_free_of_scale():
 
 
 def test_singular_values_are_split_evenly():
-    fitted = low_rank(100 * random_residual(), 4, bits=16)
+    fitted = low_rank(100 * random_residual(), 4, 16, 64)
     torch.testing.assert_close(fitted.left.float().norm(dim=0), fitted.right.float().norm(dim=1), rtol=0.01, atol=0)
 
 
@@ -95,20 +102,12 @@ def test_error_falls_with_bits():
 
 def test_right_factor_makes_up_for_the_left_ones_rounding():
     residual = random_residual()
-    stored = low_rank(residual, 4, bits=3)
+    stored = low_rank(residual, 4, 3, 64)
     left = dequantize_factor(stored.left, stored.left_scale, stored.group, dim=0).double()
     _, s, v = torch.linalg.svd(residual.double(), full_matrices=False)
     naive, naive_scale = quantize_factor(s[:4].sqrt()[:, None] * v[:4], 3, 64, dim=1)
     naive = left @ dequantize_factor(naive, naive_scale, 64, dim=1).double()
     assert weighted_sq_error(residual - stored.dense()) < weighted_sq_error(residual - naive)
-
-
-def test_error_is_the_weighted_norm():
-    residual = random_residual().double()
-    hessian, row_weight = (t.double() for t in random_weights())
-    rooted = row_weight.sqrt()[:, None] * residual @ torch.linalg.cholesky(hessian)
-    assert weighted_sq_error(residual, hessian, row_weight) == pytest.approx(rooted.square().sum().item())
-    assert weighted_sq_error(residual) == pytest.approx(residual.square().sum().item())
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8, 16])
@@ -130,7 +129,7 @@ def test_storage_comes_back(bits, group):
 
 
 def test_dense_is_the_product():
-    fitted = low_rank(random_residual(), 12, bits=4, group=16)
+    fitted = low_rank(random_residual(), 12, 4, 16)
     left = fitted.left.double() * fitted.left_scale.double().repeat_interleave(16, 0)[:48]
     right = fitted.right.double() * fitted.right_scale.double().repeat_interleave(16, 1)[:, :40]
     assert fitted.dense().dtype == torch.float32
@@ -152,7 +151,7 @@ def test_group_quantiser_has_the_grids_points_for_fixed_points(bits, dim):
 
 @pytest.mark.parametrize("bits", [2, 8, 16])
 def test_nothing_lost_gives_nothing_back(bits):
-    fitted = low_rank(torch.zeros(9, 12), 3, bits)
+    fitted = low_rank(torch.zeros(9, 12), 3, bits, 64)
     assert not any(t.any() for t in fitted.arrays().values())
     assert torch.equal(fitted.dense(), torch.zeros(9, 12))
 
@@ -165,32 +164,10 @@ def test_unseen_columns_and_weightless_rows_stay_bounded():
     for bits in (4, 16):
         dense = low_rank(residual, 8, bits, 16, hessian, row_weight).dense()
         assert dense.norm() < 2 * residual.norm()
+        silent = low_rank(residual, 8, bits, 16, torch.zeros(40, 40), torch.zeros(48)).dense()
+        assert (residual - silent).norm() < 0.5 * residual.norm()  # as good as without weights
 
 
 def test_equal_inputs_give_equal_bytes():
     one, two = (low_rank(random_residual(), 4, 4, 16, *random_weights()).arrays() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rank": 41}, "rank 41"),
-        ({"rank": 0}, "rank 0"),
-        ({"bits": 1}, "bits 1"),
-        ({"bits": 12}, "bits 12"),
-        ({"group": 0}, "group 0"),
-        ({"residual": torch.full((48, 40), float("nan"))}, "residual"),
-        ({"residual": torch.zeros(48)}, "residual"),
-        ({"hessian": torch.eye(39)}, "hessian must be 40"),
-        ({"hessian": torch.full((40, 40), float("nan"))}, "hessian must be 40"),
-        ({"hessian": torch.zeros(40, 40)}, "hessian must be 40"),
-        ({"hessian": torch.diag(torch.tensor([-1.0] + [1.0] * 39))}, "semi-definite"),
-        ({"row_weight": torch.ones(47)}, "row_weight must be 48"),
-        ({"row_weight": -torch.ones(48)}, "row_weight must be 48"),
-        ({"row_weight": torch.zeros(48)}, "row_weight must be 48"),
-    ],
-)
-def test_refuses(changes, message):
-    with pytest.raises(ValueError, match=message):
-        low_rank(**{"residual": random_residual(), "rank": 2} | changes)
