@@ -19,10 +19,10 @@ import numpy as np
 
 from pgolf.data.dataset import DESCRIPTION, SPLITS, Dataset
 from pgolf.data.split_stats import MARK, SplitStats, batches, byte_token
+from pgolf.data.tokenizers import SPECIAL, SentencePiece, Tokenizer
 from pgolf.disk import checksum, read_json
 from pgolf_core.batches import TokenStream
 from pgolf_core.files import DataError, atomic_write
-from pgolf_core.tokens import SPECIAL, SentencePiece, Tokenizer
 
 VERSION = 1  # version of the checks; an audit.json of another version is ignored
 STORED = "audit.json"

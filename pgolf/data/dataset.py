@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgolf.data import tokenizers
+from pgolf.data.tokenizers import Tokenizer
 from pgolf.disk import checksum, read_json
-from pgolf_core import tokens as tokenizers
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import read_shard, shard_paths
-from pgolf_core.tokens import ByteTable, Tokenizer
+from pgolf_core.tokens import ByteTable
 
 DESCRIPTION = "dataset.json"
 SPLITS = ("train", "val")
@@ -133,7 +134,7 @@ class Dataset:
         for split, paths in shards.items():
             description[split] = [{key: facts[path.name][key] for key in LISTED} for path in paths]
             description[f"{split}_tokens"] = sum(shard["tokens"] for shard in description[split])
-        train, val, table = shards["train"], shards["val"], ByteTable.of(tokenizer)
+        train, val, table = shards["train"], shards["val"], ByteTable.of(tokenizer.pieces)
         return cls(directory, tokenizer_path, tokenizer, train, val, table, description, about or {})
 
     @property

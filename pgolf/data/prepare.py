@@ -27,11 +27,11 @@ from tqdm import tqdm
 from pgolf.data import dataset, train_tokenizer
 from pgolf.data.documents import START, Block, Source, first_texts
 from pgolf.data.shard_writer import Encoded, SplitWriter
+from pgolf.data.tokenizers import NAMES, NORMALIZATION, Tokenizer, load, normalizer
 from pgolf.disk import check_space, checksum, exclusive, explain_disk_errors, read_json
 from pgolf.processes import interactive
 from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import SHARD_TOKENS
-from pgolf_core.tokens import NAMES, NORMALIZATION, Tokenizer, load, normalizer
 
 PROGRESS = "progress.json"
 PROGRESS_SECONDS = 5.0  # between two records, so the most work that a kill loses

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pgolf.data.dataset import Dataset
+from pgolf.data.tokenizers import SentencePiece, Tokenizer
 from pgolf_core.shards import read_shard
-from pgolf_core.tokens import SentencePiece, Tokenizer
 
 BATCH = 1 << 20  # tokens per batch
 LONGEST = 1 << 24  # tokens; a longer document is cut, which bounds memory for shards without BOS

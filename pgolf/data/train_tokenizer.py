@@ -6,8 +6,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from pgolf.data.tokenizers import NORMALIZATION, SPECIAL, Bytes
 from pgolf_core.files import DataError, atomic_write
-from pgolf_core.tokens import NORMALIZATION, SPECIAL, Bytes
 
 NAMES = {"bpe": "sp", "unigram": "unigram", "bytes": "byte"}  # kind -> prefix in folder names
 

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgolf.data.tokenizers import NORMALIZATION, Bytes, load
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, shard_paths
-from pgolf_core.tokens import NORMALIZATION, Bytes, ByteTable, SentencePiece, load
+from pgolf_core.tokens import ByteTable
 
 FINEWEB = ROOT.parent / "shared" / "tokenizers" / "fineweb_8192_bpe.model"
 
@@ -19,7 +20,7 @@ def count_row(table, ids):
 
 def test_bytes_of_every_validation_document(embedded):
     tokenizer = load(embedded / "tokenizer.model")
-    sp, table = tokenizer.processor, ByteTable.of(tokenizer)
+    sp, table = tokenizer.processor, ByteTable.of(tokenizer.pieces)
     tokens = np.concatenate([read_shard(path) for path in shard_paths(embedded, "val")])
     documents = np.split(tokens, np.flatnonzero(tokens == sp.bos_id())[1:])
     assert len(documents) == 200
@@ -69,7 +70,7 @@ def test_bytes_of_any_text(tokenizer, text):
 
 def test_byte_table_rules(embedded):
     tokenizer = load(embedded / "tokenizer.model")
-    sp, table = tokenizer.processor, ByteTable.of(tokenizer)
+    sp, table = tokenizer.processor, ByteTable.of(tokenizer.pieces)
     the, byte, space, bos, unk = (sp.piece_to_id(p) for p in ("▁the", "<0x0A>", "▁", "<s>", "<unk>"))
     assert len(table.base_bytes) == len(table.is_boundary) == 1024
     assert table.is_boundary.nonzero().flatten().tolist() == [0, 1, 2, 3]
@@ -90,7 +91,7 @@ def test_raw_bytes(tmp_path):
     (tokens,) = tokenizer.encode(["  é\tx"])
     assert tokens.tolist() == [1, 36, 36, 199, 173, 13, 124] and tokens.dtype == np.uint16
     assert tokenizer.decode([tokens.tolist()]) == ["  é\tx"]
-    assert count_row(ByteTable.of(tokenizer), tokens.tolist()) == 6
+    assert count_row(ByteTable.of(tokenizer.pieces), tokens.tolist()) == 6
     assert (tokenizer.vocab_size, tokenizer.bos) == (260, 1)
 
 
@@ -124,10 +125,4 @@ def test_bytes_spell_what_sentencepiece_spells(embedded, text):
         (tokens,) = tokenizer.encode([text])
         spelled = Bytes(NORMALIZATION).normalize(text)
         assert tokenizer.normalize(text) == spelled
-        assert count_row(ByteTable.of(tokenizer), tokens.tolist()) == len(spelled.encode())
-
-
-@pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\x05<unk>" * 50])
-def test_no_sentencepiece(content):
-    with pytest.raises(RuntimeError):
-        SentencePiece(content)
+        assert count_row(ByteTable.of(tokenizer.pieces), tokens.tolist()) == len(spelled.encode())

@@ -9,8 +9,8 @@ import numpy as np
 from pgolf.data import prepare
 from pgolf.data.documents import open_source
 from pgolf.data.prepare import BuildRequest
+from pgolf.data.tokenizers import load
 from pgolf_core.shards import read_shard, shard_paths
-from pgolf_core.tokens import load
 
 HARD = [
     "",

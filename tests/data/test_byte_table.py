@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from pgolf.data import audit as audits
 from pgolf.data.audit import audit, format_audit
+from pgolf.data.tokenizers import SPECIAL, Bytes, load
 from pgolf_core.config import ROOT
-from pgolf_core.tokens import SPECIAL, Bytes, ByteTable, load
+from pgolf_core.tokens import ByteTable
 
 FINEWEB = ROOT.parent / "shared" / "tokenizers" / "fineweb_8192_bpe.model"
 BOS = 1

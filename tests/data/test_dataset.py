@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pgolf.data.dataset import Dataset, describe, validation_tokens
+from pgolf.data.tokenizers import NORMALIZATION, Bytes, load
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, write_shard
-from pgolf_core.tokens import NORMALIZATION, Bytes, ByteTable, load
+from pgolf_core.tokens import ByteTable
 
 TRACE = Path(__file__).parents[1] / "golden" / "trace"
 

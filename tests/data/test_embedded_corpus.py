@@ -10,11 +10,11 @@ from support.corpus import small_documents
 
 from pgolf.data import embedded_corpus, train_tokenizer
 from pgolf.data.dataset import Dataset
+from pgolf.data.tokenizers import load
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError
 from pgolf_core.knobs import DataConfig
 from pgolf_core.shards import read_shard, shard_paths
-from pgolf_core.tokens import load
 
 LONG = "This sentence is long enough, said again, and again, to count as documentation. " * 3 + "End."
 

@@ -115,7 +115,7 @@ SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run as a background job
 from pgolf.data import documents, prepare
-from pgolf_core.tokens import SentencePiece
+from pgolf.data.tokenizers import SentencePiece
 documents.BLOCK_BYTES, prepare.PROGRESS_SECONDS = 300, 0
 encode = SentencePiece.encode
 SentencePiece.encode = lambda self, texts: (time.sleep(0.04), encode(self, texts))[1]

@@ -20,8 +20,8 @@ from urllib.parse import parse_qs, quote, unquote
 import numpy as np
 
 from pgolf.data.hub import DOCUMENTS, DOCUMENTS_ABOUT
+from pgolf.data.tokenizers import Bytes
 from pgolf_core.shards import write_shard
-from pgolf_core.tokens import Bytes
 
 MODEL = Path(__file__).parents[1] / "golden" / "trace" / "sp1024.model"
 SHARD = 20_000  # tokens

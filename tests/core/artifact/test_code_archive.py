@@ -11,6 +11,7 @@ import tarfile
 
 import torch
 
+from pgolf.data.tokenizers import Bytes
 from pgolf_core.artifact import code_archive as packing
 from pgolf_core.artifact.code_archive import code_archive, reader_modules
 from pgolf_core.artifact.format import unpack
@@ -22,7 +23,7 @@ from pgolf_core.quantization.calibration import Statistics
 from pgolf_core.quantization.lowrank import LowRank
 from pgolf_core.quantization.primitives import QuantizedTensor, RankOne
 from pgolf_core.quantization.schemes.codebook import CodebookTensor
-from pgolf_core.tokens import Bytes, ByteTable
+from pgolf_core.tokens import ByteTable
 
 TINY = dict(
     vocab_size=64, num_layers=3, model_dim=32, num_heads=4, num_kv_heads=2, train_seq_len=32, val_batch_size=128,

@@ -1,0 +1,110 @@
+"""Tokenizers: text ↔ tokens.
+
+A tokenizer is a SentencePiece .model (BPE or unigram), or a .json of raw bytes: the published byte260, or one that
+normalises text first, as SentencePiece does, so that both spell the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from pgolf_core.files import DataError
+from pgolf_core.tokens import Piece, pieces_of, read_sentencepiece
+
+NAMES = ("tokenizer.model", "tokenizer.json")  # file names, next to the shards
+SPECIAL = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)  # the same in every tokenizer made here and in the published
+NORMALIZATION = "nmt_nfkc"
+
+
+class SentencePiece:
+    """A SentencePiece model."""
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor):
+        self.processor = processor
+        self.vocab_size, self.bos = self.processor.vocab_size(), self.processor.bos_id()
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of each text, (n,) uint16, BOS first."""
+        # One thread per call: callers with much text use several, and SentencePiece releases the GIL.
+        rows = self.processor.encode(list(texts), add_bos=True, num_threads=1, return_type="numpy")
+        return [row.astype(np.uint16) for row in rows]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return self.processor.decode(list(ids))
+
+    def normalize(self, text: str) -> str:
+        """The text that its tokens spell."""
+        return self.processor.normalize(text).replace("▁", " ")
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        return pieces_of(self.processor)
+
+
+class Bytes:
+    """Every byte of UTF-8 is a token, `offset` + its value; the ids below are pad, BOS, EOS and unknown."""
+
+    offset, vocab_size, bos = 4, 260, SPECIAL["bos_id"]
+
+    def __init__(self, normalization: str = ""):
+        self.normalization = normalization
+        self._normalizer = normalizer(normalization) if normalization else None
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of each text, (n,) uint16, BOS first."""
+        return [
+            np.concatenate([[self.bos], np.frombuffer(self.normalize(text).encode(), np.uint8) + self.offset]).astype(
+                np.uint16
+            )
+            for text in texts
+        ]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [bytes(i - self.offset for i in row if i >= self.offset).decode(errors="replace") for row in ids]
+
+    def normalize(self, text: str) -> str:
+        """The text that its tokens spell."""
+        return self._normalizer.normalize(text) if self._normalizer else text
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        return [Piece(b"", False, True)] * self.offset + [Piece(bytes([i]), False, False) for i in range(256)]
+
+    def to_json(self) -> str:
+        """Content of a file like the published tokenizer's, with the normalisation if there is one."""
+        content = {"config": {**SPECIAL, "byte_offset": self.offset, "byte_count": 256}, "tokenizer_type": "pure_byte"}
+        content |= {"normalization_rule_name": self.normalization} if self.normalization else {}
+        return json.dumps(content | {"vocab_size": self.vocab_size}, indent=2, sort_keys=True) + "\n"
+
+
+Tokenizer = SentencePiece | Bytes
+
+
+def normalizer(rule: str) -> sentencepiece.SentencePieceNormalizer:
+    """The normalizer of SentencePiece models trained here: no space is added in front."""
+    return sentencepiece.SentencePieceNormalizer(
+        rule_name=rule, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
+    )
+
+
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer of a .model or .json file. Raises DataError naming the file if it is neither."""
+    path = Path(path)
+    if path.suffix != ".json" or not path.is_file():
+        return SentencePiece(read_sentencepiece(path))
+    try:
+        stated = json.loads(path.read_bytes())
+        tokenizer = Bytes(stated.get("normalization_rule_name", ""))
+        if json.loads(tokenizer.to_json()) == stated:
+            return tokenizer
+    except (ValueError, AttributeError, RuntimeError):
+        pass
+    raise DataError(
+        f"tokenizer_path: {path} is no tokenizer of 260 bytes like the published fineweb_pure_byte_260.json"
+    )
