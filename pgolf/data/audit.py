@@ -114,7 +114,8 @@ def audit(
     sources = None if documents is None else iter(documents)
     val, train, keys, seen = _read_splits(dataset, thorough, sources)
     hits = [i for i, key in enumerate(keys) if key in seen]  # validation documents that are in training
-    figures = {"folder": dataset.directory.name, "checked": list(CHECKS), "published": _published(val)[0]}
+    known = _published(val)
+    figures = {"folder": dataset.directory.name, "checked": list(CHECKS), "published": known.name if known else ""}
     figures |= {"train": train.figures(), "val": val.figures(), "overlap_documents": len(hits)}
     figures |= {"overlap_bytes": int(val.bytes[hits].sum()), "seq_len": seq_len, "max_tokens": max_tokens}
     figures |= {"max_documents": max_documents} | _scored(val, seq_len, max_tokens, max_documents)
@@ -122,7 +123,7 @@ def audit(
         "documents": [*_check_documents(val), *_check_documents(train)],
         "tokenizer": _check_tokenizer(val),
         "bytes": [*_check_bytes(val, results["table"], sources), *_check_bytes(train, results["table"])],
-        "overlap": [*_check_overlap(val, train, hits, seen[keys[hits[0]]] if hits else ()), *_check_repeats(keys)],
+        "overlap": _check_overlap(val, train, hits, seen[keys[hits[0]]]) if hits else (),
         "published": _check_published(val),
         "scored": _check_scored(val, figures),
     }
@@ -224,11 +225,10 @@ def _check_tokenizer(val: SplitStats) -> Results:
         space = tokenizer.processor.piece_to_id(MARK)
         missing = tokenizer.pieces[space].boundary or tokenizer.processor.id_to_piece(space) != MARK
         if missing or val.spelled_spaces:
-            excess = 2 * val.spelled_spaces
             message = (
                 f"{'no token' if missing else 'a token'} {MARK} in the tokenizer, and lone spaces spelled by the byte "
-                f"tokens E2 96 81, which count 3 bytes instead of 1: {val.spelled_spaces:,} × in val, "
-                f"{excess / max(1, val.bytes.sum() - excess):+.2%} bytes; build tokenizer and shards again"
+                f"tokens E2 96 81, which count 3 bytes instead of 1: {val.spelled_spaces:,} × in val; build tokenizer "
+                "and shards again"
             )
             yield "error", message
         values = sum(byte_token(tokenizer, value) is not None for value in range(256))
@@ -243,17 +243,18 @@ def _check_tokenizer(val: SplitStats) -> Results:
 
 def _check_bytes(split: SplitStats, miscounts: list[tuple[str, str]], sources: Iterator[str] | None = None) -> Results:
     """sources: the source texts that are left behind the last document."""
-    compared, left = split.compared, 0 if sources is None else len(list(sources))
-    if left or (sources is not None and compared.documents < len(split.bytes)):
-        yield "error", f"{len(split.bytes):,} validation documents, and {compared.documents + left:,} texts were given"
-    if compared.differing:
-        why = "; ".join(message.partition(";")[0] for _, message in miscounts)
-        why = why or ("control tokens inside" if split.inside else "bytes that are not UTF-8, or a space at the start")
-        why = why if sources is None else "as compared with the source texts, normalised"
+    left = 0 if sources is None else len(list(sources))
+    if left or (sources is not None and split.compared < len(split.bytes)):
+        yield "error", f"{len(split.bytes):,} validation documents, and {split.compared + left:,} texts were given"
+    if split.differing:
+        why = "as compared with the source texts, normalised"
+        if sources is None:
+            why = "control tokens inside" if split.inside else "bytes that are not UTF-8, or a space at the start"
+            why = "; ".join(message.partition(";")[0] for _, message in miscounts) or why
         message = (
-            f"{compared.differing:,} of {compared.documents:,} {split.name} documents: the table counts "
-            f"{compared.counted:,} bytes, and their text has {compared.true:,} "
-            f"({compared.counted / max(1, compared.true) - 1:+.2%}); the first: {compared.first}: {why}"
+            f"{split.differing:,} of {split.compared:,} {split.name} documents: the table counts {split.counted:,} "
+            f"bytes, and their text has {split.true:,} ({split.counted / max(1, split.true) - 1:+.2%}); the first: "
+            f"{split.first_differing}: {why}"
         )
         yield "error", message
 
@@ -263,42 +264,34 @@ def _check_overlap(val: SplitStats, train: SplitStats, hits: list[int], first: t
 
     A small overlap of a published split is a warning: its users cannot change it.
     """
-    if hits:
-        document, tokens = first
-        text = train.tokenizer.decode([tokens.tolist()])[0]
-        share = val.bytes[hits].sum() / max(1, val.bytes.sum())
-        where = "" if train.tokens == train.available else f"first {train.tokens:,} tokens of the "
-        message = (
-            f"{len(hits):,} of {len(val.bytes):,} validation documents ({share:.2%} of its bytes) are also in the "
-            f"{where}training shards, the first: val document {hits[0]:,} = train document {document:,}: "
-            f'"{text[:60]}{"…" * (len(text) > 60)}"'
-        )
-        kept = _published(val)[0] or (val.dataset.about.get("source") or {}).get("keep_overlap") is True
-        yield "warning" if kept and share < KEPT_OVERLAP else "error", message
+    document, tokens = first
+    text = train.tokenizer.decode([tokens.tolist()])[0]
+    share = val.bytes[hits].sum() / max(1, val.bytes.sum())
+    where = "" if train.tokens == train.available else f"first {train.tokens:,} tokens of the "
+    message = (
+        f"{len(hits):,} of {len(val.bytes):,} validation documents ({share:.2%} of its bytes) are also in the "
+        f"{where}training shards, the first: val document {hits[0]:,} = train document {document:,}: "
+        f'"{text[:60]}{"…" * (len(text) > 60)}"'
+    )
+    kept = _published(val) or (val.dataset.about.get("source") or {}).get("keep_overlap") is True
+    yield "warning" if kept and share < KEPT_OVERLAP else "error", message
 
 
-def _check_repeats(keys: list[bytes]) -> Results:
-    keys = list(filter(None, keys))
-    if repeated := len(keys) - len(set(keys)):
-        yield "note", f"{repeated:,} validation documents repeat an earlier one"
-
-
-def _published(val: SplitStats) -> tuple[str, str]:
-    """Name of the published validation split with these sizes and the remark on it; "" if there is none."""
+def _published(val: SplitStats) -> PublishedSplit | None:
+    """The published validation split with these sizes."""
     for split in PUBLISHED:
-        tokens = (val.available - 1) // split.window * split.window
-        same = (val.tokenizer.vocab_size, tokens) == (split.vocab_size, split.scored_tokens)
-        if same and split.documents in (0, val.documents):
-            return split.name, split.remark
-    return "", ""
+        sizes = val.tokenizer.vocab_size, (val.available - 1) // split.window * split.window
+        if sizes == (split.vocab_size, split.scored_tokens) and split.documents in (0, val.documents):
+            return split
+    return None
 
 
 def _check_published(val: SplitStats) -> Results:
-    (name, remark), variant = _published(val), _variant(val.dataset)
-    if remark:
-        yield "note", f"{remark}: scores on it do not compare with others"
+    known, variant = _published(val), _variant(val.dataset)
+    if known and known.remark:
+        yield "note", f"{known.remark}: scores on it do not compare with others"
     sizes = [f" and {split.scored_tokens:,} tokens" for split in PUBLISHED if split.name == f"fineweb10B_{variant}"]
-    if variant and not name and (sizes or val.documents != PUBLISHED_DOCUMENTS):
+    if variant and not known and (sizes or val.documents != PUBLISHED_DOCUMENTS):
         message = (
             f"a part of the published validation split is missing: {val.documents:,} documents and {val.available:,} "
             f"tokens, and fineweb10B_{variant} has {PUBLISHED_DOCUMENTS:,} documents{''.join(sizes)} in whole windows"

@@ -49,19 +49,11 @@ def validation_tokens(
 
 
 def _first_documents(directory: str | Path, paths: list[Path], seq_len: int, count: int, bos: int) -> Tensor:
-    parts, left = [], count + 1  # the last document ends at the next BOS
-    for path in paths:
-        tokens = read_shard(path)
-        starts = np.flatnonzero(tokens == bos)
-        if len(starts) >= left:
-            parts.append(tokens[: starts[left - 1]])
-            left = 0
-            break
-        parts.append(tokens)
-        left -= len(starts)
-    if left > 1:
-        raise DataError(f"val_max_documents={count}: {directory} has {count + 1 - left} validation documents")
-    tokens = np.concatenate(parts)
+    tokens = np.concatenate([read_shard(path) for path in paths])
+    starts = np.flatnonzero(tokens == bos)
+    if len(starts) < count:
+        raise DataError(f"val_max_documents={count}: {directory} has {len(starts)} validation documents")
+    tokens = tokens[: starts[count]] if count < len(starts) else tokens
     if len(tokens) <= seq_len:
         raise DataError(
             f"val_max_documents={count}: these documents of {directory} have {len(tokens)} tokens, which hold no "
@@ -90,17 +82,11 @@ class Dataset:
         Raises DataError with a line per damaged shard, wrong tokenizer or difference from dataset.json.
         """
         directory = ROOT / directory
-        about = read_about(directory)
-        dataset = cls._read(directory, about, tokenizer_path, vocab_size)
-        if about.get("tokenizer_sha256", sha256 := dataset.description["tokenizer_sha256"]) != sha256:
-            raise DataError(_not_as_listed(dataset.tokenizer_path))
-        return dataset
+        return cls._read(directory, read_about(directory), tokenizer_path, vocab_size)
 
     @classmethod
-    def _read(
-        cls, directory: Path, about: dict | None = None, tokenizer_path: str | Path = "", vocab_size: int = 0
-    ) -> Dataset:
-        """The folder's content, compared with its dataset.json if `about` is given."""
+    def _read(cls, directory: Path, about: dict, tokenizer_path: str | Path = "", vocab_size: int = 0) -> Dataset:
+        """The folder's content, compared with what `about` lists."""
         shards = {split: shard_paths(directory, split) for split in SPLITS}
         own = next((directory / name for name in tokenizers.NAMES if (directory / name).exists()), None)
         tokenizer_path = ROOT / tokenizer_path if tokenizer_path else own or directory / tokenizers.NAMES[0]
@@ -123,19 +109,21 @@ class Dataset:
                     f"{tokenizer.vocab_size - 1} (vocab_size={tokenizer.vocab_size}); shards and tokenizer do not "
                     "belong together"
                 )
-        listed = listed_shards(about or {})
+        listed = listed_shards(about)
         for name in listed | facts if listed else ():
             fact = facts.get(name, {})
             if name not in problems and any(fact.get(key) != listed.get(name, {}).get(key) for key in LISTED):
                 problems[name] = _not_as_listed(directory / name)
+        description = {"tokenizer_sha256": checksum(tokenizer_path)}
+        if about.get("tokenizer_sha256", description["tokenizer_sha256"]) != description["tokenizer_sha256"]:
+            problems["tokenizer"] = _not_as_listed(tokenizer_path)
         if problems:
             raise DataError("\n".join(problems.values()))
-        description = {"tokenizer_sha256": checksum(tokenizer_path)}
         for split, paths in shards.items():
             description[split] = [{key: facts[path.name][key] for key in LISTED} for path in paths]
             description[f"{split}_tokens"] = sum(shard["tokens"] for shard in description[split])
         train, val, table = shards["train"], shards["val"], ByteTable.of(tokenizer.pieces)
-        return cls(directory, tokenizer_path, tokenizer, train, val, table, description, about or {})
+        return cls(directory, tokenizer_path, tokenizer, train, val, table, description, about)
 
     @property
     def shards(self) -> dict[str, dict]:
@@ -183,7 +171,7 @@ def describe(directory: str | Path, **about: object) -> Dataset:
     directory = Path(directory)
     for torn in directory.glob(f".{DESCRIPTION}.*.tmp"):  # left by a killed process
         torn.unlink()
-    dataset = Dataset._read(directory)
+    dataset = Dataset._read(directory, {})
     for split in SPLITS:
         shards = dataset.description[split]
         about[split] = about.get(split, {}) | {"tokens": dataset.description[f"{split}_tokens"], "shards": shards}

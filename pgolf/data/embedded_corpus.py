@@ -139,9 +139,9 @@ def build_embedded(
     name = "embedded_large" if large else "embedded"
     directory = Path(directory or ROOT / "data" / f"{name}_{train_tokenizer.name_of(kind, vocab_size)}")
     packages = LARGE_PACKAGES if large else PACKAGES
-    if not (directory / DESCRIPTION).exists():
+    if not _complete(directory):
         with explain_disk_errors(directory), exclusive(directory):  # build() takes the same lock again
-            if not (directory / DESCRIPTION).exists():  # another process may have built it meanwhile
+            if not _complete(directory):  # another process may have built it meanwhile
                 print(f"embedded corpus: reading the docstrings of {', '.join(packages)} …", flush=True)
                 texts = [document.text for document in embedded_documents(large)]
                 request = prepare.BuildRequest(
@@ -164,6 +164,10 @@ def build_embedded(
             f"data_path={directory}"
         )
     return directory
+
+
+def _complete(directory: Path) -> bool:
+    return (directory / DESCRIPTION).exists() and not (directory / prepare.PROGRESS).exists()
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -65,26 +65,6 @@ def batches(paths: list[Path], bos: int) -> Iterator[Batch]:
         yield Batch(tokens, np.zeros(1, int), first)
 
 
-class Comparison:
-    """Bytes of documents by the byte table compared with the bytes of their text."""
-
-    def __init__(self):
-        self.documents = self.counted = self.true = self.differing = 0
-        self.first = ""  # first difference
-
-    def add(self, batch: Batch, counted: np.ndarray, texts: Iterable[str]) -> None:
-        true = np.array([len(text.encode()) for text in texts], np.int64)
-        counted = counted[: len(true)]
-        self.documents += len(true)
-        self.counted += int(counted.sum())
-        self.true += int(true.sum())
-        different = np.flatnonzero(counted != true)
-        if len(different) and not self.differing:
-            i = different[0]
-            self.first = f"document {batch.first + i:,}, {counted[i]:,} not {true[i]:,}"
-        self.differing += len(different)
-
-
 class SplitStats:
     """Statistics of one split; `add` takes its batches in order."""
 
@@ -101,7 +81,10 @@ class SplitStats:
         self.tokens = self.headless = 0  # headless: documents without BOS
         self.spelled_spaces = 0  # lone spaces spelled by the three byte tokens of MARK
         self.inside: dict[int, list] = {}  # control token inside a document -> [count, document of the first]
-        self.compared = Comparison()  # with the source texts if they are given, else with the decoded tokens
+        # Compared with the source texts if they are given, else with the decoded tokens: documents, their bytes by the
+        # table, bytes of their text, documents in which these differ, and the first of them.
+        self.compared = self.counted = self.true = self.differing = 0
+        self.first_differing = ""
         self.decoded = self.encoded = self.retokenized = 0  # documents decoded; encoded again; giving other tokens
 
     @cached_property
@@ -150,7 +133,16 @@ class SplitStats:
         if sources is not None:
             prefix = self.tokenizer.normalize("a").removesuffix("a")  # the space that some models prepend is not text
             texts = [self.tokenizer.normalize(text).removeprefix(prefix) for text in islice(sources, len(starts))]
-        self.compared.add(batch, sizes, texts)
+        true = np.array([len(text.encode()) for text in texts], np.int64)
+        counted = sizes[: len(true)]
+        different = np.flatnonzero(counted != true)
+        if len(different) and not self.differing:
+            i = different[0]
+            self.first_differing = f"document {first + i:,}, {counted[i]:,} not {true[i]:,}"
+        self.compared += len(true)
+        self.counted += int(counted.sum())
+        self.true += int(true.sum())
+        self.differing += len(different)
 
     def figures(self) -> dict:
         """JSON-ready figures; all but shards and tokens describe the tokens_read."""

@@ -84,6 +84,7 @@ def test_source_texts(make_folder, rows, dataset):
     assert "20 validation documents, and 21 texts" in only(audit(folder, documents=[*texts, "a"]), "bytes")
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12),
     cuts=st.lists(st.integers(1, 200), max_size=5),
@@ -132,12 +133,6 @@ def test_overlap_of_a_document_across_shards(make_folder, rows):
     seen = make_folder([[rows[0], rows[5][:half]], [rows[5][half:], rows[1]]], [rows[2:8]])
     message = only(audit(seen), "overlap")
     assert "val document 3 = train document 1: " in message
-
-
-def test_repeated_validation_documents(make_folder, rows):
-    result = audit(make_folder([[rows[0], rows[2]]], [[rows[1], rows[2], rows[1], rows[2]]]))
-    assert messages(result, "overlap", "note") == ["2 validation documents repeat an earlier one"]
-    assert "2 of 4 validation documents" in only(result, "overlap")
 
 
 # How much is scored
@@ -287,26 +282,13 @@ def test_every_broken_shard_is_named(make_folder, rows):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer_path: no file"),
-        (lambda folder: (folder / "tokenizer.model").write_bytes(b"no model"), "is no SentencePiece model"),
-        (lambda folder: (folder / "dataset.json").write_text("no json"), r"dataset\.json: damaged"),
-        (lambda folder: (folder / "fineweb_val_000000.bin").unlink(), r"no fineweb_val_\*\.bin in"),
-        (lambda folder: shutil.rmtree(folder), "no folder"),
-    ],
+    ("name", "message"), [("tokenizer.model", "tokenizer_path: no file"), ("fineweb_val_000000.bin", "no fineweb_val_")]
 )
-def test_folder_that_cannot_be_opened(make_folder, rows, damage, message):
+def test_folder_that_cannot_be_opened(make_folder, rows, name, message):
     folder = make_folder([[rows[0]]], [[rows[1]]]).directory
-    damage(folder)
+    (folder / name).unlink()
     result = audit_folder(folder)
-    assert not result.ok and re.search(message, result.findings[0].message)
-
-
-def test_shard_that_breaks_after_opening(make_folder, rows):
-    dataset = make_folder([[rows[0]]], [[rows[1]]])
-    write_shard(dataset.val_shards[0], [1, 5, 2000])
-    assert "sha256 is not as" in only(audit(dataset), "shards")
+    assert not result.ok and message in result.findings[0].message
 
 
 # Reports and stored audits

@@ -161,22 +161,6 @@ def test_other_embedded_corpora(small, tmp_path, monkeypatch, kind):
         embedded_corpus.build_embedded(300, directory, "bytes" if kind != "bytes" else "bpe")
 
 
-def test_killed_build_goes_on(small, tmp_path, monkeypatch, capsys):
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    whole = embedded_corpus.build_embedded(320, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(embedded_corpus.prepare, "_write_shards", killed)
-        with pytest.raises(KeyboardInterrupt):
-            embedded_corpus.build_embedded(320, tmp_path / "data")
-    capsys.readouterr()
-    embedded_corpus.build_embedded(320, tmp_path / "data")
-    assert "training a tokenizer" not in capsys.readouterr().out
-    for path in whole.glob("*.*"):
-        assert path.name.startswith(".") or path.read_bytes() == (tmp_path / "data" / path.name).read_bytes()
-
-
 def test_an_older_folder(small, tmp_path):
     """The first dataset.json files named neither tokenizer nor source."""
     directory = embedded_corpus.build_embedded(320, tmp_path / "data")
