@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from pgolf.data import tokenizers
 from pgolf.data.dataset import DESCRIPTION, SPLITS, Dataset, describe, listed_shards, read_about
 from pgolf.data.download import REPO, RemoteFile, Snapshot, matches
 from pgolf.disk import check_space, exclusive, explain_disk_errors, read_json
-from pgolf.data import tokenizers
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import HEADER_BYTES
