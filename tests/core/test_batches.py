@@ -1,10 +1,12 @@
+"""Batches against recorded ones, and streams that give every token in order and go on from any place."""
+
 import json
 from concurrent.futures import wait
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_vectors import golden_path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,19 +14,21 @@ from pgolf_core.batches import Batches, DocumentStream, TokenStream, training_st
 from pgolf_core.knobs import DataConfig
 from pgolf_core.shards import read_shard, shard_paths, write_shard
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-LOADER = json.loads((GOLDEN / "loader.json").read_text())
+RECORDED = json.loads(golden_path("loader.json").read_text())
+PATHS = shard_paths(golden_path("shards"), "train")
+CORPUS = np.concatenate([read_shard(path) for path in PATHS])
 
 
-@pytest.mark.parametrize("case", LOADER["cases"], ids=lambda c: f"{c['rank']}of{c['world_size']}")
+def config(**knobs):
+    return DataConfig(**{"train_batch_tokens": 128, "train_seq_len": 16} | knobs)
+
+
+@pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: f"{c['rank']}of{c['world_size']}")
 def test_golden_batches(case):
-    config = DataConfig(
-        train_batch_tokens=LOADER["train_batch_tokens"],
-        train_seq_len=LOADER["train_seq_len"],
-        world_size=case["world_size"],
-    )
-    assert config.grad_accum == case["grad_accum_steps"]
-    batches = Batches(TokenStream(shard_paths(GOLDEN / "shards", "train")), config, case["rank"])
+    knobs = {name: RECORDED[name] for name in ("train_batch_tokens", "train_seq_len")}
+    data = DataConfig(**knobs, world_size=case["world_size"])
+    assert data.grad_accum == case["grad_accum_steps"]
+    batches = Batches(TokenStream(PATHS), data, case["rank"])
     for first, last, shape in case["batches"]:
         x, y = batches.next()
         assert x.dtype == y.dtype == torch.int64
@@ -33,69 +37,41 @@ def test_golden_batches(case):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_fewer_passes_hold_the_same_spans(ranks):
-    """Every number of passes a step trains each rank on the same sequences, in the same order."""
-    knobs = dict(train_batch_tokens=1024, train_seq_len=32, world_size=ranks)
+def test_any_number_of_passes_trains_a_rank_on_the_same_sequences_in_the_same_order(ranks):
     for rank in range(ranks):
         seen = []
         for passes in (8 // ranks, 1):
-            config = DataConfig(**knobs, grad_accum_steps=passes)
-            batches = Batches(TokenStream(shard_paths(GOLDEN / "shards", "train")), config, rank)
+            data = config(train_batch_tokens=1024, train_seq_len=32, world_size=ranks, grad_accum_steps=passes)
+            batches = Batches(TokenStream(PATHS), data, rank)
             steps = [batches.next() for _ in range(2 * passes)]  # two steps
             seen.append([torch.cat(part) for part in zip(*steps, strict=True)])
             assert len(steps[0][0]) == 1024 // 32 // ranks // passes
-            position = batches.position
+            assert batches.position == (0, 2 * 8 * (1024 // 8 + 1))
         assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
-        assert position == (0, 2 * 8 * (1024 // 8 + 1))
 
 
-@given(st.lists(st.integers(1, 9000), min_size=1, max_size=8), st.integers(1, 5000))
-def test_seek_goes_on_with_the_same_tokens(takes, more):
-    paths = shard_paths(GOLDEN / "shards", "train")
-    corpus = np.concatenate([read_shard(path) for path in paths])
-    stream = TokenStream(paths)
-    taken = np.concatenate([stream.take(n) for n in takes])
-    assert np.array_equal(taken, np.resize(corpus, len(taken)))  # np.resize repeats it for ever, too
-    position = json.loads(json.dumps(stream.position))
-    expected = stream.take(more)
-    other = TokenStream(paths)
-    other.seek(position)
-    assert np.array_equal(other.take(more), expected)
-    stream.seek((0, 0))
-    assert np.array_equal(stream.take(sum(takes)), taken)
+def test_batches_are_the_tokens_in_order():
+    batches = Batches(TokenStream(PATHS), config())
+    for i in range(3 * len(CORPUS) // 17):
+        x, y = batches.next()
+        expected = np.take(CORPUS, range(17 * i, 17 * i + 17), mode="wrap").tolist()
+        assert x.flatten().tolist() == expected[:-1] and y.flatten().tolist() == expected[1:]
 
 
-# The next batch, made ahead
-
-
-def config(**knobs):
-    return DataConfig(**{"train_batch_tokens": 128, "train_seq_len": 16} | knobs)
-
-
-def test_position_is_of_the_batch_that_was_given():
-    batches = Batches(TokenStream(shard_paths(GOLDEN / "shards", "train")), config())
+def test_position_is_of_the_batch_that_was_given_not_of_the_one_made_ahead():
+    batches = Batches(TokenStream(PATHS), config())
     assert batches.position == (0, 0)
     for i in range(1, 40):
         batches.next()
         assert batches.position[0] > 0 or batches.position == (0, 17 * i)
     wait([batches._ahead])
-    assert batches.stream.position == (batches.position[0], batches.position[1] + 17)  # the next one is made
-    position = json.loads(json.dumps(batches.position))
+    assert batches.stream.position == (batches.position[0], batches.position[1] + 17)
+    state = json.loads(json.dumps(batches.state_dict()))
     expected = [batches.next() for _ in range(5)]
-    batches.seek(position)
+    batches.load_state_dict(state)
     for x, y in expected:
         again = batches.next()
         assert torch.equal(x, again[0]) and torch.equal(y, again[1])
-
-
-def test_batches_are_the_tokens_in_order():
-    paths = shard_paths(GOLDEN / "shards", "train")
-    corpus = np.concatenate([read_shard(path) for path in paths]).astype(np.int64)
-    batches = Batches(TokenStream(paths), config())
-    for i in range(3 * len(corpus) // 17):
-        x, y = batches.next()
-        expected = np.take(corpus, range(17 * i, 17 * i + 17), mode="wrap")
-        assert x.flatten().tolist() == expected[:-1].tolist() and y.flatten().tolist() == expected[1:].tolist()
 
 
 # Shuffled documents
@@ -103,39 +79,42 @@ def test_batches_are_the_tokens_in_order():
 
 @pytest.fixture
 def shuffled(tmp_path):
-    """Forty documents of one to thirty tokens, BOS first and then their own number, cut into shards anywhere."""
+    """Paths of four shards, cut anywhere, and their forty documents: BOS, then 0 to 29 times their own number."""
     rng = np.random.default_rng(0)
     documents = [[1, *[10 + i] * rng.integers(0, 30)] for i in range(40)]
-    tokens = np.concatenate(documents)
-    for i, part in enumerate(np.split(tokens, [37, 38, 200, 399])):
+    for i, part in enumerate(np.split(np.concatenate(documents), [37, 38, 200, 399])):
         write_shard(tmp_path / f"fineweb_train_{i:06d}.bin", part)
-    return shard_paths(tmp_path, "train"), documents, len(tokens)
-
-
-def split(tokens):
-    return [part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == 1)) if len(part)]
+    return shard_paths(tmp_path, "train"), documents
 
 
 def test_shuffled_documents_come_once_an_epoch(shuffled):
-    paths, documents, size = shuffled
-    stream = DocumentStream(paths, 1, seed=7)
-    first, second = split(stream.take(size)), split(stream.take(size))
+    paths, documents = shuffled
+
+    def epochs(seed):
+        stream, size = DocumentStream(paths, 1, seed), sum(map(len, documents))
+        taken = [stream.take(size) for _ in range(2)]
+        return [[part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == 1))[1:]] for tokens in taken]
+
+    first, second = epochs(7)
     assert sorted(first) == sorted(second) == sorted(documents)
     assert first != documents and first != second
-    assert split(DocumentStream(paths, 1, seed=7).take(size)) == first
-    assert split(DocumentStream(paths, 1, seed=8).take(size)) != first
+    assert epochs(7)[0] == first != epochs(8)[0]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(takes=st.lists(st.integers(1, 700), min_size=1, max_size=8))
-def test_shuffled_stream_seeks(shuffled, takes):
-    paths, *_ = shuffled
-    stream, whole = DocumentStream(paths, 1, seed=3), DocumentStream(paths, 1, seed=3)
-    expected = whole.take(sum(takes) + 100)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(takes=st.lists(st.integers(1, 9000), min_size=1, max_size=8), more=st.integers(1, 5000))
+@pytest.mark.parametrize("kind", ["in order", "shuffled"])
+def test_a_stream_goes_on_from_its_position(shuffled, kind, takes, more):
+    def make():
+        return TokenStream(PATHS) if kind == "in order" else DocumentStream(shuffled[0], 1, seed=3)
+
+    stream, other, whole = make(), make(), make().take(sum(takes) + more)
+    assert kind == "shuffled" or np.array_equal(whole, np.resize(CORPUS, len(whole)))  # np.resize repeats it
     taken = np.concatenate([stream.take(n) for n in takes])
-    other = DocumentStream(paths, 1, seed=3)
     other.seek(json.loads(json.dumps(stream.position)))
-    assert np.array_equal(np.concatenate([taken, other.take(100)]), expected)
+    assert np.array_equal(np.concatenate([taken, other.take(more)]), whole)
+    stream.seek(make().position)
+    assert np.array_equal(stream.take(sum(takes)), taken)
 
 
 def test_text_before_the_first_document_is_one(tmp_path):
@@ -144,7 +123,6 @@ def test_text_before_the_first_document_is_one(tmp_path):
     assert sorted([stream.take(2).tolist(), stream.take(2).tolist()]) == [[1, 9], [7, 8]]
 
 
-def test_the_knob_chooses_the_stream(shuffled):
-    paths, *_ = shuffled
-    assert isinstance(training_stream(paths, config(), 1), TokenStream)
-    assert training_stream(paths, config(shuffle_documents=5), 1).seed == 5
+def test_the_knob_chooses_the_stream():
+    assert isinstance(training_stream(PATHS, config(), 1), TokenStream)
+    assert training_stream(PATHS, config(shuffle_documents=5), 1).seed == 5
