@@ -12,7 +12,8 @@ from functools import partial
 from itertools import count
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.func import functional_call
 
 from pgolf_core.evaluate import Score, batches, evaluating, score_of, scored_nats
 from pgolf_core.knobs import EvalConfig
@@ -21,13 +22,15 @@ from pgolf_core.parameters import roles_of
 from pgolf_core.quantization.calibration import Calibration
 from pgolf_core.tokens import ByteTable
 
+Changes = dict[str, Tensor]  # parameter name -> tensor of its shape
+
 GRADIENT_WINDOWS = 2  # the estimate's gradient is of every second window
 GRADIENT_BATCH_TOKENS = 4096  # activations of so many are held at a time
 
 
 def exact_scores(
     model: GPT,
-    changes: dict[str, Tensor],
+    changes: Changes,
     tokens: Tensor,
     byte_table: ByteTable,
     config: EvalConfig,
@@ -35,7 +38,7 @@ def exact_scores(
 ) -> dict[str, Score]:
     """Name -> score of the model with that one tensor changed, and '' -> its own; bit-equal to `evaluate`'s.
 
-    changes: parameter name -> tensor of its shape. Other arguments as in `evaluate`. The model is left as it was.
+    Other arguments as in `evaluate`. The model is left as it was.
     Memory: evaluating a batch, plus an output (B, T, D) per layer. Raises ValueError on a tensor that the model has
     not, or not of that shape.
     """
@@ -54,7 +57,7 @@ def exact_scores(
 
 
 def _variants(
-    model: GPT, changes: dict[str, Tensor], ids: Tensor, casting: Callable[[], AbstractContextManager]
+    model: GPT, changes: Changes, ids: Tensor, casting: Callable[[], AbstractContextManager]
 ) -> Iterator[tuple[str, Tensor]]:
     """Logits (B, T, V) of ids (B, T): unchanged under '', then with each tensor changed under its name.
 
@@ -84,8 +87,8 @@ def _variants(
             call = next(calls)
             return outputs[call] if call < first else forward(*inputs)
 
-        with _changed(model, name, changed), _blocks_called_by(replay, model), casting():
-            logits = model(ids)
+        with _blocks_called_by(replay, model), casting():
+            logits = functional_call(model, {name: changed.to(model.get_parameter(name))}, ids)
         yield name, logits
 
 
@@ -101,25 +104,8 @@ def _blocks_called_by(call: Callable, model: GPT) -> Iterator[None]:
             del block.forward  # the class's own is visible again
 
 
-@contextmanager
-def _changed(model: nn.Module, name: str, changed: Tensor) -> Iterator[None]:
-    """Inside the block the model has the changed tensor, in the precision and place of its own."""
-    parameter = model.get_parameter(name)
-    own = parameter.detach().clone()
-    parameter.detach().copy_(changed)
-    try:
-        yield
-    finally:
-        parameter.detach().copy_(own)
-
-
 def estimated_rises(
-    model: GPT,
-    changes: dict[str, Tensor],
-    tokens: Tensor,
-    byte_table: ByteTable,
-    config: EvalConfig,
-    calibration: Calibration,
+    model: GPT, changes: Changes, tokens: Tensor, byte_table: ByteTable, config: EvalConfig, calibration: Calibration
 ) -> dict[str, float]:
     """Name -> predicted rise in bits per byte on tokens (n,) when that one tensor of the float32 model is changed.
 

@@ -11,7 +11,6 @@ from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import calibration_of, load_checkpoint
 from pgolf_core.config import RunConfig
-from pgolf_core.quantization.calibration import Calibration
 
 Variants = dict[str, dict]  # name -> export knobs
 
@@ -65,8 +64,9 @@ def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
     return variants
 
 
-def solver_variants(caps: Iterable[int]) -> Variants:
-    """The solver's file for each cap in bytes, code included."""
+def solver_variants(plain: dict, shares: Iterable[float], caps: Iterable[int]) -> Variants:
+    """The solver's file for each cap in bytes, code included, and for each share of the plain row's bytes."""
+    caps = sorted({*caps, *(int(share * plain["total_bytes"]) for share in shares)}, reverse=True)
     return {f"solve {cap}": ANS_ALL_QUANTIZED | dict(allocation="solve", cap_bytes=cap) for cap in caps}
 
 
@@ -93,39 +93,33 @@ def export_lab(
 
 
 def _lab(
-    kind: str,
-    source_dir: str | Path,
-    run_dir: str | Path,
-    variants: Variants,
-    shares: tuple[float, ...],
-    caps: tuple[int, ...],
-    knobs: dict,
+    kind: str, source_dir: str | Path, run_dir: str | Path, variants: Variants, shares: tuple, caps: tuple, knobs: dict
 ) -> Result:
     """A result whose table compares all variants with the first, named plain; knobs apply to all of them.
 
     Sub-runs that are complete are not done again. Raises RunError if the source is incomplete, ConfigError on knobs
     of training.
     """
-    source_dir, run_dir = Path(source_dir), Path(run_dir)
 
     def table_of(config: RunConfig) -> tuple[list[dict], str]:
         rows: list[dict] = []
-        calibration = None
+        calibration = None  # shared by all variants, since none changes a calibration knob
         todo = list(variants.items())
         while todo:
             name, own = todo.pop(0)
-            variant_dir = run_dir / re.sub(r"[^\w.]+", "-", name)
+            variant_dir = Path(run_dir) / re.sub(r"[^\w.]+", "-", name)
             if calibration is None and read_result(variant_dir) is None:
-                calibration = _calibration(source_dir, scoring_config(config, own))
+                own_config, state = scoring_config(config, own), load_checkpoint(Path(source_dir) / CHECKPOINT)
+                calibration = calibration_of(state, own_config, open_dataset(config), pick_device(config.train))
             variant = export_checkpoint(source_dir, variant_dir, calibration, **knobs | own)
             rows.append(_row(name, own, variant, rows[0] if rows else None))
             if len(rows) == 1:
-                todo += _solver_variants(rows[0], shares, caps).items()
+                todo += solver_variants(rows[0], shares, caps).items()
             print("{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}".format(**rows[-1]))
         return rows, variant.data_fingerprint
 
     def answers(stored: Result) -> bool:
-        asked = variants | _solver_variants(stored.table[0], shares, caps)
+        asked = variants | solver_variants(stored.table[0], shares, caps)
         return {row["variant"]: row["knobs"] for row in stored.table} == asked
 
     return run_stage(kind, source_dir, run_dir, knobs, table_of, answers)
@@ -136,28 +130,9 @@ def _row(name: str, knobs: dict, variant: Result, plain: dict | None) -> dict:
     bpb, size = variant.roundtrip_val_bpb, variant.total_bytes
     plain = plain or {"bpb": bpb, "total_bytes": size}
     return {
-        "variant": name,
-        "bpb": bpb,
-        "delta_bpb": bpb - plain["bpb"],
-        "total_bytes": size,
-        "delta_bytes": size - plain["total_bytes"],
-        "share": size / plain["total_bytes"],
-        "raw_bpb": variant.prequant_val_bpb,
-        "bytes": variant.bytes,
-        "knobs": knobs,
-        "block_nats": variant.roundtrip_block_nats,
-        "raw_block_nats": variant.prequant_block_nats,
+        "variant": name, "bpb": bpb, "delta_bpb": bpb - plain["bpb"],
+        "total_bytes": size, "delta_bytes": size - plain["total_bytes"], "share": size / plain["total_bytes"],
+        "raw_bpb": variant.prequant_val_bpb, "bytes": variant.bytes, "knobs": knobs,
+        "block_nats": variant.roundtrip_block_nats, "raw_block_nats": variant.prequant_block_nats,
         "text_bytes": variant.roundtrip_bytes,
-    }
-
-
-def _calibration(source_dir: Path, config: RunConfig) -> Calibration | None:
-    """Statistics for a variant that needs them; all variants share them, since none changes a calibration knob."""
-    if not config.export.needs_calibration:
-        return None
-    state = load_checkpoint(source_dir / CHECKPOINT)
-    return calibration_of(state, config, open_dataset(config), pick_device(config.train))
-
-
-def _solver_variants(plain: dict, shares: tuple[float, ...], caps: tuple[int, ...]) -> Variants:
-    return solver_variants(sorted({*caps, *(int(share * plain["total_bytes"]) for share in shares)}, reverse=True))
+    }  # fmt: skip

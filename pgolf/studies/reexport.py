@@ -48,30 +48,21 @@ def export_checkpoint(
     calibration: of that checkpoint with the same knobs, if it was made before. Returns the stored result if the
     directory is complete. Raises RunError or ConfigError.
     """
-    source_dir, run_dir = Path(source_dir), Path(run_dir)
-    source, source_config = finished_run(source_dir)
-    config = scoring_config(source_config, knobs)
-    with locked(run_dir, config), cpu_threads(config.cpu_threads):
-        if (result := stored_result(run_dir, source_dir, source)) is not None:
-            return result
+
+    def export(source: Result, trained: RunConfig, config: RunConfig) -> Result:
         dataset, device = open_dataset(config), pick_device(config.train)
-        state = load_checkpoint(source_dir / CHECKPOINT)
-        trip = round_trip(state, config, dataset, run_dir / ARTIFACT, calibration)
+        state = load_checkpoint(Path(source_dir) / CHECKPOINT)
+        trip = round_trip(state, config, dataset, Path(run_dir) / ARTIFACT, calibration)
         raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
-        was = (source.data_fingerprint, source.environment["device"], source_config.precision, source_config.eval)
+        was = (source.data_fingerprint, source.environment["device"], trained.precision, trained.eval)
         same = was == (dataset.fingerprint, device.type, config.precision, config.eval)
         if not (raw_nats and same and source.roundtrip_tokens == trip.score.tokens):
             raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True)
             raw_bpb, raw_nats = raw.val_bpb, raw.block_nats
-        result = replace(
-            source,
-            kind="export",
-            source=f"{source_dir.parent.name}/{source_dir.name}",
-            config_hash=config.hash,
-            environment=describe_environment(device),
-            **roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config.train_seq_len, config.eval),
-        )
-        return write_result(run_dir, result)
+        fields = roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config.train_seq_len, config.eval)
+        return replace(source, kind="export", **fields)
+
+    return _derived(source_dir, run_dir, knobs, export)
 
 
 def run_stage(
@@ -87,24 +78,31 @@ def run_stage(
     table_of(config) -> rows, and the fingerprint of the data they are about. answers(stored result): whether it is
     what is asked for, and so returned. Raises RunError if the source is incomplete, ConfigError on knobs of training.
     """
+
+    def study(source: Result, trained: RunConfig, config: RunConfig) -> Result:
+        rows, data = table_of(config)
+        facts = dict(checkpoint_sha256=source.checkpoint_sha256, protocol=evaluation_protocol(config.eval))
+        return Result(kind, config.hash, source.seed, source.track, data_fingerprint=data, table=rows, **facts)
+
+    return _derived(source_dir, run_dir, knobs, study, answers)
+
+
+def _derived(
+    source_dir: str | Path,
+    run_dir: str | Path,
+    knobs: dict,
+    make: Callable[[Result, RunConfig, RunConfig], Result],
+    answers: Callable[[Result], bool] = lambda stored: True,
+) -> Result:
+    """The stored result if it answers, else that of make(source's result, its config, this run's config), written."""
     source_dir, run_dir = Path(source_dir), Path(run_dir)
-    source, config = finished_run(source_dir)
-    config = scoring_config(config, knobs)
+    source, trained = finished_run(source_dir)
+    config = scoring_config(trained, knobs)
     with locked(run_dir, config), cpu_threads(config.cpu_threads):
-        result = stored_result(run_dir, source_dir, source)
-        if result is not None and answers(result):
-            return result
-        rows, fingerprint = table_of(config)
-        result = Result(
-            kind=kind,
-            config_hash=config.hash,
-            seed=source.seed,
-            track=source.track,
-            source=f"{source_dir.parent.name}/{source_dir.name}",
-            checkpoint_sha256=source.checkpoint_sha256,
-            data_fingerprint=fingerprint,
-            protocol=evaluation_protocol(config.eval),
-            environment=describe_environment(pick_device(config.train)),
-            table=rows,
-        )
-        return write_result(run_dir, result)
+        stored = stored_result(run_dir, source_dir, source)
+        if stored is not None and answers(stored):
+            return stored
+        made = make(source, trained, config)
+        name = f"{source_dir.parent.name}/{source_dir.name}"
+        environment = describe_environment(pick_device(config.train))
+        return write_result(run_dir, replace(made, source=name, config_hash=config.hash, environment=environment))

@@ -89,22 +89,13 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
     for name in ("", *names):
         layer, part = tensor_place(name)
         delta_bpb, delta_bytes = scores[name].val_bpb - scores[""].val_bpb, files[name] - files[""]
-        rows.append(
-            {
-                "tensor": name,
-                "layer": layer,
-                "part": part,
-                "change": change,
-                "bpb": scores[name].val_bpb,
-                "bytes": files[name],
-                "tensor_bytes": own.get(name, 0),
-                "delta_bpb": delta_bpb,
-                "delta_half": compare_text(scores[name], scores[""]).half,
-                "estimated_delta_bpb": estimates.get(name, 0.0),
-                "delta_bytes": delta_bytes,
-                "bpb_per_kb": -1000 * delta_bpb / delta_bytes if delta_bytes else 0.0,
-            }
-        )
+        rows.append({
+            "tensor": name, "layer": layer, "part": part, "change": change,
+            "bpb": scores[name].val_bpb, "bytes": files[name], "tensor_bytes": own.get(name, 0),
+            "delta_bpb": delta_bpb, "delta_half": compare_text(scores[name], scores[""]).half,
+            "estimated_delta_bpb": estimates.get(name, 0.0), "delta_bytes": delta_bytes,
+            "bpb_per_kb": -1000 * delta_bpb / delta_bytes if delta_bytes else 0.0,
+        })  # fmt: skip
     return rows
 
 

@@ -13,6 +13,7 @@ as the squared gradient of a whole sequence: unbiased too, since drawn labels ma
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -86,16 +87,17 @@ Calibration = dict[str, Statistics]
 def calibrate(model: nn.Module, sequences: Iterable[Tensor], hessians: bool = True, seed: int = 0) -> Calibration:
     """Statistics of every declared weight that is no control parameter, over token ids: sequences of (B, T) int64.
 
-    With hessians the second moments are collected, which rounding needs; without them the whole diagonal of the
-    Fisher information, which is enough to estimate and cheaper. The seed draws the labels. The model is run in
-    evaluation mode and left as it was. Raises RoleError naming a weight that the model does not use.
+    hessians: collect second moments, which rounding needs; without them the whole Fisher diagonal, enough to estimate
+    and cheaper. seed: draws the labels. The model is run in evaluation mode and left as it was. Raises RoleError naming
+    a weight that the model does not use.
     """
     device, calibration = next(model.parameters()).device, {}
     weights = {name: model.get_parameter(name) for name, role in roles_of(model).items() if not role.is_control}
-    for name, (rows, cols) in ((name, weight.shape) for name, weight in weights.items()):
-        fisher = None if hessians else torch.zeros(rows, cols, device=device)
-        hessian = torch.zeros(cols, cols, device=device) if hessians else None
-        calibration[name] = Statistics(torch.zeros(rows, device=device), fisher, hessian)
+    zeros = partial(torch.zeros, device=device)
+    for name, weight in weights.items():
+        rows, cols = weight.shape
+        fisher, hessian = (None, zeros(cols, cols)) if hessians else (zeros(rows, cols), None)
+        calibration[name] = Statistics(zeros(rows), fisher, hessian)
     generator, by_sequence = torch.Generator().manual_seed(seed), None
     with _without_weight_gradients(model):
         for batch in sequences:
@@ -103,9 +105,7 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], hessians: bool = Tr
                 with _Recorder(weights, calibration) as probe:
                     model(batch[:1].to(device))
                 recorder = _Recorder({name: weights[name] for name in probe.used}, calibration)
-                by_sequence = {
-                    name: weight.requires_grad_() for name, weight in weights.items() if name not in probe.used
-                }
+                by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
             for ids in batch.split(1 if by_sequence else len(batch)):
                 with recorder:
                     logits = model(ids.to(device)).float().flatten(0, 1)
@@ -119,9 +119,9 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], hessians: bool = Tr
             for statistics in calibration.values():
                 statistics.tokens += batch.numel()
     for statistics in calibration.values():
-        for name in ("row_fisher", "fisher", "hessian"):
-            value = getattr(statistics, name)
-            setattr(statistics, name, None if value is None else value.cpu())
+        for name, value in vars(statistics).items():
+            if isinstance(value, Tensor):
+                setattr(statistics, name, value.cpu())
     return calibration
 
 
@@ -144,33 +144,30 @@ class _Recorder(TorchFunctionMode):
             left, right = _operands(*args, **kwargs)
             if func in PRODUCTS and right.ndim == 2:
                 right = right.mT
-            uses = self.lookup(left, right) if func is F.embedding else self.products(left, right)
-            for name, add in uses:
+            for name, add in self.uses(func, left, right):
                 self.used.add(name)
                 if not output.requires_grad:  # a lookup; its copy may be changed in place
                     output = output.requires_grad_().clone()
                 output.register_hook(add)
         return output
 
-    def lookup(self, ids: Tensor, table: Tensor) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
-        """The table's name and the function that adds a gradient of the output to its statistics."""
-        if found := self.find(table):
-            yield found[0], lambda gradient: self.calibration[found[0]].add_lookup(ids, gradient)
+    def uses(self, func: Callable, left: Tensor, right: Tensor) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
+        """Name of each side that is a weight, and the function that adds a gradient of the output to its statistics.
 
-    def products(self, left: Tensor, right: Tensor) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
-        """The same as `lookup` for each side of left @ right.T that is a weight."""
-        if left.requires_grad and (found := self.find(right)):
-            yield found[0], self.adder(*found, left.detach())
-        if right.requires_grad and (found := self.find(left)):  # the transpose of right @ left.T
-            add = self.adder(*found, right.detach())
-            yield found[0], lambda gradient: add(gradient.mT)
+        The output is left @ right.T, whose transpose is right @ left.T, or the rows left of the table right.
+        """
+        if func is F.embedding:
+            if found := self.find(right):
+                yield found[0], partial(self.calibration[found[0]].add_lookup, left)
+            return
+        for x, weight, flipped in ((left, right, False), (right, left, True)):
+            if x.requires_grad and (found := self.find(weight)):
+                yield found[0], partial(self.add_product, *found, flipped, x.detach())
 
-    def adder(self, name: str, transposed: bool, x: Tensor) -> Callable[[Tensor], None]:
-        """The function that adds a gradient of x @ weight.T, or of x @ weight, to the weight's statistics."""
-        statistics = self.calibration[name]
-        if transposed:
-            return lambda gradient: statistics.add_product(x, gradient)
-        return lambda gradient: statistics.add_product(gradient, x)
+    def add_product(self, name: str, transposed: bool, flipped: bool, x: Tensor, gradient: Tensor) -> None:
+        """Add a gradient of x @ weight.T, or x @ weight if transposed; if flipped, of that product's transpose."""
+        rows, cols = gradient.mT if flipped else gradient, x
+        self.calibration[name].add_product(*((cols, rows) if transposed else (rows, cols)))
 
     def find(self, t: Tensor) -> tuple[str, bool] | None:
         """(name, whether transposed) of the weight that t is, or is a whole view of."""

@@ -11,10 +11,12 @@ from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import model_of, score_model
 from pgolf_core.artifact.format import load
 from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.quantization.schemes import codebook
 
 KNOBS = dict(
     track="nano", num_layers=1, model_dim=96, mlp_mult=8, num_heads=2, num_kv_heads=1, train_seq_len=64,
-    train_batch_tokens=1024, iterations=12, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048,
+    train_batch_tokens=1024, iterations=3, val_max_tokens=1024, roundtrip_val_max_tokens=1024, val_batch_size=1024,
+    calibration_tokens=1024,
 )  # fmt: skip
 
 
@@ -70,8 +72,9 @@ def test_source_must_be_finished(tmp_path):
         export_lab(tmp_path / "nothing", tmp_path / "lab", steps=[0.4])
 
 
-def test_lab_scores_a_file_of_every_kind(source, tmp_path):
-    lab = dict(steps=[0.4], codecs=["zlib", "ans"], shares=[1.0, 0.4], calibration_tokens=2048)
+def test_lab_scores_a_file_of_every_kind(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(codebook, "LLOYD_STEPS", 3)
+    lab = dict(steps=[0.4], codecs=["zlib", "ans"], shares=[1.0, 0.4])
     result = export_lab(source, tmp_path / "lab", **lab)
     rows = {row["variant"]: row for row in result.table}
     assert rows["int8 zlib"]["total_bytes"] == rows["plain"]["total_bytes"] > rows["int8 ans"]["total_bytes"]

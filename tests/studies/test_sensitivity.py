@@ -17,7 +17,7 @@ from pgolf_core.model import GPT
 
 KNOBS = dict(
     track="nano", num_layers=2, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
-    iterations=60, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048, keep_float_max_numel=2000,
+    iterations=40, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048, keep_float_max_numel=2000,
 )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ def statistics(rows: int, cols: int, sensitivity: float = 1.0, seed: int = 0) ->
 @pytest.fixture(scope="module")
 def model():
     g = torch.Generator().manual_seed(1)
-    weights = {f"blocks.{i}.mlp.fc.weight": torch.randn(160, 96, generator=g) for i in range(4)}
-    calibration = {name: statistics(160, 96, sensitivity=16.0**-i, seed=i) for i, name in enumerate(weights)}
+    weights = {f"blocks.{i}.mlp.fc.weight": torch.randn(320, 48, generator=g) for i in range(4)}
+    calibration = {name: statistics(320, 48, sensitivity=16.0**-i, seed=i) for i, name in enumerate(weights)}
     return weights, {"attn_scales": torch.ones(4, 96)}, calibration
 
 
@@ -81,7 +81,8 @@ def test_beats_equal_steps_of_the_same_bytes(model):
     assert cost(quantized) < 0.3 * cost(equal)
 
 
-def test_a_cap_that_nothing_meets(model):
+def test_a_cap_that_nothing_meets(model, monkeypatch):
+    monkeypatch.setattr(allocation, "MAX_ITERS", 8)
     with pytest.raises(AllocationError, match="cap_bytes=1500: with the coarsest steps"):
         solved(model, 1_500)
 

@@ -58,7 +58,7 @@ class Mine(QuantScheme):
 
 TINY = dict(
     track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
-    iterations=3, val_loss_every=0, val_max_tokens=1024, roundtrip_val_max_tokens=1024, val_batch_size=2048,
+    iterations=1, val_loss_every=0, val_max_tokens=512, roundtrip_val_max_tokens=512, val_batch_size=512,
     keep_float_max_numel=0,
 )  # fmt: skip
 
