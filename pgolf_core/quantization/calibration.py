@@ -73,12 +73,7 @@ class Statistics:
 
     def add_gradient(self, gradient: Tensor) -> None:
         """Add the gradient (rows, cols) of a whole sequence."""
-        squares = gradient.float().square()
-        self.row_fisher += squares.sum(1)
-        if self.fisher is not None:
-            self.fisher += squares
-        if self.hessian is not None:
-            self.hessian.addmm_(gradient.float().T, gradient.float())
+        self.add_lookup(torch.arange(len(gradient), device=gradient.device), gradient)
 
 
 Calibration = dict[str, Statistics]

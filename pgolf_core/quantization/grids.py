@@ -68,13 +68,8 @@ def weighted_grid(w: Tensor, c: float, row_weight: Tensor | None, col_weight: Te
     least if step² · weight is constant (reverse water-filling of independent sources; Cover & Thomas, Elements of
     Information Theory, 10.3.3).
     """
-    return Grid(
-        stored_scale(c * rms(w)),
-        None,
-        UNCLIPPED,
-        None if row_weight is None else _exponents(_evened(row_weight).rsqrt()),
-        None if col_weight is None else _exponents(_evened(col_weight).rsqrt()),
-    )
+    rows, cols = (t if t is None else _exponents(_evened(t).rsqrt()) for t in (row_weight, col_weight))
+    return Grid(stored_scale(c * rms(w)), None, UNCLIPPED, rows, cols)
 
 
 def rms(w: Tensor, dim: int | None = None) -> Tensor:
@@ -86,8 +81,6 @@ def rms(w: Tensor, dim: int | None = None) -> Tensor:
 def geometric_mean(weight: Tensor) -> float:
     """Geometric mean of weights >= 0, small ones raised to the largest / WEIGHT_RANGE; 0 if all are 0."""
     weight = weight.float()
-    if not (weight > 0).any():
-        return 0.0
     return weight.clamp_min(weight.max() / WEIGHT_RANGE).log().mean().exp().item()
 
 

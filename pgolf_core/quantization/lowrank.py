@@ -41,14 +41,10 @@ class LowRank:
 
     def arrays(self) -> dict[str, Tensor]:
         """Kind -> tensor; the group size is kept beside them."""
-        arrays = {"left": self.left, "right": self.right}
-        if self.left_scale is not None:
-            arrays |= {"left_scale": self.left_scale, "right_scale": self.right_scale}
-        return arrays
+        return {kind: t for kind, t in vars(self).items() if isinstance(t, Tensor)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Tensor], group: int) -> "LowRank":
-        """The inverse of arrays()."""
         return cls(arrays["left"], arrays["right"], arrays.get("left_scale"), arrays.get("right_scale"), group)
 
 

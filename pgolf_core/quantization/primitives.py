@@ -108,16 +108,14 @@ def quantize(w: Tensor, bits: int = 8, axis: AxisMode = "auto") -> QuantizedTens
     if w.ndim != 2:
         q, scale = quantize_rows(w.reshape(1, -1), qmax)
         return QuantizedTensor(q.reshape(w.shape).to(torch.int8), scale[0], None)
-    candidates = []
-    if axis in ("auto", "row"):
-        q, scale = quantize_rows(w, qmax)
-        candidates.append(QuantizedTensor(q.to(torch.int8), scale.to(SCALE_DTYPE), 0))
-    if axis in ("auto", "col"):
-        q, scale = quantize_rows(w.T, qmax)
-        candidates.append(QuantizedTensor(q.T.contiguous().to(torch.int8), scale.to(SCALE_DTYPE), 1))
-    if len(candidates) == 1:
-        return candidates[0]
-    return min(candidates, key=lambda c: (relative_error(w, c.dequantize()), c.scale.numel()))
+
+    def along(axis: int) -> QuantizedTensor:
+        q, scale = quantize_rows(w.T if axis else w, qmax)
+        return QuantizedTensor((q.T if axis else q).contiguous().to(torch.int8), scale.to(SCALE_DTYPE), axis)
+
+    if axis != "auto":
+        return along(("row", "col").index(axis))
+    return min(along(0), along(1), key=lambda t: (relative_error(w, t.dequantize()), t.scale.numel()))
 
 
 def relative_error(w: Tensor, approximation: Tensor) -> float:

@@ -23,10 +23,6 @@ class Stored(Protocol):
     shared: ClassVar[str]
 
     def arrays(self) -> dict[str, Tensor]: ...
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, Tensor]) -> Stored: ...
-
     def dequantize(self) -> Tensor: ...
 
 

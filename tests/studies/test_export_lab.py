@@ -15,7 +15,7 @@ from pgolf_core.quantization.schemes import codebook
 
 KNOBS = dict(
     track="nano", num_layers=1, model_dim=96, mlp_mult=8, num_heads=2, num_kv_heads=1, train_seq_len=64,
-    train_batch_tokens=1024, iterations=3, val_max_tokens=1024, roundtrip_val_max_tokens=1024, val_batch_size=1024,
+    train_batch_tokens=1024, iterations=12, val_max_tokens=1024, roundtrip_val_max_tokens=1024, val_batch_size=1024,
     calibration_tokens=1024,
 )  # fmt: skip
 
