@@ -76,31 +76,18 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
     config = rows.loc[rows.index.repeat(rows["index"].str.len())]  # one row per run
     config = config.set_axis(rows["index"].explode().to_numpy()).reindex(table.index)
     blocks = zip(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes, strict=True)
-    columns = {
-        "sweep": table.sweep,
-        "run": table.run,
-        "kind": table.kind,
-        "bpb": table.bpb,
-        "total_bytes": table.total_bytes.astype("int64"),
-        "headroom": (table.cap_bytes.astype(float) - table.total_bytes).astype("int64"),
-        "delta_bpb": config.delta.mask(config.is_baseline, 0.0),
-        "delta_half": config.half,
-        "verdict": config.verdict.fillna(""),
-        "method": config.method,
-        "needed": config.needed,
-        "seeds": config.seeds.str.len(),
-        "quantisation_bpb": table.bpb - table.prequant_val_bpb.astype(float),
-        "quantisation_half": [statistics.compare_blocks(*scores).half for scores in blocks],
-        "parameters": table.parameters,
-        "steps": table.steps,
-        "train_seconds": table.train_seconds.astype(float),
-        "on_front": pareto(table),
-        "over_cap": table.over_cap,
-        "source": table.source,
-        "is_baseline": config.is_baseline,
-    }
-    order = np.lexsort((table.bpb, ~config.is_baseline))
-    return pd.DataFrame(columns).iloc[order]
+    columns = dict(
+        sweep=table.sweep, run=table.run, kind=table.kind, bpb=table.bpb,
+        total_bytes=table.total_bytes.astype("int64"),
+        headroom=(table.cap_bytes.astype(float) - table.total_bytes).astype("int64"),
+        delta_bpb=config.delta.mask(config.is_baseline, 0.0), delta_half=config.half,
+        verdict=config.verdict.fillna(""), method=config.method, needed=config.needed, seeds=config.seeds.str.len(),
+        quantisation_bpb=table.bpb - table.prequant_val_bpb.astype(float),
+        quantisation_half=[statistics.compare_blocks(*scores).half for scores in blocks],
+        parameters=table.parameters, steps=table.steps, train_seconds=table.train_seconds.astype(float),
+        on_front=pareto(table), over_cap=table.over_cap, source=table.source, is_baseline=config.is_baseline,
+    )  # fmt: skip
+    return pd.DataFrame(columns).iloc[np.lexsort((table.bpb, ~config.is_baseline))]
 
 
 def not_counted(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,10 +101,8 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
                 last = "no step logged" if pd.isna(steps) else f"last step {steps:.0f}"
                 last += "" if pd.isna(steps) or pd.isna(total) else f" of {total:.0f}"
                 why = f"{run.status}, {last}" + (f": {run.problem}" if run.problem else "")
-            case "failed":
-                why = f"failed: {run.problem}"
-            case "damaged":
-                why = f"damaged: {run.problem}"
+            case "failed" | "damaged":
+                why = f"{run.status}: {run.problem}"
             case _ if run.table or run.kind == "import":
                 continue
             case _ if run.roundtrip_val_bpb is not None and not pd.isna(run.total_bytes):
@@ -150,21 +135,14 @@ def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
     A run trained again is another checkpoint.
     """
-    variants = pd.DataFrame(
-        {
-            "variant": table.run.str.split("/").str[-1].where(table.kind == "export", "as trained"),
-            "bpb": table.bpb,
-            "total_bytes": table.total_bytes.astype("int64"),
-            "raw_bpb": table.prequant_val_bpb.astype(float),
-            "bytes": table.bytes,
-            "knobs": table[[*ExportConfig.model_fields]].astype(object).to_dict("records"),
-            "path": table.path,
-            "block_nats": table.roundtrip_block_nats,
-            "raw_block_nats": table.prequant_block_nats,
-            "text_bytes": table.roundtrip_bytes,
-        },
-        index=table.index,
-    )
+    columns = dict(
+        variant=table.run.str.split("/").str[-1].where(table.kind == "export", "as trained"), bpb=table.bpb,
+        total_bytes=table.total_bytes.astype("int64"), raw_bpb=table.prequant_val_bpb.astype(float), bytes=table.bytes,
+        knobs=table[[*ExportConfig.model_fields]].astype(object).to_dict("records"), path=table.path,
+        block_nats=table.roundtrip_block_nats, raw_block_nats=table.prequant_block_nats,
+        text_bytes=table.roundtrip_bytes,
+    )  # fmt: skip
+    variants = pd.DataFrame(columns, index=table.index)
     source = table.source.where(table.kind == "export", places_of(table))
     groups = variants.groupby([source, table.checkpoint_sha256], dropna=False)
     found = [(*key, exports(rows)) for key, rows in groups if (table.kind[rows.index] == "export").any()]

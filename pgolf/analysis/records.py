@@ -8,6 +8,7 @@ Each log becomes runs/<record>/<log>/: log.txt and submission.json unchanged, co
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +17,7 @@ from pathlib import Path
 from pgolf.analysis import training_logs
 from pgolf.analysis.training_logs import Log, LogError
 from pgolf.disk import read_json
+from pgolf.runs.directory import folder_name
 from pgolf.runs.result import Result, write_result
 from pgolf_core.config import digest
 from pgolf_core.files import atomic_write
@@ -34,10 +36,6 @@ class Source:
     content: bytes
     log: Log
 
-    @property
-    def seed(self) -> str:
-        return str(self.log.config.get("seed", "?"))
-
 
 @dataclass(frozen=True)
 class Imported:
@@ -54,17 +52,16 @@ def import_logs(paths: list[Path], sweep: str | None, root: Path) -> tuple[list[
 
     Everything is read and checked before anything is written. Raises LogError.
     """
-    if sweep is not None and _folder_name(sweep) != sweep:
+    if sweep is not None and folder_name(sweep) != sweep:
         raise LogError(f"--sweep {sweep!r}: cannot be a folder everywhere; use letters, digits, . _ + = -")
     sources = {path: source for start in paths for path, source in _find(start).items()}
     records = {folder: _logs_of(folder, sources) for folder in dict.fromkeys(s.record for s in sources.values())}
     places = _places({path: s for logs in records.values() for path, s in logs.items()} | sources, sweep, root)
     jobs: dict[Path, tuple] = {}
     for path, source in sources.items():
-        run_dir = places[path]
+        run_dir, claims = places[path], _submission(source.record)
         if run_dir in jobs:
             raise LogError(f"{source.given}: another log would be {run_dir} too; rename it, or import it by itself")
-        claims = _submission(source.record)
         jobs[run_dir] = (source, claims, _was_imported(run_dir, source, claims), len(records[source.record]) > 1)
     imported = [_import(run_dir, *job) for run_dir, job in jobs.items()]
     return imported, [remark for folder, logs in records.items() for remark in _missing_seeds(folder, logs)]
@@ -120,22 +117,15 @@ def _places(sources: dict[Path, Source], sweep: str | None, root: Path) -> dict[
     """Run directories by log, named after the log; on a collision, after its path from the record."""
     names: dict[Path, list[str]] = {}
     for path, source in sources.items():
-        inside = path.relative_to(source.record)
+        inside, record = path.relative_to(source.record), source.record.name
         stem = "-".join(inside.with_suffix("").parts)
-        forms = [path.stem, stem, f"{source.record.name}-{stem}", f"{source.record.name}-{'-'.join(inside.parts)}"]
-        folder = sweep or _folder_name(source.record.name)
-        names[path] = [f"{folder}/{_folder_name(form)}" for form in forms]
-    taken = [[forms[i].lower() for forms in names.values()] for i in range(4)]
+        forms = [path.stem, stem, f"{record}-{stem}", f"{record}-{'-'.join(inside.parts)}"]
+        names[path] = [f"{sweep or folder_name(record)}/{folder_name(form)}" for form in forms]
+    taken = [Counter(form.lower() for form in forms) for forms in zip(*names.values(), strict=True)]
     return {
-        path: root / next((form for i, form in enumerate(forms) if taken[i].count(form.lower()) == 1), forms[-1])
+        path: root / next((form for form, n in zip(forms, taken, strict=True) if n[form.lower()] == 1), forms[-1])
         for path, forms in names.items()
     }
-
-
-def _folder_name(name: str) -> str:
-    """The nearest name that is valid for a folder on every system, by the rule of sweep files."""
-    name = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name).lstrip(".+=-")[:100].rstrip(".") or "log"
-    return f"_{name}"[:100] if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name.lower()) else name
 
 
 # Claims of submission.json.
@@ -155,18 +145,14 @@ def _parsed(claims: bytes | None) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def _seed_results(submission: dict) -> dict[str, dict]:
-    results = submission.get("seed_results") or {}
+def _claims_by_seed(submission: dict) -> tuple[list[str], dict[str, dict]]:
+    """The seeds that it lists, and its claims about each."""
+    results, seeds = submission.get("seed_results"), submission.get("seeds")
     if isinstance(results, list):
-        results = {str(entry.get("seed")): entry for entry in results if isinstance(entry, dict)}
-    if not isinstance(results, dict):
-        return {}
-    return {seed: of if isinstance(of, dict) else {"val_bpb": of} for seed, of in results.items()}
-
-
-def _seeds(submission: dict) -> list[str]:
-    seeds = submission.get("seeds")
-    return [str(seed) for seed in seeds] if isinstance(seeds, list) else list(_seed_results(submission))
+        results = {entry.get("seed"): entry for entry in results if isinstance(entry, dict)}
+    results = results if isinstance(results, dict) else {}
+    claims = {str(seed): own if isinstance(own, dict) else {"val_bpb": own} for seed, own in results.items()}
+    return [str(seed) for seed in seeds] if isinstance(seeds, list) else list(claims), claims
 
 
 def compare(log: Log, submission: dict, several: bool) -> tuple[list[str], list[str]]:
@@ -174,34 +160,35 @@ def compare(log: Log, submission: dict, several: bool) -> tuple[list[str], list[
 
     Its top-level figures count only if the record has one seed; with several they are means, or another seed's.
     """
-    seed, seeds = str(log.config.get("seed", "?")), _seeds(submission)
+    seed = str(log.config.get("seed", "?"))
+    seeds, by_seed = _claims_by_seed(submission)
     words = " ".join(value for value in submission.values() if isinstance(value, str))
     means = any(name.endswith("_std") for name in submission) or re.search(r"\b\d+[- ]seed", words)
-    claims = {f"seed_results {seed} {name}": v for name, v in _seed_results(submission).get(seed, {}).items()}
+    claims = {f"seed_results {seed} {name}": v for name, v in by_seed.get(seed, {}).items()}
     if not several and not means and (not seeds or seeds == [seed]):
         claims |= submission
     score, file = training_logs.final(log), training_logs.artifact(log)
-    logged = {"artifact_bytes": file.get("total"), "bytes_total": file.get("total")}
-    logged |= {"steps": log.steps, "step_stop": log.steps}
+    total, steps = file.get("total"), log.steps
+    logged = {"artifact_bytes": total, "bytes_total": total, "steps": steps, "step_stop": steps}
     before = training_logs.before_quantization(log)
-    prequant = {name: getattr(before, name) if before else log.validation.get(name) for name in SCORES}
     flags, found = [], []
     for name, claim in claims.items():
-        kind = name.split()[-1]
         if isinstance(claim, bool) or not isinstance(claim, int | Decimal):
             continue
+        kind, said = name.split()[-1], f"{name} {claim} in {SUBMISSION}"
         if kind in SCORES:
-            is_prequant = prequant[kind] is not None and _agree(claim, prequant[kind], before.digits if before else 4)
+            prequant = getattr(before, kind) if before else log.validation.get(kind)
+            is_prequant = prequant is not None and _agree(claim, prequant, before.digits if before else 4)
             if not score and is_prequant:
-                flags.append(f"{name} {claim} in {SUBMISSION} is the score before quantisation")
+                flags.append(f"{said} is the score before quantisation")
             elif not score:
-                found.append(f"{name} {claim} in {SUBMISSION}, no score after quantisation in the log")
+                found.append(f"{said}, no score after quantisation in the log")
             elif not _agree(claim, getattr(score, kind), score.digits):
-                found.append(f"{name} {claim} in {SUBMISSION}, {getattr(score, kind)} in the log")
-                found[-1] += ": it is the score before quantisation" if is_prequant else ""
+                why = ": it is the score before quantisation" if is_prequant else ""
+                found.append(f"{said}, {getattr(score, kind)} in the log{why}")
         elif logged.get(kind) is not None and not _agree(claim, logged[kind], 0):
-            found.append(f"{name} {claim} in {SUBMISSION}, {logged[kind]} in the log")
-            found[-1] += ": it is the file without its code" if claim == file.get("weights") else ""
+            why = ": it is the file without its code" if claim == file.get("weights") else ""
+            found.append(f"{said}, {logged[kind]} in the log{why}")
     codes = [size.bytes for size in log.sizes if size.what == "Code size"]
     if codes and isinstance(code := submission.get("bytes_code"), int) and code not in codes:
         found.append(f"bytes_code {code} in {SUBMISSION}, {codes[-1]} in the log")
@@ -218,8 +205,8 @@ def _agree(claim: int | Decimal, logged: float, digits: int) -> bool:
 
 def _missing_seeds(record: Path, logs: dict[Path, Source]) -> list[str]:
     """A remark on the seeds that submission.json lists and the record has no log of."""
-    logged = {source.seed for source in logs.values()}
-    missing = [seed for seed in _seeds(_parsed(_submission(record)) or {}) if seed not in logged]
+    logged = {str(source.log.config.get("seed")) for source in logs.values()}
+    missing = [seed for seed in _claims_by_seed(_parsed(_submission(record)) or {})[0] if seed not in logged]
     return [f"{record.name}: no log of seed {', '.join(missing)}, which {SUBMISSION} lists"] if missing else []
 
 
@@ -236,11 +223,9 @@ def _was_imported(run_dir: Path, source: Source, claims: bytes | None) -> bool:
         raise LogError(f"{run_dir}: is no import, so {source.given} cannot go there; {way_out}")
     if facts.get("sha256") != hashlib.sha256(source.content).hexdigest():
         raise LogError(f"{run_dir}: another log is there, {facts.get('source')}; {way_out}, or delete it first")
-    last = "result.json" if training_logs.final(source.log) else "config.json"
-    if not (run_dir / last).exists():
+    if not (run_dir / ("result.json" if training_logs.final(source.log) else "config.json")).exists():
         return False  # the import was killed
-    copy = run_dir / SUBMISSION
-    if (copy.read_bytes() if copy.exists() else None) != claims:
+    if _submission(run_dir) != claims:
         raise LogError(f"{run_dir}: was imported with another {SUBMISSION}; {way_out}, or delete it first")
     return True
 
@@ -261,23 +246,15 @@ def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str]
     log, content = source.log, source.content
     score, before = training_logs.final(log), training_logs.before_quantization(log)
     facts = {
-        "source": str(source.given),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "imported": datetime.now(UTC).isoformat(timespec="seconds"),
-        "metrics": [asdict(s) for s in log.scores],
-        "final": score and score.label,
-        "before_quantization": before and before.label,
+        "source": str(source.given), "sha256": hashlib.sha256(content).hexdigest(),
+        "imported": datetime.now(UTC).isoformat(timespec="seconds"), "metrics": [asdict(s) for s in log.scores],
+        "final": score and score.label, "before_quantization": before and before.label,
         "sizes": [{"label": f"{s.what} {s.codec}".strip(), "bytes": s.bytes, "line": s.line} for s in log.sizes],
         "codec": training_logs.artifact(log).get("codec"),
-        "steps": log.steps,
-        "iterations": log.iterations,
-        "seconds": log.seconds,
-        "seed": log.config.get("seed"),
-        "tokenizer": training_logs.tokenizer(log),
-        "val_tokens": log.config.get("val_tokens"),
-        "flags": flags,
-        "disagreements": disagreements,
-    }
+        "steps": log.steps, "iterations": log.iterations, "seconds": log.seconds, "seed": log.config.get("seed"),
+        "tokenizer": training_logs.tokenizer(log), "val_tokens": log.config.get("val_tokens"),
+        "flags": flags, "disagreements": disagreements,
+    }  # fmt: skip
     atomic_write(run_dir / "import.json", json.dumps(facts, indent=1))
     atomic_write(run_dir / "log.txt", content)
     if claims is not None:
@@ -291,27 +268,16 @@ def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str]
 def result(log: Log) -> Result:
     """The Result of a log that has a final score; bytes are the log's own statements."""
     score, before, file = training_logs.final(log), training_logs.before_quantization(log), training_logs.artifact(log)
-    batch = log.config.get("train_batch_tokens")
+    config, val_bpb = log.config, log.validation.get("val_bpb")
+    batch = config.get("train_batch_tokens")
     return Result(
-        kind="import",
-        config_hash=digest(log.config),
-        seed=log.config.get("seed"),
-        track="",
-        val_loss=log.validation.get("val_loss"),
-        val_bpb=log.validation.get("val_bpb"),
-        prequant_val_bpb=before.val_bpb if before else log.validation.get("val_bpb"),
-        roundtrip_val_loss=score.val_loss,
-        roundtrip_val_bpb=score.val_bpb,
+        kind="import", config_hash=digest(config), seed=config.get("seed"), track="",
+        val_loss=log.validation.get("val_loss"), val_bpb=val_bpb, steps=log.steps,
+        prequant_val_bpb=before.val_bpb if before else val_bpb,
+        roundtrip_val_loss=score.val_loss, roundtrip_val_bpb=score.val_bpb, protocol=training_logs.protocol(log),
         bytes={part: file[part] for part in ("weights", "code", "total") if part in file},
-        total_bytes=file.get("total"),
-        cap_bytes=log.cap,
-        parameters=log.config.get("model_params", log.config.get("params")),
-        steps=log.steps,
-        tokens=log.steps * batch if log.steps and isinstance(batch, int) else None,
-        stopped_by=log.stopped_by,
-        train_seconds=log.seconds,
-        eval_seconds=training_logs.eval_seconds(log),
+        total_bytes=file.get("total"), cap_bytes=log.cap, parameters=config.get("model_params", config.get("params")),
+        tokens=log.steps * batch if log.steps and isinstance(batch, int) else None, stopped_by=log.stopped_by,
+        train_seconds=log.seconds, eval_seconds=training_logs.eval_seconds(log), environment=log.environment,
         data_fingerprint=training_logs.data_fingerprint(log),
-        protocol=training_logs.protocol(log),
-        environment=log.environment,
-    )
+    )  # fmt: skip

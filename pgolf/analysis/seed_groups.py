@@ -22,6 +22,12 @@ CONFIG = {  # by_config's column: the runs' column and its aggregate over a conf
     "steps": ("steps", lambda steps: (int(steps.min()), int(steps.max()))),
     "track": ("track", "first"), "time_limit": ("time_limit", "first"),
 }  # fmt: skip
+REPEATS = {  # repeats' column, likewise, over a set of repeats
+    "track": ("track", "first"), "time_limited": ("time_limited", "first"),
+    "seed": ("seed", lambda seeds: int(seeds.iloc[0])), "places": ("place", list), "n": ("place", "size"),
+    "spread": ("bpb", lambda bpb: bpb.max() - bpb.min()),
+    "same_file": ("artifact_sha256", lambda files: bool(files.notna().all() and files.nunique() == 1)),
+}  # fmt: skip
 MACHINE = ("device_name", "torch", "python", "git_commit")
 UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # a baseline compared with itself
 
@@ -50,25 +56,15 @@ def repeats(runs: pd.DataFrame) -> pd.DataFrame:
     artifacts have equal bytes).
     """
     trained = runs[runs.kind == "train"]
-    made_on = trained.environment.map(lambda made: str([made.get(name) for name in MACHINE])).astype(object)
     trained = trained.assign(
         knobs=same_knobs(trained, ()),
-        made_on=made_on,
+        made_on=trained.environment.map(lambda made: str([made.get(name) for name in MACHINE])).astype(object),
         place=trained.sweep + "/" + trained.run,
         time_limited=trained.max_wallclock_seconds.astype(float) > 0,
     )
     keys = ["knobs", "made_on"]
     sets = trained[trained.duplicated(keys, keep=False)].groupby(keys)
-    table = sets.agg(
-        track=("track", "first"),
-        time_limited=("time_limited", "first"),
-        seed=("seed", lambda seeds: int(seeds.iloc[0])),
-        places=("place", list),
-        n=("place", "size"),
-        spread=("bpb", lambda bpb: bpb.max() - bpb.min()),
-        same_file=("artifact_sha256", lambda files: bool(files.notna().all() and files.nunique() == 1)),
-    )
-    return table.sort_values("n", ascending=False, ignore_index=True)
+    return sets.agg(**REPEATS).sort_values("n", ascending=False, ignore_index=True)
 
 
 def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
@@ -93,72 +89,56 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
     keys = [*([] if across_sweeps else [runs.sweep]), runs.kind, same_knobs(runs)]
     groups = facts.groupby(keys, sort=False)
     table = groups.agg(**CONFIG).reset_index(drop=True).astype({"total_bytes": "int64", "cap_bytes": "int64"})
-    samples = [
-        statistics.samples(own.seed, own.bpb, own.time_limit.iloc[0] > 0)
-        for _, own in groups[["seed", "bpb", "time_limit"]]
-    ]
+    columns = groups[["seed", "bpb", "time_limit"]]
+    samples = [statistics.samples(own.seed, own.bpb, own.time_limit.iloc[0] > 0) for _, own in columns]
     samples = pd.Series(samples, index=table.index, dtype=object)
-    table = table.assign(
-        samples=samples, n=samples.map(len), bpb=samples.map(pd.Series.mean), sd=samples.map(pd.Series.std)
-    )
+    scores = dict(n=samples.map(len), bpb=samples.map(pd.Series.mean), sd=samples.map(pd.Series.std))
+    table = table.assign(samples=samples, **scores)
     compared = pd.Series([UNKNOWN] * len(table), index=table.index, dtype=object)
     needed = pd.Series([None] * len(table), index=table.index, dtype=object)
-    by_track = noise_by_track(runs)
+    noises = noise_by_track(runs)
     for _, sweep in table.groupby("sweep") if not across_sweeps else ():
-        trained, exported = sweep[sweep.kind == "train"], sweep[sweep.kind != "train"]
-        for _, baseline in trained[trained.is_baseline][:1].iterrows():
-            others = trained.index[~trained.is_baseline]
+        trained = sweep.kind == "train"
+        others, exported = sweep.index[trained & ~sweep.is_baseline], sweep.index[~trained]
+        for _, baseline in sweep[sweep.is_baseline][:1].iterrows():
             for j in others:
-                config = table.loc[j]
-                noise = by_track.get((config.track, config.time_limit)) if _same_limits(config, baseline) else None
-                by_text = _compare_same_weights(runs, config, baseline)
-                compared[j] = by_text or statistics.compare(config.samples, baseline.samples, noise)
-                needed[j] = None if by_text else _seeds_needed(config, baseline, compared[j].delta, noise)
-            compared[others] = statistics.holm(list(compared[others]))
-        for j in exported.index:
-            compared[j] = _compare_with_source(runs, table.loc[j])
-        compared[exported.index] = statistics.holm(list(compared[exported.index]))
+                compared[j], needed[j] = _compare(runs, table.loc[j], baseline, noises)
+        for j in exported:
+            own = runs.checkpoint_sha256 == runs.checkpoint_sha256[table["index"][j][0]]
+            source = runs.index[own & (runs.kind == "train")]
+            compared[j] = _compare_files(runs, table["index"][j], list(source)) or UNKNOWN
+        for tested in (others, exported):
+            compared[tested] = statistics.holm(list(compared[tested]))
     fields = pd.DataFrame([asdict(c) | {"half": c.half} for c in compared], index=table.index, columns=COMPARED)
     table = table.join(fields).assign(needed=needed)
     return table.iloc[np.lexsort((table.bpb, ~table.is_baseline.astype(bool), table.sweep))]
 
 
-def _same_limits(config: pd.Series, other: pd.Series) -> bool:
-    """True if one seed noise holds for both configs."""
-    return (config.track, config.time_limit) == (other.track, other.time_limit)
+def _compare(
+    runs: pd.DataFrame, config: pd.Series, other: pd.Series, noises: dict[tuple[str, float], SeedNoise | None]
+) -> tuple[Comparison, float | None]:
+    """A config compared with another, and the seeds per config that would make the difference significant.
+
+    Two ways to store or score one checkpoint are compared by the text, and more seeds (None) are no help. noises:
+    noise_by_track; one holds only for configs of equal track and time limit.
+    """
+    by_text = _compare_files(runs, config["index"], other["index"])
+    if by_text and not math.isnan(by_text.delta):
+        return by_text, None
+    limits = (config.track, config.time_limit)
+    noise = noises.get(limits) if limits == (other.track, other.time_limit) else None
+    found = statistics.compare(config.samples, other.samples, noise)
+    std, paired = statistics.spread(config.samples, other.samples, noise)
+    return found, statistics.seeds_needed(found.delta, std, paired)
 
 
-def _compare_same_weights(runs: pd.DataFrame, config: pd.Series, baseline: pd.Series) -> Comparison | None:
-    """Two ways to store or score one checkpoint, compared by the text; None if there are several checkpoints."""
-    weights = runs.checkpoint_sha256[[*config["index"], *baseline["index"]]]
-    if weights.isna().any() or weights.nunique() > 1:
+def _compare_files(runs: pd.DataFrame, ours: list, theirs: list) -> Comparison | None:
+    """Files of one checkpoint, given by row labels, compared by the text; None if there are several checkpoints."""
+    weights = runs.checkpoint_sha256[[*ours, *theirs]]
+    if not theirs or weights.isna().any() or weights.nunique() > 1:
         return None
-    found = _compare_text(runs.loc[config["index"][0]], runs.loc[baseline["index"][0]])
-    return None if math.isnan(found.delta) else found
-
-
-def _compare_with_source(runs: pd.DataFrame, config: pd.Series) -> Comparison:
-    """An export compared with the trained run of the same weights; UNKNOWN if that is not among the runs."""
-    export = runs.loc[config["index"][0]]
-    own = runs[(runs.kind == "train") & (runs.checkpoint_sha256 == export.checkpoint_sha256)]
-    return _compare_text(export, own.iloc[0]) if len(own) and len(config["index"]) == 1 else UNKNOWN
-
-
-def _compare_text(ours: pd.Series, theirs: pd.Series) -> Comparison:
-    return statistics.compare_blocks(ours.roundtrip_block_nats, theirs.roundtrip_block_nats, ours.roundtrip_bytes)
-
-
-def _seeds_needed(config: pd.Series, baseline: pd.Series, delta: float, noise: SeedNoise | None) -> float | None:
-    """Seeds per config that make a difference of delta bpb significant; None if the spread of seeds is unknown."""
-    if math.isnan(delta):
-        return None
-    if config.samples.index.is_unique and baseline.samples.index.is_unique:
-        common = config.samples.index.intersection(baseline.samples.index)
-        if len(common) > 1:
-            return statistics.seeds_needed(delta, (config.samples[common] - baseline.samples[common]).std())
-        if config.n > 1 and baseline.n > 1:
-            return statistics.seeds_needed(delta, math.hypot(config.sd, baseline.sd) / math.sqrt(2), paired=False)
-    return statistics.seeds_needed(delta, noise.std, paired=False) if noise else None
+    a, b = runs.loc[ours[0]], runs.loc[theirs[0]]
+    return statistics.compare_blocks(a.roundtrip_block_nats, b.roundtrip_block_nats, a.roundtrip_bytes)
 
 
 def candidates(runs: pd.DataFrame) -> pd.DataFrame:
@@ -183,17 +163,13 @@ def leaders(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """
     # The tokenizer with the most tokens has the fewest nats per token, so no other choice makes a record easier.
     nats_per_bit = math.log(2) * float(runs.roundtrip_bytes.max()) / float(runs.roundtrip_tokens.max())
-    rows, by_track = [], noise_by_track(runs)
+    rows, noises = [], noise_by_track(runs)
     for cap, group in table[~table.over_cap].groupby("cap_bytes"):
         ranked = group.sort_values(["bpb", "total_bytes"])
         first = ranked.iloc[0]
-        others = ranked[ranked.bpb != first.bpb]
         row = {"cap_bytes": cap, "candidates": len(group), "config": first.name, "second": None}
-        if len(others):
-            second = others.iloc[0]
-            noise = by_track.get((first.track, first.time_limit)) if _same_limits(first, second) else None
-            found = _compare_same_weights(runs, second, first)
-            found = found or statistics.compare(second.samples, first.samples, noise)
+        for _, second in ranked[ranked.bpb != first.bpb][:1].iterrows():
+            found, _ = _compare(runs, second, first, noises)
             record, p = statistics.is_record(first.samples * nats_per_bit, second.samples * nats_per_bit)
             row |= {"second": second.name, **asdict(found), "half": found.half, "record": record, "record_p": p}
         rows.append(row)
@@ -208,21 +184,16 @@ def history(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """
     config_of = {label: i for i, labels in table["index"].items() for label in labels}
     rows = []
-    for cap, group in runs[runs.index.isin(config_of)].groupby("cap_bytes"):
-        seen: dict = {}
-        fitting: dict = {}  # config -> mean bpb and bytes of its runs so far
-        last = None
-        for run in group.sort_values("finished").itertuples():
+    for cap, group in runs[runs.index.isin(config_of)].sort_values("finished").groupby("cap_bytes"):
+        done, scores, last = {}, {}, None  # by config: rows of its runs so far; their mean bpb and largest file
+        for run in group.itertuples():
             config = config_of[run.Index]
-            own = seen.setdefault(config, [])
-            own.append(run)
-            if any(one.over_cap for one in own):
-                fitting.pop(config, None)
-            else:
-                mean = statistics.samples([one.seed for one in own], [one.bpb for one in own]).mean()
-                fitting[config] = (mean, int(max(one.total_bytes for one in own)))
-            lead = min(fitting, key=fitting.get) if fitting else None
-            if lead is not None and (lead, fitting[lead]) != last:
-                last = (lead, fitting[lead])
-                rows.append((run.finished, cap, lead, *fitting[lead]))
+            own = group.loc[[*done.setdefault(config, []), run.Index]]
+            done[config] = list(own.index)
+            mean = statistics.samples(own.seed, own.bpb).mean()
+            scores[config] = (math.inf if own.over_cap.any() else mean, int(own.total_bytes.max()))
+            lead = min(scores, key=scores.get)
+            if scores[lead][0] < math.inf and (lead, scores[lead]) != last:
+                last = (lead, scores[lead])
+                rows.append((run.finished, cap, lead, *scores[lead]))
     return pd.DataFrame(rows, columns=["finished", "cap_bytes", "config", "bpb", "total_bytes"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 if TYPE_CHECKING:
     from pgolf_core.evaluate import Score
@@ -58,41 +58,26 @@ class Comparison:
         return (self.high - self.low) / 2
 
 
-def samples(seeds: Iterable[int | None], scores: Iterable[float], time_limited: bool = False) -> pd.Series:
-    """Scores indexed by seed, repeats averaged; time-limited repeats of a single seed stay several samples.
-
-    An unknown seed gets an index of its own, so it pairs with no other.
-    """
-    scores = pd.Series(list(scores), dtype=float)
-    scores.index = pd.Index([f"? {i}" if pd.isna(seed) else int(seed) for i, seed in enumerate(seeds)], dtype=object)
+def samples(seeds: Iterable[int], scores: Iterable[float], time_limited: bool = False) -> pd.Series:
+    """Scores indexed by seed, repeats averaged; time-limited repeats of a single seed stay several samples."""
+    scores = pd.Series(list(scores), [int(seed) for seed in seeds], dtype=float)
     if time_limited and scores.index.nunique() == 1 and scores.nunique() > 1:
         return scores
-    return scores.groupby(level=0).mean()
+    return scores.sort_index() if scores.index.is_unique else scores.groupby(level=0).mean()
 
 
 def compare(ours: pd.Series, baseline: pd.Series, noise: SeedNoise | None = None) -> Comparison:
     """Compare two configs by their `samples`."""
+    if ours.index.is_unique and ours.equals(baseline):
+        return _equal(_pairs(len(ours)))
+    if by_seeds := _by_seeds(ours, baseline):
+        return _t_test(*by_seeds)
     delta = ours.mean() - baseline.mean()
-    seeds = ours.index.is_unique and baseline.index.is_unique
-    if seeds:
-        common = ours.index.intersection(baseline.index)
-        if len(common) and (ours[common] == baseline[common]).all() and len(ours) == len(baseline) == len(common):
-            return Comparison(0.0, 0.0, 0.0, math.nan, _pairs(len(common)), "equal")
-        if len(common) > 1:
-            # A seed that only one side has would move delta by a draw that the other side never saw.
-            return _paired((ours[common] - baseline[common]).to_numpy(), _pairs(len(common)))
-    if seeds and len(ours) > 1 and len(baseline) > 1:
-        test = stats.ttest_ind(ours, baseline, equal_var=False)
-        low, high = test.confidence_interval(1 - ALPHA)
-        return _judged(delta, low, high, test.pvalue, f"Welch, {len(ours)} and {len(baseline)} seeds")
     if noise is None:
-        why = "one seed each" if len(ours) == len(baseline) == 1 else "one seed on one side"
-        return _unknown(delta, why)
+        return _untested(delta, "one seed each" if len(ours) == len(baseline) == 1 else "one seed on one side")
     error = noise.std * math.sqrt(1 / len(ours) + 1 / len(baseline))
-    half = stats.t.ppf(1 - ALPHA / 2, noise.dof) * error
-    p = 2 * stats.t.sf(abs(delta) / error, noise.dof) if error else math.nan
     source = "noise of repeats of one seed" if noise.repeats else "seed noise"
-    return _judged(delta, delta - half, delta + half, p, f"track's {source}, {noise.dof} degrees of freedom")
+    return _t_test(delta, error, noise.dof, f"track's {source}, {noise.dof} degrees of freedom")
 
 
 def compare_text(score: "Score", baseline: "Score") -> Comparison:
@@ -106,36 +91,58 @@ def compare_text(score: "Score", baseline: "Score") -> Comparison:
 def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes: int) -> Comparison:
     """compare_text from the nats of each block (blocks,) and the bytes of the whole text; delta in bpb."""
     if not 1 < len(nats) == len(baseline):
-        return _unknown(math.nan, "no blocks of text to compare")
+        return _untested(math.nan, "no blocks of text to compare")
     difference = (np.asarray(nats) - np.asarray(baseline)) / math.log(2) / (text_bytes / len(nats))
     method = f"paired, {len(difference)} blocks of text"
-    return _paired(difference, method) if difference.any() else Comparison(0.0, 0.0, 0.0, math.nan, method, "equal")
+    return _t_test(*_mean(difference), method) if difference.any() else _equal(method)
 
 
-def _paired(difference: np.ndarray, method: str) -> Comparison:
-    if np.ptp(difference) < ROUNDING:  # without any spread the t test would give p = 0
-        return _unknown(difference[0], f"{method}: the same difference in each")
-    test = stats.ttest_1samp(difference, 0.0)
-    low, high = test.confidence_interval(1 - ALPHA)
-    return _judged(difference.mean(), low, high, test.pvalue, method)
+def _by_seeds(ours: pd.Series, baseline: pd.Series) -> tuple[float, float, float, str] | None:
+    """Mean difference, its standard error, degrees of freedom and the test's name; None without several seeds each."""
+    if not (ours.index.is_unique and baseline.index.is_unique):
+        return None
+    common = ours.index.intersection(baseline.index)
+    if len(common) > 1:
+        # A seed that only one side has would move the difference by a draw that the other side never saw.
+        return *_mean((ours[common] - baseline[common]).to_numpy()), _pairs(len(common))
+    if min(len(ours), len(baseline)) < 2:
+        return None
+    counts = np.array([len(ours), len(baseline)])
+    variances = np.array([ours.var(), baseline.var()]) / counts
+    dof = variances.sum() ** 2 / ((variances**2 / (counts - 1)).sum() or 1.0)
+    method = f"Welch, {len(ours)} and {len(baseline)} seeds"
+    return ours.mean() - baseline.mean(), math.sqrt(variances.sum()), dof, method
+
+
+def _mean(difference: np.ndarray) -> tuple[float, float, int]:
+    """The mean, its standard error (0 if all are equal but for rounding) and degrees of freedom."""
+    error = 0.0 if np.ptp(difference) < ROUNDING else difference.std(ddof=1) / math.sqrt(len(difference))
+    return difference.mean(), error, len(difference) - 1
+
+
+def _t_test(delta: float, error: float, dof: float, method: str) -> Comparison:
+    """Two-sided t test of a difference by its standard error."""
+    if not error:  # p would be 0
+        return _untested(delta, f"{method}: the same difference in each")
+    half = special.stdtrit(dof, 1 - ALPHA / 2) * error
+    p = 2 * special.stdtr(dof, -abs(delta) / error)
+    return Comparison(float(delta), float(delta - half), float(delta + half), float(p), method, _verdict(delta, p))
+
+
+def _equal(method: str) -> Comparison:
+    return Comparison(0.0, 0.0, 0.0, math.nan, method, "equal")
+
+
+def _untested(delta: float, why: str) -> Comparison:
+    return Comparison(delta, math.nan, math.nan, math.nan, why, "not known")
+
+
+def _verdict(delta: float, p: float) -> str:
+    return "not significant" if p > ALPHA else "better" if delta < 0 else "worse"
 
 
 def _pairs(count: int) -> str:
     return f"paired, {count} seed{'s' if count > 1 else ''}"
-
-
-def _unknown(delta: float, why: str) -> Comparison:
-    return Comparison(delta, math.nan, math.nan, math.nan, why, "not known")
-
-
-def _judged(delta: float, low: float, high: float, p: float, method: str) -> Comparison:
-    return Comparison(float(delta), float(low), float(high), float(p), method, _verdict(delta, p))
-
-
-def _verdict(delta: float, p: float) -> str:
-    if math.isnan(p) or p > ALPHA:
-        return "not significant"
-    return "better" if delta < 0 else "worse"
 
 
 def holm(comparisons: list[Comparison]) -> list[Comparison]:
@@ -143,8 +150,7 @@ def holm(comparisons: list[Comparison]) -> list[Comparison]:
 
     Intervals stay those of the single comparisons.
     """
-    tested = [i for i, c in enumerate(comparisons) if not math.isnan(c.p)]
-    tested.sort(key=lambda i: comparisons[i].p)
+    tested = sorted((i for i, c in enumerate(comparisons) if not math.isnan(c.p)), key=lambda i: comparisons[i].p)
     adjusted, largest = list(comparisons), 0.0
     for rank, i in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * comparisons[i].p))
@@ -167,11 +173,22 @@ def seed_noise(configs: Iterable[pd.Series]) -> SeedNoise | None:
     return SeedNoise(math.sqrt(squares / dof), dof, len(pooled), not with_seeds)
 
 
-def seeds_needed(delta: float, std: float, paired: bool = True) -> float | None:
+def spread(ours: pd.Series, baseline: pd.Series, noise: SeedNoise | None) -> tuple[float | None, bool]:
+    """seeds_needed's std and paired for two configs, from their own seeds, else from the noise; None if unknown."""
+    if ours.index.is_unique and baseline.index.is_unique:
+        common = ours.index.intersection(baseline.index)
+        if len(common) > 1:
+            return (ours[common] - baseline[common]).std(), True
+        if min(len(ours), len(baseline)) > 1:
+            return math.sqrt((ours.var() + baseline.var()) / 2), False
+    return noise and noise.std, False
+
+
+def seeds_needed(delta: float, std: float | None, paired: bool = True) -> float | None:
     """Seeds per config that find a true difference of delta with POWER at ALPHA; inf above MAX_SEEDS.
 
-    std: of the paired differences, or of single runs if they are not paired. None if delta or std is 0. Power from
-    the noncentral t distribution.
+    std: of the paired differences, or of single runs if they are not paired. None if delta or std is 0 or
+    unknown. Power from the noncentral t distribution.
     """
     if not std or not delta:
         return None
@@ -191,16 +208,9 @@ def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:
     nats: loss per token by seed. Null hypothesis: it is better by less than RECORD_NATS. p is nan if a config has one
     seed only, however often that was repeated.
     """
-    if not (nats.index.is_unique and best.index.is_unique):
+    by_seeds = _by_seeds(nats, best)
+    if not by_seeds or not by_seeds[1]:
         return False, math.nan
-    common = nats.index.intersection(best.index)
-    if len(common) > 1:
-        difference = nats[common] - best[common]
-        if np.ptp(difference) < ROUNDING:
-            return False, math.nan
-        test = stats.ttest_1samp(difference, -RECORD_NATS, alternative="less")
-    elif len(nats) > 1 and len(best) > 1:
-        test = stats.ttest_ind(nats + RECORD_NATS, best, equal_var=False, alternative="less")
-    else:
-        return False, math.nan
-    return bool(test.pvalue < RECORD_ALPHA), float(test.pvalue)
+    delta, error, dof, _ = by_seeds
+    p = float(special.stdtr(dof, (delta + RECORD_NATS) / error))
+    return p < RECORD_ALPHA, p

@@ -38,7 +38,6 @@ VAL_LOADER = {"pattern": "val_files", "tokens": "val_tokens"}  # names that are 
 PREQUANT = re.compile(r"pre[-_ ]?quant|post[-_ ]?ema|^(raw|ema|swa)\b", re.IGNORECASE)
 QUANTIZED = re.compile(r"quantized|int\d|roundtrip", re.IGNORECASE)
 NOT_FINAL = re.compile(r"diagnostic|delta|gap", re.IGNORECASE)
-COMPRESSOR = re.compile(r"zlib|zstd|lzma|brotli|lz4|bz2")
 
 
 class LogError(ValueError):
@@ -139,18 +138,17 @@ def _lines(text: str) -> tuple[list[tuple[int, str]], str]:
     raw = text.split("\n")
     lines = [(n, STAMP.sub("", line.rstrip().rpartition("\r")[2], count=1)) for n, line in enumerate(raw, 1)]
     last = lines[-1][1][-MAX_LINE:]
-    score = re.search(rf"{VALIDATION}(?:\s.*)?$", last)
-    complete = (
-        _digits(score[1]) == _digits(score[2]) if score else re.search(r"\d bytes( \(.*\))?$", raw[-1][-MAX_LINE:])
-    )
+    if score := re.search(rf"{VALIDATION}(?:\s.*)?$", last):
+        complete = _digits(score[1]) == _digits(score[2])
+    else:
+        complete = re.search(r"\d bytes( \(.*\))?$", raw[-1][-MAX_LINE:])
     cut = last if raw[-1] and not complete else ""
     sections = [[]]
     for line in lines[: -1 if cut else None]:
         sections[-1].append(line)
         if RULE.fullmatch(line[1]):
             sections.append([])
-    kept = [line for section in sections for line in _without_source(section)]
-    return [line for line in kept if len(line[1]) <= MAX_LINE], cut
+    return [line for part in sections for line in _without_source(part) if len(line[1]) <= MAX_LINE], cut
 
 
 def _without_source(section: list[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -325,14 +323,11 @@ def data_fingerprint(log: Log) -> str:
 def flags(log: Log) -> list[str]:
     """Facts that a reader of the figures has to know, one sentence each."""
     file, scores, found = artifact(log), after_quantization(log), list(log.notes)
-    codec, total = file.get("codec"), file.get("total")
+    total = file.get("total")
     for name in dict.fromkeys(score.name for score in scores):
         score = _precise([s for s in scores if s.name == name])
-        facts = [f"labels a file of {codec}"] if codec and _contradicts(name, codec) else []
-        facts += [f"only repeats {other.label}"] if (other := repeated(score, scores)) else []
-        found += [f"{score.label} {' and '.join(facts)}"] if facts else []
-    totals = [s for s in log.sizes if codec and s.what.startswith("Total")]
-    found += [f"'{s.what} {s.codec}' labels a file of {codec}" for s in totals if _contradicts(s.codec, codec)]
+        if other := repeated(score, scores):
+            found.append(f"{score.label} only repeats {other.label}")
     if total and total > log.cap:
         found.append(f"{total:,} bytes are over the cap of {log.cap:,}")
     if "weights" in file and not total:
@@ -345,14 +340,5 @@ def flags(log: Log) -> list[str]:
     if log.averaged and not before_quantization(log):
         found.append("averaged weights were quantised, and the score before quantisation is not theirs")
     if final(log) and "?" in data_fingerprint(log):
-        found.append(
-            "the log does not tell both tokenizer and validation tokens, so nothing shows what it compares with"
-        )
+        found.append("the log does not tell both tokenizer and validation tokens: nothing shows what it compares with")
     return found
-
-
-def _contradicts(label: str, codec: str) -> bool:
-    """True if a label names integers or a compressor, and the file's codec names others."""
-    integers = set(re.findall(r"int\d+", codec))
-    wrong = integers and set(re.findall(r"int\d+", label)) - integers
-    return bool(wrong) or any(name != codec.rpartition("+")[2] for name in COMPRESSOR.findall(label))

@@ -10,7 +10,7 @@ import pandas as pd
 from pgolf.analysis import diff, frontier
 from pgolf.disk import read_json
 from pgolf.reports.figures import rank_correlation
-from pgolf.reports.tables import format_interval, format_verdict
+from pgolf.reports.tables import format_interval
 
 
 def listed(items: Sequence[str], most: int, between: str = ", ") -> str:
@@ -192,20 +192,3 @@ def remarks(logs: pd.DataFrame) -> list[str]:
     """What is odd about imported logs, and where they disagree with what was claimed."""
     found = [(run.run, read_json(run.path / "import.json") or {}) for run in logs.itertuples()]
     return [f"{run}: {text}" for run, log in found for kind in ("flags", "disagreements") for text in log.get(kind, [])]
-
-
-def describe_pair(pair) -> str:
-    """A row of diff.nearest."""
-    rows = pair.differs
-    text = f"**{pair.ours}** against {pair.theirs}: "
-    if pair.found is not None:
-        change = format_interval(pair.found.delta, pair.found.half, ".5f")
-        text += f"{change} bpb over all logs of both, {format_verdict(pair.found)}; "
-    knobs = [
-        f"`{row.setting}` " + " → ".join("–" if value is None else f"`{value}`" for value in (row.theirs, row.ours))
-        for row in rows[rows.kind == "knob"].itertuples()
-    ]
-    if knobs:
-        return f"{text}{len(knobs)} setting{'s differ' if len(knobs) > 1 else ' differs'}: {listed(knobs, 8)}."
-    others = ", ".join(rows.setting[rows.kind.isin(["chance", "identity"])]) or "nothing"
-    return f"{text}**the logged configurations differ in nothing but {others}**: no change of a knob is in these logs."

@@ -7,6 +7,7 @@ runs/<sweep>/<run>/  config.json, environment.json, metrics.jsonl, log.txt, chec
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -64,6 +65,12 @@ def git(*words: str) -> str | None:
 def run_name(config: RunConfig) -> str:
     """Directory name derived from the knobs: equal knobs give equal names."""
     return f"{config.track or 'run'}-{config.hash}"
+
+
+def folder_name(name: str) -> str:
+    """The nearest name that is valid for a folder on every system; a valid name is its own."""
+    name = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name).lstrip(".+=-")[:100].rstrip(".") or "log"
+    return f"_{name}"[:100] if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name.lower()) else name
 
 
 @contextmanager

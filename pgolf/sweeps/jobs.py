@@ -6,9 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pgolf.disk import read_json
 from pgolf.processes import interactive
-from pgolf.runs.directory import metric_rows
+from pgolf.runs.directory import metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
 from pgolf_core.config import RunConfig
 
@@ -70,25 +69,20 @@ def failed(run: str, reason: str, log: Path) -> Failure:
 
 def _reason(job: Job, returncode: int) -> str:
     """Why a job ended without a result, in one line: error.json, else the last line of its kernel process."""
-    if error := read_json(job.run_dir / "error.json"):
-        return f"{error.get('error')}: {error.get('message')}"
-    try:
-        lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:  # a shared disk may not show it yet
-        lines = []
-    said = (line.strip() for line in reversed(lines) if "[IPKernelApp]" not in line)  # a kernel's own warnings
-    return next((line for line in said if line), "killed" if returncode < 0 else f"exit status {returncode}")
+    log = job.log.read_text(encoding="utf-8", errors="replace") if job.log.exists() else ""  # a shared disk lags
+    said = [line.strip() for line in log.split("\n") if "[IPKernelApp]" not in line]  # a kernel's own warnings
+    words = [why_it_failed(job.run_dir), *filter(None, reversed(said))]
+    return next(filter(None, words), "killed" if returncode < 0 else f"exit status {returncode}")
 
 
 def progress(job: Job) -> tuple[float, str]:
     """Fraction done and 'control 80/120 2.71 bpb', from the last lines of the run's metrics."""
-    if not (job.run_dir / "metrics.jsonl").exists():
-        return 0.0, job.name
     last: dict = {}
     for row in metric_rows(job.run_dir, TAIL_BYTES):
         last |= row
-    step, iterations = last.get("step", 0), job.config.iterations
-    limit_s = job.config.max_wallclock_seconds
+    if not last:
+        return 0.0, job.name
+    step, iterations, limit_s = last.get("step", 0), job.config.iterations, job.config.max_wallclock_seconds
     trained = max(step / iterations, last.get("train_seconds", 0.0) / limit_s if limit_s else 0.0)
     bpb = f" {last['val_bpb']:.2f} bpb" if "val_bpb" in last else ""
     return 0.95 * min(trained, 1.0), f"{job.name} {step}/{iterations}{bpb}"  # 5 % for scoring

@@ -36,14 +36,10 @@ def start(
     own = {SWEEP_PID: str(os.getpid()), "PGOLF_RUNS": str(runs_root.resolve()), "PGOLF_ROOT": str(ROOT.resolve())}
     with open(run_dir / "kernel.log", "wb") as log:
         return subprocess.Popen(
-            [*COMMAND, str(job_file.resolve())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**environment, **own},
-            start_new_session=True,  # POSIX
+            [*COMMAND, str(job_file.resolve())], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            env={**environment, **own}, start_new_session=True,  # POSIX
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
-        )
+        )  # fmt: skip
 
 
 def own_kernels() -> type:
@@ -69,16 +65,9 @@ def execute(job: dict, **kernel) -> str | None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    options = dict(kernel_name="python3", progress_bar=False, cwd=str(Path(job["notebook"]).parent))
     try:
-        papermill.execute_notebook(
-            job["notebook"],
-            job["output"],
-            job["parameters"],
-            kernel_name="python3",
-            **kernel,
-            progress_bar=False,
-            cwd=str(Path(job["notebook"]).parent),
-        )
+        papermill.execute_notebook(job["notebook"], job["output"], job["parameters"], **options, **kernel)
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {' '.join(error.evalue.split())}"
     except DeadKernelError:
@@ -105,14 +94,9 @@ class KernelProcess:
     def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
         self._process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            encoding="utf-8",
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8",
             env=os.environ | {SWEEP_PID: str(os.getpid())},
-        )
+        )  # fmt: skip
 
     def _end(self) -> str:
         """Wait until the process ends. Returns the last line it wrote to stderr."""
@@ -123,7 +107,7 @@ class KernelProcess:
         with self._stderr as stderr:
             stderr.seek(0)
             lines = stderr.read().decode("utf-8", "replace").split("\n")
-        return ([line.strip() for line in lines if line.strip()] or [f"exit status {status}"])[-1]
+        return next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {status}")
 
     def run(self, notebook: Path, output: Path, parameters: dict) -> str | None:
         """Execute a notebook and wait for it. Returns why it failed, in one line, or None."""
@@ -174,9 +158,7 @@ def main() -> int:
     if not sys.argv[1:]:
         _serve()
         return 0
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    reason = execute(job, kernel_manager_class=own_kernels())
-    if reason:
+    if reason := execute(json.loads(Path(sys.argv[1]).read_bytes()), kernel_manager_class=own_kernels()):
         print(reason, file=sys.stderr)
     return 1 if reason else 0
 

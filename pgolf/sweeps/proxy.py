@@ -10,7 +10,7 @@ LENGTH = 4  # divisor of layers, widths and windows
 SIZE = 16  # divisor of counts of weights or bytes: the square of LENGTH
 SECONDS = 20  # wallclock limit of a time-limited run
 LENGTHS = ("num_layers", "num_unique_blocks", "window_size", "eval_seq_len", "eval_stride")
-WIDTHS = ("model_dim", "embed_dim")
+WIDTHS = ("model_dim", "embed_dim")  # in fours: 2 heads of even width
 SIZES = ("int8_residual_budget_bytes", "keep_float_max_numel", "cap_bytes")
 SHAPE = ("num_layers", "model_dim", "num_heads", "num_kv_heads")  # not taken from the nano track
 BUDGETS = ("budgets", "caps")  # parameters of stages that are lists of bytes
@@ -22,9 +22,8 @@ def proxy_config(config: RunConfig, knobs: dict) -> RunConfig:
     A time-limited run stays one. knobs override all of it. Raises ConfigError.
     """
     small = config.model_dump() | {name: value for name, value in TRACKS["nano"].items() if name not in SHAPE}
-    small |= {name: _quotient(getattr(config, name), LENGTH, 1) for name in LENGTHS}
-    small |= {name: _quotient(getattr(config, name), LENGTH, 4) for name in WIDTHS}  # 2 heads of even width
-    small |= {name: _quotient(getattr(config, name), SIZE, 1) for name in SIZES}
+    for names, divisor, unit in ((LENGTHS, LENGTH, 1), (WIDTHS, LENGTH, 4), (SIZES, SIZE, 1)):
+        small |= {name: _quotient(getattr(config, name), divisor, unit) for name in names}
     small |= {"track": "nano", "num_heads": 2, "num_kv_heads": 1, "world_size": 1, "grad_accum_steps": 0}
     small |= {"compile": False, "deterministic": False}  # no use on a CPU
     if config.max_wallclock_seconds:
@@ -34,10 +33,8 @@ def proxy_config(config: RunConfig, knobs: dict) -> RunConfig:
 
 def proxy_parameters(parameters: dict) -> dict:
     """A stage's parameters, with its lists of bytes divided as proxy_config divides those of a run."""
-    return {
-        name: [_quotient(size, SIZE, 1) for size in value] if name in BUDGETS else value
-        for name, value in parameters.items()
-    }
+    lists = {name: [_quotient(size, SIZE, 1) for size in parameters[name]] for name in BUDGETS if name in parameters}
+    return parameters | lists
 
 
 def _quotient(value: int, divisor: int, unit: int) -> int:

@@ -22,9 +22,6 @@ from pgolf_core.files import atomic_write
 OpenPool = Callable[[Sweep], AbstractContextManager]
 
 
-# Jobs of a sweep
-
-
 def plan(sweep: Sweep) -> list[Job]:
     """One job per run. The notebook gets the resolved knobs, so a kernel's environment cannot change them."""
     return [_job(sweep, name, "train", config, sweep.train_parameters) for name, config in sweep.runs.items()]
@@ -52,19 +49,13 @@ def best_run(sweep: Sweep) -> str:
 
 def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
     """Jobs and stages still to run. Raises SweepError naming every directory that holds something else."""
-    problems, jobs = [], []
+    problems, jobs, stages = [], [], []
     for job in plan(sweep):
         try:
-            check_config(job.run_dir, job.config)
-            result = read_result(job.run_dir)
-            damage = "" if result is None else integrity.damage(job.run_dir, asdict(result))
-            if result is None or damage == "notebook.ipynb":  # the notebook is made again, from the result
+            if not _is_complete(job):
                 jobs.append(job)
-            elif damage:
-                problems.append(f"{job.run_dir}: damaged: {damage}; delete that folder to run it again")
         except (ConfigError, RunError) as error:
             problems.append(str(error))
-    stages = []
     for stage in sweep.stages:
         try:
             # The best run is known only once no run is missing; a finished stage is checked then.
@@ -76,6 +67,16 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
     if problems:
         raise SweepError(f"sweep {sweep.name}:\n" + "\n".join(f"  - {p}" for p in problems))
     return jobs, stages
+
+
+def _is_complete(job: Job) -> bool:
+    """True if a run is done. Raises RunError if it is damaged, ConfigError if its directory has other knobs."""
+    check_config(job.run_dir, job.config)
+    result = read_result(job.run_dir)
+    damage = "" if result is None else integrity.damage(job.run_dir, asdict(result))
+    if damage and damage != "notebook.ipynb":  # the notebook is made again, from the result
+        raise RunError(f"{job.run_dir}: damaged: {damage}; delete that folder to run it again")
+    return result is not None and not damage
 
 
 def is_stage_complete(stage: Job) -> bool:
@@ -101,9 +102,6 @@ def datasets(configs: Iterable[RunConfig]) -> dict[str, RunConfig]:
     """Fingerprint of each dataset that runs use -> a config that uses it; builds embedded corpora. Raises DataError."""
     distinct = {(c.data_path, c.tokenizer_path, c.vocab_size): c for c in configs}
     return {open_dataset(config).fingerprint: config for config in distinct.values()}
-
-
-# Execution
 
 
 def run_sweep(
@@ -158,11 +156,10 @@ def run_sweep(
 def _write_about(sweep: Sweep, file: str) -> None:
     """sweep.json: what analysis and reports need to know of the sweep file, whose name is `file`."""
     before = read_json(sweep.directory / "sweep.json") or {}
-    about = {"name": sweep.name, "question": sweep.question, "control": sweep.baseline, "runs": list(sweep.runs)}
     # Runs of earlier seeds or of a larger file are still in the folder, so what was written about them stays.
-    about |= {
-        "arms": (before.get("arms") or {}) | sweep.groups,
-        "changes": (before.get("changes") or {}) | sweep.changes,
-    }
-    about |= {"file": file, "stages": [stage.notebook for stage in sweep.stages]}
+    about = {
+        "name": sweep.name, "question": sweep.question, "control": sweep.baseline, "runs": list(sweep.runs),
+        "arms": (before.get("arms") or {}) | sweep.groups, "changes": (before.get("changes") or {}) | sweep.changes,
+        "file": file, "stages": [stage.notebook for stage in sweep.stages],
+    }  # fmt: skip
     atomic_write(sweep.directory / "sweep.json", json.dumps(about, indent=1))

@@ -22,29 +22,25 @@ One entry of runs: or grid:, over all seeds and repeats, is a seed group: statis
 import ast
 import itertools
 import json
-import re
 import string
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from pgolf.runs import directory
+from pgolf.runs.directory import folder_name
 from pgolf.sweeps.proxy import proxy_config, proxy_parameters
 from pgolf_core.config import ROOT, ConfigError, RunConfig, did_you_mean
 
 NOTEBOOKS = ROOT / "notebooks"
-KEYS = ("name", "question", "track", "control", "nproc", "base", "runs", "grid", "seeds", "repeats", "stages")
-SHAPES = {
-    "base": (dict, "a mapping of knobs"), "runs": (dict, "a mapping of run names"),
-    "grid": (dict, "a mapping from knobs to lists"), "seeds": (list, "a list"), "stages": (list, "a list"),
-}  # fmt: skip
 SCALES = ("nano",)  # a sweep can be shrunk to these
 GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; stages get `source` too
 NEEDED_BY_STAGES = ("final_roundtrip_eval", "save_raw_checkpoint")
 LETTERS = string.ascii_lowercase  # suffixes of repeats
-NO_FOLDER_NAME = r"[^A-Za-z0-9_.+=-]+"
 
 
 class SweepError(ValueError):
@@ -78,6 +74,36 @@ class Sweep:
     def run_dirs(self) -> list[Path]:
         """Folders of all runs and stages."""
         return [self.directory / name for name in [*self.runs, *(stage.notebook for stage in self.stages)]]
+
+
+def _stage(entry: object) -> Stage:
+    match entry:
+        case str():
+            return Stage(entry, {})
+        case dict() if len(entry) == 1 and isinstance(next(iter(entry.values())), dict | None):
+            ((name, parameters),) = entry.items()
+            return Stage(name, dict(parameters or {}))
+    raise ValueError("expected a notebook's name, or name: {parameter: value}")
+
+
+Knobs = Annotated[dict[str, Any], BeforeValidator(lambda knobs: {} if knobs is None else knobs)]
+
+
+class _Content(BaseModel):
+    """The keys of a sweep file and their types; RunConfig checks the knobs."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    name: str = ""
+    question: str = ""
+    track: str = ""
+    control: str = ""
+    nproc: Any = None
+    base: Knobs = {}
+    runs: dict[str, Knobs] = {}
+    grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
+    seeds: list[StrictInt] = []
+    repeats: Annotated[StrictInt, Field(ge=1, le=len(LETTERS))] = 1
+    stages: list[Annotated[Stage, BeforeValidator(_stage)]] = []
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,82 +142,60 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
         raise SweepError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
-    content |= {"seeds": seeds} if seeds else {}
-    problems = _shape_problems(content)
-    sweep = None if problems else _check(content, path.stem, knobs or {}, scale, problems)
+    given = {key: value for key, value in content.items() if value is not None}
+    try:
+        checked = _Content(**given | ({"seeds": seeds} if seeds else {}))
+    except ValidationError as error:
+        sweep, problems = None, [_explain(problem) for problem in error.errors()]
+    else:
+        sweep, problems = _check(checked, path.stem, knobs or {}, scale)
     if problems:
         raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return sweep
 
 
-def _shape_problems(content: dict) -> list[str]:
-    """Everything that makes the content no sweep file, whatever its knobs and notebooks."""
-    problems = [_no_such("key", key, KEYS) for key in content if key not in KEYS]
-    for key, (kind, text) in SHAPES.items():
-        if content.get(key) is not None and not isinstance(content[key], kind):
-            problems.append(f"{key}: expected {text}, found {content[key]!r}")
-    if problems:
-        return problems
-    runs, grid = content.get("runs") or {}, content.get("grid") or {}
-    for name, own in runs.items():
-        if not isinstance(own, dict | None):
-            problems.append(f"runs: {name}: expected a mapping of knobs, found {own!r}")
-    for knob, values in grid.items():
-        if not isinstance(values, list) or not values:
-            problems.append(f"grid: {knob}: expected a list of values, found {values!r}")
-    problems += [f"seeds: {s!r} is no whole number" for s in content.get("seeds") or () if type(s) is not int]
-    repeats = content.get("repeats", 1)
-    if type(repeats) is not int or not 1 <= repeats <= len(LETTERS):
-        problems.append(f"repeats: {repeats!r}: expected a whole number from 1 to {len(LETTERS)}")
-    if not (runs or grid):
+def _explain(problem: dict) -> str:
+    """One of pydantic's problems: 'runs: a: input should be a valid dictionary, found 3'."""
+    place, message = ": ".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return _no_such("key", place, _Content.model_fields)
+    return f"{place}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+
+
+def _check(content: _Content, stem: str, knobs: dict, scale: str) -> tuple[Sweep, list[str]]:
+    """The sweep and its problems; it is valid only without any."""
+    base, grid, seeds, problems = content.base, content.grid, content.seeds, []
+    if not (content.runs or grid):
         problems.append("no runs; give runs: or grid:")
-    if content.get("nproc") is not None and any(
-        "world_size" in own for own in (content.get("base") or {}, grid, *runs.values()) if isinstance(own, dict)
-    ):
-        problems.append("nproc and world_size are the same; give one of them")
-    return problems
-
-
-def _check(content: dict, stem: str, knobs: dict, scale: str, problems: list[str]) -> Sweep:
-    """The sweep, valid only if no problem was appended."""
-    base, seeds = content.get("base") or {}, content.get("seeds") or []
-    if (nproc := content.get("nproc")) is not None:
-        base = {"world_size": nproc} | base
-    entries = _entries(content.get("runs") or {}, content.get("grid") or {})
-    baseline = str(content.get("control") or "")
-    if baseline and baseline not in dict(entries):
-        problems.append(_no_such("control: run", baseline, dict(entries)))
+    if content.nproc is not None:
+        if any("world_size" in own for own in (base, grid, *content.runs.values())):
+            problems.append("nproc and world_size are the same; give one of them")
+        base = {"world_size": content.nproc} | base
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    named = [("-".join(folder_name(f"{knob}{value}") for knob, value in point.items()), point) for point in points]
+    entries = [*content.runs.items(), *named]
+    if content.control and content.control not in dict(entries):
+        problems.append(_no_such("control: run", content.control, dict(entries)))
     if seeds:
         problems += [f"{name}: sets seed, and the sweep has seeds" for name, own in entries if "seed" in own]
         problems += ["-k seed: the sweep has seeds; give one or the other"] if "seed" in knobs else []
-    runs = _expand(entries, seeds, content.get("repeats", 1), base.get("seed", RunConfig.model_fields["seed"].default))
+    runs = _expand(entries, seeds, content.repeats, base.get("seed", RunConfig.model_fields["seed"].default))
     groups = {name: group for name, group, _ in runs}
-    train_parameters, stages = _stages(content.get("stages") or [], problems)
-    sweep_name = str(content.get("name") or stem)
-    _check_names(sweep_name, [name for name, *_ in runs] + [stage.notebook for stage in stages], problems)
-    track = content.get("track") or ""
-    shrink = scale == "nano" and track != "nano"
-    own_knobs = {name: {"track": track} | base | own for name, _, own in runs}
+    first, *stages = _stages(content.stages, problems)
+    name = content.name or stem
+    _check_names(name, [name for name, *_ in runs] + [stage.notebook for stage in stages], problems)
+    shrink = scale == "nano" and content.track != "nano"
+    own_knobs = {name: {"track": content.track} | base | own for name, _, own in runs}
     configs = _resolve(own_knobs, groups, knobs, shrink, problems)
     if shrink:
-        sweep_name += "-nano"
-        stages = tuple(Stage(s.notebook, proxy_parameters(s.parameters)) for s in stages)
+        name += "-nano"
+        stages = [Stage(stage.notebook, proxy_parameters(stage.parameters)) for stage in stages]
     for knob in NEEDED_BY_STAGES if stages else ():
-        if lacking := [name for name, config in configs.items() if not getattr(config, knob)]:
+        if lacking := [run for run, config in configs.items() if not getattr(config, knob)]:
             problems.append(f"run {', '.join(lacking)}: {knob}=0, and the stages after training need it")
     changes = {group: sorted(own) for group, own in entries}
-    question = str(content.get("question") or "")
-    return Sweep(sweep_name, question, baseline, configs, groups, changes, train_parameters, stages)
-
-
-def _entries(runs: dict, grid: dict) -> list[tuple[str, dict]]:
-    """Name and own knobs of each entry of runs:, then of each combination of grid:."""
-    entries = [(name, dict(own or {})) for name, own in runs.items()]
-    for values in itertools.product(*grid.values()) if grid else ():
-        point = dict(zip(grid, values, strict=True))
-        name = "-".join(re.sub(NO_FOLDER_NAME, "-", f"{knob}{value}") for knob, value in point.items())
-        entries.append((name, point))
-    return entries
+    about = (name, content.question, content.control)
+    return Sweep(*about, configs, groups, changes, first.parameters, tuple(stages)), problems
 
 
 def _expand(entries: list[tuple[str, dict]], seeds: list[int], repeats: int, usual: int) -> list[tuple[str, str, dict]]:
@@ -227,55 +231,37 @@ def _resolve(
 
 def _check_names(sweep: str, names: list[str], problems: list[str]) -> None:
     """Names are folders: on Windows too, and on disks that ignore case."""
-    for name in [sweep, *names]:
-        reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name.lower())
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*(?<!\.)", name) or len(name) > 100 or reserved:
-            problems.append(
-                f"name {name!r}: cannot be a folder everywhere; use letters, digits, . _ + = -, at most 100 of them"
-            )
+    rule = "cannot be a folder everywhere; use letters, digits, . _ + = -, at most 100 of them"
+    problems += [f"name {name!r}: {rule}" for name in [sweep, *names] if name != folder_name(name)]
     seen: dict[str, str] = {}
     for name in names:
-        if name.lower() in seen:
-            problems.append(f"name {name}: used twice" + (f" (as {seen[name.lower()]})" * (seen[name.lower()] != name)))
+        if same := seen.get(name.lower()):
+            problems.append(f"name {name}: used twice" + (f" (as {same})" if same != name else ""))
         seen[name.lower()] = name
 
 
-def _stages(entries: list, problems: list[str]) -> tuple[dict, tuple[Stage, ...]]:
-    """Parameters of train.ipynb, and the stages after it."""
-    stages = []
-    for entry in entries:
-        named = {entry: None} if isinstance(entry, str) else entry
-        if isinstance(named, dict) and len(named) == 1 and isinstance(next(iter(named.values())), dict | None):
-            stages += [Stage(name, dict(parameters or {})) for name, parameters in named.items()]
-        else:
-            problems.append(f"stages: expected a notebook's name, or name: {{parameter: value}}, found {entry!r}")
+def _stages(stages: list[Stage], problems: list[str]) -> list[Stage]:
+    """The stages, train.ipynb as the first; their notebooks and parameters are checked."""
     if not stages or stages[0].notebook != "train":
-        stages.insert(0, Stage("train", {}))
-    _check_stage(stages[0], [*GIVEN], problems)
-    for stage in stages[1:]:
-        if stage.notebook == "train":
-            problems.append("stages: train is the first, and there once")
-        else:
-            _check_stage(stage, [*GIVEN, "source"], problems)
-    return stages[0].parameters, tuple(stages[1:])
-
-
-def _check_stage(stage: Stage, given: list[str], problems: list[str]) -> None:
-    """Problems of a stage's notebook and parameters. given: parameters that the sweep sets."""
-    notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
-    if not notebook.is_file():
-        known = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
-        problems.append(_no_such("stages: notebook", stage.notebook, known) + f" in {NOTEBOOKS}")
-        return
-    names = parameter_names(notebook)
-    problems += [f"{notebook}: its parameters cell has no {name}" for name in given if name not in names]
-    for name in stage.parameters:
-        if stage.notebook == "train" and name == "nproc":
-            problems.append("stages: train: nproc is a key of the sweep, beside base:")
-        elif name in given:
-            problems.append(f"stages: {stage.notebook}: {name} is given by the sweep")
-        elif name not in names:
-            problems.append(_no_such(f"stages: {stage.notebook}: parameter", name, names))
+        stages = [Stage("train", {}), *stages]
+    if any(stage.notebook == "train" for stage in stages[1:]):
+        problems.append("stages: train is the first, and there once")
+    for stage in stages:
+        notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
+        if not notebook.is_file():
+            known = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+            problems.append(_no_such("stages: notebook", stage.notebook, known) + f" in {NOTEBOOKS}")
+            continue
+        names, given = parameter_names(notebook), GIVEN if stage.notebook == "train" else (*GIVEN, "source")
+        problems += [f"{notebook}: its parameters cell has no {name}" for name in given if name not in names]
+        for name in stage.parameters:
+            if stage.notebook == "train" and name == "nproc":
+                problems.append("stages: train: nproc is a key of the sweep, beside base:")
+            elif name in given:
+                problems.append(f"stages: {stage.notebook}: {name} is given by the sweep")
+            elif name not in names:
+                problems.append(_no_such(f"stages: {stage.notebook}: parameter", name, names))
+    return stages
 
 
 def parameter_names(notebook: str | Path) -> list[str]:

@@ -12,7 +12,6 @@ from pgolf.cli import main
 from pgolf.runs import directory
 from pgolf.runs.result import read_result
 from pgolf.runs.table import load_metrics, load_runs
-from pgolf.training.run import train
 from pgolf_core.config import ROOT, RunConfig
 
 LOGS = ROOT.parent / "shared" / "logs"
@@ -158,7 +157,7 @@ def test_names_of_runs(record, root, tmp_path):
     imported, _ = records.import_logs(plain, "both", root)
     assert [run.run_dir.relative_to(root).as_posix() for run in imported] == ["both/p1-train", "both/q1-train"]
     for name in ("..", "con", "a b/c", "x" * 120, "é.", "-x"):
-        assert records._folder_name(records._folder_name(name)) == records._folder_name(name)
+        assert directory.folder_name(directory.folder_name(name)) == directory.folder_name(name)
 
 
 def test_a_log_two_folders_below_its_record(record, root):
@@ -225,21 +224,16 @@ def test_logs_of_a_windows_console(record, root):
     assert run.bpb == 1.2345678
 
 
-def test_our_own_runs(record, root, embedded):
-    config = RunConfig(
-        track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, iterations=2,
-        train_batch_tokens=2048, val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
-    )  # fmt: skip
-    trained = train(config, root / "s" / "a")
-    [run], _ = records.import_logs([root / "s" / "a" / "log.txt"], None, root)
-    read = read_result(root / "a" / "log")
+def test_a_log_of_ours_is_read_as_the_run_it_is_of(finished, record, root):
+    run_dir, trained = finished
+    [run], _ = records.import_logs([run_dir / "log.txt"], None, root)
+    read = read_result(run.run_dir)
     assert run.status == "complete" and read.roundtrip_val_bpb == pytest.approx(trained.roundtrip_val_bpb, abs=1e-8)
-    assert (read.total_bytes, read.cap_bytes, read.steps) == (trained.total_bytes, trained.cap_bytes, 2)
-    assert read.bytes["code"] == trained.bytes["code"] and read.parameters == trained.parameters
-    assert read.data_fingerprint.endswith(trained.data_fingerprint[:12]) and read.stopped_by == trained.stopped_by
-    assert run.remarks == []
-    folder = record({"log.txt": OURS})
-    assert records.import_logs([folder], None, root)[0][0].bpb == 3.10123456
+    for name in ("total_bytes", "cap_bytes", "steps", "parameters", "stopped_by"):
+        assert getattr(read, name) == getattr(trained, name), name
+    assert read.bytes["code"] == trained.bytes["code"] and run.remarks == []
+    assert read.data_fingerprint.endswith(trained.data_fingerprint[:12])
+    assert records.import_logs([record({"log.txt": OURS})], None, root)[0][0].bpb == 3.10123456
 
 
 @pytest.mark.skipif(not LOGS.is_dir(), reason="no ../shared/logs: logs of public records are not in the repository")

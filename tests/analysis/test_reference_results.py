@@ -1,5 +1,6 @@
 """Every sweep of the reference has its file, with the knobs and results of the notes, and runs at nano scale."""
 
+import functools
 import itertools
 import math
 import re
@@ -16,12 +17,8 @@ from pgolf_core.config import HASH_EXCLUDED, ROOT, RunConfig
 from pgolf_core.model import GPT
 
 NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
-OURS = {"demo", "tokenizers"}  # not in the notes, and neither are those named growth…
-FILES = sorted(
-    path
-    for path in (NOTEBOOKS / "sweeps").glob("*.yaml")
-    if path.stem not in OURS and not path.stem.startswith("growth")
-)
+OURS = {"demo", "growth", "tokenizers"}  # not in the notes
+FILES = sorted(path for path in (NOTEBOOKS / "sweeps").glob("*.yaml") if path.stem not in OURS)
 RESULTS = reference_results.load()
 
 HEADS = {"num_heads", "num_kv_heads"}  # always 2 and 1 at nano scale
@@ -38,13 +35,16 @@ def file(request):
     return request.param
 
 
+load = functools.cache(load_sweep)
+
+
 def differences(a, b):
     return a.differences(b).keys() - HASH_EXCLUDED
 
 
-def baseline_run(sweep):
-    """The first run of the sweep's baseline."""
-    return next(run for run, arm in sweep.groups.items() if arm == sweep.baseline)
+def baseline_of(sweep):
+    """Config of the first run of the sweep's baseline."""
+    return next(config for run, config in sweep.runs.items() if sweep.groups[run] == sweep.baseline)
 
 
 # Sweep files
@@ -54,32 +54,31 @@ def test_results_and_sweep_files_name_the_same_sweeps():
     assert set(RESULTS.sweep) == {path.stem for path in FILES}
 
 
-def test_a_sweep_file_has_the_runs_of_the_results(file):
-    sweep = load_sweep(file)
+def test_a_sweep_file_has_the_runs_and_changed_knobs_of_the_results(file):
+    sweep = load(file)
     assert sweep.name == file.stem and sweep.question.endswith("?") and sweep.baseline
     rows = RESULTS[RESULTS.sweep == file.stem]
     assert set(rows.track) == {config.track for config in sweep.runs.values()}
-    trained = set(rows.run[rows.stage == ""])
-    assert trained <= sweep.runs.keys()
-    without_figures = sweep.runs.keys() - trained  # baselines, or trained for a stage: rows of another sweep
+    trained = rows[rows.stage == ""]
+    assert set(trained.run) <= sweep.runs.keys()
+    without_figures = sweep.runs.keys() - set(trained.run)  # baselines, or trained for a stage: rows of another sweep
     assert {sweep.groups[run] for run in without_figures} <= {sweep.baseline}
+    for row in trained.itertuples():
+        assert_changed(row, baseline_of(sweep), sweep.runs[row.run])
 
 
-def test_changed_knobs_of_a_result_are_those_of_the_file(file):
-    sweep = load_sweep(file)
-    baseline = sweep.runs[baseline_run(sweep)]
-    for row in RESULTS[(RESULTS.sweep == file.stem) & (RESULTS.stage == "")].itertuples():
-        changed = reference_results.knobs(row.changed)
-        assert changed.keys() == differences(sweep.runs[row.run], baseline), row.run
-        assert not differences(baseline.with_knobs(**changed), sweep.runs[row.run]), row.run
+def assert_changed(row, before, after):
+    changed = reference_results.knobs(row.changed)
+    assert changed.keys() == differences(after, before), row.run
+    assert not differences(before.with_knobs(**changed), after), row.run
 
 
 def test_rows_of_stages_are_variants_of_the_stage(file):
-    sweep = load_sweep(file)
+    sweep = load(file)
     stages = {stage.notebook: stage.parameters for stage in sweep.stages}
     rows = RESULTS[(RESULTS.sweep == file.stem) & (RESULTS.stage != "")]
     assert set(rows.stage) == stages.keys()
-    config = sweep.runs[baseline_run(sweep)]
+    config = baseline_of(sweep)
     for row in rows.itertuples():
         if row.stage == "sensitivity":
             change, _, tensor = row.run.partition(":")
@@ -88,23 +87,24 @@ def test_rows_of_stages_are_variants_of_the_stage(file):
             assert change == stages[row.stage]["change"]
         else:
             variants = residual_variants(stages[row.stage]["budgets"])
-            plain = config.with_knobs(**variants["plain"])
-            changed = reference_results.knobs(row.changed)
-            assert changed.keys() == differences(config.with_knobs(**variants[row.run]), plain), row.run
-            assert not differences(plain.with_knobs(**changed), config.with_knobs(**variants[row.run])), row.run
+            assert_changed(row, config.with_knobs(**variants["plain"]), config.with_knobs(**variants[row.run]))
 
 
-@pytest.mark.parametrize("scale", ["", "nano"])
-def test_no_run_is_refused_for_its_size(file, scale):
-    sweep = load_sweep(file, scale=scale)
-    forecast.check(sweep.runs)
-    if not scale and any(config.allow_over_cap for config in sweep.runs.values()):
-        over = [forecast.forecast(config).bytes > config.cap_bytes for config in sweep.runs.values()]
+def test_no_shrunk_run_is_refused_for_its_size(file):
+    forecast.check(load(file, scale="nano").runs)
+
+
+@pytest.mark.slow
+def test_no_run_is_refused_for_its_size(file):
+    configs = load(file).runs
+    forecast.check(configs)
+    if any(config.allow_over_cap for config in configs.values()):
+        over = [forecast.forecast(config).bytes > config.cap_bytes for config in configs.values()]
         assert any(over), "allow_over_cap, and no run needs it"
 
 
 def test_shrunk_runs_differ_as_the_whole_ones_do(file):
-    whole, small = load_sweep(file), load_sweep(file, scale="nano")
+    whole, small = load(file), load(file, scale="nano")
     assert list(small.runs) == list(whole.runs)
     assert [stage.notebook for stage in small.stages] == [stage.notebook for stage in whole.stages]
     assert {config.track for config in small.runs.values()} == {"nano"}

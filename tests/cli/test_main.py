@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import yaml
+from support.training import TINY, tiny
 
 from pgolf.cli import main
 from pgolf.runs import directory, table
@@ -15,11 +16,6 @@ from pgolf.runs.result import Result, read_result, write_result
 from pgolf_core.config import RunConfig
 from pgolf_core.export import export
 from pgolf_core.files import atomic_write
-
-TINY = dict(
-    num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=2,
-    val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +33,26 @@ def pgolf(capfd, *words):
     return status, *capfd.readouterr()
 
 
-def test_alone_it_prints_help(capfd):
-    status, out, err = pgolf(capfd)
-    assert status == 0 and err == ""
-    for command in ("demo", "sweep", "train", "runs", "report", "artifact", "data"):
-        assert f"    {command} " in out
+@pytest.fixture
+def own(tmp_path):
+    """Three hundred documents of one's own."""
+    words = ["loss", "step", "weight", "byte", "scale", "token", "model", "prune", "round", "trip", "shard"]
+    texts = [" ".join(words[(i * j + i) % 11] for j in range(30)) + f" number {i}." for i in range(300)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "commands"),
+    [
+        ((), ("demo", "sweep", "train", "runs", "report", "artifact", "data")),
+        (("data",), ("embedded", "fineweb", "docs", "audit")),
+    ],
+)
+def test_alone_it_prints_help(capfd, words, commands):
+    status, out, err = pgolf(capfd, *words)
+    assert (status, err) == (0, "") and all(f"    {command} " in out for command in commands)
 
 
 def test_it_says_its_version(capfd):
@@ -54,15 +65,13 @@ def test_the_former_name_of_workers_is_answered_with_the_new_one(capfd, command)
     assert pgolf(capfd, *command, "--slots", 2) == (2, "", "pgolf: --slots is now --workers: use --workers 2\n")
 
 
+FULL = OSError(errno.ENOSPC, "No space left on device", "/full/config.json")
+DENIED = PermissionError(errno.EACCES, "Permission denied")
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
-    [
-        (
-            OSError(errno.ENOSPC, "No space left on device", "/full/config.json"),
-            "/full/config.json: No space left on device",
-        ),
-        (PermissionError(errno.EACCES, "Permission denied"), "[Errno 13] Permission denied"),
-    ],
+    [(FULL, "/full/config.json: No space left on device"), (DENIED, "[Errno 13] Permission denied")],
 )
 def test_a_full_or_closed_disk_ends_with_one_line(capfd, monkeypatch, error, says):
     def fail(*_):
@@ -74,11 +83,11 @@ def test_a_full_or_closed_disk_ends_with_one_line(capfd, monkeypatch, error, say
 
 def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
     config = tmp_path / "knobs.yaml"
-    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "track=nano", "-k", "seed=5")
+    config.write_text(yaml.safe_dump(TINY | {"iterations": 2}), encoding="utf-8")
+    status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "seed=5")
     (run_dir,) = run_directories(root)
     assert status == 0 and out.splitlines()[-1] == str(run_dir)
-    expected = RunConfig(track="nano", **TINY, seed=5)
+    expected = tiny(iterations=2, seed=5)
     assert run_dir == root / "explore" / run_name(expected)
     assert read_result(run_dir).config_hash == expected.hash
 
@@ -91,37 +100,40 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["train", "-k", "data_path=nowhere", "-k", "track=nano"], ["data_path=nowhere: no folder"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["sweep", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["sweep", "BAD"], ["bad.yaml", "run", "num_heads=5"]),
         (["runs", "nothing"], ["has no sweep nothing"]),
         (["artifact", __file__], ["test_main.py: not a pgolf artifact"]),
         (["data", "published"], ["published"]),
+        (["data", "docs", "nowhere.jsonl"], ["nowhere.jsonl: no such file or folder"]),
+        (["data", "docs", "OWN", "--field", "body"], ["no field 'body', only 'text'"]),
+        (["data", "docs", "OWN", "--tokenizer", "wordpiece"], ["tokenizer=wordpiece: choose one of bpe, unigram, byt"]),
+        (["data", "docs", "OWN", "--val-documents", "many"], ["many: expected a whole number"]),
+        (["data", "fineweb", "--variant", "../x"], ["not the name of a variant"]),
+        (["data", "embedded", "--vocab-size", "300", "--tokenizer", "bytes"], ["set vocab_size=260"]),
+        (["data", "audit", "nowhere", "--max-tokens", "-3"], ["-3: expected a whole number"]),
         (["swep"], ["swep"]),
     ],
 )  # fmt: skip
-def test_a_bad_request_ends_with_one_message(capfd, words, says):
-    status, _, err = pgolf(capfd, *words)
+def test_a_bad_request_ends_with_one_message_and_writes_nothing(capfd, own, tmp_path, root, words, says):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("runs: {a: {num_heads: 5}}", encoding="utf-8")
+    out = ["--out", tmp_path / "out"] if words[1:2] in (["docs"], ["fineweb"]) else []
+    status, _, err = pgolf(capfd, *[{"OWN": own, "BAD": bad}.get(word, word) for word in words], *out)
     assert status == 2
     assert all(text in err for text in says) and "Traceback" not in err
-
-
-def test_a_bad_sweep_file_ends_with_one_message(capfd, tmp_path, root):
-    path = tmp_path / "s.yaml"
-    path.write_text("runs: {a: {num_heads: 5}}", encoding="utf-8")
-    status, out, err = pgolf(capfd, "sweep", path)
-    assert (status, out) == (2, "") and "run a" in err.replace("every run", "run a") and "num_heads=5" in err
-    assert not root.exists()
+    assert words[0] == "train" or not root.exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_artifact_is_accounted_for(capfd, tmp_path):
     config = RunConfig(quantizer="step:0.5", codec="ans", keep_float_max_numel=0).export
-    account = export(
-        {"blocks.0.mlp.fc.weight": torch.randn(64, 32), "q_gains": torch.ones(2, 2)}, config, tmp_path / "a"
-    )
+    state = {"blocks.0.mlp.fc.weight": torch.randn(64, 32), "q_gains": torch.ones(2, 2)}
+    account = export(state, config, tmp_path / "a")
     status, out, _ = pgolf(capfd, "artifact", tmp_path / "a")
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
     assert status == 0
-    assert {part: int(rows[part][-2].replace(",", "")) for part in ("weights", "scales", "metadata")} == {
-        part: account.parts[part] for part in ("weights", "scales", "metadata")
-    }
+    for part in ("weights", "scales", "metadata"):
+        assert int(rows[part][-2].replace(",", "")) == account.parts[part]
     assert rows["total"][-1] == f"{account.artifact:,}" and rows["weights"][1] == "ans"
     assert rows["blocks.0.mlp.fc.weight"][1:4] == ["64", "×", "32"]
     assert float(rows["blocks.0.mlp.fc.weight"][-1]) == pytest.approx(3.05, abs=0.3)  # bits of a Gaussian at half σ
@@ -182,19 +194,6 @@ def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
     assert status == 2 and "missing or damaged" in err and "Traceback" not in err
 
 
-# Data
-
-
-@pytest.fixture
-def own(tmp_path):
-    """Three hundred documents of one's own."""
-    words = ["loss", "step", "weight", "byte", "scale", "token", "model", "prune", "round", "trip", "shard"]
-    texts = [" ".join(words[(i * j + i) % 11] for j in range(30)) + f" number {i}." for i in range(300)]
-    path = tmp_path / "own.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return path
-
-
 def test_own_documents_become_a_run(capfd, own, tmp_path, root):
     words = ("data", "docs", own, "--vocab-size", 320, "--val-share", 0.2, "--out", tmp_path / "shards")
     status, out, _ = pgolf(capfd, *words)
@@ -205,8 +204,8 @@ def test_own_documents_become_a_run(capfd, own, tmp_path, root):
 
     status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
     assert status == 0 and "no findings" in out
-    knobs = {name: value for name, value in TINY.items() if "max_tokens" not in name} | {"vocab_size": 320}
-    knobs |= {"data_path": tmp_path / "shards", "track": "nano", "val_max_tokens": 0, "roundtrip_val_max_tokens": 0}
+    knobs = TINY | {"vocab_size": 320, "data_path": tmp_path / "shards", "iterations": 2}
+    knobs |= {"val_max_tokens": 0, "roundtrip_val_max_tokens": 0}
     pairs = [word for name, value in knobs.items() for word in ("-k", f"{name}={value}")]
     assert pgolf(capfd, "train", *pairs)[0] == 0
     (run_dir,) = run_directories(root)
@@ -221,39 +220,9 @@ def test_own_documents_become_a_run(capfd, own, tmp_path, root):
 
 
 def test_published_data(capfd, tmp_path, monkeypatch):
-    """The command reaches the hub it is told of; tests/test_hub.py has the rest."""
+    """The command reaches the hub it is told of; tests/data/test_hub.py has the rest."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     words = ("--endpoint", "http://127.0.0.1:1", "--out", tmp_path / "data")
     status, _, err = pgolf(capfd, "data", "fineweb", "--train-shards", 2, *words)
     assert status == 2 and err.startswith("pgolf: http://127.0.0.1:1/") and "cannot be fetched" in err
     assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["docs", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
-        (["docs", "OWN", "--field", "body"], "no field 'body', only 'text'"),
-        (["docs", "OWN", "--tokenizer", "wordpiece"], "tokenizer=wordpiece: choose one of bpe, unigram, bytes"),
-        (["docs", "OWN", "--tokenizer", "bytes", "--vocab-size", "300"], "set vocab_size=260"),
-        (["docs", "OWN", "--val-documents", "300"], "no document is left to train on"),
-        (["docs", "OWN", "--val-documents", "many"], "many: expected a whole number"),
-        (["docs", "OWN", "--val-share", "0.1", "--val-documents", "10"], "set either val_documents"),
-        (["fineweb", "--variant", "../x"], "not the name of a variant"),
-        (["fineweb", "--train-shards", "0"], "needs at least one shard"),
-        (["fineweb", "--endpoint", "nowhere"], "not the address of a server"),
-        (["embedded", "--vocab-size", "300", "--tokenizer", "bytes"], "set vocab_size=260"),
-        (["audit", "nowhere", "--max-tokens", "-3"], "-3: expected a whole number"),
-    ],
-)
-def test_refusals_of_data(capfd, own, tmp_path, words, says):
-    words = [str(own) if word == "OWN" else word for word in words]
-    out = ["--out", tmp_path / "out"] if words[0] in ("docs", "fineweb") else []
-    status, _, err = pgolf(capfd, "data", *words, *out)
-    assert status == 2 and says in err and "Traceback" not in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_data_alone_prints_help(capfd):
-    status, out, _ = pgolf(capfd, "data")
-    assert status == 0 and all(f"    {name} " in out for name in ("embedded", "fineweb", "docs", "audit"))

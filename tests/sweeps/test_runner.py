@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import support.training
 import yaml
 
 from pgolf.processes import end_with_sweep
 from pgolf.runs import directory
-from pgolf.runs.result import ARTIFACT, RunError, read_result
+from pgolf.runs.result import ARTIFACT, RunError, read_result, write_result
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.jobs import progress
 from pgolf.sweeps.runner import is_stage_complete, missing, plan, run_sweep, stage_job
@@ -21,11 +22,13 @@ from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 from pgolf_core.export import load
+from pgolf_core.files import atomic_write
 
-TINY = dict(
-    num_layers=1, model_dim=96, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=4,
-    warmdown_iters=0, val_loss_every=0, val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
+TINY = support.training.TINY | dict(
+    iterations=2, val_loss_every=0, val_max_tokens=1024, roundtrip_val_max_tokens=1024, calibration_tokens=512,
+    keep_float_max_numel=0,
 )  # fmt: skip
+del TINY["track"]
 
 
 @pytest.fixture
@@ -134,11 +137,11 @@ def test_at_nano_scale_factors_stay_and_shapes_shrink(sweeps):
     [
         ({"rums": {"a": {}}}, ["key rums", "did you mean runs"]),
         ({"track": "nano"}, ["no runs"]),
-        ({"runs": ["a"]}, ["runs: expected a mapping"]),
-        ({"runs": {"a": 3}}, ["a: expected a mapping of knobs"]),
-        ({"grid": {"num_layers": 3}}, ["num_layers: expected a list"]),
-        ({"runs": {"a": {}}, "seeds": [1, 1.5]}, ["1.5 is no whole number"]),
-        ({"runs": {"a": {}}, "repeats": 0}, ["repeats: 0: expected a whole number from 1 to 26"]),
+        ({"runs": ["a"]}, ["runs: input should be a valid dictionary, found ['a']"]),
+        ({"runs": {"a": 3}}, ["runs: a: input should be a valid dictionary, found 3"]),
+        ({"grid": {"num_layers": 3}}, ["grid: num_layers: input should be a valid list, found 3"]),
+        ({"runs": {"a": {}}, "seeds": [1, 1.5]}, ["seeds: 1: input should be a valid integer, found 1.5"]),
+        ({"runs": {"a": {}}, "repeats": 0}, ["repeats: input should be greater than or equal to 1, found 0"]),
         ({"runs": {"a": {"seed": 3}}, "seeds": [1, 2]}, ["a: sets seed"]),
         ({"runs": {"a": {}}, "control": "b"}, ["control: run b"]),
         ({"runs": {"a/b": {}, "..": {}, "nul": {}, "Com1.x": {}, "x.": {}, "": {}}},
@@ -217,33 +220,28 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
 
     content = {"track": "nano", "base": TINY, "stages": [{"sensitivity": {"tokens": 1024}}]}
-    bad = {"matrix_lr": 1e30, "tied_embed_lr": 1e30}
-    path = sweeps(content | {"runs": {"bad": bad, "a": {}}})
-    failures = run_sweep(path)
-    assert [f.run for f in failures] == ["bad"]
-    assert "TrainError: training loss is nan at step" in failures[0].reason
-    assert failures[0].log.is_file()
+    path = sweeps(content | {"runs": {"bad": {"matrix_lr": 1e30, "tied_embed_lr": 1e30}, "a": {}}})
+    (failure,) = run_sweep(path)
+    assert failure.run == "bad" and failure.log.is_file()
+    assert "TrainError: validation loss is nan at step 2" in failure.reason
     home = directory.RUNS / "s"
     assert load_runs(directory.RUNS).set_index("run").status.to_dict() == {"bad": "failed", "a": "complete"}
     said = capfd.readouterr().out
     assert "bad" in said and "FAILED" in said and "stages wait" in said
-    before = (home / "a" / "result.json").stat().st_mtime_ns
-
     assert json.loads((home / "a" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"][-1]["outputs"]
-    train(load_sweep(path).runs["a"], tmp_path / "direct")
-    assert figures(home / "a") == figures(tmp_path / "direct")
 
     path = sweeps(content | {"runs": {"a": {}}})
     jobs, stages = missing(load_sweep(path))
     assert jobs == [] and [stage.notebook for stage in stages] == ["sensitivity"]
-    assert run_sweep(path) == []
-    assert missing(load_sweep(path)) == ([], [])
-    assert (home / "a" / "result.json").stat().st_mtime_ns == before
 
-    sweep = load_sweep(path)
-    job = stage_job(sweep, sweep.stages[0], "a")
-    assert is_stage_complete(job)
-    assert read_result(job.run_dir).source == "s/a"
+    # A stage that was done, on this run with these parameters.
+    before = (home / "a" / "result.json").stat().st_mtime_ns
+    job = stage_job(load_sweep(path), load_sweep(path).stages[0], "a")
+    done = replace(read_result(home / "a"), kind="sensitivity", source="s/a", table=[{}])
+    write_result(job.run_dir, done)
+    atomic_write(job.run_dir / "job.json", json.dumps({"parameters": job.parameters}))
+    assert is_stage_complete(job) and missing(load_sweep(path)) == ([], []) and run_sweep(path) == []
+    assert (home / "a" / "result.json").stat().st_mtime_ns == before
     with pytest.raises(RunError, match=r"made from s/a, and the best run is now s/b; delete that folder"):
         is_stage_complete(replace(job, parameters=job.parameters | {"source": "b"}))
     with pytest.raises(SweepError, match=r"sensitivity: made with parameters .*1024.*, not .*2048"):
@@ -254,7 +252,7 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
     (home / "torn" / "config.json").write_text('{"seed', encoding="utf-8")
     with pytest.raises(SweepError) as refusal:
         run_sweep(sweeps(content | {"runs": {"a": {"iterations": 5}, "torn": {"seed": 3}, "new": {"seed": 4}}}))
-    assert "iterations 4 there, 5 now" in str(refusal.value) and "torn" in str(refusal.value)
+    assert "iterations 2 there, 5 now" in str(refusal.value) and "torn" in str(refusal.value)
     assert not (home / "new").exists()
 
 
@@ -284,7 +282,8 @@ LONG = TINY | dict(iterations=40, resume_every_seconds=0.1)
 
 @pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path):
-    path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})
+    stages = [{"sensitivity": {"tokens": 1024}}]
+    path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}, "stages": stages})
     run_dir = directory.RUNS / "s" / "a"
     parent, family = start_and_wait_for_training(path, run_dir, directory.RUNS)
     with pytest.raises(RunError, match="running already"):
@@ -295,7 +294,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path
     assert alive == []
     assert read_result(run_dir) is None
 
-    assert run_sweep(path) == []
+    assert run_sweep(path) == [] and missing(load_sweep(path)) == ([], [])
     assert read_result(run_dir).resumed == 1
     train(load_sweep(path).runs["a"], tmp_path / "direct")
     assert figures(run_dir) == figures(tmp_path / "direct")
