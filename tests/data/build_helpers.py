@@ -5,24 +5,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from support.corpus import HARD_TEXTS
 
 from pgolf.data import prepare
 from pgolf.data.documents import open_source
 from pgolf.data.prepare import BuildRequest
 from pgolf.data.tokenizers import load
 from pgolf_core.shards import read_shard, shard_paths
-
-HARD = [
-    "",
-    " ",
-    "   leading, and  multiple   spaces ",
-    "tabs\tand\n\nlines\r\n",
-    "🐈👩‍👩‍👧 𝕏 日本語の文章 中文 한국어 עברית",
-    "\u2581 U+2581 \u2581\u2581 and \u2585 and <0x0A> <s> </s> <unk>",
-    "ﬁ ① Å \u00a0\u3000 e\u0301 ½ ２",
-    "\x00 \x01\x7f\u200b\ufeff\ufffd",
-    "x" * 3000,
-]
 
 
 def words(count, seed=0):
@@ -35,7 +24,7 @@ def build(source, directory, *, workers=0, about=None, **options):
     return prepare.build(source, directory, BuildRequest(**options), workers, about)
 
 
-TEXTS = [*words(60), *HARD, *words(91, seed=1), *HARD]
+TEXTS = [*words(60), *HARD_TEXTS, *words(91, seed=1), *HARD_TEXTS]
 
 
 def written(path, texts=TEXTS):

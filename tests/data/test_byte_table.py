@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from build_helpers import HARD, messages, only
+from build_helpers import messages, only
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.corpus import MORE_HARD_TEXTS
 
 from pgolf.data import audit as audits
 from pgolf.data.audit import audit, format_audit
@@ -20,7 +21,6 @@ from pgolf_core.tokens import ByteTable
 
 FINEWEB = ROOT.parent / "shared" / "tokenizers" / "fineweb_8192_bpe.model"
 BOS = 1
-HARD_TEXTS = [*HARD, "🇪🇺 Ελληνικά 한국어, 7 日 7 é \U0010ffff", "日" * 300]
 
 
 def changed(dataset, **columns):
@@ -165,9 +165,9 @@ def test_bytes_tokenizer(make_folder, tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizer = Bytes("nmt_nfkc")
     path.write_text(tokenizer.to_json())
-    train, val = tokenizer.encode(["a text", "of training"]), tokenizer.encode([*HARD_TEXTS, "a val text"])
+    train, val = tokenizer.encode(["a text", "of training"]), tokenizer.encode([*MORE_HARD_TEXTS, "a val text"])
     dataset = make_folder([train], [val], tokenizer=path)
-    result = audit(dataset, seq_len=8, documents=[*HARD_TEXTS, "a val text"])
+    result = audit(dataset, seq_len=8, documents=[*MORE_HARD_TEXTS, "a val text"])
     assert result.ok and {found.level for found in result.findings} == {"note"}  # empty documents
     (message,) = messages(audit(changed(dataset, base_bytes=(slice(132, None), 3)), seq_len=8), "table")
     assert "U+FFFD" in message and "128 of 260 tokens: token 132 3 not 1" in message
@@ -176,7 +176,7 @@ def test_bytes_tokenizer(make_folder, tmp_path):
 @pytest.mark.skipif(not FINEWEB.exists(), reason=f"no {FINEWEB}")
 def test_published_tokenizer_on_hard_texts_and_the_embedded_corpus(make_folder, dataset, rows):
     tokenizer = load(FINEWEB)
-    texts = [*HARD_TEXTS, *dataset.tokenizer.decode([row.tolist() for row in rows])]
+    texts = [*MORE_HARD_TEXTS, *dataset.tokenizer.decode([row.tolist() for row in rows])]
     documents = tokenizer.encode(texts)
     published = make_folder([[[BOS, 900, 901]]], [documents[:50], documents[50:]], tokenizer=FINEWEB)
     for sources in (None, texts):

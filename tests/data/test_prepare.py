@@ -6,7 +6,8 @@ import threading
 
 import pytest
 import torch
-from build_helpers import HARD, TEXTS, build, chain, content, encoded, rows, words, written
+from build_helpers import TEXTS, build, chain, content, encoded, rows, words, written
+from support.corpus import HARD_TEXTS
 
 from pgolf.data import dataset as data
 from pgolf.data import documents, prepare, shard_writer, train_tokenizer
@@ -150,7 +151,7 @@ def test_all_tokenizers_spell_the_same_bytes(tmp_path, tokenizers):
     first = counts["bpe330"]
     assert all(of_one == first for of_one in counts.values()), counts
     assert len(set(texts.values())) == 1
-    assert len(first) == len(TEXTS) and first[-80 - len(HARD)] == 0 and sum(first) > 10_000
+    assert len(first) == len(TEXTS) and first[-80 - len(HARD_TEXTS)] == 0 and sum(first) > 10_000
 
 
 # Again, and resumed
