@@ -39,6 +39,10 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.share(None)
+
     def share_float(self, value: float) -> float:
         """Rank 0's number on every rank; cheaper than `share`, for every step."""
         if self.size == 1:

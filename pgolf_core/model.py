@@ -39,7 +39,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, q_gain: Tensor, attn_scale: Tensor, mlp_scale: Tensor, positions: Positions) -> Tensor:
         """x (B, T, D), q_gain (H,), scales (D,) -> (B, T, D)."""
-        # A norm for each branch: with one for both, gradients would add in another order than the reference's.
+        # Norm twice, as the reference does: sharing one would add gradients in another order, and change bits.
         attn = self.attn(norm(x), q_gain, *positions)
         mlp = self.mlp(norm(x))
         return x + attn_scale.to(x.dtype) * attn + mlp_scale.to(x.dtype) * mlp
@@ -62,25 +62,25 @@ class GPT(nn.Module):
         self.resid_mixes = nn.Parameter(torch.stack((torch.ones(L, D), torch.zeros(L, D)), dim=1))  # (L, 2, D)
         declare(self, CONTROL, "skip_weights", "q_gains", "attn_scales", "mlp_scales", "resid_mixes")
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        self.order = [i % config.blocks for i in range(L)]  # the block that each layer uses
+        self.block_of_layer = [i % config.blocks for i in range(L)]
         self.lm_head = None if config.tie_embeddings else declare(nn.Linear(D, config.vocab_size, bias=False), HEAD)
         if config.tie_embeddings:
             nn.init.normal_(self.tok_emb.weight, std=config.tied_embed_init_std)
         else:
             nn.init.zeros_(self.lm_head.weight)
-        self._positions: dict[tuple, Positions] = {}  # keys: (T, device)
+        self._positions_cache: dict[tuple, Positions] = {}  # keys: (T, device)
 
     def positions(self, x: Tensor) -> Positions:
         """cos and sin (T, C/2) for x (B, T, D), and the window's mask (None without a window); kept between calls."""
         T, device = x.size(1), x.device
-        if (T, device) not in self._positions:
-            # Made outside inference mode, whose tensors could not serve a later training step.
+        if (T, device) not in self._positions_cache:
+            # Tensors made in inference mode could not be used by a later training step.
             with torch.inference_mode(False):
                 cos, sin = rotary_angles(T, self.config.head_dim, self.config.rope_base, device)
                 windowed = 0 < self.config.window_size < T
                 mask = window_mask(T, self.config.window_size, device) if windowed else None
-            self._positions[T, device] = (cos, sin, mask)
-        cos, sin, mask = self._positions[T, device]
+            self._positions_cache[T, device] = (cos, sin, mask)
+        cos, sin, mask = self._positions_cache[T, device]
         return cos.to(x.dtype), sin.to(x.dtype), mask
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -92,10 +92,10 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, D), after the last norm."""
-        half = self.config.num_layers // 2  # its layers hand their outputs to the second half, last in first out
+        half = self.config.num_layers // 2  # skips: first half to second, last in, first out
         x = x0 = self.embed(ids)
         positions, skips = self.positions(x), []
-        for i, block in enumerate(self.order):
+        for i, block in enumerate(self.block_of_layer):
             if i >= half and skips:
                 x = x + self.skip_weights[i - half].to(x.dtype) * skips.pop()
             mix = self.resid_mixes[i].to(x.dtype)
@@ -113,7 +113,7 @@ class GPT(nn.Module):
             if self.tok_emb_proj is not None:
                 x = F.linear(x, self.tok_emb_proj.weight.to(x.dtype).T)  # (B, T, E)
             logits = F.linear(x, self.tok_emb.weight.to(x.dtype))
-        # In float32 before the cap: in bfloat16 it would round three times, and a compiled model only once.
+        # Cap in float32: in bfloat16, eager mode rounds three times and a compiled model once.
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap)
 

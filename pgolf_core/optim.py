@@ -150,8 +150,8 @@ def step_optimizers(optimizers: list[torch.optim.Optimizer], lr_factor: float, m
         optimizer.zero_grad(set_to_none=True)
 
 
-def lr_factor(config: TrainConfig, step: int, elapsed_ms: float, reserve_seconds: float = 0.0) -> float:
-    """Factor of the learning rates at this step, elapsed_ms of training after the start.
+def lr_factor(config: TrainConfig, step: int, elapsed_seconds: float, reserve_seconds: float = 0.0) -> float:
+    """Factor of the learning rates at this step, elapsed_seconds of training after the start.
 
     Without a wallclock limit: 1, then a linear fall to 0 over the last warmdown_iters. With one, the same shape in
     time at the mean step time so far; reserve_seconds of the limit are not for training.
@@ -160,9 +160,9 @@ def lr_factor(config: TrainConfig, step: int, elapsed_ms: float, reserve_seconds
         return 1.0
     if not config.max_wallclock_seconds:
         return min(1.0, (config.iterations - step) / config.warmdown_iters)
-    warmdown_ms = config.warmdown_iters * elapsed_ms / max(step, 1)
-    remaining_ms = max(0.0, 1000 * (config.max_wallclock_seconds - reserve_seconds) - elapsed_ms)
-    return min(1.0, remaining_ms / warmdown_ms) if warmdown_ms else 1.0
+    warmdown = config.warmdown_iters * elapsed_seconds / max(step, 1)
+    remaining = max(0.0, config.max_wallclock_seconds - reserve_seconds - elapsed_seconds)
+    return min(1.0, remaining / warmdown) if warmdown else 1.0
 
 
 def muon_momentum(config: TrainConfig, step: int) -> float:

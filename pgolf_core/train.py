@@ -34,10 +34,10 @@ class RandomState:
 
 @dataclass
 class TrainState:
-    """What training steps read and change; `step` of them are done. `stateful` lists all that a resume must restore."""
+    """Everything that training steps read and change, after `step` of them; a resume restores what `stateful` lists."""
 
     model: GPT
-    loss: Callable[[Tensor, Tensor], Tensor]  # model.loss, compiled or not
+    loss_fn: Callable[[Tensor, Tensor], Tensor]  # model.loss, compiled or not
     optimizers: list[torch.optim.Optimizer]
     regularizer: CompressionRegularizer
     gradients: GradientSum
@@ -81,35 +81,34 @@ def make_state(
     if initial is not None:
         model.load_state_dict(initial)
     model.to(device)
-    to_precision(model, dtype)
-    # Fill the table of positions before compiling: a graph traced while it is empty would be recompiled on step 2.
+    cast_embedding(model, dtype)
+    # Fill the rotary cache before compiling: a graph traced while it is empty would be recompiled on step 2.
     model.positions(torch.empty(1, config.train_seq_len, 0, device=device))
     if compiled:
-        torch._dynamo.reset()  # drop graphs of earlier trainings in this process: torch keeps eight at most
-    data = config.data
+        torch._dynamo.reset()  # torch keeps eight graphs per process
     return TrainState(
-        model,
-        torch.compile(model.loss, fullgraph=True, dynamic=False) if compiled else model.loss,
-        make_optimizers(model, config, ranks),
-        CompressionRegularizer(model, config),
-        GradientSum(model.parameters(), ranks),
-        Batches(stream, data, ranks.rank, device),
-        config.train,
-        data.grad_accum,
-        config.compression_reg_weight,
-        dtype,
+        model=model,
+        loss_fn=torch.compile(model.loss, fullgraph=True, dynamic=False) if compiled else model.loss,
+        optimizers=make_optimizers(model, config, ranks),
+        regularizer=CompressionRegularizer(model, config),
+        gradients=GradientSum(model.parameters(), ranks),
+        batches=Batches(stream, config.data, ranks.rank, device),
+        config=config.train,
+        grad_accum=config.data.grad_accum,
+        regularizer_weight=config.compression_reg_weight,
+        dtype=dtype,
     )
 
 
-def to_precision(model: GPT, dtype: torch.dtype) -> None:
-    """Hold the embedding in dtype; linear weights and control parameters stay float32."""
+def cast_embedding(model: GPT, dtype: torch.dtype) -> None:
+    """Hold the embedding table in dtype; linear weights and control parameters stay float32."""
     model.tok_emb.to(dtype)
 
 
 def train_step(state: TrainState, lr_scale: float) -> tuple[Tensor, Tensor]:
     """One optimizer update at base rates × lr_scale; returns this rank's mean loss (nats) and the regularizer's value.
 
-    Nothing in it synchronizes with the device, where both 0-d tensors stay.
+    Both are 0-d tensors on the device: the host does not wait for it.
     """
     loss = accumulate_gradients(state)
     penalty = backward_regularizer(state)
@@ -121,12 +120,12 @@ def train_step(state: TrainState, lr_scale: float) -> tuple[Tensor, Tensor]:
 
 
 def accumulate_gradients(state: TrainState) -> Tensor:
-    """The step's forward and backward passes, gradients averaged over ranks; this rank's mean loss, 0-d."""
+    """Forward and backward passes of one step, gradients averaged over ranks; returns this rank's mean loss, 0-d."""
     total = torch.zeros((), device=state.device)
     for _ in range(state.grad_accum):
         x, y = state.batches.next()
         with torch.autocast(x.device.type, dtype=state.dtype, enabled=state.dtype != torch.float32):
-            loss = state.loss(x, y) / state.grad_accum
+            loss = state.loss_fn(x, y) / state.grad_accum
         loss.backward()
         state.gradients.add()
         total += loss.detach()
@@ -135,7 +134,7 @@ def accumulate_gradients(state: TrainState) -> Tensor:
 
 
 def backward_regularizer(state: TrainState) -> Tensor:
-    """Add the regularizer's gradient on steps that sample it; its value before the weight, 0-d, 0 on other steps."""
+    """Add the regularizer's gradient; returns its unweighted value, 0-d, which is 0 on steps that sample no tensor."""
     penalty, sampled = state.regularizer(state.step)
     if sampled:
         (state.regularizer_weight * penalty).backward()

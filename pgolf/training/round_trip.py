@@ -24,7 +24,7 @@ from pgolf_core.export import ByteAccount, export, load
 from pgolf_core.knobs import EvalConfig
 from pgolf_core.model import GPT, roles
 from pgolf_core.quantization.calibration import Calibration, calibrate
-from pgolf_core.train import to_precision
+from pgolf_core.train import cast_embedding
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def model_of(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:
     """A model with these weights, its embedding in the precision that training holds it in."""
     model = GPT(config.model).to(device)
-    to_precision(model, pick_dtype(config.train, device))
+    cast_embedding(model, pick_dtype(config.train, device))
     model.load_state_dict(state)
     return model
 

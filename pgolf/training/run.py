@@ -98,7 +98,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
                     check_size_early(run, config)
 
             # No synchronization with the device from here to the log line.
-            lr_scale = lr_factor(state.config, state.step, 1000 * timer.step_end_s, timer.calibration_reserve_s)
+            lr_scale = lr_factor(state.config, state.step, timer.step_end_s, timer.calibration_reserve_s)
             with run.kernels():
                 loss, penalty = train_step(state, lr_scale)
             bar.update()
@@ -148,7 +148,7 @@ def check_size_early(run: Run, config: RunConfig) -> None:
     run.log(f"step:{state.step}/{config.iterations} forecast:{estimate.verdict(config.cap_bytes)}")
     if estimate.low > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
         save(run)
-        run.ranks.share(None)  # no rank ends the run before the file is written
+        run.ranks.barrier()  # no rank ends the run before the file is written
         raise TrainError(
             f"stopped at step {state.step}: forecast {estimate}, all of it over cap_bytes={config.cap_bytes}; "
             "with allow_over_cap=1 the same run goes on from here; other knobs are another run"

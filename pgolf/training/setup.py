@@ -60,10 +60,10 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats(device)
     if not ranks.first:
-        ranks.share(None)  # rank 0 builds a missing embedded corpus
+        ranks.barrier()  # rank 0 builds a missing embedded corpus
     dataset = open_dataset(config)
     if ranks.first:
-        ranks.share(None)
+        ranks.barrier()
     check_scored(dataset, seq_len, evaluation)  # before training is paid for
     facts, _ = data_facts(dataset, seq_len, evaluation)
     environment = describe_environment(device)

@@ -147,7 +147,7 @@ def test_a_tenth_of_the_split(dataset, rows):
     assert f"{result.figures['scored_fraction']:.2%}" in message and 0.09 < result.figures["scored_fraction"] < 0.11
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seq_len=st.sampled_from([7, 64, 1024]),
     max_tokens=st.sampled_from([0, 3, 1000, 30_000, 10**9]),

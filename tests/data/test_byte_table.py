@@ -77,7 +77,7 @@ def test_a_miscount_that_no_document_shows(make_folder, rows):
     assert "<0x03> 3 not 1" in found[0] and "<s>" in found[1] and "boundaries" in found[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_one_wrong_entry_is_found(dataset, data):
     i = data.draw(st.integers(0, 1023))

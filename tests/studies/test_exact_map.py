@@ -36,7 +36,7 @@ def evaluated(model, changes, tokens, config, dtype=torch.float32):
     state, scores = {name: t.clone() for name, t in model.state_dict().items()}, {}
     for name in ("", *changes):
         variant = GPT(model.config)
-        variant.order = model.order
+        variant.block_of_layer = model.block_of_layer
         variant.tok_emb.to(model.tok_emb.weight.dtype)
         variant.load_state_dict(state | ({name: changes[name]} if name else {}))
         scores[name] = evaluate(variant, tokens, table(61), config, dtype)
@@ -65,7 +65,7 @@ def test_exact_map_is_evaluate_to_the_last_bit(shape):
 def test_exact_map_is_right_for_any_order_of_blocks(order):
     """Blocks used out of turn, several times in a row, or (the last) not at all."""
     model, changes, tokens = noisy(num_layers=6, num_unique_blocks=3)
-    model.order = order
+    model.block_of_layer = order
     scores = exact_scores(model, changes, tokens, table(61), EvalConfig(**WINDOWS))
     assert scores == evaluated(model, changes, tokens, EvalConfig(**WINDOWS))
     unused = {name for name, score in scores.items() if name and score == scores[""]}
