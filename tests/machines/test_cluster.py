@@ -78,8 +78,8 @@ class Machines:
     def wait(self, count):
         from distributed import Client
 
-        with Client(scheduler_file=self.file, set_as_default=False, timeout=20) as client:
-            client.wait_for_workers(count, timeout=60)
+        with Client(scheduler_file=self.file, set_as_default=False, timeout=120) as client:
+            client.wait_for_workers(count, timeout=300)
 
     def run_while(self, path, disturb=lambda: None):
         """Failures of a sweep, while another function runs in a thread."""
@@ -105,7 +105,7 @@ def machines(folder):
         opened.kill(process)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -161,7 +161,7 @@ def test_every_run_is_done_once_though_workers_are_killed(embedded, folder, mach
             else:  # a process that its nanny starts again
                 children[0].parent().kill()
             kills.append(victim)
-            assert psutil.wait_procs(children, timeout=10)[1] == []
+            assert psutil.wait_procs(children, timeout=60)[1] == []
 
     failures = machines.run_while(path, strike)
     said = capfd.readouterr()
@@ -238,15 +238,15 @@ def test_notebooks_end_with_their_sweep_and_workers_with_their_command(embedded,
         children = notebooks_of(command)
         assert len(children) == 2, client.communicate() if client.poll() is not None else children
         client.send_signal(end)
-        out, err = client.communicate(timeout=30)
+        out, err = client.communicate(timeout=120)
         assert "Traceback" not in out + err
-        assert psutil.wait_procs(children, timeout=10)[1] == []
+        assert psutil.wait_procs(children, timeout=60)[1] == []
     assert client.returncode == 130 and "goes on where this one was" in err
     family = psutil.Process(command.pid).children(recursive=True)
     command.send_signal(signal.SIGINT)
-    out, _ = command.communicate(timeout=30)
+    out, _ = command.communicate(timeout=120)
     assert command.returncode == 130 and "2 at a time: on the CPU" in out
-    assert family and psutil.wait_procs(family, timeout=5)[1] == []
+    assert family and psutil.wait_procs(family, timeout=30)[1] == []
 
 
 # Refusals

@@ -268,7 +268,7 @@ def start_and_wait_for_training(path, run_dir, root):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (run_dir / "resume.pt").exists():
         assert parent.poll() is None and time.monotonic() < deadline, parent.communicate()
         time.sleep(0.05)
@@ -290,7 +290,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path
         run_sweep(path)
     parent.kill()
     parent.communicate()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
     assert read_result(run_dir) is None
 
@@ -306,7 +306,7 @@ def test_ctrl_c_ends_every_process_at_once(embedded, sweeps):
     path = sweeps({"track": "nano", "base": LONG, "runs": {"a": {}}})
     parent, family = start_and_wait_for_training(path, directory.RUNS / "s" / "a", directory.RUNS)
     parent.send_signal(2)
-    _, err = parent.communicate(timeout=10)
+    _, err = parent.communicate(timeout=60)
     assert parent.returncode == 130 and "goes on where this one was" in err and "Traceback" not in err
     assert psutil.wait_procs(family, timeout=1)[1] == []
 
