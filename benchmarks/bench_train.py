@@ -92,7 +92,7 @@ def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
                 torch.cuda.set_sync_debug_mode("default")
             whole = (finished_queue(device) - start) / steps
         syncs = sum("synchronizing" in str(w.message) for w in caught)
-        state.batches.seek(stream.start)  # the thread lets go of the file
+        state.batches.load_state_dict(state.batches.state_dict())  # wait for the thread that reads the file
     milliseconds = {phase: 1000 * seconds[phase] / steps for phase in PHASES}
     return {
         "parameters": sum(p.numel() for p in state.model.parameters()),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pgolf_core.batches import CPU, Batches, DocumentStream, TokenStream
+from pgolf_core.batches import CPU, Batches, Stream
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, GradientSum, Ranks
 from pgolf_core.knobs import TrainConfig
@@ -68,7 +68,7 @@ class TrainState:
 
 def make_state(
     config: RunConfig,
-    stream: TokenStream | DocumentStream,
+    stream: Stream,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
