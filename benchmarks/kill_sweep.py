@@ -127,7 +127,7 @@ def main() -> int:
         root = Path(folder) / f"disturbed{attempt}"
         kills = 0
         struck = False  # a run that lost its kernel or kernel process fails: only then may its sweep exit 1
-        while kills < arguments.kills or sweep is not None or results(root):
+        while kills < arguments.kills or sweep is not None or results(root) or not finished:
             if sweep is None:
                 before, struck = results(root), False
                 sweep, started = start(file, root), time.perf_counter()

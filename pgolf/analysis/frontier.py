@@ -143,7 +143,8 @@ def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
         text_bytes=table.roundtrip_bytes,
     )  # fmt: skip
     variants = pd.DataFrame(columns, index=table.index)
-    source = table.source.where(table.kind == "export", places_of(table))
+    places = table.path.map(lambda path: f"{Path(path).parent.name}/{Path(path).name}")
+    source = table.source.where(table.kind == "export", places)
     groups = variants.groupby([source, table.checkpoint_sha256], dropna=False)
     found = [(*key, exports(rows)) for key, rows in groups if (table.kind[rows.index] == "export").any()]
     return sorted(found, key=lambda checkpoint: -len(checkpoint[2]))
@@ -158,8 +159,7 @@ def exports(variants: pd.DataFrame) -> pd.DataFrame:
     """
     rows = variants.assign(family=variants.knobs.map(family), delta_prequant=variants.bpb - variants.raw_bpb)
     int8 = rows[rows.knobs.map(lambda knobs: INT8_ZLIB_BASELINE.items() <= knobs.items())].nlargest(1, "total_bytes")
-    bpb, size = int8[["bpb", "total_bytes"]].iloc[0] if len(int8) else (np.nan, np.nan)
-    int8_nats = int8.block_nats.iloc[0] if len(int8) else []
+    bpb, size, int8_nats = int8[["bpb", "total_bytes", "block_nats"]].iloc[0] if len(int8) else (np.nan, np.nan, [])
     rows = rows.assign(delta_int8=rows.bpb - bpb, share=rows.total_bytes / size)
 
     def half(row, nats) -> float:
@@ -206,7 +206,3 @@ def within(rows: pd.DataFrame, shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4)) -
     columns = [f"{who}{figure}" for who in ("solver", "fixed") for figure in ("", "_bpb", "_bytes")]
     table = pd.DataFrame(table, columns=["share", "limit", *columns, "half", "p", "verdict"])
     return table.assign(delta_bpb=table.solver_bpb - table.fixed_bpb)
-
-
-def places_of(table: pd.DataFrame) -> pd.Series:
-    return table.path.map(lambda path: f"{Path(path).parent.name}/{Path(path).name}")

@@ -67,9 +67,6 @@ def import_logs(paths: list[Path], sweep: str | None, root: Path) -> tuple[list[
     return imported, [remark for folder, logs in records.items() for remark in _missing_seeds(folder, logs)]
 
 
-# Finding and naming.
-
-
 def _find(start: Path) -> dict[Path, Source]:
     """One file, or every log in and below a folder, by resolved path."""
     if not start.is_dir():
@@ -126,9 +123,6 @@ def _places(sources: dict[Path, Source], sweep: str | None, root: Path) -> dict[
         path: root / next((form for form, n in zip(forms, taken, strict=True) if n[form.lower()] == 1), forms[-1])
         for path, forms in names.items()
     }
-
-
-# Claims of submission.json.
 
 
 def _submission(record: Path) -> bytes | None:
@@ -208,9 +202,6 @@ def _missing_seeds(record: Path, logs: dict[Path, Source]) -> list[str]:
     logged = {str(source.log.config.get("seed")) for source in logs.values()}
     missing = [seed for seed in _claims_by_seed(_parsed(_submission(record)) or {})[0] if seed not in logged]
     return [f"{record.name}: no log of seed {', '.join(missing)}, which {SUBMISSION} lists"] if missing else []
-
-
-# Writing.
 
 
 def _was_imported(run_dir: Path, source: Source, claims: bytes | None) -> bool:

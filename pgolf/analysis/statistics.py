@@ -10,14 +10,10 @@ import bisect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import special, stats
-
-if TYPE_CHECKING:
-    from pgolf_core.evaluate import Score
 
 ALPHA = 0.05  # two-sided level of "better" and "worse"; intervals cover 1 − ALPHA
 POWER = 0.9  # probability that seeds_needed finds the difference asked for
@@ -80,16 +76,12 @@ def compare(ours: pd.Series, baseline: pd.Series, noise: SeedNoise | None = None
     return _t_test(delta, error, noise.dof, f"track's {source}, {noise.dof} degrees of freedom")
 
 
-def compare_text(score: "Score", baseline: "Score") -> Comparison:
-    """Compare two scores of one text, as of two files of the same weights, paired by its blocks.
-
-    The interval covers other text, not other seeds.
-    """
-    return compare_blocks(score.block_nats, baseline.block_nats, score.bytes)
-
-
 def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes: int) -> Comparison:
-    """compare_text from the nats of each block (blocks,) and the bytes of the whole text; delta in bpb."""
+    """Compare two scores of one text, as of two files of the same weights, paired by its blocks; delta in bpb.
+
+    nats, baseline: of each block (blocks,). text_bytes: of the whole text. The interval covers other text, not other
+    seeds.
+    """
     if not 1 < len(nats) == len(baseline):
         return _untested(math.nan, "no blocks of text to compare")
     difference = (np.asarray(nats) - np.asarray(baseline)) / math.log(2) / (text_bytes / len(nats))

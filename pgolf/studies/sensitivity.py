@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pgolf.analysis.statistics import compare_text
+from pgolf.analysis.statistics import compare_blocks
 from pgolf.data.dataset import Dataset
 from pgolf.runs.result import CHECKPOINT, Result, RunError
 from pgolf.studies.exact_map import estimated_rises, exact_scores
@@ -92,7 +92,8 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
         rows.append({
             "tensor": name, "layer": layer, "part": part, "change": change,
             "bpb": scores[name].val_bpb, "bytes": files[name], "tensor_bytes": own.get(name, 0),
-            "delta_bpb": delta_bpb, "delta_half": compare_text(scores[name], scores[""]).half,
+            "delta_bpb": delta_bpb,
+            "delta_half": compare_blocks(scores[name].block_nats, scores[""].block_nats, scores[""].bytes).half,
             "estimated_delta_bpb": estimates.get(name, 0.0), "delta_bytes": delta_bytes,
             "bpb_per_kb": -1000 * delta_bpb / delta_bytes if delta_bytes else 0.0,
         })  # fmt: skip

@@ -71,8 +71,11 @@ def test_a_record_becomes_runs(capfd, record, root):
     assert (result.cap_bytes, result.steps, result.tokens) == (16_000_000, 6821, 6821 * 524288)
     assert (result.train_seconds, result.eval_seconds, result.stopped_by) == (600.012, 1.401, "wallclock")
     assert result.protocol == "final_int8_zlib_roundtrip_exact" and result.parameters == 1234567
-    [row] = load_runs(root).to_dict("records")
+    (root / "s" / "ours").mkdir(parents=True)
+    (root / "s" / "ours" / "config.json").write_text(json.dumps(RunConfig().model_dump()))
+    row, ours = load_runs(root).to_dict("records")
     assert (row["status"], row["kind"], row["bpb"], row["flags"]) == ("complete", "import", 1.2345678, [])
+    assert ours["flags"] == []
     assert row["num_heads"] == 8 and load_metrics(run_dir).val_bpb.iloc[-1] == 1.22
 
 
@@ -85,12 +88,6 @@ def test_an_unscored_log_is_an_incomplete_run(capfd, record, root):
     assert (row["status"], row["kind"]) == ("incomplete", "import") and not (row["path"] / "result.json").exists()
     assert "the log has no score after quantisation" in row["flags"]
     assert "16,580,000 bytes are over the cap of 16,000,000" in row["flags"]
-
-
-def test_other_runs_have_no_flags(root):
-    (root / "s" / "a").mkdir(parents=True)
-    (root / "s" / "a" / "config.json").write_text(json.dumps(RunConfig().model_dump()))
-    assert load_runs(root)["flags"].tolist() == [[]]
 
 
 def test_the_same_again_is_left_and_other_content_refused(capfd, record, root):
@@ -156,14 +153,11 @@ def test_names_of_runs(record, root, tmp_path):
     plain = [record({"train.log": log}, name) for name, log in (("p1", REFERENCE), ("q1", UNSCORED))]
     imported, _ = records.import_logs(plain, "both", root)
     assert [run.run_dir.relative_to(root).as_posix() for run in imported] == ["both/p1-train", "both/q1-train"]
+    below = record({"logs/seed0/train0.txt": TUNED.format(seed=0), "submission.json": {}}, "two-below")
+    [run], _ = records.import_logs([below / "logs" / "seed0" / "train0.txt"], None, root)
+    assert run.run_dir == root / "two-below" / "train0"
     for name in ("..", "con", "a b/c", "x" * 120, "é.", "-x"):
         assert directory.folder_name(directory.folder_name(name)) == directory.folder_name(name)
-
-
-def test_a_log_two_folders_below_its_record(record, root):
-    folder = record({"logs/seed0/train0.txt": TUNED.format(seed=0), "submission.json": {}}, "r")
-    [run], _ = records.import_logs([folder / "logs" / "seed0" / "train0.txt"], None, root)
-    assert run.run_dir == root / "r" / "train0"
 
 
 def test_claims_of_one_seed(record, root):
@@ -217,8 +211,7 @@ def test_a_submission_of_another_shape(text, record, root):
 
 
 def test_logs_of_a_windows_console(record, root):
-    folder = record({})
-    folder.mkdir()
+    folder = record({"train.log": ""})
     (folder / "train.log").write_bytes(REFERENCE.replace("\n", "\r\n").encode("utf-16"))
     [run], _ = records.import_logs([folder], None, root)
     assert run.bpb == 1.2345678

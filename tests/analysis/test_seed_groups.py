@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +37,7 @@ def test_configs_are_compared_with_their_baseline(tmp_path):
     assert rows.p["wide"] >= 2 * alone[0].p  # it ranks second of three at most
     table = frontier.frontier_table(runs)
     assert set(table.verdict[table.run.str.startswith("wide")]) == {"better"}
+    assert table.is_baseline[:5].all() and table.is_baseline.sum() == 5
     notes = set(tables.format_table(table, tables.FRONTIER).note)
     assert "better (paired, 5 seeds)" in notes and any("not significant" in note for note in notes)
 
@@ -61,10 +61,8 @@ def test_one_seed_on_each_side_gives_no_verdict(tmp_path):
     make_run(tmp_path, "s/wide", bpb=2.1, knobs={"model_dim": 256})
     rows = seed_groups.by_config(only_group(tmp_path)).set_index("arm")
     assert (rows.verdict["wide"], rows.method["wide"]) == ("not known", "one seed each")
-    assert (
-        "± ?"
-        in tables.format_table(frontier.frontier_table(only_group(tmp_path)), tables.FRONTIER)["Δ baseline"].iloc[1]
-    )
+    shown = tables.format_table(frontier.frontier_table(only_group(tmp_path)), tables.FRONTIER)
+    assert "± ?" in shown["Δ baseline"].iloc[1]
 
 
 def test_equal_knobs_and_seed_are_repeats_in_any_sweep(tmp_path):
@@ -100,17 +98,15 @@ def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
 
 
 def test_leaders_change_as_runs_finish(tmp_path):
-    for minute, (name, bpb, total, layers) in enumerate(
-        [("a", 2.6, 500_000, 1), ("b", 2.5, 500_000, 2), ("c", 2.1, 2_000_000, 3), ("d", 2.55, 1000_00, 4)]
-    ):
-        run_dir = make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": layers})
-        result = read_json(run_dir / "result.json") | {"finished": f"2026-01-01T00:0{minute}:00", "checksum": ""}
-        atomic_write(run_dir / "result.json", pd.io.json.ujson_dumps(result, double_precision=15))
-    runs = only_group(tmp_path)
+    """b beats a; c is over its cap; d is worse."""
+    runs = [("a", 2.6, 500_000), ("b", 2.5, 500_000), ("c", 2.1, 2_000_000), ("d", 2.55, 100_000)]
+    for i, (name, bpb, total) in enumerate(runs):
+        make_run(tmp_path, f"s/{name}", bpb=bpb, total=total, knobs={"num_layers": i + 1})
+    runs = only_group(tmp_path).sort_values("run").assign(finished=["00:00", "00:01", "00:02", "00:03"])
     rows = seed_groups.candidates(runs)
     steps = seed_groups.history(runs, rows)
-    assert [rows.arm[arm] for arm in steps.config] == ["a", "b"]
-    assert steps.finished.tolist() == ["2026-01-01T00:00:00", "2026-01-01T00:01:00"]
+    assert [rows.arm[config] for config in steps.config] == ["a", "b"]
+    assert steps.finished.tolist() == ["00:00", "00:01"]
 
 
 def test_equal_knobs_of_two_sweeps_are_one_candidate(tmp_path):
@@ -124,34 +120,27 @@ def test_equal_knobs_of_two_sweeps_are_one_candidate(tmp_path):
     rows = seed_groups.candidates(runs)
     leaders = seed_groups.leaders(runs, rows)
     (leader,) = leaders.itertuples()
-    assert (
-        leader.candidates == 2
-        and len(rows.runs[leader.config]) == 6
-        and rows.bpb[leader.config] == pytest.approx(2.455)
-    )
+    assert leader.candidates == 2 and len(rows.runs[leader.config]) == 6
+    assert rows.bpb[leader.config] == pytest.approx(2.455)
     assert leader.verdict == "not significant" and not leader.record
     assert "asks for several seeds" in sentences.describe_leaders(leaders, rows, runs)[1]
 
 
 def test_an_export_of_the_luckiest_seed_does_not_lead(tmp_path):
-    make_config(tmp_path, "good", [2.40, 2.50, 2.60], seeds=(1, 2, 3))
+    make_config(tmp_path, "good", [2.50, 2.60], seeds=(2, 3))
     make_config(tmp_path, "better", [2.47, 2.48, 2.49], {"num_layers": 3}, (1, 2, 3))
-    (tmp_path / "s" / "good-s1").rename(tmp_path / "away")
-    rng = np.random.default_rng(0)
-    nats = list(rng.normal(2500, 200, 64))
-    same = dict(checkpoint_sha256="a" * 64, roundtrip_block_nats=nats)
-    make_run(tmp_path, "s/good-s1", bpb=2.40, knobs={"seed": 1}, roundtrip_val_loss=3.84, **same)
-    knobs = {"seed": 1, "weight_quantization_bits": 6}
-    fields = same | {"roundtrip_block_nats": [value + 1 for value in nats]}
-    make_run(tmp_path, "s/lab/int6", bpb=2.41, knobs=knobs, kind="export", source="s/good-s1", **fields)
-    shutil.rmtree(tmp_path / "away")
+    nats = np.random.default_rng(0).normal(2500, 200, 64)
+    same = dict(knobs={"seed": 1}, checkpoint_sha256="a" * 64, roundtrip_val_loss=3.84)
+    make_run(tmp_path, "s/good-s1", bpb=2.40, roundtrip_block_nats=list(nats), **same)
+    same |= dict(knobs={"seed": 1, "weight_quantization_bits": 6}, kind="export", source="s/good-s1")
+    make_run(tmp_path, "s/lab/int6", bpb=2.41, roundtrip_block_nats=list(nats + np.tile([1, 2], 32)), **same)
     runs = only_group(tmp_path)
     rows = seed_groups.candidates(runs)
     (leader,) = seed_groups.leaders(runs, rows).itertuples()
     assert rows.arm[leader.config] == "better-s1" and set(rows.kind) == {"train"}
     table = seed_groups.by_config(runs)
     export = table[table.kind == "export"].iloc[0]
-    assert export.delta > 0 and export.method.startswith(("paired, 64 blocks", "paired, 64 blocks"))
+    assert export.delta > 0 and export.method == "paired, 64 blocks of text"
 
 
 def test_seed_noise_is_per_time_limit(tmp_path):
@@ -166,10 +155,8 @@ def test_seed_noise_is_per_time_limit(tmp_path):
 def test_no_runs_make_no_configs(tmp_path):
     make_run(tmp_path, "s/control")
     runs = only_group(tmp_path)
-    assert seed_groups.by_config(runs[:0]).empty and list(seed_groups.by_config(runs[:0]).columns) == list(
-        seed_groups.by_config(runs).columns
-    )
-    assert frontier.frontier_table(runs).shape[0] == 1
+    none = seed_groups.by_config(runs[:0])
+    assert none.empty and list(none.columns) == list(seed_groups.by_config(runs).columns)
 
 
 def test_runs_older_than_a_knob_stay_in_their_config(tmp_path):

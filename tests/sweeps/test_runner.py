@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import psutil
 import pytest
-import support.training
 import yaml
+from support import training
 
 from pgolf.processes import end_with_sweep
 from pgolf.runs import directory
@@ -24,7 +24,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.export import load
 from pgolf_core.files import atomic_write
 
-TINY = support.training.TINY | dict(
+TINY = training.TINY | dict(
     iterations=2, val_loss_every=0, val_max_tokens=1024, roundtrip_val_max_tokens=1024, calibration_tokens=512,
     keep_float_max_numel=0,
 )  # fmt: skip
@@ -43,19 +43,6 @@ def sweeps(tmp_path, monkeypatch):
         return path
 
     return write
-
-
-def figures(run_dir):
-    """Figures that two runs of the same knobs share."""
-    result = read_result(run_dir)
-    assert load(run_dir / ARTIFACT)
-    return (
-        result.val_loss, result.val_bpb, result.roundtrip_val_loss, result.roundtrip_val_bpb, result.bytes,
-        result.artifact_sha256, result.steps,
-    )  # fmt: skip
-
-
-# The file
 
 
 def test_the_demo_is_a_sound_sweep():
@@ -208,9 +195,6 @@ def test_progress_reads_what_a_kill_left(sweeps):
     assert progress(job) == (0.95 / 2, "a 60/120 2.71 bpb")
 
 
-# Running
-
-
 def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeypatch, tmp_path, capfd):
     # A kernelspec of the user's that names no Python of ours must not matter.
     spec = tmp_path / "jupyter" / "kernels" / "python3"
@@ -296,8 +280,8 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(embedded, sweeps, tmp_path
 
     assert run_sweep(path) == [] and missing(load_sweep(path)) == ([], [])
     assert read_result(run_dir).resumed == 1
-    train(load_sweep(path).runs["a"], tmp_path / "direct")
-    assert figures(run_dir) == figures(tmp_path / "direct")
+    direct = train(load_sweep(path).runs["a"], tmp_path / "direct")
+    assert training.what_counts(read_result(run_dir)) == training.what_counts(direct) and load(run_dir / ARTIFACT)
 
 
 @pytest.mark.slow
