@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pgolf.cli import cluster, data, remote
 from pgolf.cli.arguments import add_knobs, add_workers, existing_file, knobs_of
+from pgolf.runs import directory
+from pgolf.runs.result import RunError
 from pgolf_core.config import ROOT, RunConfig
 
 DEMO = ROOT / "notebooks" / "sweeps" / "demo.yaml"
@@ -170,7 +172,6 @@ def _dry_run(checked) -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from pgolf.runs import directory
     from pgolf.training.run import train
 
     knobs = knobs_of(arguments.knobs)
@@ -183,8 +184,6 @@ def train(arguments: argparse.Namespace) -> int:
 
 def list_runs(arguments: argparse.Namespace) -> int:
     from pgolf.reports import text
-    from pgolf.runs import directory
-    from pgolf.runs.result import RunError
     from pgolf.runs.table import load_runs
 
     table = load_runs(directory.RUNS, arguments.verify)
@@ -203,7 +202,6 @@ def list_runs(arguments: argparse.Namespace) -> int:
 def import_log(arguments: argparse.Namespace) -> int:
     from pgolf.analysis import records
     from pgolf.reports import text
-    from pgolf.runs import directory
 
     imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or directory.RUNS)
     print("\n".join([*text.imports(imported), *remarks]))
@@ -229,14 +227,11 @@ def diff(arguments: argparse.Namespace) -> int:
 
 def _run_dir(name: str) -> Path:
     """The folder of that name, else the run below runs/."""
-    from pgolf.runs import directory
-
     return Path(name) if Path(name).is_dir() else directory.RUNS / name
 
 
 def report(arguments: argparse.Namespace) -> int:
     from pgolf.reports import pages
-    from pgolf.runs import directory
 
     for page in pages.write_reports(root=directory.RUNS, out=arguments.out):
         print(page)
