@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pgolf_core.knobs import DataConfig, EvalConfig, ExportConfig, ModelConfig, RegularizerConfig, TrainConfig
+from pgolf_core.knobs import DataConfig, EvalConfig, ExportConfig, Group, ModelConfig, RegularizerConfig, TrainConfig
 from pgolf_core.rules import RULES
 from pgolf_core.tracks import TRACKS
 
@@ -45,6 +45,11 @@ class _TrackSource(PydanticBaseSettingsSource):
         return TRACKS.get(self.current_state.get("track", ""), {})
 
 
+def _knobs_of(group: type[Group], config: RunConfig) -> Group:
+    """The group of the config's knobs, which are valid already."""
+    return group.model_construct(**{name: getattr(config, name) for name in group.model_fields})
+
+
 class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig):
     """All knobs of one run, flat. Raises ConfigError naming every bad knob of the call at once.
 
@@ -59,10 +64,9 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     )
 
     def __init__(self, **knobs):
-        unknown = [name for name in knobs if name not in RunConfig.model_fields]
-        problems = [f"{name}: no such knob{did_you_mean(name, RunConfig.model_fields)}" for name in unknown]
-        known = {name: value for name, value in knobs.items() if name not in unknown}
-        bad: dict[str, str] = {}
+        known = {name: value for name, value in knobs.items() if name in RunConfig.model_fields}
+        unknown = [name for name in knobs if name not in known]
+        bad = {name: f"{name}: no such knob{did_you_mean(name, RunConfig.model_fields)}" for name in unknown}
         try:
             super().__init__(**known)
         except ValidationError as error:
@@ -71,20 +75,16 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
                 source = "" if name in known else f" (from the environment, {name.upper()})"
                 bad[name] = f"{name}={e['input']!r}{source}: {e['msg'][0].lower()}{e['msg'][1:]}"
             # With defaults in place of the bad knobs the rules are still checked, so that one message says it all.
-            super().__init__(**known | {name: RunConfig.model_fields[name].default for name in bad})
-        problems += bad.values()
-        problems += [
-            message.format(c=self) for names, holds, message in RULES if not bad.keys() & names and not holds(self)
-        ]
+            super().__init__(**known | {n: f.default for n, f in RunConfig.model_fields.items() if n in bad})
+        broken = [message for names, holds, message in RULES if not bad.keys() & names and not holds(self)]
+        problems = [*bad.values(), *(message.format(c=self) for message in broken)]
         if problems:
             raise ConfigError("these knobs cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
         for variable, knob in _misspelt(tuple(os.environ)).items():
             warnings.warn(f"environment variable {variable} is no knob; did you mean {knob}?", stacklevel=2)
 
     @classmethod
-    def settings_customise_sources(
-        cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
-    ):
+    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **unused):
         return init_settings, env_settings, _TrackSource(settings_cls)
 
     @classmethod
@@ -105,41 +105,16 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     def with_knobs(self, **knobs) -> RunConfig:
         return RunConfig(**self.model_dump() | knobs)
 
-    @cached_property
-    def model(self) -> ModelConfig:
-        return self._group(ModelConfig)
+    model = property(partial(_knobs_of, ModelConfig))
+    data = property(partial(_knobs_of, DataConfig))
+    train = property(partial(_knobs_of, TrainConfig))
+    regularizer = property(partial(_knobs_of, RegularizerConfig))
+    export = property(partial(_knobs_of, ExportConfig))
 
-    @cached_property
-    def data(self) -> DataConfig:
-        return self._group(DataConfig)
-
-    @cached_property
-    def train(self) -> TrainConfig:
-        return self._group(TrainConfig)
-
-    @cached_property
-    def regularizer(self) -> RegularizerConfig:
-        return self._group(RegularizerConfig)
-
-    @cached_property
-    def export(self) -> ExportConfig:
-        return self._group(ExportConfig)
-
-    @cached_property
+    @property
     def eval(self) -> EvalConfig:
         """The group with eval_seq_len resolved, so that a scorer needs no other group."""
-        return self._group(EvalConfig, eval_seq_len=self.eval_window)
-
-    def _group(self, group, **changes):
-        """A group from this config's values, which are valid already."""
-        return group.model_construct(**{name: getattr(self, name) for name in group.model_fields} | changes)
-
-    def model_copy(self, **options) -> RunConfig:
-        """A copy that makes its own groups, since an update may change them."""
-        copied = super().model_copy(**options)
-        for name in ("model", "data", "train", "regularizer", "export", "eval"):
-            copied.__dict__.pop(name, None)
-        return copied
+        return _knobs_of(EvalConfig, self).model_copy(update={"eval_seq_len": self.eval_window})
 
     @property
     def eval_window(self) -> int:
@@ -171,11 +146,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def environment_knobs() -> dict[str, str]:
     """Knobs that the environment sets now: name -> text."""
     by_torchrun = {"WORLD_SIZE"} if "TORCHELASTIC_RUN_ID" in os.environ else set()
-    return {
-        k.lower(): v
-        for k, v in os.environ.items()
-        if k.lower() in RunConfig.model_fields and v and k not in by_torchrun
-    }
+    given = {name.lower(): value for name, value in os.environ.items() if value and name not in by_torchrun}
+    return {name: value for name, value in given.items() if name in RunConfig.model_fields}
 
 
 @lru_cache(maxsize=8)

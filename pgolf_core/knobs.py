@@ -22,25 +22,27 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _embedding_bits(bits: int) -> int:
-    if bits not in (0, *range(2, 9), 16):
-        raise ValueError("input should be 2 to 8, 16 (stays float16) or 0 (weight_quantization_bits)")
-    return bits
+def _bits(others: dict[int, str]) -> AfterValidator:
+    """A number of bits from 2 to 8, or one of `others`, each with its meaning."""
+
+    def check(bits: int) -> int:
+        if bits not in (*range(2, 9), *others):
+            meanings = ", ".join(f"{number} ({meaning})" for number, meaning in others.items())
+            raise ValueError(f"input should be 2 to 8, or {meanings}")
+        return bits
+
+    return AfterValidator(check)
 
 
-def _residual_bits(bits: int) -> int:
-    if bits not in (*range(2, 9), 16):
-        raise ValueError("input should be 2 to 8, or 16 (float16 factors)")
-    return bits
-
-
-def _quantizer(text: str) -> str:
+def _check_quantizer(text: str) -> str:
     if text:
         parse_scheme(text)
     return text
 
 
-Quantizer = Annotated[str, AfterValidator(_quantizer)]
+Quantizer = Annotated[str, AfterValidator(_check_quantizer)]
+EmbeddingBits = Annotated[int, _bits({16: "stays float16", 0: "weight_quantization_bits"})]
+ResidualBits = Annotated[int, _bits({16: "float16 factors"})]
 
 
 class Group(BaseModel):
@@ -77,9 +79,8 @@ class DataConfig(Group):
     data_path: str = Field("embedded", description="folder of shards; embedded = the docstring corpus, embedded_large "
                            "= with comments, twice as many tokens")  # fmt: skip
     tokenizer_path: str = Field("", description="tokenizer file; '' = the one beside the shards")
-    tokenizer: Literal["", "bpe", "unigram", "bytes"] = Field(
-        "", description="tokenizer to train for the embedded corpus; '' = bpe. A folder of shards has its own"
-    )
+    tokenizer: Literal["", "bpe", "unigram", "bytes"] = Field("", description="tokenizer to train for the embedded "
+                       "corpus; '' = bpe. A folder of shards has its own")  # fmt: skip
     shuffle_documents: Count = Field(0, description="RNG seed of the order of training documents; 0 = shard order")
     train_batch_tokens: Positive = Field(524_288, description="tokens per step, all processes together")
     train_seq_len: Positive = Field(1024, description="tokens per training sequence")
@@ -113,9 +114,8 @@ class TrainConfig(Group):
     scalar_lr: Weight = Field(0.04, description="Adam's rate of control vectors and gains")
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum after its warm-up")
     muon_backend_steps: Positive = Field(5, description="Newton–Schulz iterations")
-    muon_dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Newton–Schulz products; auto = bfloat16, but float32 on a CPU without its instructions"
-    )
+    muon_dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Newton–Schulz products; auto = "
+                        "bfloat16, but float32 on a CPU without its instructions")  # fmt: skip
     muon_momentum_warmup_start: float = Field(0.85, ge=0, lt=1, description="Muon's momentum at step 0")
     muon_momentum_warmup_steps: Count = Field(500, description="steps over which Muon's momentum rises linearly")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the mean gradient")
@@ -124,9 +124,8 @@ class TrainConfig(Group):
     grad_clip_norm: Weight = Field(0.0, description="gradients are scaled down to this norm; 0 = off")
     save_raw_checkpoint: bool = Field(True, description="keep checkpoint.safetensors; without it no later re-export")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto = cuda if present, else cpu")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of training and scoring; auto = bfloat16 autocast on cuda, float32 elsewhere"
-    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of training and scoring; auto = "
+                       "bfloat16 autocast on cuda, float32 elsewhere")  # fmt: skip
     compile: bool = Field(False, description="torch.compile the loss; on CUDA only if Triton is installed")
     deterministic: bool = Field(False, description="CUDA kernels that give the same bits each time; CPU ones all do")
     cpu_threads: Count = Field(0, description="threads per run on a CPU; their number affects the bits; 0 = all cores")
@@ -134,20 +133,15 @@ class TrainConfig(Group):
 
 
 class RegularizerConfig(Group):
-    compression_reg_weight: Weight = Field(
-        0.0, description="factor of the error of absmax rounding and the terms below; 0 = off"
-    )
+    compression_reg_weight: Weight = Field(0.0, description="factor of absmax rounding's error plus the terms below; "
+                                           "0 = off")  # fmt: skip
     compression_reg_interval: Positive = Field(1, description="steps between penalized ones")
     compression_reg_warmup_steps: Count = Field(0, description="first steps without a penalty")
     compression_reg_sample_tensors: Positive = Field(4, description="matrices drawn per penalized step")
     compression_reg_max_cols: Positive = Field(256, description="columns used of each drawn matrix")
-    compression_grid_reg_weight: Weight = Field(
-        0.0, description="term: squared distance to the nearest quantization level"
-    )
+    compression_grid_reg_weight: Weight = Field(0.0, description="term: squared distance to the nearest level")
     compression_rank1_reg_weight: Weight = Field(0.0, description="term: error left by a rank-1 residual")
-    compression_scale_reg_weight: Weight = Field(
-        0.0, description="term: squared differences of neighbouring rows' log rms"
-    )
+    compression_scale_reg_weight: Weight = Field(0.0, description="term: squared log ratio of neighbouring rows' rms")
     ternary_reg_weight: Weight = Field(0.0, description="term: squared distance to -s, 0, s, with s the mean magnitude")
     outlier_reg_weight: Weight = Field(0.0, description="term: largest magnitude per row over the mean magnitude")
 
@@ -155,10 +149,9 @@ class RegularizerConfig(Group):
 class ExportConfig(Group):
     cap_bytes: Positive = Field(16_000_000, description="bytes of artifact and code together, at most")
     allow_over_cap: bool = Field(False, description="train although the size estimate is over cap_bytes")
-    quantizer: Quantizer = Field(
-        "absmax", min_length=1, description="quantizer of the matrices, a word and its arguments; `absmax`, "
-        "`sdclip:BITS:K`, `step:C[:row|:fisher]`, `ternary`, `codebook:SIZE:DIMENSION[:RATE]`, `float16`",
-    )  # fmt: skip
+    quantizer: Quantizer = Field("absmax", min_length=1, description="quantizer of the matrices, a word and its "
+                                 "arguments; `absmax`, `sdclip:BITS:K`, `step:C[:row|:fisher]`, `ternary`, "
+                                 "`codebook:SIZE:DIMENSION[:RATE]`, `float16`")  # fmt: skip
     embed_quantizer: Quantizer = Field("", description="quantizer of embedding tables; '' = quantizer")
     attn_in_quantizer: Quantizer = Field("", description="quantizer of query, key and value matrices; '' = quantizer")
     attn_out_quantizer: Quantizer = Field("", description="quantizer of attention's output matrix; '' = quantizer")
@@ -166,27 +159,21 @@ class ExportConfig(Group):
     mlp_out_quantizer: Quantizer = Field("", description="quantizer of an MLP's second matrix; '' = quantizer")
     head_quantizer: Quantizer = Field("", description="quantizer of an untied head; '' = quantizer")
     weight_quantization_bits: int = Field(8, ge=2, le=8, description="bits of absmax")
-    embed_quantization_bits: Annotated[int, AfterValidator(_embedding_bits)] = Field(
-        0, description="bits of absmax for embedding tables; 0 = weight_quantization_bits, 16 = stays float16"
-    )
-    int8_axis_mode: Literal["auto", "row", "col"] = Field(
-        "auto", description="absmax: one scale per row or per column; auto = whichever has the smaller error"
-    )
+    embed_quantization_bits: EmbeddingBits = Field(0, description="bits of absmax for embedding tables; 0 = "
+                                                   "weight_quantization_bits, 16 = stays float16")  # fmt: skip
+    int8_axis_mode: Literal["auto", "row", "col"] = Field("auto", description="absmax: one scale per row or per "
+                            "column; auto = whichever has the smaller error")  # fmt: skip
     keep_float_max_numel: Count = Field(65_536, description="matrices of at most this many elements stay float16")
     control_dtype: Literal["float32", "float16"] = Field("float32", description="stored type of control tensors")
-    allocation: Literal["fixed", "solve"] = Field(
-        "fixed", description="solve = step sizes of every tensor so that the file just fits cap_bytes; the quantizer "
-        "knobs are then not used",
-    )  # fmt: skip
+    allocation: Literal["fixed", "solve"] = Field("fixed", description="solve = step sizes of every tensor so that the "
+                        "file just fits cap_bytes; the quantizer knobs are then not used")  # fmt: skip
     gptq: bool = Field(False, description="GPTQ: round column by column, compensating in the columns not yet rounded")
     gptq_damp: float = Field(0.01, gt=0, le=1, description="GPTQ: fraction of the mean diagonal added to the diagonal")
     gptq_block: Positive = Field(128, description="GPTQ: columns between two updates of all later ones")
     gptq_act_order: bool = Field(True, description="GPTQ: columns of large inputs first")
     calibration_tokens: Positive = Field(65_536, description="tokens of the training split used for calibration")
     int8_residual_rank: int = Field(0, ge=0, le=256, description="rank of residual corrections; 0 = none")
-    int8_residual_bits: Annotated[int, AfterValidator(_residual_bits)] = Field(
-        16, description="bits of a residual's factors; 16 = float16"
-    )
+    int8_residual_bits: ResidualBits = Field(16, description="bits of a residual's factors; 16 = float16")
     int8_residual_group: Positive = Field(64, description="integers of a residual's factor that share a scale")
     int8_residual_budget_bytes: Count = Field(0, description="bytes of all residuals before compression; 0 = none")
     int8_residual_power_iters: Positive = Field(6, description="power iterations of a rank-1 residual")
@@ -195,9 +182,8 @@ class ExportConfig(Group):
     ] = Field("off", description="matrices that may have a residual: off = all; early_proj_combo = all, output "
               "matrices of blocks 0 to 3 first; the others = only those they name")  # fmt: skip
     mlp_permutation: bool = Field(False, description="sort hidden neurons; same function, fewer bytes under zlib")
-    codec: Literal["zlib", "lzma", "brotli", "ans", "auto"] = Field(
-        "zlib", description="compression of the artifact's sections; auto = the smallest of them per section"
-    )
+    codec: Literal["zlib", "lzma", "brotli", "ans", "auto"] = Field("zlib", description="compression of the artifact's "
+                   "sections; auto = the smallest of them per section")  # fmt: skip
 
     @property
     def embed_bits(self) -> int:
@@ -212,13 +198,10 @@ class ExportConfig(Group):
     @property
     def needs_calibration(self) -> bool:
         """Whether training text decides how tensors are rounded."""
+        if self.gptq or self.low_rank_residuals or self.allocation == "solve":
+            return True
         chosen = [value for name, value in self if name.endswith("quantizer") and value]
-        return (
-            self.gptq
-            or self.low_rank_residuals
-            or self.allocation == "solve"
-            or any(parse_scheme(text).needs_calibration for text in chosen)
-        )
+        return any(parse_scheme(text).needs_calibration for text in chosen)
 
 
 class EvalConfig(Group):
