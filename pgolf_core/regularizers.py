@@ -77,6 +77,7 @@ class CompressionRegularizer:
         matrices = [(name, p) for name, p in model.named_parameters() if not self.roles[name].is_control]
         self.candidates = sorted(matrices, key=lambda item: -item[1].numel())  # stable: ties keep model order
         self.config = config
+        self.embed_bits = config.export.embed_bits
         self.rank1_weight = config.compression_rank1_reg_weight
         if not (config.int8_residual_rank and config.int8_residual_budget_bytes):
             self.rank1_weight = 0.0  # the export would store no residual
@@ -104,7 +105,7 @@ class CompressionRegularizer:
         cols = min(width, c.compression_reg_max_cols)
         start %= width - cols + 1
         w = parameter[:, start : start + cols].float()
-        bits = c.export.embed_bits if self.roles[name].kind == "embedding" else c.weight_quantization_bits
+        bits = self.embed_bits if self.roles[name].kind == "embedding" else c.weight_quantization_bits
         if bits == 16:  # stored in float16: no quantisation error to reduce
             return w.sum() * 0.0
         w_hat, scale, rows = _as_exported(w.detach(), bits, c.int8_axis_mode)
