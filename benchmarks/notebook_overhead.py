@@ -16,7 +16,8 @@ from pathlib import Path
 
 from pgolf.runs import directory
 from pgolf.runs.result import read_result
-from pgolf.sweeps import pool, runner
+from pgolf.sweeps import runner
+from pgolf.sweeps.pool import LocalPool
 from pgolf.sweeps.sweep_file import load_sweep
 from pgolf.training.inputs import open_dataset
 
@@ -47,7 +48,9 @@ def main() -> int:
             (job,) = runner.plan(load_sweep(file))
             open_dataset(job.config)
             start = time.perf_counter()
-            status = pool.start(job, {}).wait()
+            workers = LocalPool([{}])
+            workers.start(job)
+            status = workers.started[job][0].wait()
             notebook = time.perf_counter() - start
             assert status == 0, job.log.read_text(encoding="utf-8")
             direct_dir = Path(folder) / f"direct{i}"

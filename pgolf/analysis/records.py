@@ -93,15 +93,13 @@ def _read(path: Path, must: bool = True) -> Source | None:
     text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
     log = None if "\0" in text else training_logs.read(text)
     if log and (log.rows or log.scores):
-        return Source(path, _record_of(path.resolve()), content, log)
+        above = path.resolve().parents
+        record = next((folder for folder in above[:3] if (folder / SUBMISSION).is_file()), above[0])
+        return Source(path, record, content, log)
     if not must:
         return None
     why = "no step and no score in it" if log else f"binary, or more than {MAX_BYTES:,} bytes"
     raise LogError(f"{path}: not a training log: {why}")
-
-
-def _record_of(path: Path) -> Path:
-    return next((folder for folder in path.parents[:3] if (folder / SUBMISSION).is_file()), path.parent)
 
 
 def _logs_of(record: Path, known: dict[Path, Source]) -> dict[Path, Source]:
@@ -246,12 +244,12 @@ def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str]
         "tokenizer": training_logs.tokenizer(log), "val_tokens": log.config.get("val_tokens"),
         "flags": flags, "disagreements": disagreements,
     }  # fmt: skip
-    atomic_write(run_dir / "import.json", json.dumps(facts, indent=1))
-    atomic_write(run_dir / "log.txt", content)
-    if claims is not None:
-        atomic_write(run_dir / SUBMISSION, claims)
-    atomic_write(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in log.rows))
-    atomic_write(run_dir / "config.json", json.dumps(log.config, indent=1))
+    files = {"import.json": json.dumps(facts, indent=1), "log.txt": content, SUBMISSION: claims}
+    files |= {"metrics.jsonl": "".join(json.dumps(row) + "\n" for row in log.rows)}
+    files |= {"config.json": json.dumps(log.config, indent=1)}
+    for name, text in files.items():
+        if text is not None:
+            atomic_write(run_dir / name, text)
     if score:
         write_result(run_dir, result(log))
 

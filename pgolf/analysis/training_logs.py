@@ -236,22 +236,19 @@ def after_quantization(log: Log) -> list[Score]:
 
 def before_quantization(log: Log) -> Score | None:
     """The last pre-quant score, as precise as logged."""
-    scores = [s for s in log.scores if s.val_bpb is not None and PREQUANT.search(s.label)]
-    return _precise(scores) if scores else None
+    return _precise([s for s in log.scores if s.val_bpb is not None and PREQUANT.search(s.label)])
 
 
 def final(log: Log) -> Score | None:
     """The last score of the file, as precise as logged; None if the log ends before it."""
     scores = after_quantization(log)
-    if not scores or lacking(log):
-        return None
-    last = _precise(scores)
-    return repeated(last, scores) or last
+    last = None if lacking(log) else _precise(scores)
+    return last and (repeated(last, scores) or last)
 
 
-def _precise(scores: list[Score]) -> Score:
-    """The last score, or the same score with more digits."""
-    return max((s for s in scores if s.name == scores[-1].name), key=lambda s: (s.digits, s.line))
+def _precise(scores: list[Score]) -> Score | None:
+    """The last score, or the same score with more digits; None if there is none."""
+    return max((s for s in scores if s.name == scores[-1].name), key=lambda s: (s.digits, s.line), default=None)
 
 
 def repeated(score: Score, scores: list[Score]) -> Score | None:
@@ -286,22 +283,20 @@ def artifact(log: Log) -> dict:
             total = total or size
     if not model:
         return {"codec": total.codec, "total": total.bytes} if total else {}
-    found = {"codec": model.codec, "weights": model.bytes}
-    if not total:
-        return found | ({"code": codes[-1]} if codes else {})
-    rest = total.bytes - model.bytes
-    return found | {"code": rest if not codes or rest in codes else codes[-1], "total": total.bytes}
+    found = {"codec": model.codec, "weights": model.bytes} | ({"code": codes[-1]} if codes else {})
+    if total and (not codes or total.bytes - model.bytes in codes):
+        found["code"] = total.bytes - model.bytes
+    return found | ({"total": total.bytes} if total else {})
 
 
 def protocol(log: Log) -> str:
     """How the final score was made: its label, and its stride if the log gives one."""
-    score = final(log)
+    score, config = final(log), log.config
     stride = next((s.stride for s in log.scores if s.name == score.name and s.stride), None)
-    if not stride and "ttt" in score.name:
-        stride = log.config.get("ttt_sliding.stride")
-    elif not stride:
-        known = "stride" if "final_eval_mode" in log.config else "eval_stride" if "sliding" in score.name else None
-        stride = log.config.get(known)
+    if "ttt" in score.name:
+        stride = stride or config.get("ttt_sliding.stride")
+    elif "final_eval_mode" in config or "sliding" in score.name:
+        stride = stride or config.get("stride" if "final_eval_mode" in config else "eval_stride")
     return score.label + (f", stride {stride}" if stride else "")
 
 

@@ -65,7 +65,7 @@ def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
 
 
 class LocalPool:
-    """One worker process per environment, which is added to that of this process."""
+    """One kernel process per environment, which is added to that of this process."""
 
     def __init__(self, environments: list[dict[str, str]]):
         self.free = list(environments)
@@ -78,7 +78,9 @@ class LocalPool:
         """Start a job on a free worker; False if there is none. Raises OSError."""
         if not self.free:
             return False
-        self.started[job] = start(job, self.free[0]), self.free.pop(0)
+        own = os.environ | self.free[0]
+        process = kernel_process.start(job.run_dir, job.notebook, job.parameters, directory.RUNS, own)
+        self.started[job] = process, self.free.pop(0)
         return True
 
     def poll(self, job: Job) -> int | None:
@@ -93,11 +95,6 @@ class LocalPool:
         kill_family(self.started[job][0].pid)
 
 
-def start(job: Job, environment: dict[str, str]) -> subprocess.Popen:
-    """Start the job's kernel process, with `environment` added to that of this process. Raises OSError."""
-    return kernel_process.start(job.run_dir, job.notebook, job.parameters, directory.RUNS, os.environ | environment)
-
-
 def worker_environments(configs: list[RunConfig], workers: int | None = None) -> list[dict[str, str]]:
     """Environment of each worker: as many as fit the cores, or one per group of GPUs, of which it sees no others.
 
@@ -109,9 +106,8 @@ def worker_environments(configs: list[RunConfig], workers: int | None = None) ->
     if torch.cuda.is_available() and any(config.device in ("auto", "cuda") for config in configs):
         gpus = visible_gpus() or [str(i) for i in range(torch.cuda.device_count())]  # no nvidia-smi: ROCm
         if len(gpus) < ranks:
-            raise SweepError(
-                f"world_size={ranks}: one GPU per process, and there are {len(gpus)}; lower nproc or world_size"
-            )
+            there = f"one GPU per process, and there are {len(gpus)}"
+            raise SweepError(f"world_size={ranks}: {there}; lower nproc or world_size")
         groups = gpu_groups(gpus, ranks)
         return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(workers or len(groups))]
     cores = os.cpu_count() or 1

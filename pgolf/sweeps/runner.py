@@ -86,9 +86,8 @@ def is_stage_complete(stage: Job) -> bool:
         return False
     source = f"{stage.parameters['sweep']}/{stage.parameters['source']}"
     if result.source != source:
-        raise RunError(
-            f"{stage.run_dir}: made from {result.source}, and the best run is now {source}; delete that folder"
-        )
+        made = f"made from {result.source}, and the best run is now {source}"
+        raise RunError(f"{stage.run_dir}: {made}; delete that folder")
     if (current := read_result(directory.RUNS / source)) is not None:
         stored_result(stage.run_dir, directory.RUNS / source, current)  # refuses a result of another training
     before = (read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
