@@ -33,10 +33,9 @@ class Ranks:
 
     def share(self, content: Any) -> Any:
         """Rank 0's content on every rank, sent between hosts: no rank waits for its GPU."""
-        if self.size == 1:
-            return content
         box = [content]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def barrier(self) -> None:
@@ -45,10 +44,9 @@ class Ranks:
 
     def share_float(self, value: float) -> float:
         """Rank 0's number on every rank; cheaper than `share`, for every step."""
-        if self.size == 1:
-            return value
         box = torch.tensor(value, dtype=torch.float64)  # on the host
-        dist.broadcast(box, src=0)
+        if self.size > 1:
+            dist.broadcast(box, src=0)
         return box.item()
 
     def hold_same(self, tensors: Iterable[Tensor]) -> bool:
@@ -69,8 +67,8 @@ class GradientSum:
     """The mean gradient of all ranks, summed in the order of micro-batches that a single process has.
 
     Every rank owns a slice of all gradients. After each backward pass the ranks exchange slices, and each adds the
-    ones it receives in order of rank; after the last pass the sums go to all. With one pass per step these are as many
-    bytes as all-reduce sends, 2 · (n − 1)/n of the gradients.
+    ones it receives in order of rank; after the last pass the sums go to all. With one pass per step that sends as
+    many bytes as all-reduce, 2 · (n − 1)/n of the gradients.
     """
 
     def __init__(self, parameters: Iterable[Tensor], ranks: Ranks):

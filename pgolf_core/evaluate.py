@@ -47,7 +47,7 @@ def windows(targets: int, length: int, stride: int) -> list[tuple[int, int]]:
 
 
 def all_windows(tokens: Tensor, config: EvalConfig) -> list[tuple[int, int]]:
-    """`windows` over tokens (n,), each but the first a target. Raises ValueError if there is no whole one."""
+    """`windows` over tokens (n,), each but the first a target. Raises ValueError if not one is whole."""
     L = config.eval_seq_len
     if L == 0:
         raise ValueError("eval_seq_len=0: give the window in tokens, or take RunConfig.eval, which resolves it")
@@ -79,13 +79,13 @@ def ngram_cache(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that are scored together: ids and targets (B, T)."""
+    """Windows that are scored together; scored and bytes are on summing_device."""
 
-    ids: Tensor
-    targets: Tensor
-    scored: Tensor  # (B·T,) bool, whether a target counts; on summing_device
+    ids: Tensor  # (B, T)
+    targets: Tensor  # (B, T)
+    scored: Tensor  # (B·T,) bool, whether a target counts
     tokens: int  # targets that count
-    bytes: Tensor  # UTF-8 bytes of these, () int64; on summing_device
+    bytes: Tensor  # UTF-8 bytes of these, () int64
     windows: slice  # place among all windows
 
 
@@ -99,8 +99,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of every `every`-th window of tokens (n,); share = (k, n): only every n-th batch, from the k-th on.
 
-    A batch is smaller than the knobs say if its logits would be more than MAX_LOGITS. Raises ValueError if there is
-    no whole window.
+    A batch is smaller than the knobs say if its logits would be more than MAX_LOGITS.
     """
     L = config.eval_seq_len
     spans = all_windows(tokens, config)[::every]
@@ -110,12 +109,11 @@ def batches(
     batch = config.sw_eval_batch if config.eval_stride else config.val_batch_size // L
     batch = max(1, min(batch, MAX_LOGITS // (L * len(byte_table.base_bytes))))
     offsets = torch.arange(L, device=device)
-    first_batch, step = share
-    for i in range(first_batch * batch, len(spans), step * batch):
+    for i in range(share[0] * batch, len(spans), share[1] * batch):
         start, first = torch.tensor(spans[i : i + batch], device=device).unbind(1)
-        position = start[:, None] + offsets  # (B, L), the index of each input token
-        x, y = tokens[position], tokens[position + 1]
-        scored = (position >= first[:, None]).flatten().to(sums)
+        index = start[:, None] + offsets  # (B, L), of each input token
+        x, y = tokens[index], tokens[index + 1]
+        scored = (index >= first[:, None]).flatten().to(sums)
         byte_count = byte_table.count(x.flatten().to(sums)[scored], y.flatten().to(sums)[scored])
         count = sum(s + L - max(s, f) for s, f in spans[i : i + batch])
         yield Batch(x, y, scored, count, byte_count, slice(i, i + len(x)))
@@ -178,7 +176,7 @@ def evaluate(
             nats[batch.windows] = scored_nats(logits, batch, config)
             counts[0] += batch.tokens
             counts[1] += batch.bytes
-        if ranks:  # zeros for windows of other ranks, so the sum is exact
+        if ranks:  # windows of other ranks are zeros, so the sum is exact
             ranks.add_(nats)
             ranks.add_(counts)
     return score_of(nats, *counts.tolist())

@@ -1,6 +1,8 @@
 """Parameter groups, Muon, schedules."""
 
 import functools
+from collections import defaultdict
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -12,18 +14,14 @@ from pgolf_core.parameters import roles_of
 
 
 def newton_schulz_dtype(muon_dtype: str, device: torch.device) -> torch.dtype:
-    """Dtype of Newton–Schulz products; auto = bfloat16 if the device has instructions for it, else float32.
+    """Dtype of Newton–Schulz products; auto = bfloat16, but float32 on a CPU that has no instructions for it.
 
-    A CPU without them emulates bfloat16 products, several times slower than float32.
+    Such a CPU emulates bfloat16 products, several times slower than float32.
     """
     if muon_dtype != "auto":
         return getattr(torch, muon_dtype)
-    return torch.float32 if device.type == "cpu" and not cpu_has_bfloat16() else torch.bfloat16
-
-
-def cpu_has_bfloat16() -> bool:
-    """True if this CPU has instructions for bfloat16 products (AVX-512 BF16, AMX, Arm)."""
-    return any(present for name, present in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    native = [present for name, present in torch.cpu.get_capabilities().items() if name.endswith("bf16")]
+    return torch.float32 if device.type == "cpu" and not any(native) else torch.bfloat16
 
 
 def newton_schulz(g: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -51,25 +49,18 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: list[Tensor],
-        lr: float,
-        momentum: float,
-        steps: int,
-        ranks: Ranks = ALONE,
-        dtype: torch.dtype = torch.bfloat16,
+        self, params: list[Tensor], lr: float, momentum: float, steps: int, ranks: Ranks = ALONE, dtype=torch.bfloat16
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, steps=steps))
         self.ranks, self.dtype = ranks, dtype
+        for p in params:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
             params = group["params"]
             grads = [p.grad for p in params]
-            for p in params:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
@@ -79,12 +70,11 @@ class Muon(torch.optim.Optimizer):
 
     def _orthogonalised(self, matrices: list[Tensor], steps: int) -> list[Tensor]:
         """Updates newton_schulz · sqrt(max(1, rows/cols)), each in its matrix's dtype; every rank computes a part."""
-        own = partition(tuple(m.shape for m in matrices), self.ranks.size)[self.ranks.rank]
-        by_shape: dict[torch.Size, list[int]] = {}
-        for i in own:
-            by_shape.setdefault(matrices[i].shape, []).append(i)
+        shapes = tuple(m.shape for m in matrices)
+        own = partition(shapes, self.ranks.size)[self.ranks.rank]
         done: dict[int, Tensor] = {}
-        for (rows, cols), members in by_shape.items():
+        for (rows, cols), members in groupby(sorted(own, key=shapes.__getitem__), key=shapes.__getitem__):
+            members = list(members)
             stacked = torch.stack([matrices[i] for i in members])
             update = newton_schulz(stacked, steps, self.dtype) * max(1, rows / cols) ** 0.5
             done |= zip(members, update, strict=True)
@@ -102,10 +92,11 @@ class Muon(torch.optim.Optimizer):
 @functools.cache
 def partition(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
     """Indices of the matrices that each rank orthogonalises: the costliest first, each to the rank with least work."""
+    costs = [shape.numel() * min(shape) for shape in shapes]
     work, own = [0] * ranks, [[] for _ in range(ranks)]
-    for i in sorted(range(len(shapes)), key=lambda i: -shapes[i].numel() * min(shapes[i])):
+    for i in sorted(range(len(shapes)), key=lambda i: -costs[i]):
         least = work.index(min(work))
-        work[least] += shapes[i].numel() * min(shapes[i])
+        work[least] += costs[i]
         own[least].append(i)
     return [sorted(indices) for indices in own]
 
@@ -116,20 +107,13 @@ def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> li
     Every group carries its `base_lr`, which the schedule scales. Raises RoleError naming an undeclared parameter.
     """
     roles = roles_of(model)
-    of_kind: dict[str, list[Tensor]] = {"embedding": [], "control": [], "head": [], "matrix": []}
+    of_kind: dict[str, list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         of_kind[roles[name].kind].append(parameter)
-    rates = {
-        "embedding": config.tied_embed_lr if model.config.tie_embeddings else config.embed_lr,
-        "control": config.scalar_lr,
-        "head": config.head_lr,
-    }
-    optimizers: list[torch.optim.Optimizer] = [
-        # fused: one kernel per group instead of one per operation and tensor
-        torch.optim.Adam(of_kind[kind], lr=lr, betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)
-        for kind, lr in rates.items()
-        if of_kind[kind]
-    ]
+    embed_lr = config.tied_embed_lr if model.config.tie_embeddings else config.embed_lr
+    rates = {"embedding": embed_lr, "control": config.scalar_lr, "head": config.head_lr}
+    adam = dict(betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)  # one kernel per group
+    optimizers = [torch.optim.Adam(of_kind[kind], lr, **adam) for kind, lr in rates.items() if of_kind[kind]]
     dtype = newton_schulz_dtype(config.muon_dtype, next(model.parameters()).device)
     steps = config.muon_backend_steps
     optimizers.append(Muon(of_kind["matrix"], config.matrix_lr, config.muon_momentum, steps, ranks, dtype))

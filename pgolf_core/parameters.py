@@ -1,12 +1,11 @@
 """Roles of parameters: declared once, where a parameter is created, and read by all that treat them differently.
 
     self.c_q = declare(nn.Linear(D, D, bias=False), matrix("attn_in"))
-    self.bigram = declare(nn.Embedding(10_240, 128), EMBEDDING)
     self.q_gains = nn.Parameter(torch.ones(L, H))
     declare(self, CONTROL, "q_gains")
 
 The optimiser, export, calibration, size forecast, regulariser, sensitivity map and tables ask `roles_of(model)`.
-The declaration is kept by the module, so copies of a model and moves to another device keep it.
+The module keeps the declaration, so copies of a model and moves to another device keep it.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def matrix(quantizer_group: str = "") -> Role:
 
 
 def declare(module: M, role: Role, *names: str) -> M:
-    """Give the module's own parameters of these names (none given: all of its own) a role. Returns the module."""
+    """Set the role of the named parameters that the module itself holds, by default all. Returns the module."""
     own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
     if unknown := [name for name in names if name not in own]:
         raise RoleError(f"{type(module).__name__} has no parameter {unknown[0]}; create it before it is declared")

@@ -16,22 +16,6 @@ from pgolf_core.optim import make_optimizers, muon_momentum, step_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
 
 
-@dataclass(frozen=True)
-class RandomState:
-    """torch's random number generators: the CPU's, and the GPU's if the model is on one."""
-
-    device: torch.device
-
-    def state_dict(self) -> dict[str, Tensor]:
-        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {"cpu": torch.get_rng_state()} | cuda
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
-
-
 @dataclass
 class TrainState:
     """Everything that training steps read and change, after `step` of them; a resume restores what `stateful` lists."""
@@ -44,7 +28,6 @@ class TrainState:
     batches: Batches
     config: TrainConfig
     grad_accum: int  # passes per step and process
-    regularizer_weight: float
     dtype: torch.dtype  # matrix products run in it, by autocast if not float32
     step: int = 0
 
@@ -95,7 +78,6 @@ def make_state(
         batches=Batches(stream, config.data, ranks.rank, device),
         config=config.train,
         grad_accum=config.data.grad_accum,
-        regularizer_weight=config.compression_reg_weight,
         dtype=dtype,
     )
 
@@ -137,7 +119,7 @@ def backward_regularizer(state: TrainState) -> Tensor:
     """Add the regularizer's gradient; returns its unweighted value, 0-d, which is 0 on steps that sample no tensor."""
     penalty, sampled = state.regularizer(state.step)
     if sampled:
-        (state.regularizer_weight * penalty).backward()
+        (state.regularizer.config.compression_reg_weight * penalty).backward()
     return penalty
 
 
@@ -147,3 +129,19 @@ def warm_up(state: TrainState, steps: int) -> None:
     for _ in range(steps):
         train_step(state, 1.0)
     state.load_state_dict(before)
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """torch's random number generators: the CPU's, and the GPU's if the model is on one."""
+
+    device: torch.device
+
+    def state_dict(self) -> dict[str, Tensor]:
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state()} | cuda
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)

@@ -6,15 +6,7 @@ from golden_vectors import golden
 
 from pgolf_core.config import RunConfig
 from pgolf_core.model import GPT
-from pgolf_core.optim import (
-    Muon,
-    cpu_has_bfloat16,
-    lr_factor,
-    make_optimizers,
-    muon_momentum,
-    newton_schulz,
-    newton_schulz_dtype,
-)
+from pgolf_core.optim import Muon, lr_factor, make_optimizers, muon_momentum, newton_schulz, newton_schulz_dtype
 
 
 def test_muon_golden():
@@ -53,7 +45,7 @@ def test_groups_are_the_references():
 def test_fixed_step_schedule():
     c = RunConfig(iterations=300, warmdown_iters=1200, max_wallclock_seconds=0)
     assert [lr_factor(c, s, 0) for s in (0, 150, 300)] == [0.25, 0.125, 0.0]  # the reference's fixed-step track
-    c = RunConfig(iterations=300, warmdown_iters=100, max_wallclock_seconds=0)
+    c = c.with_knobs(warmdown_iters=100)
     assert [lr_factor(c, s, 0) for s in (0, 200, 250)] == [1.0, 1.0, 0.5]
     assert lr_factor(c.with_knobs(warmdown_iters=0), 299, 0) == 1.0
 
@@ -72,13 +64,19 @@ def test_momentum_rises():
     assert muon_momentum(c.with_knobs(muon_momentum_warmup_steps=0), 0) == 0.95
 
 
-def test_newton_schulz_runs_in_bfloat16_where_the_device_has_it():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert newton_schulz_dtype("auto", cuda) == torch.bfloat16
-    assert newton_schulz_dtype("auto", cpu) == (torch.bfloat16 if cpu_has_bfloat16() else torch.float32)
-    assert (
-        newton_schulz_dtype("float32", cuda) == torch.float32 and newton_schulz_dtype("bfloat16", cpu) == torch.bfloat16
-    )
+@pytest.mark.parametrize(
+    ("knob", "device", "native", "dtype"),
+    [
+        ("auto", "cuda", False, torch.bfloat16),
+        ("auto", "cpu", True, torch.bfloat16),
+        ("auto", "cpu", False, torch.float32),
+        ("float32", "cuda", True, torch.float32),
+        ("bfloat16", "cpu", False, torch.bfloat16),
+    ],
+)
+def test_newton_schulz_runs_in_bfloat16_where_the_device_has_it(monkeypatch, knob, device, native, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": native})
+    assert newton_schulz_dtype(knob, torch.device(device)) == dtype
 
 
 def test_newton_schulz_in_float32_is_bfloat16s_update_without_its_rounding():

@@ -42,9 +42,9 @@ def small_state(config: RunConfig) -> TrainState:
     model = GPT(config.model)
     model.positions(torch.empty(1, config.train_seq_len, 0))
     return TrainState(
-        model, model.loss, make_optimizers(model, config), CompressionRegularizer(model, config),
-        GradientSum(model.parameters(), ALONE), Zeros(config.train_seq_len), config.train, 1,
-        config.compression_reg_weight, torch.bfloat16,
+        model=model, loss_fn=model.loss, optimizers=make_optimizers(model, config),
+        regularizer=CompressionRegularizer(model, config), gradients=GradientSum(model.parameters(), ALONE),
+        batches=Zeros(config.train_seq_len), config=config.train, grad_accum=1, dtype=torch.bfloat16,
     )  # fmt: skip
 
 
