@@ -22,6 +22,10 @@ class Piece:
     boundary: bool  # a control, unknown or unused token, without text
 
 
+# Raw bytes: pad, BOS, EOS and unknown, then every byte of UTF-8.
+BYTE_PIECES = [Piece(b"", False, True)] * 4 + [Piece(bytes([i]), False, False) for i in range(256)]
+
+
 def read_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     """The model of a .model file. Raises DataError naming a file that is missing or is none."""
     path = Path(path)
@@ -65,8 +69,8 @@ class ByteTable:
 
     @classmethod
     def from_sentencepiece(cls, path: str | Path) -> ByteTable:
-        """The table of a .model file. Raises DataError as read_sentencepiece."""
-        return cls.of(pieces_of(read_sentencepiece(path)))
+        """The table of a .model file, or of a byte tokenizer's .json. Raises DataError as read_sentencepiece."""
+        return cls.of(BYTE_PIECES if Path(path).suffix == ".json" else pieces_of(read_sentencepiece(path)))
 
     @classmethod
     def of(cls, pieces: Iterable[Piece]) -> ByteTable:

@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 
 from pgolf_core.files import DataError
-from pgolf_core.tokens import Piece, pieces_of, read_sentencepiece
+from pgolf_core.tokens import BYTE_PIECES, Piece, pieces_of, read_sentencepiece
 
 NAMES = ("tokenizer.model", "tokenizer.json")  # file names, next to the shards
 SPECIAL = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)  # the same in every tokenizer made here and in the published
@@ -50,7 +50,7 @@ class SentencePiece:
 class Bytes:
     """Every byte of UTF-8 is a token, `offset` + its value; the ids below are pad, BOS, EOS and unknown."""
 
-    offset, vocab_size, bos = 4, 260, SPECIAL["bos_id"]
+    offset, vocab_size, bos, pieces = 4, 260, SPECIAL["bos_id"], BYTE_PIECES
 
     def __init__(self, normalization: str = ""):
         self.normalization = normalization
@@ -71,10 +71,6 @@ class Bytes:
     def normalize(self, text: str) -> str:
         """The text that its tokens spell."""
         return self._normalizer.normalize(text) if self._normalizer else text
-
-    @cached_property
-    def pieces(self) -> list[Piece]:
-        return [Piece(b"", False, True)] * self.offset + [Piece(bytes([i]), False, False) for i in range(256)]
 
     def to_json(self) -> str:
         """Content of a file like the published tokenizer's, with the normalisation if there is one."""
