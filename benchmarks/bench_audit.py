@@ -15,7 +15,7 @@ import numpy as np
 
 from pgolf.data import audit, embedded_corpus
 from pgolf.data.dataset import describe
-from pgolf_core.shards import read_shard, write_shard
+from pgolf_core.shards import header, read_shard
 
 
 def fill(path: Path, documents: list[np.ndarray], tokens: int, number: int) -> int:
@@ -27,7 +27,7 @@ def fill(path: Path, documents: list[np.ndarray], tokens: int, number: int) -> i
         parts.append(document)
         left -= len(document)
         number += 1
-    write_shard(path, np.concatenate(parts))
+    path.write_bytes(header(tokens) + np.concatenate(parts).astype("<u2").tobytes())
     return number
 
 

@@ -35,7 +35,7 @@ from pgolf_core import train as core
 from pgolf_core.batches import training_stream
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import Ranks
-from pgolf_core.shards import write_shard
+from pgolf_core.shards import header
 from pgolf_core.train import TrainState, make_state, train_step
 
 # Shapes of the notes, all with the regularizer at interval 4.
@@ -69,8 +69,9 @@ def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict:
     steps = -(-steps // config.compression_reg_interval) * config.compression_reg_interval
     with tempfile.TemporaryDirectory() as folder, deterministic_kernels(config.deterministic and device.type == "cuda"):
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, TEXT_TOKENS, dtype=np.uint16)
-        write_shard(Path(folder) / "fineweb_train_000000.bin", tokens)
-        stream = training_stream([Path(folder) / "fineweb_train_000000.bin"], config.data, bos=1)
+        shard = Path(folder) / "fineweb_train_000000.bin"
+        shard.write_bytes(header(len(tokens)) + tokens.tobytes())
+        stream = training_stream([shard], config.data, bos=1)
         state = make_state(config, stream, device, pick_dtype(config.train, device), ranks, not why_eager)
         first = state.step = config.compression_reg_warmup_steps  # the regularizer is due from here on
         began = finished_queue(device)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -90,17 +91,9 @@ class Batch:
 
 
 def batches(
-    tokens: Tensor,
-    byte_table: ByteTable,
-    config: EvalConfig,
-    device: torch.device,
-    every: int = 1,
-    share: tuple[int, int] = (0, 1),
+    tokens: Tensor, byte_table: ByteTable, config: EvalConfig, device: torch.device, every: int = 1
 ) -> Iterator[Batch]:
-    """Batches of every `every`-th window of tokens (n,); share = (k, n): only every n-th batch, from the k-th on.
-
-    A batch is smaller than the knobs say if its logits would be more than MAX_LOGITS.
-    """
+    """Batches of every `every`-th window of tokens (n,), smaller than the knobs say if MAX_LOGITS demands it."""
     L = config.eval_seq_len
     spans = all_windows(tokens, config)[::every]
     tokens = tokens.to(device)
@@ -109,7 +102,7 @@ def batches(
     batch = config.sw_eval_batch if config.eval_stride else config.val_batch_size // L
     batch = max(1, min(batch, MAX_LOGITS // (L * len(byte_table.base_bytes))))
     offsets = torch.arange(L, device=device)
-    for i in range(share[0] * batch, len(spans), share[1] * batch):
+    for i in range(0, len(spans), batch):
         start, first = torch.tensor(spans[i : i + batch], device=device).unbind(1)
         index = start[:, None] + offsets  # (B, L), of each input token
         x, y = tokens[index], tokens[index + 1]
@@ -154,23 +147,18 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 
 
 def evaluate(
-    model: nn.Module,
-    tokens: Tensor,
-    byte_table: ByteTable,
-    config: EvalConfig,
-    dtype: torch.dtype = torch.float32,
-    ranks=None,
+    model: nn.Module, tokens: Tensor, byte_table: ByteTable, config: EvalConfig, dtype=torch.float32, ranks=None
 ) -> Score:
     """Score tokens (n,): each but the first is a target. Other dtypes than float32 run under autocast.
 
     ranks: distributed.Ranks with the same model; each scores its share of the batches, and all get the same score.
     Raises ValueError if tokens hold no whole window.
     """
-    share = (ranks.rank, ranks.size) if ranks else (0, 1)
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     with evaluating(model) as device:
         nats = torch.zeros(len(all_windows(tokens, config)), dtype=torch.float64, device=summing_device(device))
         counts = torch.zeros(2, dtype=torch.int64, device=nats.device)  # tokens, bytes
-        for batch in batches(tokens, byte_table, config, device, share=share):
+        for batch in islice(batches(tokens, byte_table, config, device), rank, None, size):
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = model(batch.ids)
             nats[batch.windows] = scored_nats(logits, batch, config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf_core.files import DataError, atomic_path
+from pgolf_core.files import DataError
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -20,19 +20,6 @@ def header(tokens: int) -> bytes:
     numbers = np.zeros(HEADER_BYTES // 4, dtype="<i4")
     numbers[:3] = MAGIC, VERSION, tokens
     return numbers.tobytes()
-
-
-def write_shard(path: str | Path, tokens: np.ndarray | list[int]) -> Path:
-    """Write tokens (n,), each 0..65535, in one move."""
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
-        raise DataError(f"{path}: a shard is a row of integers, not {tokens.shape} of {tokens.dtype}")
-    if tokens.min() < 0 or tokens.max() > 65535:
-        raise DataError(f"{path}: tokens {tokens.min()}..{tokens.max()} do not fit uint16 (0..65535)")
-    with atomic_path(path) as temporary, open(temporary, "wb") as f:
-        f.write(header(len(tokens)))
-        f.write(tokens.astype("<u2").data)
-    return Path(path)
 
 
 def read_shard(path: str | Path) -> np.memmap:

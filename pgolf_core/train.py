@@ -52,13 +52,13 @@ class TrainState:
 def make_state(
     config: RunConfig,
     stream: Stream,
-    device: torch.device = CPU,
-    dtype: torch.dtype = torch.float32,
+    device=CPU,
+    dtype=torch.float32,
     ranks: Ranks = ALONE,
-    compiled: bool = False,
-    initial: dict[str, Tensor] | None = None,
+    compiled=False,
+    initial=None,
 ) -> TrainState:
-    """The state before step 0: a model drawn with the knob seed, or `initial`, and its optimizers and batches."""
+    """The state before step 0. initial: a state dict for the model, else drawn with the knob seed."""
     torch.manual_seed(config.seed)
     model = GPT(config.model)
     if initial is not None:

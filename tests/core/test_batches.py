@@ -9,10 +9,11 @@ import torch
 from golden_vectors import golden_path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.shards import write_shard
 
 from pgolf_core.batches import Batches, DocumentStream, TokenStream, training_stream
 from pgolf_core.knobs import DataConfig
-from pgolf_core.shards import read_shard, shard_paths, write_shard
+from pgolf_core.shards import read_shard, shard_paths
 
 RECORDED = json.loads(golden_path("loader.json").read_text())
 PATHS = shard_paths(golden_path("shards"), "train")

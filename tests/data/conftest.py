@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 from build_helpers import TEXTS, written
+from support.shards import write_shard
 
 from pgolf.data import documents, prepare, train_tokenizer
 from pgolf.data.dataset import Dataset, describe
-from pgolf_core.shards import read_shard, write_shard
+from pgolf_core.shards import read_shard
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 from build_helpers import messages, only
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.shards import write_shard
 
 from pgolf.data import audit as audits
 from pgolf.data import split_stats
 from pgolf.data.audit import audit, audit_folder, format_audit, store, stored
 from pgolf.data.dataset import Dataset, describe, validation_tokens
 from pgolf_core.files import DataError
-from pgolf_core.shards import write_shard
 
 BOS, EOS, UNK = 1, 2, 3
 

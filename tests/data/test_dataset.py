@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.shards import write_shard
 
 from pgolf.data.dataset import Dataset, describe, validation_tokens
 from pgolf.data.tokenizers import NORMALIZATION, Bytes, load
 from pgolf_core.files import DataError
-from pgolf_core.shards import read_shard, write_shard
+from pgolf_core.shards import read_shard
 from pgolf_core.tokens import ByteTable
 
 TRACE = Path(__file__).parents[1] / "golden" / "trace"

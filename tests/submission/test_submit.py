@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support.shards import write_shard
 from support.training import tiny
 
 from pgolf.cli import main
@@ -16,7 +17,7 @@ from pgolf.submission.submit import SubmissionError, submit
 from pgolf.training import inputs
 from pgolf.training.run import train
 from pgolf_core.files import DataError
-from pgolf_core.shards import read_shard, shard_paths, write_shard
+from pgolf_core.shards import read_shard, shard_paths
 
 
 def write_documents(folder, embedded, split, count):

@@ -18,10 +18,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 
 import numpy as np
+from support.shards import write_shard
 
 from pgolf.data.hub import DOCUMENTS, DOCUMENTS_ABOUT
 from pgolf.data.tokenizers import Bytes
-from pgolf_core.shards import write_shard
 
 MODEL = Path(__file__).parents[1] / "golden" / "trace" / "sp1024.model"
 SHARD = 20_000  # tokens

@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_vectors import golden_path
 from support.corpus import small_documents
+from support.shards import write_shard
 from support.training import tiny, what_counts
 
 from pgolf.data import embedded_corpus
@@ -24,7 +25,7 @@ from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import load
 from pgolf_core.files import DataError
 from pgolf_core.quantization.allocation import AllocationError
-from pgolf_core.shards import read_shard, write_shard
+from pgolf_core.shards import read_shard
 
 
 @pytest.mark.slow
