@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -105,16 +105,23 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     def with_knobs(self, **knobs) -> RunConfig:
         return RunConfig(**self.model_dump() | knobs)
 
-    model = property(partial(_knobs_of, ModelConfig))
-    data = property(partial(_knobs_of, DataConfig))
-    train = property(partial(_knobs_of, TrainConfig))
-    regularizer = property(partial(_knobs_of, RegularizerConfig))
-    export = property(partial(_knobs_of, ExportConfig))
+    model = cached_property(partial(_knobs_of, ModelConfig))
+    data = cached_property(partial(_knobs_of, DataConfig))
+    train = cached_property(partial(_knobs_of, TrainConfig))
+    regularizer = cached_property(partial(_knobs_of, RegularizerConfig))
+    export = cached_property(partial(_knobs_of, ExportConfig))
 
-    @property
+    @cached_property
     def eval(self) -> EvalConfig:
         """The group with eval_seq_len resolved, so that a scorer needs no other group."""
         return _knobs_of(EvalConfig, self).model_copy(update={"eval_seq_len": self.eval_window})
+
+    def model_copy(self, **options) -> RunConfig:
+        """A copy that makes its own groups, since an update may change them."""
+        copied = super().model_copy(**options)
+        for name in ("model", "data", "train", "regularizer", "export", "eval"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     @property
     def eval_window(self) -> int:
