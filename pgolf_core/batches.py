@@ -32,7 +32,7 @@ class Stream:
     def __init__(self, paths: Iterable[str | Path]):
         self.paths = list(paths)
         assert self.paths, "a stream needs a shard"
-        self.starts = [0, *accumulate(len(read_shard(path)) for path in self.paths)]  # of each shard, and the end
+        self.starts = [0, *accumulate(len(read_shard(path)) for path in self.paths)]  # one per shard, and the end
         self.shard = lru_cache(MAPPED)(lambda index: read_shard(self.paths[index]))
 
     def take(self, n: int) -> np.ndarray:

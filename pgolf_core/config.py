@@ -119,8 +119,8 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     def model_copy(self, **options) -> RunConfig:
         """A copy that makes its own groups, since an update may change them."""
         copied = super().model_copy(**options)
-        for name in ("model", "data", "train", "regularizer", "export", "eval"):
-            copied.__dict__.pop(name, None)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
         return copied
 
     @property

@@ -44,9 +44,10 @@ class Ranks:
 
     def share_float(self, value: float) -> float:
         """Rank 0's number on every rank; cheaper than `share`, for every step."""
+        if self.size == 1:
+            return value
         box = torch.tensor(value, dtype=torch.float64)  # on the host
-        if self.size > 1:
-            dist.broadcast(box, src=0)
+        dist.broadcast(box, src=0)
         return box.item()
 
     def hold_same(self, tensors: Iterable[Tensor]) -> bool:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +90,12 @@ class Batch:
 
 
 def batches(
-    tokens: Tensor, byte_table: ByteTable, config: EvalConfig, device: torch.device, every: int = 1
+    tokens: Tensor, byte_table: ByteTable, config: EvalConfig, device: torch.device, every: int = 1, ranks=None
 ) -> Iterator[Batch]:
-    """Batches of every `every`-th window of tokens (n,), smaller than the knobs say if MAX_LOGITS demands it."""
+    """Batches of every `every`-th window of tokens (n,), smaller than the knobs say if MAX_LOGITS demands it.
+
+    ranks: distributed.Ranks; the batches are dealt out to them in turn, and this rank makes its own alone.
+    """
     L = config.eval_seq_len
     spans = all_windows(tokens, config)[::every]
     tokens = tokens.to(device)
@@ -102,7 +104,8 @@ def batches(
     batch = config.sw_eval_batch if config.eval_stride else config.val_batch_size // L
     batch = max(1, min(batch, MAX_LOGITS // (L * len(byte_table.base_bytes))))
     offsets = torch.arange(L, device=device)
-    for i in range(0, len(spans), batch):
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
+    for i in range(rank * batch, len(spans), size * batch):
         start, first = torch.tensor(spans[i : i + batch], device=device).unbind(1)
         index = start[:, None] + offsets  # (B, L), of each input token
         x, y = tokens[index], tokens[index + 1]
@@ -154,11 +157,10 @@ def evaluate(
     ranks: distributed.Ranks with the same model; each scores its share of the batches, and all get the same score.
     Raises ValueError if tokens hold no whole window.
     """
-    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     with evaluating(model) as device:
         nats = torch.zeros(len(all_windows(tokens, config)), dtype=torch.float64, device=summing_device(device))
         counts = torch.zeros(2, dtype=torch.int64, device=nats.device)  # tokens, bytes
-        for batch in islice(batches(tokens, byte_table, config, device), rank, None, size):
+        for batch in batches(tokens, byte_table, config, device, ranks=ranks):
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = model(batch.ids)
             nats[batch.windows] = scored_nats(logits, batch, config)

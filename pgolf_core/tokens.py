@@ -34,7 +34,7 @@ def read_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor
             f"tokenizer_path: no file {path}; name a SentencePiece .model, or the .json of a byte tokenizer"
         )
     try:
-        if content := path.read_bytes():  # of nothing, SentencePiece would make a model without pieces
+        if content := path.read_bytes():  # SentencePiece takes b"" for a model
             return sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError:
         pass

@@ -52,11 +52,11 @@ class TrainState:
 def make_state(
     config: RunConfig,
     stream: Stream,
-    device=CPU,
-    dtype=torch.float32,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
-    compiled=False,
-    initial=None,
+    compiled: bool = False,
+    initial: dict[str, Tensor] | None = None,
 ) -> TrainState:
     """The state before step 0. initial: a state dict for the model, else drawn with the knob seed."""
     torch.manual_seed(config.seed)

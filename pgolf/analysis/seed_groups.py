@@ -185,7 +185,7 @@ def history(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     config_of = {label: i for i, labels in table["index"].items() for label in labels}
     rows = []
     for cap, group in runs[runs.index.isin(config_of)].sort_values("finished").groupby("cap_bytes"):
-        done, scores, last = {}, {}, None  # by config: rows of its runs so far; their mean bpb and largest file
+        done, scores, last = {}, {}, None  # keys: configs; values: run labels, (mean bpb, bytes)
         for run in group.itertuples():
             config = config_of[run.Index]
             own = group.loc[[*done.setdefault(config, []), run.Index]]

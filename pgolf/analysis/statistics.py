@@ -130,7 +130,9 @@ def _untested(delta: float, why: str) -> Comparison:
 
 
 def _verdict(delta: float, p: float) -> str:
-    return "not significant" if p > ALPHA else "better" if delta < 0 else "worse"
+    if not p <= ALPHA:  # nor if p is nan, of a run that diverged
+        return "not significant"
+    return "better" if delta < 0 else "worse"
 
 
 def _pairs(count: int) -> str:

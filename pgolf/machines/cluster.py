@@ -27,7 +27,7 @@ CONNECT_SECONDS = 10
 POLL_SECONDS = 0.1
 VISIBLE_SECONDS = 60.0  # within these, a shared disk shows here what another machine wrote
 ANSWER_SECONDS = 10.0  # for a worker to hand over its outcome, or a scheduler to say goodbye
-OTHER_DEVICE = {  # by whether the sweep trains on GPUs
+OTHER_DEVICE = {  # key: the sweep trains on GPUs
     True: "sees no GPU, and this sweep trains on GPUs: stop it, or check nvidia-smi and CUDA_VISIBLE_DEVICES",
     False: "has GPUs, and this sweep trains on CPUs: to use GPUs alone, stop the sweep and start it again",
 }

@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from pgolf.disk import read_json
 from pgolf.machines.pod import RemoteError
 from pgolf.runs import integrity
-from pgolf.runs.directory import INTERRUPTED, write_failure, write_interruption
+from pgolf.runs.directory import INTERRUPTED, read_failure, why_it_failed, write_failure, write_interruption
 from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 
@@ -32,11 +31,10 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
             problems.append(str(error))
             continue
         if result is None:
-            if read_json(run_dir / "error.json") is None:
+            if read_failure(run_dir) is None:
                 said = re.search(rf"^{re.escape(run_dir.name)} +FAILED: (.*)$", log, re.MULTILINE)
                 write_failure(run_dir, RemoteError(said[1] if said else "ended without a result and a message"))
-            error = read_json(run_dir / "error.json") or {}
-            failed.append(f"{name}: " + " ".join(f"{error.get('error')}: {error.get('message')}".split()))
+            failed.append(f"{name}: " + " ".join(why_it_failed(run_dir).split()))
         elif damage := integrity.damage(run_dir, vars(result), thorough=True):
             problems.append(f"{name}: damaged: {damage}")
         if lacking := integrity.lacking(run_dir, training=not stage):
@@ -64,4 +62,4 @@ def forget_errors(run_dirs: list[Path], interruptions_only: bool = False) -> Non
 def _unfinished(run_dirs: list[Path]) -> list[tuple[Path, str | None]]:
     """Folders of the runs without a result, and the kind of error that error.json names."""
     found = [run_dir for run_dir in run_dirs if not (run_dir / "result.json").exists()]
-    return [(run_dir, (read_json(run_dir / "error.json") or {}).get("error")) for run_dir in found]
+    return [(run_dir, (read_failure(run_dir) or [None])[0]) for run_dir in found]

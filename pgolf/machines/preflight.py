@@ -27,7 +27,7 @@ from pgolf_core.model import GPT
 INSTALLED_BYTES = {True: 9_000_000_000, False: 2_000_000_000}  # .venv there, with and without GPUs
 RUN_BYTES = 20  # per parameter: checkpoint, artifact and resume file
 
-Finding = tuple[str, Exception | str | None]  # what was looked at, and what is wrong with it, if anything
+Finding = tuple[str, Exception | str | None]  # a check, and its problem if there is one
 
 
 def check(job: Job, say: Say) -> None:

@@ -77,9 +77,10 @@ def _pull(job: Job, found: Look, say: Say) -> transfer.Pulled:
     """Pull, and say what the job printed since the last pull."""
     jobs.note(job, found)
     log = job.log(found.number)
-    shown = log.stat().st_size if log.exists() else 0
+    before = log.read_bytes() if log.exists() else b""
     pulled = transfer.pull(job.pod, job.id, job.names)
-    for line in log.read_bytes()[shown:].decode(errors="replace").splitlines() if log.exists() else ():
+    lines = log.read_bytes() if log.exists() else b""
+    for line in lines[before.rfind(b"\n") + 1 : lines.rfind(b"\n") + 1].decode(errors="replace").splitlines():
         say(f"  {line}")
     if not found.died:
         local_runs.forget_errors(job.run_dirs, interruptions_only=True)
@@ -157,7 +158,8 @@ class Follower:
 
     def _end(self, found: Look) -> int | None:
         """Verify and tear down. After an attempt that died, or ended before this command, start another."""
-        job, push = self.job, found.kind == "none" or not found.died  # else with the code that it began with
+        job = self.job
+        push = found.kind == "none" or not found.died  # a job that died goes on with its own code
         if not found.died and self._is_verified(found):
             return self._teardown()
         if found.died:

@@ -26,7 +26,7 @@ from pgolf.reports import curves, tables
 from pgolf.reports.figures import RED
 from pgolf.reports.labels import short
 from pgolf.reports.sentences import listed
-from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows
+from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
 
 try:
@@ -90,7 +90,7 @@ def is_held(lock: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[str]:
-    with suppress(OSError), os.scandir(folder) as entries:  # there may be no such folder
+    with suppress(OSError), os.scandir(folder) as entries:  # an unknown folder is empty
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     return []
 
@@ -225,8 +225,8 @@ def _ended(row: dict, files: dict[str, float], config: dict, began: float | None
 
 def _why_it_failed(run_dir: Path) -> str:
     """error.json in one line, else the last line of kernel.log if it is an error and no warning, else ''."""
-    if error := read_json(run_dir / "error.json"):
-        return shorten(f"{error.get('error')}: {error.get('message')}", 300, placeholder=" …")
+    if why := why_it_failed(run_dir):
+        return shorten(why, 300, placeholder=" …")
     with suppress(OSError):
         lines = (run_dir / "kernel.log").read_text(encoding="utf-8", errors="replace").strip().split("\n")
         if re.match(r"[A-Za-z_][\w.]*: |the kernel died", lines[-1]):

@@ -106,7 +106,7 @@ FRONTIER: list[Column] = [  # rows: analysis.frontier.frontier_table
     ("quantization cost", ("quantisation_bpb", "quantisation_half"), ".4f"),
     SIZE, ("left to cap", "headroom", ",.0f"), ("parameters", "parameters", ",.0f"), STEPS, SECONDS, NOTE,
 ]  # fmt: skip
-FRONTS = ["on the front", "behind the solver's"]  # of all files, of those without the solver's
+FRONTS = ["on the front", "behind the solver's"]  # notes on files
 EXPORTS: list[Column] = [  # rows: analysis.frontier.exports
     ("file", "variant", ""), ("kind", "family", ""), BPB5,
     ("Δ pre-quant", ("delta_prequant", "half_prequant"), MILLI), ("Δ int8 zlib", ("delta_int8", "half_int8"), MILLI),

@@ -142,10 +142,15 @@ def write_interruption(run_dir: Path, why: str, error: str = INTERRUPTED) -> Non
     atomic_write(Path(run_dir) / "error.json", json.dumps({"error": error, "message": why}, indent=1))
 
 
+def read_failure(run_dir: Path) -> tuple[str, str] | None:
+    """Name of the error and its message from error.json; None without one."""
+    content = read_json(run_dir / "error.json")
+    return (str(content.get("error")), str(content.get("message"))) if content else None
+
+
 def why_it_failed(run_dir: Path) -> str:
     """'TrainError: training loss is nan …' from error.json; '' without one."""
-    error = read_json(run_dir / "error.json")
-    return f"{error.get('error')}: {error.get('message')}" if error else ""
+    return ": ".join(read_failure(run_dir) or ())
 
 
 def run_directories(root: str | Path = RUNS) -> list[Path]:

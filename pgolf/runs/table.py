@@ -8,7 +8,7 @@ import pandas as pd
 
 from pgolf.disk import read_json
 from pgolf.runs import integrity
-from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, run_directories, why_it_failed, with_defaults
+from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, read_failure, run_directories, with_defaults
 from pgolf.runs.result import TIME, Result, RunError, read_result
 from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest
 
@@ -42,7 +42,7 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     for sweep, run in zip(table.sweep, table.run, strict=True):
         arm = (about[sweep].get("arms") or {}).get(run, run)
         control = about[sweep].get("control") or "control"
-        own = control + run.removeprefix(arm)  # of the same seed and repeat: the name's ending
+        own = control + run.removeprefix(arm)  # the name's ending tells seed and repeat
         arms.append(arm)
         controls.append(own if (sweep, own) in present else control)
     table["arm"], table["control"] = arms, controls
@@ -112,13 +112,11 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     except RunError:
         return row | {"status": "damaged", "problem": "result.json"}
     if result is None:
-        if why := why_it_failed(run_dir):
-            error, _, message = why.partition(": ")
-            row |= (
-                dict(status="interrupted", problem=message)
-                if error == INTERRUPTED
-                else dict(status="failed", problem=why)
-            )
+        if failure := read_failure(run_dir):
+            error, message = failure
+            interrupted = error == INTERRUPTED
+            row["status"] = "interrupted" if interrupted else "failed"
+            row["problem"] = message if interrupted else f"{error}: {message}"
         return row
     same = result.kind == "import" or result.config_hash == digest(
         {k: v for k, v in config.items() if k not in HASH_EXCLUDED}

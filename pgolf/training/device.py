@@ -55,12 +55,14 @@ def not_compiled(config: TrainConfig, device: torch.device) -> str:
 @contextmanager
 def deterministic_kernels(on: bool) -> Iterator[None]:
     """Inside the block, if on, CUDA gives the same bits each time; an operation that cannot raises RuntimeError."""
+    if not on:  # every step asks; the setter imports torch._inductor
+        yield
+        return
     memory = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     try:
-        if on:
-            torch.use_deterministic_algorithms(True)
-            memory.fill_uninitialized_memory = False  # no code here reads it
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # no code here reads it
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])

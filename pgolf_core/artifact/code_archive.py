@@ -26,7 +26,7 @@ ENTRY_POINTS = {
     "model": ("GPT",),
     "tokens": ("ByteTable",),
 }
-FUTURE = "annotations"  # what `from __future__ import annotations` defines; kept in every module
+FUTURE = "annotations"  # kept in every module: from __future__ import annotations
 
 
 @cache

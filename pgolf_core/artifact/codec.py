@@ -178,7 +178,7 @@ class _Plan:
     low: int  # smallest q; symbols are q - low
     levels: tuple[np.ndarray, np.ndarray]  # uint8, for rows and for columns
     roots: np.ndarray  # (classes in use, symbols) int64
-    way: int  # of differencing the roots
+    way: int  # see _difference
     bytes: int  # length of the body
 
 

@@ -159,3 +159,9 @@ def test_is_record_is_the_challenges_rule():
     rng = np.random.default_rng(4)
     drawn = rng.normal(-statistics.RECORD_NATS, 0.001, (DRAWS, 3))
     assert sum(statistics.is_record(best + draw, best)[0] for draw in drawn) <= 0.02 * DRAWS
+
+
+def test_a_config_that_diverged_is_not_called_better_or_worse():
+    broken, whole = config([2.5, math.nan, 2.6], (1, 2, 3)), config([2.4, 2.5, 2.7], (1, 2, 3))
+    for found in (statistics.compare(broken, whole), statistics.compare(whole, broken)):
+        assert found.verdict == "not significant" and math.isnan(found.p)

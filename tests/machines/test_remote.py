@@ -73,7 +73,7 @@ def test_a_machine_killed_at_random_moments(make, pod, pulls, said, monkeypatch)
                 pod.start()
             return len(moments)
         finally:
-            go(pod)  # else a failure here would let the job wait for ever
+            go(pod)  # a failure here must not let the job wait for ever
 
     with ThreadPoolExecutor(1) as thread:
         killer = thread.submit(kill)
