@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -10,20 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
-from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,  # errors of the library's HTTP client: cut, refused and slow connections
-    LocalEntryNotFoundError,
+    HTTPError,  # includes the HTTP client's errors: cut, refused and slow connections
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-from pgolf.disk import read_json
 from pgolf_core.files import DataError
 
 REPO = "willdepueoai/parameter-golf"
@@ -73,41 +70,48 @@ class RemoteFile:
     def url(self) -> str:
         return self.snapshot.url(self.path)
 
+    def partial(self, path: Path) -> Path:
+        """Where the first bytes of this file wait until they may be called `path`; another content has another name."""
+        return path.with_name(f".{path.name}.{self.checksum[:16]}.partial")
+
+    def fetch(self, partial: Path, end: int) -> None:
+        """Continue a file that holds the first bytes of this one, or none, up to byte `end`, with Range requests.
+
+        The hub library's own download begins anew in another process.
+        """
+        headers = build_hf_headers(library_name="pgolf") | {"Range": f"bytes=0-{end - 1}"}
+        headers["Accept-Encoding"] = "identity"  # ranges count stored bytes
+        with _explained(self.url, self.snapshot.commit), open(partial, "ab") as f:
+            if f.tell() < end:
+                http_get(self.url, f, resume_size=f.tell(), headers=headers, expected_size=end)
+                os.fsync(f.fileno())
+
     def download(self, path: Path) -> None:
-        """Fetch with the hub library; `path` exists once it is verified. A corrupt copy is fetched once more."""
-        where = dict(repo_type="dataset", revision=self.snapshot.commit, endpoint=self.snapshot.endpoint)
+        """Fetch the file; `path` exists once it is verified. A corrupt copy is fetched once more."""
+        partial = self.partial(path)
         for _ in range(2):
-            with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-                with _explained(self.url, self.snapshot.commit):
-                    file = hf_hub_download(REPO, self.path, local_dir=folder, **where)
-                if matches(Path(file), self.checksum):
-                    os.replace(file, path)
-                    return
+            self.fetch(partial, self.size)
+            if matches(partial, self.checksum):
+                os.replace(partial, path)
+                return
+            partial.unlink()
         raise DataError(
             f"{self.url}: arrived twice with another checksum than the hub's {self.checksum}; try again later, or "
             "name another --endpoint"
         )
 
-    def read_json(self) -> dict:
+    @contextmanager
+    def read_json(self) -> Iterator[dict]:
+        """Yield the content; a missing or malformed field inside the block becomes a DataError."""
         with TemporaryDirectory() as folder:
             self.download(path := Path(folder) / "content.json")
-            content = read_json(path)
-        if content is None:
-            raise DataError(f"{self.url}: damaged, not a JSON object; name another --revision")
-        return content
-
-    def append(self, f: BinaryIO, end: int) -> None:
-        """Continue a file that holds the first bytes of this one up to byte `end`, with Range requests.
-
-        For documents, of which a part is wanted, or 48 GB: the hub library resumes only within a process.
-        """
-        have = f.seek(0, os.SEEK_END)
-        if have > self.size:  # no part of it
-            have = f.truncate(0)
-        headers = build_hf_headers(library_name="pgolf") | {"Range": f"bytes=0-{end - 1}"}
-        headers["Accept-Encoding"] = "identity"  # ranges count stored bytes
-        with _explained(self.url, self.snapshot.commit):
-            http_get(self.url, f, resume_size=have, headers=headers, expected_size=end)
+            content = path.read_bytes()
+        try:
+            yield json.loads(content)
+        except DataError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(f"{self.url}: is not as expected ({error!r}); name another --revision") from error
 
 
 def matches(path: Path, checksum: str) -> bool:
@@ -125,19 +129,16 @@ def _explained(url: str, revision: str) -> Iterator[None]:
     """Turn errors of hub, connection and hub library inside the block into one DataError; disk errors pass."""
     try:
         yield
-    except (HTTPError, HfHubHTTPError, OSError, RuntimeError, ValueError) as error:  # hf_xet raises RuntimeError
+    except RevisionNotFoundError as error:
+        raise DataError(f"--revision {revision}: {REPO} has no such branch, tag or commit") from error
+    except (HTTPError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError | ValueError) else None
-        raise DataError(_explanation(cause or error, url, revision)) from error
-
-
-def _explanation(error: BaseException, url: str, revision: str) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    if isinstance(error, RevisionNotFoundError):
-        return f"--revision {revision}: {REPO} has no such branch, tag or commit"
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return f"{url}: {REPO} does not exist or needs a login; `hf auth login`, or name another --endpoint"
-    reason = f"the answer is status {status}" if status else str(error).partition("\n")[0] or type(error).__name__
-    action = "check the connection and --endpoint, then run the same command again, which resumes"
-    return f"{url}: cannot be fetched ({reason}); {action}"
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+            why = f"{REPO} does not exist or needs a login; `hf auth login`, or name another --endpoint"
+        else:
+            reason = f"the answer is status {status}" if status else str(error).partition("\n")[0]
+            action = "check the connection and --endpoint, then run the same command again, which resumes"
+            why = f"cannot be fetched ({reason or type(error).__name__}); {action}"
+        raise DataError(f"{url}: {why}") from error
