@@ -50,15 +50,11 @@ def pareto(table: pd.DataFrame) -> np.ndarray:
 
     Runs equal in both are on the front together.
     """
-    size, bpb = table.total_bytes.to_numpy(float), table.bpb.to_numpy(float)
-    rows = np.flatnonzero(~table.over_cap.eq(True).to_numpy() & ~np.isnan(size) & ~np.isnan(bpb))
-    rows = rows[np.lexsort((bpb[rows], size[rows]))]
-    # Sorted by bytes, a run is on the front if no smaller one has its bpb and it is the best of its own size.
-    first = np.searchsorted(size[rows], size[rows])  # the first run of equal size is the best one
-    lowest = np.minimum.accumulate(np.concatenate([[np.inf], bpb[rows]]))  # lowest bpb before each row
-    front = np.zeros(len(table), bool)
-    front[rows] = (bpb[rows] < lowest[first]) & (bpb[rows] == bpb[rows][first])
-    return front
+    size, bpb = table.total_bytes.astype(float), table.bpb.astype(float)
+    fits = ~table.over_cap.eq(True)
+    best = bpb[fits].groupby(size[fits]).min()  # of each size, smallest first
+    best = best[best < best.cummin().shift(fill_value=np.inf)]  # better than everything smaller
+    return (fits & (bpb == size.map(best))).to_numpy()
 
 
 def frontier_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -68,38 +68,33 @@ def import_logs(paths: list[Path], sweep: str | None, root: Path) -> tuple[list[
 
 
 def _find(start: Path) -> dict[Path, Source]:
-    """One file, or every log in and below a folder, by resolved path."""
-    if not start.is_dir():
-        return {start.resolve(): _read(start)}
-    found = _logs_below(start)
+    """One log file, or every log in and below a folder, by resolved path."""
+    found = _logs_below(start) if start.is_dir() else {start.resolve(): _read(start)}
     if not found:
         raise LogError(f"{start}: no training log in this folder or below it (looked at *.log and *.txt)")
+    if None in found.values():
+        raise LogError(f"{start}: not a training log: no step and no score in it, binary, or over {MAX_BYTES:,} bytes")
     return found
 
 
 def _logs_below(folder: Path, known: dict[Path, Source] | None = None) -> dict[Path, Source]:
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".log", ".txt") and path.is_file()]
-    found = {path.resolve(): (known or {}).get(path.resolve()) or _read(path, must=False) for path in files}
+    found = {path.resolve(): (known or {}).get(path.resolve()) or _read(path) for path in files}
     return {path: source for path, source in found.items() if source}
 
 
-def _read(path: Path, must: bool = True) -> Source | None:
-    """Parse a file; if it is no training log, return None, or raise LogError if it must be one."""
+def _read(path: Path) -> Source | None:
+    """Parse a file; None if it is no training log. Raises LogError if it cannot be read."""
     try:
         content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b"\0"
     except OSError as error:
         raise LogError(f"{path}: cannot be read: {error.strerror}") from None
     utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # a Windows console writes it
     text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
-    log = None if "\0" in text else training_logs.read(text)
-    if log and (log.rows or log.scores):
-        above = path.resolve().parents
-        record = next((folder for folder in above[:3] if (folder / SUBMISSION).is_file()), above[0])
-        return Source(path, record, content, log)
-    if not must:
-        return None
-    why = "no step and no score in it" if log else f"binary, or more than {MAX_BYTES:,} bytes"
-    raise LogError(f"{path}: not a training log: {why}")
+    log = training_logs.read("" if "\0" in text else text)
+    above = path.resolve().parents
+    record = next((folder for folder in above[:3] if (folder / SUBMISSION).is_file()), above[0])
+    return Source(path, record, content, log) if log.rows or log.scores else None
 
 
 def _logs_of(record: Path, known: dict[Path, Source]) -> dict[Path, Source]:
@@ -159,10 +154,9 @@ def compare(log: Log, submission: dict, several: bool) -> tuple[list[str], list[
     claims = {f"seed_results {seed} {name}": v for name, v in by_seed.get(seed, {}).items()}
     if not several and not means and (not seeds or seeds == [seed]):
         claims |= submission
-    score, file = training_logs.final(log), training_logs.artifact(log)
+    score, before, file = log.final, log.before_quantization, log.artifact
     total, steps = file.get("total"), log.steps
     logged = {"artifact_bytes": total, "bytes_total": total, "steps": steps, "step_stop": steps}
-    before = training_logs.before_quantization(log)
     flags, found = [], []
     for name, claim in claims.items():
         if isinstance(claim, bool) or not isinstance(claim, int | Decimal):
@@ -212,7 +206,7 @@ def _was_imported(run_dir: Path, source: Source, claims: bytes | None) -> bool:
         raise LogError(f"{run_dir}: is no import, so {source.given} cannot go there; {way_out}")
     if facts.get("sha256") != hashlib.sha256(source.content).hexdigest():
         raise LogError(f"{run_dir}: another log is there, {facts.get('source')}; {way_out}, or delete it first")
-    if not (run_dir / ("result.json" if training_logs.final(source.log) else "config.json")).exists():
+    if not (run_dir / ("result.json" if source.log.final else "config.json")).exists():
         return False  # the import was killed
     if _submission(run_dir) != claims:
         raise LogError(f"{run_dir}: was imported with another {SUBMISSION}; {way_out}, or delete it first")
@@ -220,53 +214,48 @@ def _was_imported(run_dir: Path, source: Source, claims: bytes | None) -> bool:
 
 
 def _import(run_dir: Path, source: Source, claims: bytes | None, again: bool, several: bool) -> Imported:
-    log, submission = source.log, _parsed(claims)
-    score, file = training_logs.final(log), training_logs.artifact(log)
-    claimed, disagreements = compare(log, submission or {}, several)
-    flags = training_logs.flags(log) + claimed + ([f"{SUBMISSION} is not readable"] if submission is None else [])
-    if not again:
-        _write(run_dir, source, claims, flags, disagreements)
-    status = "complete" if score else "incomplete"
-    return Imported(run_dir, status, score and score.val_bpb, file.get("total"), flags + disagreements, again)
-
-
-def _write(run_dir: Path, source: Source, claims: bytes | None, flags: list[str], disagreements: list[str]) -> None:
     """Write import.json first, as it identifies the directory, and result.json last, as in every run."""
-    log, content = source.log, source.content
-    score, before = training_logs.final(log), training_logs.before_quantization(log)
+    log, submission = source.log, _parsed(claims)
+    flags, disagreements = compare(log, submission or {}, several)
+    flags = log.flags + flags + ([f"{SUBMISSION} is not readable"] if submission is None else [])
+    score, before, total = log.final, log.before_quantization, log.artifact.get("total")
+    status, bpb = ("complete", score.val_bpb) if score else ("incomplete", None)
+    imported = Imported(run_dir, status, bpb, total, flags + disagreements, again)
+    if again:
+        return imported
     facts = {
-        "source": str(source.given), "sha256": hashlib.sha256(content).hexdigest(),
+        "source": str(source.given), "sha256": hashlib.sha256(source.content).hexdigest(),
         "imported": datetime.now(UTC).isoformat(timespec="seconds"), "metrics": [asdict(s) for s in log.scores],
         "final": score and score.label, "before_quantization": before and before.label,
         "sizes": [{"label": f"{s.what} {s.codec}".strip(), "bytes": s.bytes, "line": s.line} for s in log.sizes],
-        "codec": training_logs.artifact(log).get("codec"),
-        "steps": log.steps, "iterations": log.iterations, "seconds": log.seconds, "seed": log.config.get("seed"),
-        "tokenizer": training_logs.tokenizer(log), "val_tokens": log.config.get("val_tokens"),
+        "codec": log.artifact.get("codec"), "steps": log.steps, "iterations": log.iterations, "seconds": log.seconds,
+        "seed": log.config.get("seed"), "tokenizer": log.tokenizer, "val_tokens": log.config.get("val_tokens"),
         "flags": flags, "disagreements": disagreements,
     }  # fmt: skip
-    files = {"import.json": json.dumps(facts, indent=1), "log.txt": content, SUBMISSION: claims}
-    files |= {"metrics.jsonl": "".join(json.dumps(row) + "\n" for row in log.rows)}
-    files |= {"config.json": json.dumps(log.config, indent=1)}
-    for name, text in files.items():
-        if text is not None:
-            atomic_write(run_dir / name, text)
+    atomic_write(run_dir / "import.json", json.dumps(facts, indent=1))
+    atomic_write(run_dir / "log.txt", source.content)
+    if claims is not None:
+        atomic_write(run_dir / SUBMISSION, claims)
+    atomic_write(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in log.rows))
+    atomic_write(run_dir / "config.json", json.dumps(log.config, indent=1))
     if score:
         write_result(run_dir, result(log))
+    return imported
 
 
 def result(log: Log) -> Result:
     """The Result of a log that has a final score; bytes are the log's own statements."""
-    score, before, file = training_logs.final(log), training_logs.before_quantization(log), training_logs.artifact(log)
-    config, val_bpb = log.config, log.validation.get("val_bpb")
-    batch = config.get("train_batch_tokens")
+    score, before, file, config = log.final, log.before_quantization, log.artifact, log.config
+    val_bpb, batch = log.validation.get("val_bpb"), config.get("train_batch_tokens")
+    timed = (s.seconds for s in log.scores if s.name == score.name and s.seconds is not None)
     return Result(
         kind="import", config_hash=digest(config), seed=config.get("seed"), track="",
         val_loss=log.validation.get("val_loss"), val_bpb=val_bpb, steps=log.steps,
         prequant_val_bpb=before.val_bpb if before else val_bpb,
-        roundtrip_val_loss=score.val_loss, roundtrip_val_bpb=score.val_bpb, protocol=training_logs.protocol(log),
+        roundtrip_val_loss=score.val_loss, roundtrip_val_bpb=score.val_bpb, protocol=log.protocol,
         bytes={part: file[part] for part in ("weights", "code", "total") if part in file},
         total_bytes=file.get("total"), cap_bytes=log.cap, parameters=config.get("model_params", config.get("params")),
         tokens=log.steps * batch if log.steps and isinstance(batch, int) else None, stopped_by=log.stopped_by,
-        train_seconds=log.seconds, eval_seconds=training_logs.eval_seconds(log), environment=log.environment,
-        data_fingerprint=training_logs.data_fingerprint(log),
+        train_seconds=log.seconds, eval_seconds=next(timed, None), environment=log.environment,
+        data_fingerprint=log.data_fingerprint,
     )  # fmt: skip

@@ -11,7 +11,6 @@ status          complete; incomplete: never scored; aborted: ended early or neve
 verdict         what the figure shows by all that is known now
 """
 
-import csv
 from pathlib import Path
 
 import pandas as pd
@@ -28,26 +27,18 @@ COLUMNS = [
 def load(path: str | Path = PATH) -> pd.DataFrame:
     """The file's rows as text; bpb and val_loss as floats, bytes as Int64, '' as missing; bpb_text keeps bpb's digits.
 
-    Raises FileNotFoundError, or ValueError naming the file and the line.
+    Raises FileNotFoundError, or ValueError naming the file and what is wrong in it.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
-            rows = list(csv.reader(file, strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    if not rows or rows[0] != COLUMNS:
-        raise ValueError(f"{path}: line 1: expected the columns {', '.join(COLUMNS)}")
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(COLUMNS):
-            raise ValueError(f"{path}: line {number}: {len(row)} fields, expected {len(COLUMNS)}")
-    table = pd.DataFrame(rows[1:], columns=COLUMNS)
-    table.insert(COLUMNS.index("bpb") + 1, "bpb_text", table.bpb)
-    for name in ("bpb", "val_loss", "bytes"):
-        try:
-            table[name] = pd.to_numeric(table[name])
-        except ValueError as error:
-            raise ValueError(f"{path}: column {name}: {error}") from error
-    return table.astype({"bytes": "Int64"})
+        # utf-8-sig: spreadsheets write a byte order mark.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        if [*table.columns] != COLUMNS:
+            raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
+        table.insert(COLUMNS.index("bpb") + 1, "bpb_text", table.bpb)
+        figures = {name: pd.to_numeric(table[name]) for name in ("bpb", "val_loss", "bytes")}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return table.assign(**figures).astype({"bytes": "Int64"})
 
 
 def knobs(changed: str) -> dict[str, str]:

@@ -4,7 +4,6 @@
 """
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ REPEATS = {  # repeats' column, likewise, over a set of repeats
     "same_file": ("artifact_sha256", lambda files: bool(files.notna().all() and files.nunique() == 1)),
 }  # fmt: skip
 MACHINE = ("device_name", "torch", "python", "git_commit")
-UNKNOWN = Comparison(math.nan, math.nan, math.nan, math.nan, "", "")  # a baseline compared with itself
+UNKNOWN = Comparison(math.nan, "", "")  # a baseline compared with itself
 
 
 def same_knobs(table: pd.DataFrame, ignored: tuple[str, ...] = ("seed",)) -> pd.Series:
@@ -74,9 +73,8 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
 
     Columns: sweep, arm (the config's name in its sweep file), kind, is_baseline; runs, seeds (lists), index (labels
     of the rows of `runs`); n (samples), bpb (their mean), sd; total_bytes (of the largest run), over_cap (any run);
-    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); samples (bpb by seed); the fields of
-    statistics.Comparison and its half; needed (seeds per config that would make the difference significant; None =
-    unknown, inf = above statistics.MAX_SEEDS).
+    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); samples (bpb by seed); delta, low, high,
+    p, method, verdict, half, needed of its statistics.Comparison.
 
     A trained config is compared with the sweep's baseline, an export with the run that it exports, by the text. p is
     Holm-adjusted over the trained configs of a sweep, and over its exports.
@@ -94,42 +92,41 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
     samples = pd.Series(samples, index=table.index, dtype=object)
     scores = dict(n=samples.map(len), bpb=samples.map(pd.Series.mean), sd=samples.map(pd.Series.std))
     table = table.assign(samples=samples, **scores)
-    compared = pd.Series([UNKNOWN] * len(table), index=table.index, dtype=object)
-    needed = pd.Series([None] * len(table), index=table.index, dtype=object)
-    noises = noise_by_track(runs)
-    for _, sweep in table.groupby("sweep") if not across_sweeps else ():
-        trained = sweep.kind == "train"
-        others, exported = sweep.index[trained & ~sweep.is_baseline], sweep.index[~trained]
-        for _, baseline in sweep[sweep.is_baseline][:1].iterrows():
-            for j in others:
-                compared[j], needed[j] = _compare(runs, table.loc[j], baseline, noises)
-        for j in exported:
-            own = runs.checkpoint_sha256 == runs.checkpoint_sha256[table["index"][j][0]]
-            source = runs.index[own & (runs.kind == "train")]
-            compared[j] = _compare_files(runs, table["index"][j], list(source)) or UNKNOWN
-        for tested in (others, exported):
-            compared[tested] = statistics.holm(list(compared[tested]))
-    fields = pd.DataFrame([asdict(c) | {"half": c.half} for c in compared], index=table.index, columns=COMPARED)
-    table = table.join(fields).assign(needed=needed)
+    found = {} if across_sweeps else _comparisons(runs, table)
+    found = [found.get(label, UNKNOWN) for label in table.index]
+    needed = pd.Series([one.needed for one in found], table.index, dtype=object)
+    table = table.assign(**{name: [getattr(one, name) for one in found] for name in COMPARED}, needed=needed)
     return table.iloc[np.lexsort((table.bpb, ~table.is_baseline.astype(bool), table.sweep))]
+
+
+def _comparisons(runs: pd.DataFrame, table: pd.DataFrame) -> dict[int, Comparison]:
+    """by_config's comparisons within each sweep, by row label."""
+    noises, found = noise_by_track(runs), {}
+    for _, sweep in table.groupby("sweep"):
+        is_trained = sweep.kind == "train"
+        with_baseline, with_source = {}, {}
+        for _, baseline in sweep[sweep.is_baseline][:1].iterrows():
+            others = sweep[is_trained & ~sweep.is_baseline]
+            with_baseline = {j: _compare(runs, config, baseline, noises) for j, config in others.iterrows()}
+        for j, labels in sweep["index"][~is_trained].items():
+            same = runs.checkpoint_sha256 == runs.checkpoint_sha256[labels[0]]
+            source = runs.index[same & (runs.kind == "train")]
+            with_source[j] = _compare_files(runs, labels, list(source)) or UNKNOWN
+        for family in (with_baseline, with_source):
+            found |= zip(family, statistics.holm(list(family.values())), strict=True)
+    return found
 
 
 def _compare(
     runs: pd.DataFrame, config: pd.Series, other: pd.Series, noises: dict[tuple[str, float], SeedNoise | None]
-) -> tuple[Comparison, float | None]:
-    """A config compared with another, and the seeds per config that would make the difference significant.
-
-    Two ways to store or score one checkpoint are compared by the text, and more seeds (None) are no help. noises:
-    noise_by_track; one holds only for configs of equal track and time limit.
-    """
+) -> Comparison:
+    """A config compared with another. Two ways to store or score one checkpoint are compared by the text."""
     by_text = _compare_files(runs, config["index"], other["index"])
     if by_text and not math.isnan(by_text.delta):
-        return by_text, None
-    limits = (config.track, config.time_limit)
+        return by_text
+    limits = (config.track, config.time_limit)  # the noise of others holds for neither
     noise = noises.get(limits) if limits == (other.track, other.time_limit) else None
-    found = statistics.compare(config.samples, other.samples, noise)
-    std, paired = statistics.spread(config.samples, other.samples, noise)
-    return found, statistics.seeds_needed(found.delta, std, paired)
+    return statistics.compare(config.samples, other.samples, noise)
 
 
 def _compare_files(runs: pd.DataFrame, ours: list, theirs: list) -> Comparison | None:
@@ -169,9 +166,10 @@ def leaders(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         first = ranked.iloc[0]
         row = {"cap_bytes": cap, "candidates": len(group), "config": first.name, "second": None}
         for _, second in ranked[ranked.bpb != first.bpb][:1].iterrows():
-            found, _ = _compare(runs, second, first, noises)
+            found = _compare(runs, second, first, noises)
             record, p = statistics.is_record(first.samples * nats_per_bit, second.samples * nats_per_bit)
-            row |= {"second": second.name, **asdict(found), "half": found.half, "record": record, "record_p": p}
+            row |= {name: getattr(found, name) for name in COMPARED}
+            row |= {"second": second.name, "record": record, "record_p": p}
         rows.append(row)
     return pd.DataFrame(rows, columns=["cap_bytes", "candidates", "config", "second", *COMPARED, "record", "record_p"])
 
@@ -183,17 +181,16 @@ def history(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     total_bytes (of the largest run). A config leaves the lead when one of its runs is over the cap.
     """
     config_of = {label: i for i, labels in table["index"].items() for label in labels}
+    finished = runs[runs.index.isin(config_of)].sort_values("finished")
     rows = []
-    for cap, group in runs[runs.index.isin(config_of)].sort_values("finished").groupby("cap_bytes"):
-        done, scores, last = {}, {}, None  # keys: configs; values: run labels, (mean bpb, bytes)
+    for cap, group in finished.assign(config=finished.index.map(config_of)).groupby("cap_bytes"):
+        scores, last = {}, None  # scores: (mean bpb, bytes) by config
         for run in group.itertuples():
-            config = config_of[run.Index]
-            own = group.loc[[*done.setdefault(config, []), run.Index]]
-            done[config] = list(own.index)
-            mean = statistics.samples(own.seed, own.bpb).mean()
-            scores[config] = (math.inf if own.over_cap.any() else mean, int(own.total_bytes.max()))
+            own = group[group.config == run.config].loc[: run.Index]
+            mean = math.inf if own.over_cap.any() else statistics.samples(own.seed, own.bpb).mean()
+            scores[run.config] = (mean, int(own.total_bytes.max()))
             lead = min(scores, key=scores.get)
-            if scores[lead][0] < math.inf and (lead, scores[lead]) != last:
-                last = (lead, scores[lead])
-                rows.append((run.finished, cap, lead, *scores[lead]))
+            if scores[lead][0] < math.inf and (lead, *scores[lead]) != last:
+                last = (lead, *scores[lead])
+                rows.append((run.finished, cap, *last))
     return pd.DataFrame(rows, columns=["finished", "cap_bytes", "config", "bpb", "total_bytes"])

@@ -36,22 +36,29 @@ class SeedNoise:
 class Comparison:
     """A difference to the baseline. delta: mean of the samples − mean of the baseline's, in bpb or nats.
 
-    low, high: 95 % interval of delta, nan if unknown. method: the test and its samples. verdict: "better" or "worse"
-    if p ≤ ALPHA (smaller is better), else "not significant"; "equal" if no sample differs; "not known" if there is
-    one sample and no seed noise.
+    method: the test and its samples. verdict: "better" or "worse" if p ≤ ALPHA (smaller is better), else "not
+    significant"; "equal" if no sample differs; "not known" if there is one sample and no seed noise. low, high: 95 %
+    interval of delta, nan if unknown. std, paired: as seeds_needed takes them.
     """
 
     delta: float
-    low: float
-    high: float
-    p: float
     method: str
-    verdict: str
+    verdict: str = "not known"
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    std: float | None = None
+    paired: bool = False
 
     @property
     def half(self) -> float:
         """Half the width of the interval: delta ± half."""
         return (self.high - self.low) / 2
+
+    @property
+    def needed(self) -> float | None:
+        """Seeds per config that would make the difference significant; None if unknown, inf above MAX_SEEDS."""
+        return seeds_needed(self.delta, self.std, self.paired)
 
 
 def samples(seeds: Iterable[int], scores: Iterable[float], time_limited: bool = False) -> pd.Series:
@@ -65,15 +72,15 @@ def samples(seeds: Iterable[int], scores: Iterable[float], time_limited: bool = 
 def compare(ours: pd.Series, baseline: pd.Series, noise: SeedNoise | None = None) -> Comparison:
     """Compare two configs by their `samples`."""
     if ours.index.is_unique and ours.equals(baseline):
-        return _equal(_pairs(len(ours)))
+        return Comparison(0.0, _pairs(len(ours)), "equal", 0.0, 0.0)
     if by_seeds := _by_seeds(ours, baseline):
         return _t_test(*by_seeds)
     delta = ours.mean() - baseline.mean()
     if noise is None:
-        return _untested(delta, "one seed each" if len(ours) == len(baseline) == 1 else "one seed on one side")
+        return Comparison(delta, "one seed each" if len(ours) == len(baseline) == 1 else "one seed on one side")
     error = noise.std * math.sqrt(1 / len(ours) + 1 / len(baseline))
     source = "noise of repeats of one seed" if noise.repeats else "seed noise"
-    return _t_test(delta, error, noise.dof, f"track's {source}, {noise.dof} degrees of freedom")
+    return _t_test(delta, error, noise.dof, f"track's {source}, {noise.dof} degrees of freedom", noise.std)
 
 
 def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes: int) -> Comparison:
@@ -83,27 +90,31 @@ def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes:
     seeds.
     """
     if not 1 < len(nats) == len(baseline):
-        return _untested(math.nan, "no blocks of text to compare")
+        return Comparison(math.nan, "no blocks of text to compare")
     difference = (np.asarray(nats) - np.asarray(baseline)) / math.log(2) / (text_bytes / len(nats))
     method = f"paired, {len(difference)} blocks of text"
-    return _t_test(*_mean(difference), method) if difference.any() else _equal(method)
+    if not difference.any():
+        return Comparison(0.0, method, "equal", 0.0, 0.0)
+    return _t_test(*_mean(difference), method)
 
 
-def _by_seeds(ours: pd.Series, baseline: pd.Series) -> tuple[float, float, float, str] | None:
-    """Mean difference, its standard error, degrees of freedom and the test's name; None without several seeds each."""
+def _by_seeds(ours: pd.Series, baseline: pd.Series) -> tuple[float, float, float, str, float, bool] | None:
+    """The arguments of _t_test; None without several seeds each."""
     if not (ours.index.is_unique and baseline.index.is_unique):
         return None
     common = ours.index.intersection(baseline.index)
     if len(common) > 1:
         # A seed that only one side has would move the difference by a draw that the other side never saw.
-        return *_mean((ours[common] - baseline[common]).to_numpy()), _pairs(len(common))
+        difference = (ours[common] - baseline[common]).to_numpy()
+        return *_mean(difference), _pairs(len(common)), difference.std(ddof=1), True
     if min(len(ours), len(baseline)) < 2:
         return None
     counts = np.array([len(ours), len(baseline)])
     variances = np.array([ours.var(), baseline.var()]) / counts
     dof = variances.sum() ** 2 / ((variances**2 / (counts - 1)).sum() or 1.0)
     method = f"Welch, {len(ours)} and {len(baseline)} seeds"
-    return ours.mean() - baseline.mean(), math.sqrt(variances.sum()), dof, method
+    std = math.sqrt((ours.var() + baseline.var()) / 2)
+    return ours.mean() - baseline.mean(), math.sqrt(variances.sum()), dof, method, std, False
 
 
 def _mean(difference: np.ndarray) -> tuple[float, float, int]:
@@ -112,21 +123,17 @@ def _mean(difference: np.ndarray) -> tuple[float, float, int]:
     return difference.mean(), error, len(difference) - 1
 
 
-def _t_test(delta: float, error: float, dof: float, method: str) -> Comparison:
+def _t_test(
+    delta: float, error: float, dof: float, method: str, std: float | None = None, paired: bool = False
+) -> Comparison:
     """Two-sided t test of a difference by its standard error."""
     if not error:  # p would be 0
-        return _untested(delta, f"{method}: the same difference in each")
+        return Comparison(delta, f"{method}: the same difference in each")
     half = special.stdtrit(dof, 1 - ALPHA / 2) * error
-    p = 2 * special.stdtr(dof, -abs(delta) / error)
-    return Comparison(float(delta), float(delta - half), float(delta + half), float(p), method, _verdict(delta, p))
-
-
-def _equal(method: str) -> Comparison:
-    return Comparison(0.0, 0.0, 0.0, math.nan, method, "equal")
-
-
-def _untested(delta: float, why: str) -> Comparison:
-    return Comparison(delta, math.nan, math.nan, math.nan, why, "not known")
+    p = float(2 * special.stdtr(dof, -abs(delta) / error))
+    return Comparison(
+        float(delta), method, _verdict(delta, p), float(delta - half), float(delta + half), p, std, paired
+    )
 
 
 def _verdict(delta: float, p: float) -> str:
@@ -167,17 +174,6 @@ def seed_noise(configs: Iterable[pd.Series]) -> SeedNoise | None:
     return SeedNoise(math.sqrt(squares / dof), dof, len(pooled), not with_seeds)
 
 
-def spread(ours: pd.Series, baseline: pd.Series, noise: SeedNoise | None) -> tuple[float | None, bool]:
-    """seeds_needed's std and paired for two configs, from their own seeds, else from the noise; None if unknown."""
-    if ours.index.is_unique and baseline.index.is_unique:
-        common = ours.index.intersection(baseline.index)
-        if len(common) > 1:
-            return (ours[common] - baseline[common]).std(), True
-        if min(len(ours), len(baseline)) > 1:
-            return math.sqrt((ours.var() + baseline.var()) / 2), False
-    return noise and noise.std, False
-
-
 def seeds_needed(delta: float, std: float | None, paired: bool = True) -> float | None:
     """Seeds per config that find a true difference of delta with POWER at ALPHA; inf above MAX_SEEDS.
 
@@ -205,6 +201,6 @@ def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:
     by_seeds = _by_seeds(nats, best)
     if not by_seeds or not by_seeds[1]:
         return False, math.nan
-    delta, error, dof, _ = by_seeds
+    delta, error, dof, *_ = by_seeds
     p = float(special.stdtr(dof, (delta + RECORD_NATS) / error))
     return p < RECORD_ALPHA, p

@@ -1,7 +1,7 @@
 """Training logs of the challenge's baseline script, of public records and of pgolf.
 
-`read` parses text into a Log; the functions after it interpret the Log. No figure is corrected: contradictions become
-sentences in `flags`.
+`read` parses text into a Log, whose properties interpret it. No figure is corrected: contradictions become sentences
+in `flags`.
 """
 
 import json
@@ -17,7 +17,6 @@ STAMP = re.compile(r"\d{10}\.\d+ ")
 RULE = re.compile(r"={20,}")  # separates the trainer's source, the machine and the training
 IMPORT = re.compile(r"import [\w.]+|from [\w.]+ import ")
 DEFINITION = re.compile(r"(async )?def \w+\(|class \w+.*:$")
-SOURCE = re.compile(rf"{IMPORT.pattern}|{DEFINITION.pattern}|@\w|if __name__|#!|[ru]?(\"\"\"|''')")
 
 NUMBER = r"([-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|[-+]?nan|[-+]?inf)"
 VALIDATION = rf"(?:sliding )?val_loss[:=]\s*{NUMBER}\s+(?:sliding )?val_bpb[:=]\s*{NUMBER}(?=\s|$)"
@@ -94,6 +93,122 @@ class Log:
         """The last validation during training, {} if there was none."""
         return next((row for row in reversed(self.rows) if "val_bpb" in row), {})
 
+    @property
+    def after_quantization(self) -> list[Score]:
+        """Finite scores of the quantised file, without diagnostics."""
+        model = next((size.line for size in self.sizes if size.codec and size.what == "Serialized model"), math.inf)
+        scores = [s for s in self.scores if s.val_bpb is not None and not NOT_FINAL.search(s.label)]
+        return [s for s in scores if not PREQUANT.search(s.label) and (QUANTIZED.search(s.label) or s.line > model)]
+
+    @property
+    def before_quantization(self) -> Score | None:
+        """The last pre-quant score, as precise as logged."""
+        return _precise([s for s in self.scores if s.val_bpb is not None and PREQUANT.search(s.label)])
+
+    @property
+    def final(self) -> Score | None:
+        """The last score of the file, as precise as logged; None if the log ends before it."""
+        scores = self.after_quantization
+        last = None if self.lacking else _precise(scores)
+        return last and (_repeated(last, scores) or last)
+
+    @property
+    def lacking(self) -> list[str]:
+        """Evaluations of the file that were announced but have no score, so the log is incomplete."""
+        ttt = self.config.get("ttt_enabled") or any(re.match(r"ttt_\w+\.", name) for name in self.config)
+        announced = {"sliding": self.config.get("sliding_window_enabled"), "ttt": ttt}
+        if begun := re.match(r"(?:final|quantized|legal)\w*?(?=_exact|\W|$)", self.cut):
+            announced[begun[0]] = True
+        scored = " ".join(score.label.lower() for score in self.after_quantization)
+        return [word for word, wanted in announced.items() if wanted and word not in scored]
+
+    @property
+    def artifact(self) -> dict:
+        """The file's codec, and its bytes as weights, code and total; keys that the log does not give are missing.
+
+        A total without a codec counts the pre-quant weights, unless it follows the size of the quantised ones.
+        """
+        model = total = codec = None
+        for size in self.sizes:
+            if size.what == "Serialized model":
+                codec = size.codec
+                model, total = (size, None) if codec else (model, total)
+            elif size.what == "Total submission size" and (size.codec or codec):
+                total = total or size
+        totals = {"total": total.bytes} if total else {}
+        if not model:
+            return {"codec": total.codec} | totals if total else {}
+        codes = [s.bytes for s in self.sizes if s.what == "Code size"]
+        found = {"codec": model.codec, "weights": model.bytes} | ({"code": codes[-1]} if codes else {})
+        if total and (not codes or total.bytes - model.bytes in codes):
+            found["code"] = total.bytes - model.bytes
+        return found | totals
+
+    @property
+    def protocol(self) -> str:
+        """How the final score was made: its label, and its stride if the log gives one."""
+        score, knob = self.final, None
+        if "ttt" in score.name:
+            knob = "ttt_sliding.stride"
+        elif "final_eval_mode" in self.config:
+            knob = "stride"
+        elif "sliding" in score.name:
+            knob = "eval_stride"
+        stride = next((s.stride for s in self.scores if s.name == score.name and s.stride), self.config.get(knob))
+        return score.label + (f", stride {stride}" if stride else "")
+
+    @property
+    def tokenizer(self) -> str | None:
+        return PureWindowsPath(str(self.config.get("tokenizer_path", ""))).name or None
+
+    @property
+    def data_fingerprint(self) -> str:
+        """The text as far as a log names it: tokenizer and number of tokens, so only logs are comparable with it."""
+        if "fingerprint" in self.config:  # a log of pgolf
+            return f"log: data {self.config['fingerprint']}"
+        return f"log: {self.tokenizer or '?'}, {self.config.get('val_tokens', '?')} val tokens"
+
+    @property
+    def flags(self) -> list[str]:
+        """Facts that a reader of the figures has to know, one sentence each."""
+        file, scores, found = self.artifact, self.after_quantization, list(self.notes)
+        total = file.get("total")
+        for name in dict.fromkeys(score.name for score in scores):
+            score = _precise([s for s in scores if s.name == name])
+            if other := _repeated(score, scores):
+                found.append(f"{score.label} only repeats {other.label}")
+        if total and total > self.cap:
+            found.append(f"{total:,} bytes are over the cap of {self.cap:,}")
+        if "weights" in file and not total:
+            found.append("the log states no total of file and code")
+        elif "weights" in file and file["weights"] + file["code"] != total:
+            parts = f"{file['weights']:,} and {file['code']:,} of code"
+            found.append(f"the total of {total:,} bytes is not the file's {parts}")
+        found += [f"{s.label} is nan" for s in self.scores if s.val_bpb is None]
+        found += [f"{word} was to evaluate the file, and the log has no score of it" for word in self.lacking]
+        if not scores:
+            found.append("the log has no score after quantisation")
+        if self.averaged and not self.before_quantization:
+            found.append("averaged weights were quantised, and the score before quantisation is not theirs")
+        if self.final and "?" in self.data_fingerprint:
+            found.append(
+                "the log does not tell both tokenizer and validation tokens: nothing shows what it compares with"
+            )
+        return found
+
+
+def _precise(scores: list[Score]) -> Score | None:
+    """The last score, or the same score with more digits; None if there is none."""
+    return max((s for s in scores if s.name == scores[-1].name), key=lambda s: (s.digits, s.line), default=None)
+
+
+def _repeated(score: Score, scores: list[Score]) -> Score | None:
+    """The earlier score that a line named round trip only prints again: its name tells how it was made."""
+    figures = score.val_loss, score.val_bpb, score.digits
+    same = [s for s in scores if s.line < score.line and figures == (s.val_loss, s.val_bpb, s.digits)]
+    same = [s for s in same if s.name != score.name and "roundtrip" not in s.name]
+    return same[-1] if same and "roundtrip" in score.name else None
+
 
 def read(text: str) -> Log:
     """Parse a log: metrics are recognised at the start of a line, settings only before the first metric."""
@@ -148,18 +263,13 @@ def _lines(text: str) -> tuple[list[tuple[int, str]], str]:
         sections[-1].append(line)
         if RULE.fullmatch(line[1]):
             sections.append([])
-    return [line for part in sections for line in _without_source(part) if len(line[1]) <= MAX_LINE], cut
+    return [line for part in sections if not _is_source(part) for line in part if len(line[1]) <= MAX_LINE], cut
 
 
-def _without_source(section: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Leave out Python source: from its first docstring or import to the body of its last definition."""
+def _is_source(section: list[tuple[int, str]]) -> bool:
+    """True for lines of Python, which import and define."""
     texts = [text for _, text in section]
-    if not (any(map(IMPORT.match, texts)) and any(map(DEFINITION.match, texts))):
-        return section
-    code = [i for i, text in enumerate(texts) if SOURCE.match(text)]
-    after = range(code[-1] + 1, len(texts))
-    end = next((i for i in after if texts[i] and not texts[i][0].isspace()), len(texts))
-    return section[: code[0]] + section[end:]
+    return any(map(IMPORT.match, texts)) and any(map(DEFINITION.match, texts))
 
 
 def _settings(line: str) -> dict:
@@ -224,116 +334,4 @@ def _score(match: re.Match, number: int) -> Score:
     label, loss, bpb = match.groups()
     stride, ms = re.search(r"stride[:=](\d+)", match.string), re.search(r"eval_time:\s*(\d+)ms", match.string)
     figures = _finite(loss), _finite(bpb), number, _digits(bpb)
-    return Score(label, *figures, int(stride[1]) if stride else None, int(ms[1]) / 1000 if ms else None)
-
-
-def after_quantization(log: Log) -> list[Score]:
-    """Finite scores of the quantised file, without diagnostics."""
-    model = next((size.line for size in log.sizes if size.codec and size.what == "Serialized model"), math.inf)
-    scores = [s for s in log.scores if s.val_bpb is not None and not NOT_FINAL.search(s.label)]
-    return [s for s in scores if not PREQUANT.search(s.label) and (QUANTIZED.search(s.label) or s.line > model)]
-
-
-def before_quantization(log: Log) -> Score | None:
-    """The last pre-quant score, as precise as logged."""
-    return _precise([s for s in log.scores if s.val_bpb is not None and PREQUANT.search(s.label)])
-
-
-def final(log: Log) -> Score | None:
-    """The last score of the file, as precise as logged; None if the log ends before it."""
-    scores = after_quantization(log)
-    last = None if lacking(log) else _precise(scores)
-    return last and (repeated(last, scores) or last)
-
-
-def _precise(scores: list[Score]) -> Score | None:
-    """The last score, or the same score with more digits; None if there is none."""
-    return max((s for s in scores if s.name == scores[-1].name), key=lambda s: (s.digits, s.line), default=None)
-
-
-def repeated(score: Score, scores: list[Score]) -> Score | None:
-    """The earlier score that a line named round trip only prints again: its name tells how it was made."""
-    figures = score.val_loss, score.val_bpb, score.digits
-    same = [s for s in scores if s.line < score.line and figures == (s.val_loss, s.val_bpb, s.digits)]
-    same = [s for s in same if s.name != score.name and "roundtrip" not in s.name]
-    return same[-1] if same and "roundtrip" in score.name else None
-
-
-def lacking(log: Log) -> list[str]:
-    """Evaluations of the file that were announced but have no score, so the log is incomplete."""
-    ttt = log.config.get("ttt_enabled") or any(re.match(r"ttt_\w+\.", name) for name in log.config)
-    begun = re.match(r"(?:final|quantized|legal)\w*?(?=_exact|\W|$)", log.cut)
-    announced = {"sliding": log.config.get("sliding_window_enabled"), "ttt": ttt} | ({begun[0]: True} if begun else {})
-    scored = " ".join(score.label.lower() for score in after_quantization(log))
-    return [word for word, wanted in announced.items() if wanted and word not in scored]
-
-
-def artifact(log: Log) -> dict:
-    """The file's codec, and its bytes as weights, code and total; keys that the log does not give are missing.
-
-    A total without a codec counts the pre-quant weights, unless it follows the size of the quantised ones.
-    """
-    codes = [s.bytes for s in log.sizes if s.what == "Code size"]
-    model, total, prequant = None, None, True
-    for size in log.sizes:
-        if size.what == "Serialized model":
-            prequant = not size.codec
-            model, total = (model, total) if prequant else (size, None)
-        elif size.what == "Total submission size" and (size.codec or not prequant):
-            total = total or size
-    if not model:
-        return {"codec": total.codec, "total": total.bytes} if total else {}
-    found = {"codec": model.codec, "weights": model.bytes} | ({"code": codes[-1]} if codes else {})
-    if total and (not codes or total.bytes - model.bytes in codes):
-        found["code"] = total.bytes - model.bytes
-    return found | ({"total": total.bytes} if total else {})
-
-
-def protocol(log: Log) -> str:
-    """How the final score was made: its label, and its stride if the log gives one."""
-    score, config = final(log), log.config
-    stride = next((s.stride for s in log.scores if s.name == score.name and s.stride), None)
-    if "ttt" in score.name:
-        stride = stride or config.get("ttt_sliding.stride")
-    elif "final_eval_mode" in config or "sliding" in score.name:
-        stride = stride or config.get("stride" if "final_eval_mode" in config else "eval_stride")
-    return score.label + (f", stride {stride}" if stride else "")
-
-
-def eval_seconds(log: Log) -> float | None:
-    return next((s.seconds for s in log.scores if s.name == final(log).name and s.seconds is not None), None)
-
-
-def tokenizer(log: Log) -> str | None:
-    return PureWindowsPath(str(log.config.get("tokenizer_path", ""))).name or None
-
-
-def data_fingerprint(log: Log) -> str:
-    """The text as far as a log names it: tokenizer and number of tokens, so only logs are comparable with it."""
-    if "fingerprint" in log.config:  # a log of pgolf
-        return f"log: data {log.config['fingerprint']}"
-    return f"log: {tokenizer(log) or '?'}, {log.config.get('val_tokens', '?')} val tokens"
-
-
-def flags(log: Log) -> list[str]:
-    """Facts that a reader of the figures has to know, one sentence each."""
-    file, scores, found = artifact(log), after_quantization(log), list(log.notes)
-    total = file.get("total")
-    for name in dict.fromkeys(score.name for score in scores):
-        score = _precise([s for s in scores if s.name == name])
-        if other := repeated(score, scores):
-            found.append(f"{score.label} only repeats {other.label}")
-    if total and total > log.cap:
-        found.append(f"{total:,} bytes are over the cap of {log.cap:,}")
-    if "weights" in file and not total:
-        found.append("the log states no total of file and code")
-    elif "weights" in file and file["weights"] + file["code"] != total:
-        found.append(f"the total of {total:,} bytes is not the file's {file['weights']:,} and {file['code']:,} of code")
-    found += [f"{s.label} is nan" for s in log.scores if s.val_bpb is None]
-    found += [f"{word} was to evaluate the file, and the log has no score of it" for word in lacking(log)]
-    found += [] if scores else ["the log has no score after quantisation"]
-    if log.averaged and not before_quantization(log):
-        found.append("averaged weights were quantised, and the score before quantisation is not theirs")
-    if final(log) and "?" in data_fingerprint(log):
-        found.append("the log does not tell both tokenizer and validation tokens: nothing shows what it compares with")
-    return found
+    return Score(label, *figures, stride and int(stride[1]), ms and int(ms[1]) / 1000)

@@ -18,7 +18,7 @@ from pgolf_core.config import RunConfig
 few = st.integers(0, 6)  # so that ties are common
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(few, few, st.booleans()), max_size=30))
 def test_pareto_is_the_brute_force_front(points):
     table = pd.DataFrame(points, columns=["total_bytes", "bpb", "over_cap"]).astype({"over_cap": object})

@@ -125,7 +125,10 @@ def test_what_cannot_be_imported_is_one_message(capfd, record, root):
     (folder / "empty").mkdir()
     for words, said in (
         ([folder / "notes.txt"], "notes.txt: not a training log: no step"),
-        ([folder / "good.log", folder / "binary.log"], "binary.log: not a training log: binary"),
+        (
+            [folder / "good.log", folder / "binary.log"],
+            "binary.log: not a training log: no step and no score in it, binary, or over",
+        ),
         ([folder / "empty"], "no training log in this folder"),
         ([folder / "none.log"], "none.log: cannot be read"),
         ([folder / "good.log", "--sweep", "a b"], "--sweep 'a b': cannot be a folder"),

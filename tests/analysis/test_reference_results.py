@@ -156,20 +156,17 @@ def test_every_row_is_consistent():
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("verdict", "opinion", "line 1: expected the columns sweep, run"),
-        ("2.0943", "2,0943", "line 4: 13 fields, expected 12"),
-        ("2.0928", "2.09x8", "column bpb: Unable to parse string '2.09x8'"),
-        ("sweep,run", 'sweep,"run', "not a CSV file in UTF-8 (unexpected end of data)"),
-        ("baseline3090", "\udcff", "not a CSV file in UTF-8 ('utf-8' codec"),
+        ("verdict", "opinion", "expected the columns sweep, run"),
+        ("2.0943", "2,0943", "Expected 12 fields in line 4, saw 13"),
+        ("quick,,raw", "raw", "Unable to parse string 'complete'"),
+        ("2.0928", "2.09x8", "Unable to parse string '2.09x8'"),
+        ("baseline3090", "\udcff", "'utf-8' codec"),
     ],
 )
-def test_a_damaged_file_is_refused_by_line(tmp_path, old, new, says):
+def test_a_damaged_file_is_refused_by_name(tmp_path, old, new, says):
     text = reference_results.PATH.read_text(encoding="utf-8")
     path = tmp_path / "results.csv"
     path.write_bytes(text.replace(old, new, 1).encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         reference_results.load(path)
     assert str(path) in str(error.value)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="line 1"):
-        reference_results.load(path)

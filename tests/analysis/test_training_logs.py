@@ -7,8 +7,7 @@ import time
 import pytest
 from support.logs import LEGAL_TTT, MACHINE, OURS, REFERENCE, SLIDING, SOURCE, TUNED, UNSCORED
 
-from pgolf.analysis import training_logs
-from pgolf.analysis.training_logs import artifact, before_quantization, final, flags, protocol, read
+from pgolf.analysis.training_logs import read
 from pgolf_core.config import ROOT
 
 LOGS = ROOT.parent / "shared" / "logs"
@@ -16,16 +15,16 @@ LOGS = ROOT.parent / "shared" / "logs"
 
 def test_the_reference_trainer():
     log = read(REFERENCE)
-    score = final(log)
+    score = log.final
     assert (score.label, score.val_loss, score.val_bpb) == ("final_int8_zlib_roundtrip_exact", 2.06123456, 1.2345678)
-    assert artifact(log) == {"codec": "int8+zlib", "weights": 15_700_000, "code": 50_000, "total": 15_750_000}
+    assert log.artifact == {"codec": "int8+zlib", "weights": 15_700_000, "code": 50_000, "total": 15_750_000}
     assert (log.steps, log.iterations, log.stopped_by, log.seconds) == (6821, 20000, "wallclock", 600.012)
     assert log.rows[0] == {"step": 0, "val_loss": 6.9, "val_bpb": 4.1, "train_seconds": 0.0}
     assert log.rows[1] == {"step": 1, "train_loss": 6.91, "train_seconds": 0.044}
-    assert log.validation["val_bpb"] == 1.22 and before_quantization(log) is None
-    assert training_logs.eval_seconds(log) == 1.401 and protocol(log) == "final_int8_zlib_roundtrip_exact"
-    assert training_logs.data_fingerprint(log) == "log: words_1024.model, 99328 val tokens"
-    assert flags(log) == []
+    assert log.validation["val_bpb"] == 1.22 and log.before_quantization is None
+    assert log.protocol == "final_int8_zlib_roundtrip_exact"
+    assert log.data_fingerprint == "log: words_1024.model, 99328 val tokens"
+    assert log.flags == []
 
 
 def test_everything_that_configures_and_nothing_else():
@@ -58,70 +57,70 @@ def test_hyperparameters_in_a_block():
 
 def test_phased_ttt_is_final_and_diagnostics_are_not():
     log = read(TUNED.format(seed=42))
-    assert (final(log).label, final(log).val_bpb) == ("quantized_ttt_phased", 1.0723456)
-    assert before_quantization(log).val_bpb == 1.071
-    assert artifact(log) == {
+    assert (log.final.label, log.final.val_bpb) == ("quantized_ttt_phased", 1.0723456)
+    assert log.before_quantization.val_bpb == 1.071
+    assert log.artifact == {
         "codec": "quantized+brotli", "weights": 15_900_000, "code": 28_000, "total": 15_928_000,
     }  # fmt: skip
     assert log.rows[2] == {"step": 4500, "train_loss": 2.84, "train_seconds": 540.0}
-    assert log.seconds == 587.5 and training_logs.eval_seconds(log) == 500.2 and flags(log) == []
+    assert (log.seconds, log.final.seconds, log.flags) == (587.5, 500.2, [])
 
 
 def test_a_score_that_only_repeats_another_is_named():
     log = read(SLIDING)
     said = "final_int8_zlib_roundtrip_exact only repeats final_int6_sliding_window_exact"
-    assert flags(log) == [said]
-    assert (final(log).label, protocol(log)) == (
+    assert log.flags == [said]
+    assert (log.final.label, log.protocol) == (
         "final_int6_sliding_window_exact", "final_int6_sliding_window_exact, stride 64",
     )  # fmt: skip
-    assert before_quantization(log).label == "DIAGNOSTIC post_ema"
+    assert log.before_quantization.label == "DIAGNOSTIC post_ema"
     log = read(SLIDING + LEGAL_TTT)
-    assert flags(log) == [said]
-    assert (final(log).val_bpb, protocol(log)) == (1.11211122, "legal_ttt_exact, stride 64")
+    assert log.flags == [said]
+    assert (log.final.val_bpb, log.protocol) == (1.11211122, "legal_ttt_exact, stride 64")
     assert log.config["ttt_sliding.ttt_lr"] == 0.002
 
 
 def test_the_precise_one_of_two_scores_wherever_it_stands():
     lines = REFERENCE.splitlines()
-    assert final(read("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n")).val_bpb == 1.2345678
-    assert final(read("\n".join(lines[:-1]) + "\n")).val_bpb == 1.2346
+    assert read("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n").final.val_bpb == 1.2345678
+    assert read("\n".join(lines[:-1]) + "\n").final.val_bpb == 1.2346
 
 
 def test_a_stride_in_the_line_or_before_it():
     mode = "final_eval_mode:sliding_window stride:64 batch_seqs:32\nfinal_int8_zlib_roundtrip val"
     log = read(REFERENCE.replace("final_int8_zlib_roundtrip val", mode))
-    assert protocol(log) == "final_int8_zlib_roundtrip_exact, stride 64"
+    assert log.protocol == "final_int8_zlib_roundtrip_exact, stride 64"
     assert log.config["final_eval_mode"] == "sliding_window"
     log = read(REFERENCE + "sliding_window_eval stride:512 sliding val_loss: 1.9556 sliding val_bpb: 1.1582\n")
-    assert (final(log).val_bpb, protocol(log)) == (1.1582, "sliding_window_eval, stride 512")
+    assert (log.final.val_bpb, log.protocol) == (1.1582, "sliding_window_eval, stride 512")
 
 
 def test_totals_of_raw_weights_are_not_the_file():
     log = read(UNSCORED)
-    assert artifact(log) == {"codec": "rdquant+zstd", "weights": 16_500_000, "code": 80_000, "total": 16_580_000}
-    assert artifact(read(UNSCORED[: UNSCORED.index("Serialized model rd")])) == {}
+    assert log.artifact == {"codec": "rdquant+zstd", "weights": 16_500_000, "code": 80_000, "total": 16_580_000}
+    assert read(UNSCORED[: UNSCORED.index("Serialized model rd")]).artifact == {}
     raw_last = UNSCORED + "Serialized model: 111000000 bytes\nTotal submission size: 111080000 bytes\n"
-    assert artifact(read(raw_last))["total"] == 16_580_000
-    assert artifact(read(OURS.replace("Total submission", "Something")))["weights"] == 990_000
+    assert read(raw_last).artifact["total"] == 16_580_000
+    assert read(OURS.replace("Total submission", "Something")).artifact["weights"] == 990_000
     log = read("step:1/1 train_loss:2.0\nserialized_model_int8_zlib:654 bytes (payload:700)\n")
-    assert artifact(log) == {"codec": "int8+zlib", "weights": 654}
-    assert "the log states no total of file and code" in flags(log)
-    odd = read(REFERENCE.replace("size int8+zlib: 15750000", "size int8+zlib: 15750001"))
-    assert flags(odd) == ["the total of 15,750,001 bytes is not the file's 15,700,000 and 50,000 of code"]
+    assert log.artifact == {"codec": "int8+zlib", "weights": 654}
+    assert "the log states no total of file and code" in log.flags
+    log = read(REFERENCE.replace("size int8+zlib: 15750000", "size int8+zlib: 15750001"))
+    assert log.flags == ["the total of 15,750,001 bytes is not the file's 15,700,000 and 50,000 of code"]
 
 
 def test_no_score_after_quantisation_is_no_final_score():
     log = read(UNSCORED)
-    assert final(log) is None
-    assert flags(log) == [
+    assert log.final is None
+    assert log.flags == [
         "16,580,000 bytes are over the cap of 16,000,000",
         "the log has no score after quantisation",
         "averaged weights were quantised, and the score before quantisation is not theirs",
     ]
     nan = REFERENCE.replace("2.06123456 val_bpb:1.23456780", "nan val_bpb:nan")
-    assert final(read(nan)).val_bpb == 1.2346 and "final_int8_zlib_roundtrip_exact is nan" in flags(read(nan))
+    assert read(nan).final.val_bpb == 1.2346 and "final_int8_zlib_roundtrip_exact is nan" in read(nan).flags
     nan = nan.replace("val_loss:2.0612 val_bpb:1.2346", "val_loss:nan val_bpb:nan")
-    assert final(read(nan)) is None
+    assert read(nan).final is None
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_no_score_after_quantisation_is_no_final_score():
 )
 def test_a_log_that_stops_before_an_evaluation_it_began(text, stop, word):
     log = read(text[: text.index(stop)] + ("quantized val_loss:2.80000000 val_bpb:1.09000000\n" * ("TTT" in text)))
-    assert final(log) is None and f"{word} was to evaluate the file, and the log has no score of it" in flags(log)
+    assert log.final is None and f"{word} was to evaluate the file, and the log has no score of it" in log.flags
 
 
 @pytest.mark.parametrize("end", [-1, -4, -13, -30, -58])
@@ -142,9 +141,9 @@ def test_a_log_cut_in_a_line(end):
     """Without its end a figure may be another figure: 1.2345 of 1.23456780."""
     log = read(REFERENCE[:end])
     if end == -1:  # only the newline is gone
-        assert final(log).val_bpb == 1.2345678 and flags(log) == []
+        assert log.final.val_bpb == 1.2345678 and log.flags == []
     else:
-        assert final(log).label == "final_int8_zlib_roundtrip" and log.notes == [
+        assert log.final.label == "final_int8_zlib_roundtrip" and log.notes == [
             "the log ends in the middle of a line, which is left out"
         ]
     cut = read(REFERENCE[: REFERENCE.index("37\nwarmup_step")])
@@ -152,19 +151,15 @@ def test_a_log_cut_in_a_line(end):
 
 
 def test_source_code_in_a_log_is_no_log():
-    for text in (SOURCE + MACHINE + REFERENCE, SOURCE + REFERENCE):
-        log = read(text)
-        plain = read(REFERENCE)
-        assert log.config == plain.config and log.rows == plain.rows
-        assert [(s.label, s.val_bpb) for s in log.scores] == [(s.label, s.val_bpb) for s in plain.scores]
-        assert artifact(log) == artifact(plain)
-    assert read(SOURCE + MACHINE + REFERENCE).environment == {
-        "python": "3.12.1", "torch": "2.11.0+cu130", "device_name": "NVIDIA H100 80GB HBM3",
-    }  # fmt: skip
+    log, plain = read(SOURCE + MACHINE + REFERENCE), read(REFERENCE)
+    assert (log.config, log.rows, log.artifact) == (plain.config, plain.rows, plain.artifact)
+    assert [(s.label, s.val_bpb) for s in log.scores] == [(s.label, s.val_bpb) for s in plain.scores]
+    device = {"device_name": "NVIDIA H100 80GB HBM3"}
+    assert log.environment == {"python": "3.12.1", "torch": "2.11.0+cu130"} | device
     alone = read(SOURCE + MACHINE)
     assert not alone.rows and not alone.scores and not alone.config
     for line in ('    print("final_int8_zlib_roundtrip_exact val_loss:1.0 val_bpb:0.5")', "seed: int = 7"):
-        assert read(f"{line}\n{REFERENCE}").config == read(REFERENCE).config
+        assert read(f"{line}\n{REFERENCE}").config == plain.config
 
 
 @pytest.mark.parametrize("line", ["a" + " " * 4000, "a" + " " * 100_000, "a b " * 1000, "1 (" * 1300, "a:b " * 1000])
@@ -184,26 +179,26 @@ def test_stamps_and_carriage_returns_change_nothing(text):
 
 def test_a_second_training_in_one_file_replaces_the_first():
     log = read(REFERENCE + UNSCORED)
-    assert final(log) is None and artifact(log)["total"] == 16_580_000
+    assert log.final is None and log.artifact["total"] == 16_580_000
     assert "goes back from step 6821 to 2950" in log.notes[0]
     assert [row["step"] for row in log.rows] == [0, 1, 2950]
 
 
 def test_our_own_trainer():
     log = read(OURS)
-    assert final(log).val_bpb == 3.10123456 and flags(log) == ["1,010,000 bytes are over the cap of 1,000,000"]
-    assert artifact(log) == {
+    assert log.final.val_bpb == 3.10123456 and log.flags == ["1,010,000 bytes are over the cap of 1,000,000"]
+    assert log.artifact == {
         "codec": "step-0.5+gptq+ans", "weights": 990_000, "code": 20_000, "total": 1_010_000,
     }  # fmt: skip
     assert log.config["seed"] == 5 and log.config["params"] == 99000 and log.config["warmup_steps"] == 2
     assert "forecast" not in log.config and log.stopped_by == "iterations" and log.steps == 4
-    assert training_logs.data_fingerprint(log) == "log: data 0123456789ab"
+    assert log.data_fingerprint == "log: data 0123456789ab"
 
 
 def test_what_is_unknown_is_said():
     log = read("step:9/9 val_loss:2.0 val_bpb:1.2\nfinal_int8_zlib_roundtrip_exact val_loss:2.1 val_bpb:1.3\n")
-    assert training_logs.data_fingerprint(log) == "log: ?, ? val tokens"
-    assert any("does not tell both tokenizer and validation tokens" in flag for flag in flags(log))
+    assert log.data_fingerprint == "log: ?, ? val tokens"
+    assert any("does not tell both tokenizer and validation tokens" in flag for flag in log.flags)
 
 
 @pytest.mark.skipif(not LOGS.is_dir(), reason="no ../shared/logs: logs of public records are not in the repository")
@@ -215,9 +210,9 @@ def test_logs_of_public_records():
         log = read(text)
         scores = re.findall(r"^(?:[\d.]+ )?[A-Za-z].* val_loss:(\d\.\d{8}) val_bpb:(\d\.\d{8})", text, re.MULTILINE)
         totals = re.findall(r"Total submission size.*: (\d+) bytes", text)
-        found = final(log) and (final(log).val_loss, final(log).val_bpb)
+        found = log.final and (log.final.val_loss, log.final.val_bpb)
         assert found == (tuple(map(float, scores[-1])) if scores else None), name
-        assert artifact(log)["total"] == int(totals[-1]) and bool(scores) == ("DGAttention" not in name), name
+        assert log.artifact["total"] == int(totals[-1]) and bool(scores) == ("DGAttention" not in name), name
     configs = {name: read(text).config for name, text in logs.items() if name[:10] in ("2026-04-19", "2026-04-22")}
     for a, b in itertools.combinations(configs.values(), 2):  # one claims to differ by a knob; its logs do not
         assert {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)} == {"seed", "run_id", "logfile"}
