@@ -12,13 +12,13 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from pgolf_core.knobs import DataConfig, EvalConfig, ExportConfig, Group, ModelConfig, RegularizerConfig, TrainConfig
 from pgolf_core.rules import RULES
@@ -28,26 +28,18 @@ from pgolf_core.tracks import TRACKS
 # so that a notebook, papermill and the command line mean the same file whatever their working directory.
 ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
 
-HASH_EXCLUDED = {"allow_over_cap"}  # excluded from the config hash because it does not affect results
+HASH_EXCLUDED = {"allow_over_cap"}  # left out of the config hash: it does not affect results
 
 
 class ConfigError(ValueError):
     """Knobs that cannot work; the message names every one of them and what would be right."""
 
 
-class _TrackSource(PydanticBaseSettingsSource):
-    """The track's knobs, weaker than keyword and environment, stronger than defaults."""
-
-    def get_field_value(self, field, field_name):
-        raise NotImplementedError  # the base class asks for it; __call__ gives all fields at once
-
-    def __call__(self) -> dict:
-        return TRACKS.get(self.current_state.get("track", ""), {})
-
-
+@lru_cache(maxsize=64)
 def _knobs_of(group: type[Group], config: RunConfig) -> Group:
-    """The group of the config's knobs, which are valid already."""
-    return group.model_construct(**{name: getattr(config, name) for name in group.model_fields})
+    """The group of the config's knobs, valid already; eval_seq_len is resolved, so that a scorer needs no other group."""
+    values = config.model_dump() | {"eval_seq_len": config.eval_window}
+    return group.model_construct(**{name: values[name] for name in group.model_fields})
 
 
 class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig):
@@ -85,7 +77,8 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **unused):
-        return init_settings, env_settings, _TrackSource(settings_cls)
+        track = init_settings.init_kwargs.get("track", env_settings.env_vars.get("track", ""))
+        return init_settings, env_settings, InitSettingsSource(settings_cls, TRACKS.get(track, {}))
 
     @classmethod
     def from_file(cls, path: str | Path, **knobs) -> RunConfig:
@@ -105,23 +98,12 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     def with_knobs(self, **knobs) -> RunConfig:
         return RunConfig(**self.model_dump() | knobs)
 
-    model = cached_property(partial(_knobs_of, ModelConfig))
-    data = cached_property(partial(_knobs_of, DataConfig))
-    train = cached_property(partial(_knobs_of, TrainConfig))
-    regularizer = cached_property(partial(_knobs_of, RegularizerConfig))
-    export = cached_property(partial(_knobs_of, ExportConfig))
-
-    @cached_property
-    def eval(self) -> EvalConfig:
-        """The group with eval_seq_len resolved, so that a scorer needs no other group."""
-        return _knobs_of(EvalConfig, self).model_copy(update={"eval_seq_len": self.eval_window})
-
-    def model_copy(self, **options) -> RunConfig:
-        """A copy that makes its own groups, since an update may change them."""
-        copied = super().model_copy(**options)
-        for name in copied.__dict__.keys() - type(self).model_fields.keys():
-            del copied.__dict__[name]
-        return copied
+    model = property(partial(_knobs_of, ModelConfig))
+    data = property(partial(_knobs_of, DataConfig))
+    train = property(partial(_knobs_of, TrainConfig))
+    regularizer = property(partial(_knobs_of, RegularizerConfig))
+    export = property(partial(_knobs_of, ExportConfig))
+    eval = property(partial(_knobs_of, EvalConfig))
 
     @property
     def eval_window(self) -> int:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pgolf_core.scheme import parse_scheme
 
-MICROBATCHES = 8  # micro-batches of every step: world_size × grad_accum × microbatches per pass
+MICROBATCHES = 8  # per step: world_size × grad_accum × microbatches per pass
 EMBEDDED = ("embedded", "embedded_large")  # values of data_path that are built on first use
 
 Count = Annotated[int, Field(ge=0)]
@@ -22,18 +22,6 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _bits(others: dict[int, str]) -> AfterValidator:
-    """A number of bits from 2 to 8, or one of `others`, each with its meaning."""
-
-    def check(bits: int) -> int:
-        if bits not in (*range(2, 9), *others):
-            meanings = ", ".join(f"{number} ({meaning})" for number, meaning in others.items())
-            raise ValueError(f"input should be 2 to 8, or {meanings}")
-        return bits
-
-    return AfterValidator(check)
-
-
 def _check_quantizer(text: str) -> str:
     if text:
         parse_scheme(text)
@@ -41,8 +29,6 @@ def _check_quantizer(text: str) -> str:
 
 
 Quantizer = Annotated[str, AfterValidator(_check_quantizer)]
-EmbeddingBits = Annotated[int, _bits({16: "stays float16", 0: "weight_quantization_bits"})]
-ResidualBits = Annotated[int, _bits({16: "float16 factors"})]
 
 
 class Group(BaseModel):
@@ -159,7 +145,7 @@ class ExportConfig(Group):
     mlp_out_quantizer: Quantizer = Field("", description="quantizer of an MLP's second matrix; '' = quantizer")
     head_quantizer: Quantizer = Field("", description="quantizer of an untied head; '' = quantizer")
     weight_quantization_bits: int = Field(8, ge=2, le=8, description="bits of absmax")
-    embed_quantization_bits: EmbeddingBits = Field(0, description="bits of absmax for embedding tables; 0 = "
+    embed_quantization_bits: int = Field(0, description="bits of absmax for embedding tables; 0 = "
                                                    "weight_quantization_bits, 16 = stays float16")  # fmt: skip
     int8_axis_mode: Literal["auto", "row", "col"] = Field("auto", description="absmax: one scale per row or per "
                             "column; auto = whichever has the smaller error")  # fmt: skip
@@ -173,7 +159,7 @@ class ExportConfig(Group):
     gptq_act_order: bool = Field(True, description="GPTQ: columns of large inputs first")
     calibration_tokens: Positive = Field(65_536, description="tokens of the training split used for calibration")
     int8_residual_rank: int = Field(0, ge=0, le=256, description="rank of residual corrections; 0 = none")
-    int8_residual_bits: ResidualBits = Field(16, description="bits of a residual's factors; 16 = float16")
+    int8_residual_bits: int = Field(16, description="bits of a residual's factors; 16 = float16")
     int8_residual_group: Positive = Field(64, description="integers of a residual's factor that share a scale")
     int8_residual_budget_bytes: Count = Field(0, description="bytes of all residuals before compression; 0 = none")
     int8_residual_power_iters: Positive = Field(6, description="power iterations of a rank-1 residual")

@@ -72,29 +72,24 @@ class GPT(nn.Module):
 
     def positions(self, x: Tensor) -> Positions:
         """cos and sin (T, C/2) for x (B, T, D), and the window's mask (None without a window); kept between calls."""
-        T, device = x.size(1), x.device
+        T, device, window = x.size(1), x.device, self.config.window_size
         if (T, device) not in self._positions_cache:
             # Tensors made in inference mode could not be used by a later training step.
             with torch.inference_mode(False):
                 cos, sin = rotary_angles(T, self.config.head_dim, self.config.rope_base, device)
-                windowed = 0 < self.config.window_size < T
-                mask = window_mask(T, self.config.window_size, device) if windowed else None
+                mask = window_mask(T, window, device) if 0 < window < T else None
             self._positions_cache[T, device] = (cos, sin, mask)
         cos, sin, mask = self._positions_cache[T, device]
         return cos.to(x.dtype), sin.to(x.dtype), mask
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """(B, T) token ids -> x0 (B, T, D), which the first layer reads and every layer mixes in."""
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V), soft-capped, in float32."""
         x = self.tok_emb(ids)  # (B, T, E)
         if self.tok_emb_proj is not None:
-            x = self.tok_emb_proj(x)
-        return norm(x)
-
-    def hidden(self, ids: Tensor) -> Tensor:
-        """(B, T) token ids -> (B, T, D), after the last norm."""
-        half = self.config.num_layers // 2  # skips: first half to second, last in, first out
-        x = x0 = self.embed(ids)
+            x = self.tok_emb_proj(x)  # (B, T, D)
+        x = x0 = norm(x)
         positions, skips = self.positions(x), []
+        half = self.config.num_layers // 2  # skips: first half to second, last in, first out
         for i, block in enumerate(self.block_of_layer):
             if i >= half and skips:
                 x = x + self.skip_weights[i - half].to(x.dtype) * skips.pop()
@@ -103,10 +98,7 @@ class GPT(nn.Module):
             x = self.blocks[block](x, self.q_gains[i], self.attn_scales[i], self.mlp_scales[i], positions)
             if i < half:
                 skips.append(x)
-        return norm(x)
-
-    def head(self, x: Tensor) -> Tensor:
-        """(B, T, D) from `hidden` -> (B, T, V) logits, soft-capped, in float32."""
+        x = norm(x)
         if self.lm_head is not None:
             logits = self.lm_head(x)
         else:
@@ -117,12 +109,9 @@ class GPT(nn.Module):
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.hidden(ids))
-
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats per token over (B, T) targets, in float32."""
-        return F.cross_entropy(self(ids).float().flatten(0, 1), targets.flatten())
+        """Mean nats per token over (B, T) targets."""
+        return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
 
 def roles(config: ModelConfig) -> dict[str, Role]:

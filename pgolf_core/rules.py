@@ -37,6 +37,11 @@ RULES = [
     ({"eval_cache_mix_weight", "eval_bigram_mix_weight", "eval_cache_size"},
      lambda c: c.eval_cache_size or not (c.eval_cache_mix_weight or c.eval_bigram_mix_weight),
      "eval_cache_size=0 leaves the n-gram cache's weights without effect; give it the tokens to look back"),
+    ({"embed_quantization_bits"}, lambda c: c.embed_quantization_bits in (0, *range(2, 9), 16),
+     "embed_quantization_bits={c.embed_quantization_bits}: input should be 2 to 8, 16 (stays float16) or "
+     "0 (weight_quantization_bits)"),
+    ({"int8_residual_bits"}, lambda c: c.int8_residual_bits in (*range(2, 9), 16),
+     "int8_residual_bits={c.int8_residual_bits}: input should be 2 to 8, or 16 (float16 factors)"),
     ({"allocation", "mlp_permutation"}, lambda c: c.allocation == "fixed" or not c.mlp_permutation,
      "mlp_permutation has no effect with allocation=solve: its codes ignore the order of neurons; leave it 0"),
     ({"mlp_permutation", "int8_residual_rank", "int8_residual_bits"},

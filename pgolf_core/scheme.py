@@ -1,30 +1,6 @@
 """Quantizers: one file each in quantization/schemes/, found by the word that a quantizer knob begins with.
 
-Most are a grid of levels and a rule for its step size. This file, as quantization/schemes/rowmax.py, is all that
-`quantizer: rowmax:3` needs to work everywhere:
-
-    from dataclasses import dataclass
-
-    from pgolf_core.quantization.schemes import GridScheme
-    from pgolf_core.scheme import parse_int, register
-
-    @register
-    @dataclass(frozen=True)
-    class RowMax(GridScheme):
-        word, usage = "rowmax", "rowmax:K, K levels above zero and K below per row, up to its largest |w|; K 1 to 127"
-        k: int
-
-        @classmethod
-        def from_args(cls, k):
-            return cls(parse_int(k, 1, 127))
-
-        def grid(self, w, context):
-            from pgolf_core.quantization.grids import Grid, stored_scale
-
-            return Grid(stored_scale(w.abs().amax(1) / self.k), axis=0, qmax=self.k)
-
-Another kind of scheme derives from QuantScheme and brings a stored form of its own, the part that a reader needs, as
-schemes/codebook.py does. This module loads no torch, and a scheme's module is loaded when a knob first names it.
+docs/extending.md adds one. This module loads no torch, and a scheme's module is loaded when a knob first names it.
 """
 
 from __future__ import annotations

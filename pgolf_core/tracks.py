@@ -10,7 +10,7 @@ REFERENCE_SWEEP = dict(
     int8_residual_rank=1, int8_residual_budget_bytes=65_536,
 )  # fmt: skip
 TRACKS: dict[str, dict] = {
-    "nano": dict(  # about a minute per run on one CPU thread, so two runs at a time on two cores
+    "nano": dict(  # about a minute per run on one CPU thread
         num_layers=2, model_dim=192, num_heads=4, num_kv_heads=2,
         train_seq_len=256, train_batch_tokens=4096, iterations=120, max_wallclock_seconds=0, warmup_steps=0,
         warmdown_iters=60, muon_momentum_warmup_steps=60, train_log_every=10, val_loss_every=40,

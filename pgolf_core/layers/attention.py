@@ -50,7 +50,7 @@ def window_mask(length: int, window: int, device: torch.device) -> Mask:
 
 @cache
 def compiled_flex_attention():
-    """FlexAttention for a model that is not compiled: run as plain operations it would hold all scores of a head."""
+    """FlexAttention for a model that is not compiled; uncompiled, it would hold the scores (T, T) of every head."""
     return torch.compile(flex.flex_attention)
 
 

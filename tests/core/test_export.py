@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import textwrap
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.codec import ArtifactError
 from pgolf_core.artifact.container import pack_arrays
 from pgolf_core.artifact.format import load, pack, unpack
-from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.config import ROOT, ConfigError, RunConfig
 from pgolf_core.export import export, quantize_state
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.model import GPT
@@ -143,9 +142,10 @@ def test_what_is_no_artifact_is_refused_with_the_files_name(tmp_path):
         load(tmp_path / "nowhere")
 
 
-def test_the_example_of_scheme_py_works_as_it_stands(monkeypatch, tmp_path):
+def test_the_quantiser_of_the_docs_works_as_it_stands(monkeypatch, tmp_path):
     monkeypatch.setattr(scheme, "SCHEMES", dict(scheme.SCHEMES))
-    exec(textwrap.dedent(re.search(r"\n\n(    from .*?)\n\n(?! )", scheme.__doc__, re.S)[1]), {})
+    example = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", example, re.S)[1], {})
     config, w = RunConfig(quantizer="rowmax:3", keep_float_max_numel=0).export, torch.randn(24, 16)
     export({"blocks.0.mlp.fc.weight": w}, config, tmp_path / "artifact")
     error = (load(tmp_path / "artifact")["blocks.0.mlp.fc.weight"] - w).abs()

@@ -11,33 +11,22 @@ from pgolf_core.export import quantize_state
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.model import GPT, roles, roles_by_name
 from pgolf_core.optim import make_optimizers
-from pgolf_core.parameters import CONTROL, EMBEDDING, Role, RoleError, declare, matrix, roles_of, tensor_place
+from pgolf_core.parameters import CONTROL, EMBEDDING, HEAD, Role, RoleError, declare, matrix, roles_of, tensor_place
 from pgolf_core.regularizers import CompressionRegularizer
 
 SMALL = dict(vocab_size=16, num_layers=3, model_dim=8, num_heads=2, num_kv_heads=1)
 
 
 def test_every_parameter_of_the_model_has_the_role_it_was_created_with():
-    found = roles(ModelConfig(**SMALL, embed_dim=4, tie_embeddings=False))
-    blocks = {name: role for name, role in found.items() if role.block == 2}
-    assert {name: (role.kind, role.quantizer_group) for name, role in blocks.items()} == {
-        "blocks.2.attn.c_q.weight": ("matrix", "attn_in"),
-        "blocks.2.attn.c_k.weight": ("matrix", "attn_in"),
-        "blocks.2.attn.c_v.weight": ("matrix", "attn_in"),
-        "blocks.2.attn.proj.weight": ("matrix", "attn_out"),
-        "blocks.2.mlp.fc.weight": ("matrix", "mlp_in"),
-        "blocks.2.mlp.proj.weight": ("matrix", "mlp_out"),
-    }
-    assert {name: (role.kind, role.quantizer_group) for name, role in found.items() if role.block is None} == {
-        "skip_weights": ("control", ""),
-        "q_gains": ("control", ""),
-        "attn_scales": ("control", ""),
-        "mlp_scales": ("control", ""),
-        "resid_mixes": ("control", ""),
-        "tok_emb.weight": ("embedding", "embed"),
-        "tok_emb_proj.weight": ("matrix", "embed"),
-        "lm_head.weight": ("head", "head"),
-    }
+    controls = ["skip_weights", "q_gains", "attn_scales", "mlp_scales", "resid_mixes"]
+    tables = {"tok_emb.weight": EMBEDDING, "tok_emb_proj.weight": matrix("embed"), "lm_head.weight": HEAD}
+    groups = {
+        "attn.c_q": "attn_in", "attn.c_k": "attn_in", "attn.c_v": "attn_in", "attn.proj": "attn_out",
+        "mlp.fc": "mlp_in", "mlp.proj": "mlp_out",
+    }  # fmt: skip
+    blocks = {f"blocks.{i}.{part}.weight": Role("matrix", group, i) for i in range(3) for part, group in groups.items()}
+    expected = dict.fromkeys(controls, CONTROL) | tables | blocks
+    assert roles(ModelConfig(**SMALL, embed_dim=4, tie_embeddings=False)) == expected
 
 
 def test_roles_by_name_are_the_models_at_any_depth_and_unknown_names_are_errors():
@@ -89,9 +78,10 @@ def test_what_cannot_be_declared_says_why():
         roles_of(model)
 
 
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [("blocks.3.mlp.fc.weight", (3, "mlp.fc")), ("tok_emb.weight", (None, "tok_emb")), ("q_gains", (None, "q_gains"))],
-)
-def test_tensor_place(name, place):
-    assert tensor_place(name) == place
+def test_tensor_place():
+    places = {
+        "blocks.3.mlp.fc.weight": (3, "mlp.fc"),
+        "tok_emb.weight": (None, "tok_emb"),
+        "q_gains": (None, "q_gains"),
+    }
+    assert {name: tensor_place(name) for name in places} == places
