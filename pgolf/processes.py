@@ -78,6 +78,6 @@ def visible_gpus() -> list[str]:
     return [gpu.strip() for gpu in (visible or "").split(",") if gpu.strip()]
 
 
-def gpu_groups(gpus: list[str], size: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each whole group of `size` GPUs; a rest smaller than a group is left out."""
-    return [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
+def gpu_environments(gpus: list[str], size: int) -> list[dict[str, str]]:
+    """Environment that shows a process its GPUs, per group of `size`; a rest smaller than a group is left out."""
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i : i + size])} for i in range(0, len(gpus) - size + 1, size)]

@@ -1,9 +1,15 @@
 """Argument types and shared options of the `pgolf` commands."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-from pgolf_core.config import ConfigError
+
+def add_command(commands, function: Callable, name: str, text: str) -> argparse.ArgumentParser:
+    """A subcommand: its function takes the parsed arguments and returns the exit status."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=function)
+    return parser
 
 
 def count(text: str) -> int:
@@ -20,16 +26,30 @@ def existing_file(name: str) -> Path:
     return Path(name)
 
 
+def _pair(text: str) -> tuple[str, str]:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=VALUE")
+    return tuple(text.split("=", 1))
+
+
 def add_knobs(parser: argparse.ArgumentParser) -> None:
+    """-k NAME=VALUE: pairs of text, as in environment variables; RunConfig parses them by each knob's type."""
     text = "set a knob of RunConfig, like -k num_layers=4; may be repeated"
-    parser.add_argument("-k", dest="knobs", action="append", default=[], metavar="NAME=VALUE", help=text)
+    parser.add_argument("-k", dest="knobs", action="append", type=_pair, default=[], metavar="NAME=VALUE", help=text)
 
 
-def knobs_of(pairs: list[str]) -> dict[str, str]:
-    """Knobs as text, as in environment variables; RunConfig parses them by each knob's type."""
-    if bad := [pair for pair in pairs if "=" not in pair]:
-        raise ConfigError(f"-k {' '.join(bad)}: expected NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """--scale, --seeds and -k: what replaces parts of a sweep file."""
+    text = "nano: shrink each run to a minute on one CPU thread"
+    parser.add_argument("--scale", default="", metavar="nano", help=text)
+    text = "run everything once per seed; runs that are complete stay"
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=text)
+    add_knobs(parser)
+
+
+def overrides(arguments: argparse.Namespace) -> tuple[dict[str, str], str, list[int] | None]:
+    """Arguments `knobs`, `scale` and `seeds` of load_sweep."""
+    return dict(arguments.knobs), arguments.scale, arguments.seeds
 
 
 def add_workers(parser: argparse.ArgumentParser, text: str) -> None:

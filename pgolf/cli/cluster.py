@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from pgolf.cli.arguments import add_workers, count
-from pgolf.processes import gpu_groups, kill_family, visible_gpus
+from pgolf.cli.arguments import add_command, add_workers, count
+from pgolf.processes import gpu_environments, kill_family, visible_gpus
 from pgolf_core.config import ConfigError
 
 STOP_SECONDS = 5
@@ -19,8 +19,7 @@ STOP_SECONDS = 5
 
 def add_commands(commands) -> None:
     text = "run notebooks of sweeps that were started with --cluster: one Dask worker per group of GPUs"
-    sub = commands.add_parser("worker", help=text, description=text)
-    sub.set_defaults(command=worker)
+    sub = add_command(commands, worker, "worker", text)
     sub.add_argument("address", metavar="ADDRESS", help="the Dask scheduler: tcp://host:8786, or its scheduler file")
     sub.add_argument("--gpus", type=count, default=1, metavar="N", help="GPUs per run; default 1")
     add_workers(sub, "runs at a time on a machine without GPUs; default 1")
@@ -64,4 +63,4 @@ def _environments(gpus_per_run: int, workers: int | None) -> list[dict[str, str]
         raise ConfigError(f"--gpus {gpus_per_run}: it does not divide the {len(gpus)} GPUs here ({', '.join(gpus)})")
     if gpus and workers:
         raise ConfigError(f"--workers {workers}: this machine has GPUs, and runs one notebook per --gpus of them")
-    return [{"CUDA_VISIBLE_DEVICES": group} for group in gpu_groups(gpus, gpus_per_run)] or [{}] * (workers or 1)
+    return gpu_environments(gpus, gpus_per_run) or [{}] * (workers or 1)

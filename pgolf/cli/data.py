@@ -1,21 +1,16 @@
 """`pgolf data`: make data, and audit it."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from pgolf.cli.arguments import count, existing_file
+from pgolf.cli.arguments import add_command, count, existing_file
 from pgolf_core.config import ROOT
 
 
 def add_commands(commands) -> None:
-    data = commands.add_parser("data", help="make data, and audit it")
-    data.set_defaults(command=lambda _: data.print_help() or 0)
-    sources = data.add_subparsers(metavar="SOURCE")
-
-    def source(function, name: str, text: str) -> argparse.ArgumentParser:
-        sub = sources.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
-        return sub
+    data = add_command(commands, lambda _: data.print_help() or 0, "data", "make data, and audit it")
+    source = partial(add_command, data.add_subparsers(metavar="SOURCE"))
 
     sub = source(embedded, "embedded", "docstrings of the installed packages: 17 MB of English, no download")
     _add_tokenizer(sub)

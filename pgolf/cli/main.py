@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pgolf.cli import cluster, data, remote
-from pgolf.cli.arguments import add_knobs, add_workers, existing_file, knobs_of
+from pgolf.cli.arguments import add_command, add_knobs, add_overrides, add_workers, existing_file, overrides
 from pgolf.runs import directory
 from pgolf.runs.result import RunError
 from pgolf_core.config import ROOT, RunConfig
@@ -57,15 +57,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version of pgolf")
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    def command(function, name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
-        return sub
+    command = partial(add_command, commands)
 
     sub = command(demo, "demo", "build the corpus, run the demo sweep and write reports: ten minutes on two cores")
     add_workers(sub, "notebooks at a time")
 
-    _add_sweep(command(sweep, "sweep", "run what is missing of sweep files, one file after another"))
+    sub = command(sweep, "sweep", "run what is missing of sweep files, one file after another")
+    sub.add_argument("files", type=existing_file, nargs="+", metavar="FILE", help="sweep file, YAML")
+    add_overrides(sub)
+    add_workers(sub, "notebooks at a time; default: as many as fit the cores or GPUs")
+    text = "run on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
+    sub.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
+    sub.add_argument("--dry-run", action="store_true", help="check the files and print what would run")
 
     sub = command(train, "train", "train one run, without a notebook")
     sub.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/explore/<track>-<hash of the knobs>")
@@ -103,19 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sweep(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("files", type=existing_file, nargs="+", metavar="FILE", help="sweep file, YAML")
-    text = "nano: shrink each run to a minute on one CPU thread"
-    sub.add_argument("--scale", default="", metavar="nano", help=text)
-    text = "run everything once per seed; runs that are complete stay"
-    sub.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=text)
-    add_workers(sub, "notebooks at a time; default: as many as fit the cores or GPUs")
-    text = "run on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
-    sub.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
-    sub.add_argument("--dry-run", action="store_true", help="check the files and print what would run")
-    add_knobs(sub)
-
-
 # Torch and pandas take seconds to import, so each command imports what it needs.
 
 
@@ -141,14 +131,14 @@ def sweep(arguments: argparse.Namespace) -> int:
         from pgolf.machines.cluster import connect
 
         pool = partial(connect, arguments.cluster)
-    options = (knobs_of(arguments.knobs), arguments.scale, arguments.seeds)
-    sweeps = {file: load_sweep(file, *options) for file in arguments.files}  # all are checked before the first one runs
+    # All are checked before the first one runs.
+    sweeps = {file: load_sweep(file, *overrides(arguments)) for file in arguments.files}
     failures = []
     for file, checked in sweeps.items():
         if arguments.dry_run:
             _dry_run(checked)
         else:
-            failures += run_sweep(file, arguments.workers, *options, open_pool=pool)
+            failures += run_sweep(file, arguments.workers, *overrides(arguments), open_pool=pool)
     if failures:
         print(f"pgolf: {len(failures)} failed: {', '.join(f.run for f in failures)}", file=sys.stderr)
         print("the same command tries these again, and nothing else", file=sys.stderr)
@@ -158,14 +148,14 @@ def sweep(arguments: argparse.Namespace) -> int:
 def _dry_run(checked) -> None:
     from pgolf.runs.table import load_runs
     from pgolf.sweeps.pool import worker_environments
-    from pgolf.sweeps.runner import missing, plan
+    from pgolf.sweeps.runner import missing
     from pgolf.training.forecast import check
 
     jobs, stages = missing(checked)
-    to_run = {job.name for job in jobs} | {stage.notebook for stage in stages}
+    to_run = {job.name for job in jobs} | set(stages)
     status = dict(load_runs(checked.directory)[["run", "status"]].itertuples(index=False))
     print(f"{checked.name}: {checked.question}" if checked.question else checked.name)
-    for name in [job.name for job in plan(checked)] + [stage.notebook for stage in checked.stages]:
+    for name in [*checked.runs, *checked.stages]:
         print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
     print(f"{len(to_run)} to run, {len(worker_environments([job.config for job in jobs]))} at a time")
     check({job.name: job.config for job in jobs}, print)
@@ -174,7 +164,7 @@ def _dry_run(checked) -> None:
 def train(arguments: argparse.Namespace) -> int:
     from pgolf.training.run import train
 
-    knobs = knobs_of(arguments.knobs)
+    knobs = dict(arguments.knobs)
     config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
     run_dir = arguments.run_dir or directory.RUNS / "explore" / directory.run_name(config)
     train(config, run_dir)
@@ -204,7 +194,7 @@ def import_log(arguments: argparse.Namespace) -> int:
     from pgolf.reports import text
 
     imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or directory.RUNS)
-    print("\n".join([*text.imports(imported), *remarks]))
+    print(*text.imports(imported), *remarks, sep="\n")
     return 0
 
 
@@ -233,8 +223,7 @@ def _run_dir(name: str) -> Path:
 def report(arguments: argparse.Namespace) -> int:
     from pgolf.reports import pages
 
-    for page in pages.write_reports(root=directory.RUNS, out=arguments.out):
-        print(page)
+    print(*pages.write_reports(root=directory.RUNS, out=arguments.out), sep="\n")
     return 0
 
 

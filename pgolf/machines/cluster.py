@@ -221,7 +221,7 @@ def connect(address: str, sweep: Sweep) -> Iterator[ClusterPool]:
     try:
         canary.touch()
         data = {fingerprint: config.model_dump() for fingerprint, config in datasets(configs).items()}
-        notebooks = ["train.ipynb", *(f"{stage.notebook}.ipynb" for stage in sweep.stages)]
+        notebooks = ["train.ipynb", *(f"{stage}.ipynb" for stage in sweep.stages)]
         ranks = max((c.world_size for c in configs if c.device != "cpu"), default=0)
         pool = ClusterPool(client, canary.name, notebooks, data, ranks, worker.about(canary.name, notebooks))
         pool.refresh()

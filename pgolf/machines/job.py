@@ -124,7 +124,7 @@ def load_job(
     for i, (file, sweep) in enumerate(sweeps.items()):
         if sweep.name in content:
             raise RemoteError(f"two of {', '.join(map(str, files))} are the same sweep; name each once")
-        stages = [[stage.notebook, stage.parameters] for stage in sweep.stages]
+        stages = [list(stage) for stage in sweep.stages.items()]
         content[sweep.name] = [{run: config.hash for run, config in sweep.runs.items()}, stages]
         # A sweep may be named after its file, so the name stays.
         texts[f"{i}-{sweep.name}/{Path(file).name}"] = Path(file).read_text(encoding="utf-8")

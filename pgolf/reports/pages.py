@@ -13,7 +13,7 @@ import nbformat
 
 from pgolf.runs.directory import RUNS
 from pgolf.runs.table import load_runs
-from pgolf.sweeps.kernel_process import KernelProcess
+from pgolf.sweeps.kernel_process import SharedKernel
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
 
@@ -45,7 +45,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS) -> list[Pa
     written, failed = {}, []
 
     def draw() -> None:
-        with KernelProcess() as kernel:
+        with SharedKernel() as kernel:
             for page in waiting:
                 try:
                     written[page] = _write_page(kernel, root, out, page)
@@ -72,11 +72,11 @@ def write_report(root: str | Path = RUNS, out: str | Path = REPORTS, page: str =
     The page needs no network. Every file is written atomically; figures of a former report of this page that this one
     does not have are removed. Raises ReportError naming what failed.
     """
-    with KernelProcess() as kernel:
+    with SharedKernel() as kernel:
         return _write_page(kernel, root, out, page)
 
 
-def _write_page(kernel: KernelProcess, root: str | Path, out: str | Path, page: str) -> Path:
+def _write_page(kernel: SharedKernel, root: str | Path, out: str | Path, page: str) -> Path:
     from nbconvert import HTMLExporter  # slow to import, and only reports need it
 
     root, out = Path(root).resolve(), Path(out).resolve()

@@ -1,24 +1,26 @@
-"""A process that executes notebooks: one of a sweep, `python -m pgolf.sweeps.kernel_process job.json`, or report pages.
+"""Executing notebooks: one of a sweep in a process of its own, `python -m pgolf.sweeps.kernel_process job.json`, or
+report pages in a shared kernel.
 
 papermill's working directory is process-wide, so every notebook of a sweep gets a process of its own. This module
 imports neither torch nor pandas: the kernel does, and loading them twice would add 2.5 s per run.
 """
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pgolf.processes import SWEEP_PID, end_with_sweep, kill_family
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from traitlets import default
+
+from pgolf.processes import SWEEP_PID, end_with_sweep
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
-
-COMMAND = [sys.executable, "-m", "pgolf.sweeps.kernel_process"]
 
 
 def start(
@@ -36,38 +38,33 @@ def start(
     own = {SWEEP_PID: str(os.getpid()), "PGOLF_RUNS": str(runs_root.resolve()), "PGOLF_ROOT": str(ROOT.resolve())}
     with open(run_dir / "kernel.log", "wb") as log:
         return subprocess.Popen(
-            [*COMMAND, str(job_file.resolve())], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "pgolf.sweeps.kernel_process", str(job_file.resolve())],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             env={**environment, **own}, start_new_session=True,  # POSIX
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
         )  # fmt: skip
 
 
-def own_kernels() -> type:
+class OwnKernel(AsyncKernelManager):
     """Kernel manager that always starts this interpreter: a user's kernelspec `python3` may name another one."""
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
 
-    class OwnKernel(AsyncKernelManager):
-        @default("kernel_spec_manager")
-        def _no_installed_kernelspecs(self):
-            return KernelSpecManager(kernel_dirs=[], parent=self)
-
-    return OwnKernel
+    @default("kernel_spec_manager")
+    def _no_installed_kernelspecs(self):
+        return KernelSpecManager(kernel_dirs=[], parent=self)
 
 
-def execute(job: dict, **kernel) -> str | None:
-    """Execute job's notebook with its parameters into job's output. Returns why it failed, in one line, or None.
+def execute(notebook: Path, output: Path, parameters: dict, **options) -> str | None:
+    """Execute a notebook with its parameters into output. Returns why it failed, in one line, or None.
 
-    kernel: `km`, a manager whose kernel stays, or `kernel_manager_class` for one that ends with the notebook.
+    options: papermill's `cwd`, and the kernel: `km`, a manager whose kernel stays, or `kernel_manager_class` for one
+    that ends with the notebook.
     """
-    # Imported here: kernels import this module for end_with_sweep and need neither.
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    options = dict(kernel_name="python3", progress_bar=False, cwd=str(Path(job["notebook"]).parent))
+    options |= dict(kernel_name="python3", progress_bar=False)
     try:
-        papermill.execute_notebook(job["notebook"], job["output"], job["parameters"], **options, **kernel)
+        papermill.execute_notebook(str(notebook), str(output), parameters, **options)
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {' '.join(error.evalue.split())}"
     except DeadKernelError:
@@ -75,90 +72,48 @@ def execute(job: dict, **kernel) -> str | None:
     return None
 
 
-class KernelProcess:
+class SharedKernel:
     """Executes notebooks one after another in one kernel, whose namespace is emptied before each.
 
-    Starting the process, papermill and a kernel takes longer than most report pages. Not for training: what one run
-    leaves behind in its process must not reach the next.
+    Starting a kernel and its imports takes longer than most report pages. Not for training: what one run leaves behind
+    in the kernel must not reach the next. Each thread may have one: none changes the working directory.
     """
 
     def __enter__(self) -> Self:
         self._start()
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
-        if kind:
-            kill_family(self._process.pid)
-        self._end()
+    def __exit__(self, *_) -> None:
+        run_sync(self._kernel.shutdown_kernel)(now=True)
 
     def _start(self) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
-        self._process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8",
-            env=os.environ | {SWEEP_PID: str(os.getpid())},
-        )  # fmt: skip
-
-    def _end(self) -> str:
-        """Wait until the process ends. Returns the last line it wrote to stderr."""
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._process.stdout.close()
-        status = self._process.wait()
-        with self._stderr as stderr:
-            stderr.seek(0)
-            lines = stderr.read().decode("utf-8", "replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {status}")
+        self._kernel = OwnKernel(kernel_name="python3")
+        own = os.environ | {SWEEP_PID: str(os.getpid())}
+        run_sync(self._kernel.start_kernel)(env=own, stderr=subprocess.DEVNULL)
 
     def run(self, notebook: Path, output: Path, parameters: dict) -> str | None:
         """Execute a notebook and wait for it. Returns why it failed, in one line, or None."""
-        job = {"notebook": str(notebook), "output": str(output), "parameters": parameters}
-        try:
-            print(json.dumps(job), file=self._process.stdin, flush=True)
-            answer = self._process.stdout.readline()
-        except OSError:
-            answer = ""
-        if answer:
-            return json.loads(answer)
-        reason = self._end()
-        self._start()
-        return reason
+        if run_sync(self._kernel.is_alive)():
+            run_sync(self._empty)()
+        else:
+            run_sync(self._kernel.cleanup_resources)()  # its connection file
+            self._start()
+        return execute(notebook, output, parameters, km=self._kernel)
 
-
-def _serve() -> None:
-    """Execute jobs from stdin, one per line; answer each with a line of JSON on stdout."""
-    from jupyter_core.utils import run_sync
-
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # output of kernels goes to stderr
-    kernel = None
-
-    async def empty() -> None:
-        client = kernel.client()
+    async def _empty(self) -> None:
+        client = self._kernel.client()
         client.start_channels()
         await client.wait_for_ready()
         await client.execute_interactive("%reset -f", silent=True)
         client.stop_channels()
 
-    for line in sys.stdin:
-        if kernel and not run_sync(kernel.is_alive)():
-            run_sync(kernel.cleanup_resources)()  # its connection file
-            kernel = None
-        if kernel:
-            run_sync(empty)()
-        else:
-            kernel = own_kernels()(kernel_name="python3")
-        print(json.dumps(execute(json.loads(line), km=kernel)), file=answers, flush=True)
-    if kernel:
-        run_sync(kernel.shutdown_kernel)(now=True)
-
 
 def main() -> int:
     end_with_sweep()
     os.environ[SWEEP_PID] = str(os.getpid())  # the kernel ends with this process
-    if not sys.argv[1:]:
-        _serve()
-        return 0
-    if reason := execute(json.loads(Path(sys.argv[1]).read_bytes()), kernel_manager_class=own_kernels()):
+    job = json.loads(Path(sys.argv[1]).read_bytes())
+    reason = execute(**job, cwd=str(Path(job["notebook"]).parent), kernel_manager_class=OwnKernel)
+    if reason:
         print(reason, file=sys.stderr)
     return 1 if reason else 0
 

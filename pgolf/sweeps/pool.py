@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from tqdm import tqdm
 
-from pgolf.processes import gpu_groups, kill_family, visible_gpus
+from pgolf.processes import gpu_environments, kill_family, visible_gpus
 from pgolf.runs import directory
 from pgolf.sweeps import kernel_process
 from pgolf.sweeps.jobs import Failure, Job, failed, finish, progress, say
@@ -108,8 +108,8 @@ def worker_environments(configs: list[RunConfig], workers: int | None = None) ->
         if len(gpus) < ranks:
             there = f"one GPU per process, and there are {len(gpus)}"
             raise SweepError(f"world_size={ranks}: {there}; lower nproc or world_size")
-        groups = gpu_groups(gpus, ranks)
-        return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(workers or len(groups))]
+        groups = gpu_environments(gpus, ranks)
+        return [groups[i % len(groups)] for i in range(workers or len(groups))]
     cores = os.cpu_count() or 1
     on_cpu = all(config.device in ("auto", "cpu") for config in configs)
     threads = max((config.world_size * (config.cpu_threads or cores) for config in configs), default=cores)

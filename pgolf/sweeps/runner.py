@@ -13,7 +13,7 @@ from pgolf.runs.result import RunError, read_result, stored_result
 from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
 from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments
-from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Stage, Sweep, SweepError, load_sweep
+from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Sweep, SweepError, load_sweep
 from pgolf.training.forecast import check
 from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ConfigError, RunConfig
@@ -27,9 +27,9 @@ def plan(sweep: Sweep) -> list[Job]:
     return [_job(sweep, name, "train", config, sweep.train_parameters) for name, config in sweep.runs.items()]
 
 
-def stage_job(sweep: Sweep, stage: Stage, source: str) -> Job:
+def stage_job(sweep: Sweep, stage: str, source: str) -> Job:
     """The stage's job on the checkpoint of the run named source."""
-    return _job(sweep, stage.notebook, stage.notebook, sweep.runs[source], {"source": source} | stage.parameters)
+    return _job(sweep, stage, stage, sweep.runs[source], {"source": source} | sweep.stages[stage])
 
 
 def _job(sweep: Sweep, run: str, notebook: str, config: RunConfig, parameters: dict) -> Job:
@@ -47,8 +47,8 @@ def best_run(sweep: Sweep) -> str:
     return best_training_run(table).run
 
 
-def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
-    """Jobs and stages still to run. Raises SweepError naming every directory that holds something else."""
+def missing(sweep: Sweep) -> tuple[list[Job], list[str]]:
+    """Jobs of runs, and stages, still to run. Raises SweepError naming every directory that holds something else."""
     problems, jobs, stages = [], [], []
     for job in plan(sweep):
         try:
@@ -59,7 +59,7 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[Stage]]:
     for stage in sweep.stages:
         try:
             # The best run is known only once no run is missing; a finished stage is checked then.
-            done = read_result(sweep.directory / stage.notebook) is not None and not jobs
+            done = read_result(sweep.directory / stage) is not None and not jobs
             if not (done and is_stage_complete(stage_job(sweep, stage, best_run(sweep)))):
                 stages.append(stage)
         except RunError as error:
@@ -88,8 +88,8 @@ def is_stage_complete(stage: Job) -> bool:
     if result.source != source:
         made = f"made from {result.source}, and the best run is now {source}"
         raise RunError(f"{stage.run_dir}: {made}; delete that folder")
-    if (current := read_result(directory.RUNS / source)) is not None:
-        stored_result(stage.run_dir, directory.RUNS / source, current)  # refuses a result of another training
+    # Refuses a result of another training.
+    stored_result(stage.run_dir, directory.RUNS / source, read_result(directory.RUNS / source))
     before = (read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
     old, new = ({k: v for k, v in p.items() if k not in (*GIVEN, "source")} for p in (before, stage.parameters))
     if old != new:
@@ -140,7 +140,7 @@ def run_sweep(
         ):
             failures = run_jobs(pool, jobs, bar)
             if failures and stages:
-                say(f"not run: {', '.join(s.notebook for s in stages)}; stages wait until every run is complete")
+                say(f"not run: {', '.join(stages)}; stages wait until every run is complete")
                 return failures
             for stage in stages:
                 try:
@@ -148,7 +148,7 @@ def run_sweep(
                     if not is_stage_complete(job):
                         failures += run_jobs(pool, [job], bar)
                 except RunError as error:
-                    failures.append(failed(stage.notebook, str(error), sweep.directory / stage.notebook))
+                    failures.append(failed(stage, str(error), sweep.directory / stage))
     return failures
 
 
@@ -159,6 +159,6 @@ def _write_about(sweep: Sweep, file: str) -> None:
     about = {
         "name": sweep.name, "question": sweep.question, "control": sweep.baseline, "runs": list(sweep.runs),
         "arms": (before.get("arms") or {}) | sweep.groups, "changes": (before.get("changes") or {}) | sweep.changes,
-        "file": file, "stages": [stage.notebook for stage in sweep.stages],
+        "file": file, "stages": list(sweep.stages),
     }  # fmt: skip
     atomic_write(sweep.directory / "sweep.json", json.dumps(about, indent=1))

@@ -23,8 +23,9 @@ import ast
 import itertools
 import json
 import string
+from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,6 @@ from pgolf.sweeps.proxy import proxy_config, proxy_parameters
 from pgolf_core.config import ROOT, ConfigError, RunConfig, did_you_mean
 
 NOTEBOOKS = ROOT / "notebooks"
-SCALES = ("nano",)  # a sweep can be shrunk to these
 GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; stages get `source` too
 NEEDED_BY_STAGES = ("final_roundtrip_eval", "save_raw_checkpoint")
 LETTERS = string.ascii_lowercase  # suffixes of repeats
@@ -45,12 +45,6 @@ LETTERS = string.ascii_lowercase  # suffixes of repeats
 
 class SweepError(ValueError):
     """A sweep that cannot run as its file says; the message names everything that is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    notebook: str  # without .ipynb; also the name of the stage's run
-    parameters: dict
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,8 @@ class Sweep:
     runs: dict[str, RunConfig]
     groups: dict[str, str]  # run -> its seed group: the entry of runs: or grid: that it stems from
     changes: dict[str, list[str]]  # group -> knobs that its entry sets: the differences it claims
-    train_parameters: dict = field(default_factory=dict)
-    stages: tuple[Stage, ...] = ()
+    train_parameters: dict
+    stages: dict[str, dict]  # notebook without .ipynb, also the name of the stage's run -> its parameters
 
     @property
     def directory(self) -> Path:
@@ -73,16 +67,16 @@ class Sweep:
     @property
     def run_dirs(self) -> list[Path]:
         """Folders of all runs and stages."""
-        return [self.directory / name for name in [*self.runs, *(stage.notebook for stage in self.stages)]]
+        return [self.directory / name for name in [*self.runs, *self.stages]]
 
 
-def _stage(entry: object) -> Stage:
+def _stage(entry: object) -> tuple[str, dict]:
     match entry:
         case str():
-            return Stage(entry, {})
+            return entry, {}
         case dict() if len(entry) == 1 and isinstance(next(iter(entry.values())), dict | None):
-            ((name, parameters),) = entry.items()
-            return Stage(name, dict(parameters or {}))
+            ((notebook, parameters),) = entry.items()
+            return notebook, parameters or {}
     raise ValueError("expected a notebook's name, or name: {parameter: value}")
 
 
@@ -103,7 +97,7 @@ class _Content(BaseModel):
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
     seeds: list[StrictInt] = []
     repeats: Annotated[StrictInt, Field(ge=1, le=len(LETTERS))] = 1
-    stages: list[Annotated[Stage, BeforeValidator(_stage)]] = []
+    stages: list[Annotated[tuple[str, dict], BeforeValidator(_stage)]] = []
 
 
 class _Loader(yaml.SafeLoader):
@@ -134,21 +128,21 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
     Raises FileNotFoundError, or one SweepError that names every problem.
     """
     path = Path(path)
-    if scale and scale not in SCALES:
-        raise SweepError(_no_such("scale", scale, SCALES))
+    if scale not in ("", "nano"):
+        raise SweepError(_no_such("scale", scale, ["nano"]))
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, SweepError) as error:
         raise SweepError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
-    given = {key: value for key, value in content.items() if value is not None}
+    given = {"name": path.stem} | {key: value for key, value in content.items() if value is not None}
     try:
         checked = _Content(**given | ({"seeds": seeds} if seeds else {}))
     except ValidationError as error:
-        sweep, problems = None, [_explain(problem) for problem in error.errors()]
+        problems = [_explain(problem) for problem in error.errors()]
     else:
-        sweep, problems = _check(checked, path.stem, knobs or {}, scale)
+        sweep, problems = _check(checked, knobs or {}, shrink=scale == "nano" != checked.track)
     if problems:
         raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return sweep
@@ -162,70 +156,59 @@ def _explain(problem: dict) -> str:
     return f"{place}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
 
 
-def _check(content: _Content, stem: str, knobs: dict, scale: str) -> tuple[Sweep, list[str]]:
+def _check(content: _Content, knobs: dict, shrink: bool) -> tuple[Sweep, list[str]]:
     """The sweep and its problems; it is valid only without any."""
-    base, grid, seeds, problems = content.base, content.grid, content.seeds, []
-    if not (content.runs or grid):
+    problems, base, entries = [], {"track": content.track} | content.base, [*content.runs.items()]
+    for values in itertools.product(*content.grid.values()):
+        if point := dict(zip(content.grid, values, strict=True)):
+            entries.append(("-".join(folder_name(f"{knob}{value}") for knob, value in point.items()), point))
+    changes = {group: sorted(own) for group, own in entries}
+    if not entries:
         problems.append("no runs; give runs: or grid:")
+    if content.control and content.control not in changes:
+        problems.append(_no_such("control: run", content.control, changes))
     if content.nproc is not None:
-        if any("world_size" in own for own in (base, grid, *content.runs.values())):
+        if any("world_size" in own for own in (base, *changes.values())):
             problems.append("nproc and world_size are the same; give one of them")
-        base = {"world_size": content.nproc} | base
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
-    named = [("-".join(folder_name(f"{knob}{value}") for knob, value in point.items()), point) for point in points]
-    entries = [*content.runs.items(), *named]
-    if content.control and content.control not in dict(entries):
-        problems.append(_no_such("control: run", content.control, dict(entries)))
-    if seeds:
-        problems += [f"{name}: sets seed, and the sweep has seeds" for name, own in entries if "seed" in own]
+        base |= {"world_size": content.nproc}
+    if content.seeds:
+        problems += [f"{group}: sets seed, and the sweep has seeds" for group, own in entries if "seed" in own]
         problems += ["-k seed: the sweep has seeds; give one or the other"] if "seed" in knobs else []
-    runs = _expand(entries, seeds, content.repeats, base.get("seed", RunConfig.model_fields["seed"].default))
-    groups = {name: group for name, group, _ in runs}
-    first, *stages = _stages(content.stages, problems)
-    name = content.name or stem
-    _check_names(name, [name for name, *_ in runs] + [stage.notebook for stage in stages], problems)
-    shrink = scale == "nano" and content.track != "nano"
-    own_knobs = {name: {"track": content.track} | base | own for name, _, own in runs}
-    configs = _resolve(own_knobs, groups, knobs, shrink, problems)
-    if shrink:
-        name += "-nano"
-        stages = [Stage(stage.notebook, proxy_parameters(stage.parameters)) for stage in stages]
+    usual = base.get("seed", RunConfig.model_fields["seed"].default)
+    runs = []  # name, group and knobs of each
+    for (group, own), seed, letter in itertools.product(entries, content.seeds or [None], LETTERS[: content.repeats]):
+        # The usual seed adds nothing to the name: runs that are complete keep theirs when seeds are added.
+        name = group + ("" if seed in (None, usual) else f"-s{seed}") + (f"_{letter}" if content.repeats > 1 else "")
+        runs.append((name, group, base | own | ({} if seed is None else {"seed": seed})))
+    (_, train_parameters), *stages = _check_stages(content.stages, problems)
+    _check_names(content.name, [name for name, *_ in runs] + [name for name, _ in stages], problems)
+    configs = _resolve(runs, knobs, shrink, problems)
     for knob in NEEDED_BY_STAGES if stages else ():
         if lacking := [run for run, config in configs.items() if not getattr(config, knob)]:
             problems.append(f"run {', '.join(lacking)}: {knob}=0, and the stages after training need it")
-    changes = {group: sorted(own) for group, own in entries}
-    about = (name, content.question, content.control)
-    return Sweep(*about, configs, groups, changes, first.parameters, tuple(stages)), problems
+    groups = {name: group for name, group, _ in runs}
+    return Sweep(
+        content.name + "-nano" * shrink, content.question, content.control, configs, groups, changes,
+        train_parameters, {name: proxy_parameters(own) if shrink else own for name, own in stages},
+    ), problems  # fmt: skip
 
 
-def _expand(entries: list[tuple[str, dict]], seeds: list[int], repeats: int, usual: int) -> list[tuple[str, str, dict]]:
-    """Name, group and own knobs of each run: every entry with every seed, repeated."""
-    runs = []
-    for (group, own), seed, letter in itertools.product(entries, seeds or [None], LETTERS[:repeats]):
-        # The usual seed adds nothing to the name: runs that are complete keep theirs when seeds are added.
-        name = group + ("" if seed in (None, usual) else f"-s{seed}") + (f"_{letter}" if repeats > 1 else "")
-        runs.append((name, group, own | ({} if seed is None else {"seed": seed})))
-    return runs
-
-
-def _resolve(
-    own_knobs: dict[str, dict], groups: dict[str, str], knobs: dict, shrink: bool, problems: list[str]
-) -> dict[str, RunConfig]:
+def _resolve(runs: list[tuple[str, str, dict]], knobs: dict, shrink: bool, problems: list[str]) -> dict[str, RunConfig]:
     """Every run's config. A problem that several runs share is reported once, naming them all."""
-    configs, bad = {}, {}
-    for name, own in own_knobs.items():
+    configs, bad, same = {}, defaultdict(list), {}
+    for name, group, own in runs:
         try:
-            configs[name] = proxy_config(RunConfig(**own), knobs) if shrink else RunConfig(**own | knobs)
+            config = configs[name] = proxy_config(RunConfig(**own), knobs) if shrink else RunConfig(**own | knobs)
         except ConfigError as error:
             for problem in str(error).splitlines()[1:]:
-                bad.setdefault(problem.removeprefix("  - "), []).append(name)
-    for problem, names in bad.items():
-        problems.append(("every run" if names == list(own_knobs) else "run " + ", ".join(names)) + f": {problem}")
-    same: dict[str, str] = {}
-    for name, config in configs.items():
-        if groups[same.setdefault(config.hash, name)] != groups[name]:
+                bad[problem.removeprefix("  - ")].append(name)
+            continue
+        twin, of_group = same.setdefault(config.hash, (name, group))
+        if of_group != group:
             at_scale = " at scale nano, which sets steps, batches and heads itself" if shrink else ""
-            problems.append(f"runs {same[config.hash]} and {name} have the same knobs{at_scale}; one is enough")
+            problems.append(f"runs {twin} and {name} have the same knobs{at_scale}; one is enough")
+    for problem, names in bad.items():
+        problems.append(("every run" if len(names) == len(runs) else "run " + ", ".join(names)) + f": {problem}")
     return configs
 
 
@@ -240,27 +223,27 @@ def _check_names(sweep: str, names: list[str], problems: list[str]) -> None:
         seen[name.lower()] = name
 
 
-def _stages(stages: list[Stage], problems: list[str]) -> list[Stage]:
+def _check_stages(stages: list[tuple[str, dict]], problems: list[str]) -> list[tuple[str, dict]]:
     """The stages, train.ipynb as the first; their notebooks and parameters are checked."""
-    if not stages or stages[0].notebook != "train":
-        stages = [Stage("train", {}), *stages]
-    if any(stage.notebook == "train" for stage in stages[1:]):
+    if not stages or stages[0][0] != "train":
+        stages = [("train", {}), *stages]
+    if any(name == "train" for name, _ in stages[1:]):
         problems.append("stages: train is the first, and there once")
-    for stage in stages:
-        notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
+    for stage, parameters in stages:
+        notebook = NOTEBOOKS / f"{stage}.ipynb"
         if not notebook.is_file():
             known = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
-            problems.append(_no_such("stages: notebook", stage.notebook, known) + f" in {NOTEBOOKS}")
+            problems.append(_no_such("stages: notebook", stage, known) + f" in {NOTEBOOKS}")
             continue
-        names, given = parameter_names(notebook), GIVEN if stage.notebook == "train" else (*GIVEN, "source")
+        names, given = parameter_names(notebook), GIVEN if stage == "train" else (*GIVEN, "source")
         problems += [f"{notebook}: its parameters cell has no {name}" for name in given if name not in names]
-        for name in stage.parameters:
-            if stage.notebook == "train" and name == "nproc":
+        for name in parameters:
+            if stage == "train" and name == "nproc":
                 problems.append("stages: train: nproc is a key of the sweep, beside base:")
             elif name in given:
-                problems.append(f"stages: {stage.notebook}: {name} is given by the sweep")
+                problems.append(f"stages: {stage}: {name} is given by the sweep")
             elif name not in names:
-                problems.append(_no_such(f"stages: {stage.notebook}: parameter", name, names))
+                problems.append(_no_such(f"stages: {stage}: parameter", name, names))
     return stages
 
 

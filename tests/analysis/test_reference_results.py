@@ -75,18 +75,17 @@ def assert_changed(row, before, after):
 
 def test_rows_of_stages_are_variants_of_the_stage(file):
     sweep = load(file)
-    stages = {stage.notebook: stage.parameters for stage in sweep.stages}
     rows = RESULTS[(RESULTS.sweep == file.stem) & (RESULTS.stage != "")]
-    assert set(rows.stage) == stages.keys()
+    assert set(rows.stage) == sweep.stages.keys()
     config = baseline_of(sweep)
     for row in rows.itertuples():
         if row.stage == "sensitivity":
             change, _, tensor = row.run.partition(":")
             with torch.device("meta"):
                 assert tensor in GPT(config.model).state_dict()
-            assert change == stages[row.stage]["change"]
+            assert change == sweep.stages[row.stage]["change"]
         else:
-            variants = residual_variants(stages[row.stage]["budgets"])
+            variants = residual_variants(sweep.stages[row.stage]["budgets"])
             assert_changed(row, config.with_knobs(**variants["plain"]), config.with_knobs(**variants[row.run]))
 
 
@@ -106,7 +105,7 @@ def test_no_run_is_refused_for_its_size(file):
 def test_shrunk_runs_differ_as_the_whole_ones_do(file):
     whole, small = load(file), load(file, scale="nano")
     assert list(small.runs) == list(whole.runs)
-    assert [stage.notebook for stage in small.stages] == [stage.notebook for stage in whole.stages]
+    assert list(small.stages) == list(whole.stages)
     assert {config.track for config in small.runs.values()} == {"nano"}
     lost = set()
     for a, b in itertools.combinations(whole.runs, 2):

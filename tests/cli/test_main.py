@@ -96,7 +96,7 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
     ("words", "says"),
     [
         (["train", "-k", "num_layrs=3", "-k", "seed=x"], ["num_layrs: no such knob; did you mean num_", "seed='x'"]),
-        (["train", "-k", "seed"], ["-k seed: expected NAME=VALUE"]),
+        (["train", "-k", "seed"], ["-k: seed: expected NAME=VALUE"]),
         (["train", "-k", "data_path=nowhere", "-k", "track=nano"], ["data_path=nowhere: no folder"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["sweep", "nowhere.yaml"], ["nowhere.yaml: no such file"]),

@@ -1,6 +1,5 @@
 """POD.yaml, the checks before money is spent, and what is known of jobs without a network."""
 
-import errno
 import os
 import shutil
 import subprocess
@@ -74,13 +73,6 @@ def test_ctrl_c_says_how_things_stand(job, tmp_path, monkeypatch, capsys):
     for seen, said in (("running", "continues on root@nowhere.invalid"), ("died", "was last seen died")):
         job.update(started="then", state=seen)
         assert pgolf_remote(*words) == 130 and said in capsys.readouterr().err
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "state.json")
-
-    monkeypatch.setattr(remote, "run", full)
-    with pytest.raises(RemoteError, match=r"^state.json: No space left on device; the same command continues$"):
-        pgolf_remote(*words)
 
 
 def test_status_reads_what_is_known_and_loads_no_torch(job, tmp_path):

@@ -13,7 +13,7 @@ from support.runs import make_exports, make_run
 from pgolf.analysis import frontier
 from pgolf.reports import pages
 from pgolf.runs.table import load_runs
-from pgolf.sweeps.kernel_process import KernelProcess
+from pgolf.sweeps.kernel_process import SharedKernel
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
 
@@ -36,14 +36,14 @@ MAP = [
 
 @pytest.fixture(scope="module")
 def kernel():
-    with KernelProcess() as kernel:
+    with SharedKernel() as kernel:
         yield kernel
 
 
 @pytest.fixture(autouse=True)
 def one_kernel_draws_all_pages(kernel, monkeypatch):
     """A kernel takes longer to start than a page to draw."""
-    monkeypatch.setattr(pages, "KernelProcess", lambda: nullcontext(kernel))
+    monkeypatch.setattr(pages, "SharedKernel", lambda: nullcontext(kernel))
     monkeypatch.setattr(pages, "AT_ONCE", 1)
 
 

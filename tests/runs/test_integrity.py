@@ -118,8 +118,8 @@ def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path, monkeypat
     for i, name in enumerate(FILES):
         shutil.copytree(whole, root / "demo" / f"harmed-{i}")
         harm(root / "demo" / f"harmed-{i}", name, DAMAGES["zeros"])
-    with pages.KernelProcess() as kernel:  # one for both pages
-        monkeypatch.setattr(pages, "KernelProcess", lambda: nullcontext(kernel))
+    with pages.SharedKernel() as kernel:  # one for both pages
+        monkeypatch.setattr(pages, "SharedKernel", lambda: nullcontext(kernel))
         page, sweep = (
             pages.write_report(root, tmp_path / "out", name).read_text(encoding="utf-8")
             for name in ("frontier", "sweep")

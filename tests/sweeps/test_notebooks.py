@@ -11,7 +11,7 @@ from support.training import tiny
 from pgolf.reports import pages as report
 from pgolf.runs import directory
 from pgolf.runs.result import read_result
-from pgolf.sweeps.kernel_process import KernelProcess
+from pgolf.sweeps.kernel_process import SharedKernel
 from pgolf.training.run import train
 from pgolf_core.config import ROOT
 
@@ -51,7 +51,7 @@ def execute(root, tmp_path_factory):
             found[name] = str(shown), sum("image/png" in output.get("data", {}) for output in shown)
         return found[name]
 
-    with KernelProcess() as process:
+    with SharedKernel() as process:
         yield execute
 
 

@@ -48,7 +48,7 @@ def sweeps(tmp_path, monkeypatch):
 def test_the_demo_is_a_sound_sweep():
     sweep = load_sweep(NOTEBOOKS / "sweeps" / "demo.yaml")
     assert sweep.name == "demo" and sweep.baseline in sweep.runs
-    assert [stage.notebook for stage in sweep.stages] == ["sensitivity", "residual_allocation", "export_lab"]
+    assert list(sweep.stages) == ["sensitivity", "residual_allocation", "export_lab"]
 
 
 def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):
@@ -101,7 +101,7 @@ def test_at_nano_scale_factors_stay_and_shapes_shrink(sweeps):
         "stages": [{"residual_allocation": {"budgets": [65536, 98304]}}],
     }  # fmt: skip
     sweep = load_sweep(sweeps(content), {"iterations": 7}, "nano")
-    assert sweep.name == "s-nano" and sweep.stages[0].parameters == {"budgets": [4096, 6144]}
+    assert sweep.name == "s-nano" and sweep.stages == {"residual_allocation": {"budgets": [4096, 6144]}}
     deep, wide = sweep.runs["deep"], sweep.runs["wide"]
     assert (deep.num_layers, deep.model_dim, wide.num_layers, wide.model_dim) == (4, 144, 3, 152)
     assert (wide.window_size, deep.window_size) == (128, 0)
@@ -215,12 +215,11 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
     assert json.loads((home / "a" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"][-1]["outputs"]
 
     path = sweeps(content | {"runs": {"a": {}}})
-    jobs, stages = missing(load_sweep(path))
-    assert jobs == [] and [stage.notebook for stage in stages] == ["sensitivity"]
+    assert missing(load_sweep(path)) == ([], ["sensitivity"])
 
     # A stage that was done, on this run with these parameters.
     before = (home / "a" / "result.json").stat().st_mtime_ns
-    job = stage_job(load_sweep(path), load_sweep(path).stages[0], "a")
+    job = stage_job(load_sweep(path), "sensitivity", "a")
     done = replace(read_result(home / "a"), kind="sensitivity", source="s/a", table=[{}])
     write_result(job.run_dir, done)
     atomic_write(job.run_dir / "job.json", json.dumps({"parameters": job.parameters}))
