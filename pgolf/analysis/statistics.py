@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import special  # scipy.stats takes seconds to import
 
 ALPHA = 0.05  # two-sided level of "better" and "worse"; intervals cover 1 − ALPHA
 POWER = 0.9  # probability that seeds_needed finds the difference asked for
@@ -186,7 +186,8 @@ def seeds_needed(delta: float, std: float | None, paired: bool = True) -> float 
     def power(n: int) -> float:
         dof = n - 1 if paired else 2 * (n - 1)
         noncentrality = abs(delta) / std * math.sqrt(n if paired else n / 2)
-        return stats.nct.sf(stats.t.ppf(1 - ALPHA / 2, dof), dof, noncentrality)
+        missed = special.nctdtr(dof, noncentrality, special.stdtrit(dof, 1 - ALPHA / 2))
+        return 1 - np.nan_to_num(missed)  # nan if it underflows
 
     n = bisect.bisect_left(range(2, MAX_SEEDS + 1), POWER, key=power) + 2
     return n if n <= MAX_SEEDS else math.inf

@@ -5,11 +5,14 @@ only sign.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
@@ -51,41 +54,36 @@ def plot_frontier(rows: pd.DataFrame) -> Figure:
     rows: of analysis.frontier.frontier_table.
     """
     figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
-    unit, name = byte_unit(rows.total_bytes)
-    x, y = rows.total_bytes.to_numpy() / unit, rows.bpb.to_numpy()
     trained = rows[rows.kind != "export"]
     usual = trained if len(trained) else rows  # exports, many per checkpoint and each with a cap, decide no limits
-    caps = pd.Series(sorted((usual.total_bytes + usual.headroom).unique()))
+    caps = (usual.total_bytes + usual.headroom).drop_duplicates().sort_values()
     in_reach = caps[caps <= 2 * rows.total_bytes.max()]
     # The axis ends above the usual runs and the front, so that diverged runs do not compress the plot.
-    middle = usual.bpb.median()
+    middle, y = usual.bpb.median(), rows.bpb
     top = max([middle + 6 * (middle - y.min()), *y[rows.on_front]]) if len(y) > 7 else np.inf
     low, high = padded(y[y <= top])
-    ax.set(xlim=padded(np.append(x, in_reach / unit)), ylim=(low, high), ylabel="bits per byte after round trip")
+    ax.set(xlim=padded([*rows.total_bytes, *in_reach]), ylim=(low, high), ylabel="bits per byte after round trip")
 
     front = rows[rows.on_front].sort_values(["total_bytes", "bpb"])
-    end = caps.iloc[-1] / unit if caps.iloc[-1] in set(in_reach) else ax.get_xlim()[1]
-    line = staircase(front.total_bytes.to_numpy() / unit, front.bpb.to_numpy(), end)
-    ax.plot(*line.T, color=BLUE, lw=1.5, zorder=2)
+    end = caps.max() if len(in_reach) == len(caps) else ax.get_xlim()[1]
+    staircase(ax, front.total_bytes, front.bpb, end, color=BLUE, lw=1.5, zorder=2)
     state = np.select([rows.on_front, rows.over_cap], ["on the front", "over cap"], "off the front")
-    for (name_of_state, kind), points in rows.groupby([state, "kind"], sort=False):
-        face, edge = STATES[name_of_state]
-        look = dict(marker=MARKERS.get(kind, "s"), edgecolors=edge, linewidths=1.2)
-        zorder = 4 if name_of_state == "on the front" else 3
-        ax.scatter(points.total_bytes / unit, points.bpb, 34 if len(rows) < 60 else 16, face, zorder=zorder, **look)
+    for (name, kind), points in rows.groupby([state, "kind"], sort=False):
+        face, edge = STATES[name]
+        look = dict(marker=MARKERS.get(kind, "s"), edgecolors=edge, linewidths=1.2, zorder=3 + (name == "on the front"))
+        ax.scatter(points.total_bytes, points.bpb, 34 if len(rows) < 60 else 16, face, **look)
     for cap in in_reach:
-        ax.axvline(cap / unit, color=RED, lw=1.2, ls=DASHED, zorder=1)
+        ax.axvline(cap, color=RED, lw=1.2, ls=DASHED, zorder=1)
         ax.annotate(
-            f"cap {cap:,.0f} B", (cap / unit, 1), xycoords=("data", "axes fraction"), xytext=(-4, -3),
+            f"cap {cap:,.0f} B", (cap, 1), xycoords=("data", "axes fraction"), xytext=(-4, -3),
             textcoords="offset points", rotation=90, ha="right", va="top", color=RED, fontsize=8,
         )  # fmt: skip
-    notes = [bytes_label(unit, name)]
-    notes += [f"cap {cap:,.0f} B lies beyond this axis" for cap in caps.drop(in_reach.index)]
+    notes = [f"cap {cap:,.0f} B lies beyond this axis" for cap in caps.drop(in_reach.index)]
     if len(hidden := rows[y > high]):
         names = ", ".join(f"{run} ({bpb:.2f} bpb)" for run, bpb in zip(hidden.run[:3], hidden.bpb, strict=False))
         more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
         notes.append(f"not shown, above this axis: {names}{more}")
-    ax.set_xlabel("\n".join(notes))
+    byte_axis(ax.xaxis, rows.total_bytes, "artifact and code", *notes)
     handles = [Line2D([], [], color=BLUE, lw=1.5, marker="o", ms=5.5, label="Pareto front")]
     handles += [dot(word, "o", *STATES[word]) for word in ("off the front", "over cap") if word in state]
     handles += [dot(kind, MARKERS.get(kind, "s")) for kind in rows.kind.unique() if rows.kind.nunique() > 1]
@@ -93,7 +91,7 @@ def plot_frontier(rows: pd.DataFrame) -> Figure:
 
     labels = _labels(rows)
     shown = (y <= high) & (labels != "")
-    place_labels(ax, np.column_stack([x, y])[shown], labels[shown], np.column_stack([x, y]), line)
+    place_labels(ax, rows.loc[shown, ["total_bytes", "bpb"]].to_numpy(), labels[shown])
     return figure
 
 
@@ -102,11 +100,10 @@ def dot(label: str, marker: str, face: str = "w", edge: str = "0.3", **look) -> 
     return Line2D([], [], label=label, marker=marker, mfc=face, mec=edge, **dict(ls="", ms=5.5, mew=1.2) | look)
 
 
-def staircase(x: np.ndarray, y: np.ndarray, end: float) -> np.ndarray:
-    """Corners (n, 2) of the best y within x: level until the next point, then down, and level to the end."""
-    if not len(x):
-        return np.empty((0, 2))
-    return np.column_stack([np.append(np.repeat(x, 2)[1:], end), np.repeat(y, 2)])
+def staircase(ax: Axes, x: Sequence[float], y: Sequence[float], end: float, **look) -> None:
+    """Draw y as steps, level from each x to the next and from the last to the end."""
+    if len(x):
+        ax.step([*x, end], [*y, list(y)[-1]], where="post", **look)
 
 
 def _labels(rows: pd.DataFrame) -> np.ndarray:
@@ -139,31 +136,25 @@ def plot_exports(rows: pd.DataFrame, against: str = "prequant", title: str = "")
     rows: of analysis.frontier.exports. against: prequant, the weights before quantization, or int8, the int8 zlib file.
     """
     figure, ax = plt.subplots(figsize=(11, 5.5), layout="constrained")
-    unit, name = byte_unit(rows.total_bytes)
-    x, y = rows.total_bytes.to_numpy() / unit, 1e3 * rows[f"delta_{against}"].to_numpy()
+    x, y = rows.total_bytes, 1e3 * rows[f"delta_{against}"]
     # Losses span from noise to ruin: linear up to the power of ten below half of them, logarithmic beyond.
-    usual = np.median(np.abs(y[y != 0])) if y.any() else 1.0
+    usual = y[y != 0].abs().median() if y.any() else 1.0
     part = float(10 ** np.clip(np.floor(np.log10(usual)), -2, 0))
     origin = "pre-quant weights" if against == "prequant" else "int8 zlib file"
     ax.set_yscale("symlog", linthresh=part, linscale=0.7)
-    ax.set(
-        title=title, xlim=padded(x, 0.06), ylim=(min(-0.4 * part, 1.6 * y.min()), max(part, 2 * y.max())),
-        xlabel=bytes_label(unit, name),
-        ylabel=f"lost against the {origin} (milli-bpb)",
-    )  # fmt: skip
+    limits = dict(xlim=padded(x, 0.06), ylim=(min(-0.4 * part, 1.6 * y.min()), max(part, 2 * y.max())))
+    ax.set(title=title, ylabel=f"lost against the {origin} (milli-bpb)", **limits)
     ax.yaxis.set_major_formatter(lambda value, _: format_number(value, "+,g") if value else "0")
-    differ = (rows.on_front != rows.fixed_front).any()
-    for front, look in (
-        (rows.fixed_front & differ, dict(color="0.45", ls=(0, (4, 2)), label="front without the solver")),
-        (rows.on_front, dict(color="black", label="front of all")),
-    ):
-        line = staircase(x[front], y[front], ax.get_xlim()[1])
-        if len(line):
-            ax.plot(*line.T, lw=1.2, zorder=2, **look)
+    byte_axis(ax.xaxis, x, "artifact and code")
+    end, look = ax.get_xlim()[1], dict(lw=1.2, zorder=2)
+    if (rows.on_front != rows.fixed_front).any():
+        front = rows.fixed_front
+        staircase(ax, x[front], y[front], end, color="0.45", ls=(0, (4, 2)), label="front without the solver", **look)
+    staircase(ax, x[rows.on_front], y[rows.on_front], end, color="black", label="front of all", **look)
     score = (rows.bpb - rows[f"delta_{against}"]).iloc[0]
     ax.axhline(0, color=BLUE, lw=1, zorder=1, label=f"{origin}, {score:.4f} bpb")
     for family, (colour, marker) in FAMILIES.items():
-        if (mine := (rows.family == family).to_numpy()).any():
+        if (mine := rows.family == family).any():
             look = dict(color=colour, edgecolors="0.25", linewidths=0.5, zorder=4 if family == "solver" else 3)
             ax.scatter(x[mine], y[mine], 90 if marker == "*" else 34, marker=marker, label=family, **look)
     ax.legend(**BESIDE)
@@ -172,12 +163,12 @@ def plot_exports(rows: pd.DataFrame, against: str = "prequant", title: str = "")
     telling = rows.on_front | rows.fixed_front | rows.share.eq(1) | (rows.family == "solver")
     telling |= rows.index.isin(rows.groupby("family").bpb.idxmin())
     spots = pd.DataFrame({"x": x, "y": y, "name": rows.variant.map(short), "telling": telling})
-    spots = spots.groupby([spots.x.round(2 if unit == 1e3 else 4), spots.y.round(2)], sort=False)
+    spots = spots.groupby([x.round(-1), y.round(2)], sort=False)
     spots = spots.agg({"x": "first", "y": "first", "name": list, "telling": "any"})
     if len(spots) > LABELS + 8:
         spots = spots[spots.telling][: LABELS + 8]
     texts = [", ".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "") for names in spots.name]
-    place_labels(ax, spots[["x", "y"]].to_numpy(), texts, np.column_stack([x, y]), line)
+    place_labels(ax, spots[["x", "y"]].to_numpy(), texts)
     return figure
 
 
@@ -187,23 +178,22 @@ def plot_maps(maps: dict[str, pd.DataFrame], label: str, norm: Normalize, form: 
     maps: title -> rows of tensor, value. label: what a value is, with its unit; form: its format.
     """
     places = {name: tensor_place(name) for values in maps.values() for name in values.tensor}
-    layers = sorted({layer for layer, _ in places.values() if layer is not None})
-    parts = sorted({part for layer, part in places.values() if layer is not None})
-    lines = [*layers, *sorted({part for layer, part in places.values() if layer is None})]
+    columns = sorted({part for layer, part in places.values() if layer is not None}) or [""]
+    cells = {name: (part, columns[0]) if layer is None else (layer, part) for name, (layer, part) in places.items()}
+    lines = sorted({line for line, _ in cells.values()}, key=lambda line: (isinstance(line, str), line))
     height = -(-len(maps) // 2)
     size = (11, max(2.6, height * (0.9 + 0.27 * len(lines))))
     figure, axes = plt.subplots(height, min(2, len(maps)), figsize=size, layout="constrained", squeeze=False)
     for ax, (title, values) in zip(axes.flat, maps.items(), strict=False):
-        grid = np.full((len(lines), max(len(parts), 1)), np.nan)
+        grid = pd.DataFrame(np.nan, lines, columns)
         for name, value in zip(values.tensor, values.value, strict=True):
-            layer, part = places[name]
-            grid[(lines.index(part), 0) if layer is None else (lines.index(layer), parts.index(part))] = value
+            grid.at[cells[name]] = value
         image = ax.imshow(grid, aspect="auto", cmap=cmap, norm=norm)
-        ax.set_xticks(range(len(parts)), parts)
-        ax.set_yticks(range(len(lines)), [f"block {line}" if line in layers else line for line in lines])
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(lines)), [line if isinstance(line, str) else f"block {line}" for line in lines])
         ax.grid(visible=False)
         ax.set_title(title)
-        for (i, j), value in np.ndenumerate(grid):
+        for (i, j), value in np.ndenumerate(grid.to_numpy()):
             if np.isfinite(value):
                 bright = np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.59, 0.11)) >= 0.5
                 look = dict(ha="center", va="center", fontsize=7.5, color="k" if bright else "w")
@@ -258,38 +248,35 @@ def plot_estimates(rows: pd.DataFrame) -> Figure:
 def plot_bytes(table: pd.DataFrame) -> Figure:
     """Bytes by part, one bar per run in the table's order, against the cap."""
     figure, ax = plt.subplots(figsize=(10, 1.3 + 0.3 * len(table)), layout="constrained")
-    unit, name = byte_unit(table.total_bytes)
-    parts = pd.DataFrame(list(table.bytes), names_of(table)).reindex(columns=list(PARTS)).fillna(0) / unit
+    parts = pd.DataFrame(list(table.bytes), names_of(table)).reindex(columns=list(PARTS)).fillna(0)
     parts.loc[:, parts.any()].plot.barh(ax=ax, stacked=True, width=0.7, color=PARTS, fontsize=8)
-    totals = [
-        f"{total:,.0f}{' over cap' * over}" for total, over in zip(table.total_bytes, table.over_cap, strict=True)
-    ]
+    totals = table.total_bytes.map("{:,.0f}".format) + np.where(table.over_cap, " over cap", "")
     drawn = ax.bar_label(ax.containers[-1], totals, padding=4, fontsize=8, path_effects=HALO)
     for text, over in zip(drawn, table.over_cap, strict=True):
         text.set_color(RED if over else "black")
     for cap in table.cap_bytes.unique():
         if cap <= 2 * table.total_bytes.max():
-            ax.axvline(cap / unit, color=RED, lw=1.2, ls=DASHED, label=f"cap {cap:,.0f} B")
+            ax.axvline(cap, color=RED, lw=1.2, ls=DASHED, label=f"cap {cap:,.0f} B")
     ax.margins(x=0.17)
     ax.grid(axis="y", visible=False)
-    ax.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"artifact and its code ({name}); total bytes at the bar's end")
+    ax.set(ylim=(len(table) - 0.4, -0.6))
+    byte_axis(ax.xaxis, table.total_bytes, "artifact and its code, total bytes at the bar's end")
     ax.legend(**ABOVE, handlelength=1)
     return figure
 
 
-def padded(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
+def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     """Axis limits that leave a share free at both ends."""
-    low, high = values.min(), values.max()
+    low, high = min(values), max(values)
     room = share * (high - low) or 0.1 * abs(high) or 1.0
     return low - room, high + room
 
 
-def byte_unit(sizes: pd.Series) -> tuple[float, str]:
-    return (1e3, "kB") if sizes.max() < 2e6 else (1e6, "MB")
-
-
-def bytes_label(unit: float, name: str) -> str:
-    return f"artifact and code ({name}, 1 {name} = {unit:,.0f} bytes)"
+def byte_axis(axis: Axis, sizes: pd.Series, label: str, *notes: str) -> None:
+    """Ticks in kB or MB by the largest of sizes, and the label, a note per line below it."""
+    unit, name = (1e3, "kB") if sizes.max() < 2e6 else (1e6, "MB")
+    axis.set_major_formatter(lambda size, _: f"{size / unit:g}")
+    axis.set_label_text("\n".join([f"{label} ({name}, 1 {name} = {unit:,.0f} bytes)", *notes]))
 
 
 def save(figure: Figure, out: str | Path | None, name: str):

@@ -1,4 +1,4 @@
-"""Labels beside points that cover no other label and few points."""
+"""Labels beside points that cover no other label, few points and little of the lines drawn."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,6 +8,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 
 HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]  # for text that may lie on a line
+ARROW = dict(arrowstyle="-", color="0.55", lw=0.7, shrinkA=0, shrinkB=3)
 DISTANCES = np.array([6.5, 12, 22, 36, 54, 76, 100])  # points (1/72 inch) between a point and its label
 NEAR = 10  # points; labels farther away get a leader line
 ANGLES = np.deg2rad(np.arange(0, 360, 15))
@@ -18,31 +19,26 @@ def short(name: str) -> str:
     return name if len(name) <= 36 else f"{name[:20]}…{name[-15:]}"
 
 
-def place_labels(ax: Axes, spots: np.ndarray, texts: Sequence[str], dots: np.ndarray, line: np.ndarray) -> None:
-    """Write each text beside its spot at the place of lowest cost: no label, no frame, few dots, little of the line.
+def place_labels(ax: Axes, spots: np.ndarray, texts: Sequence[str]) -> None:
+    """Write each text beside its spot at the place of lowest cost, by what is drawn; greedy, in the order given.
 
-    Greedy, in the order given. spots, dots (all points drawn) and line (its corners) are (n, 2), in data units; axis
-    limits must be set.
+    spots: (n, 2) in data units. Axis limits must be set.
     """
     ax.figure.draw_without_rendering()  # settles the layout: from here on, data units map to fixed pixels
     ax.figure.set_layout_engine("none")
-    to_pixels, renderer = ax.transData.transform, ax.figure.canvas.get_renderer()
-    point = ax.figure.dpi / 72  # pixels
-    dots, line = to_pixels(dots), to_pixels(line) if len(line) else line
-    line = np.concatenate([line[:1], *(np.linspace(a, b, 40) for a, b in pairwise(line))])
-    frame = ax.get_window_extent(renderer)
+    renderer, point = ax.figure.canvas.get_renderer(), ax.figure.dpi / 72  # pixels
+    dots, line = _drawn(ax)
+    frame, gap = ax.get_window_extent(renderer), 1.5 * point
     distance = np.repeat(DISTANCES, len(ANGLES)) * point  # one per candidate place
     direction = np.tile(np.column_stack([np.cos(ANGLES), np.sin(ANGLES)]), (len(DISTANCES), 1))
     taken = np.array([text.get_window_extent(renderer).extents for text in ax.texts]).reshape(-1, 4)
     for spot, text in zip(spots, texts, strict=True):
-        target = to_pixels(spot)
+        target = ax.transData.transform(spot)
         probe = ax.text(0, 0, text, fontsize=8)
-        extent = probe.get_window_extent(renderer)
+        size = probe.get_window_extent(renderer).size
         probe.remove()
-        size = np.array([extent.width, extent.height])
         centre = target + direction * (distance[:, None] + size / 2)  # (places, 2)
         low, high = centre - size / 2, centre + size / 2
-        gap = 1.5 * point
         cost = distance / point + 6 * (np.abs(direction[:, 1]) > 0.99)
         cost += 1e4 * ~((low >= frame.min) & (high <= frame.max)).all(1)
         cost += 1e3 * _hits(low - gap, high + gap, taken[:, :2], taken[:, 2:])
@@ -57,12 +53,23 @@ def place_labels(ax: Axes, spots: np.ndarray, texts: Sequence[str], dots: np.nda
             cost += 10 * _hits(step - 2 * gap, step + 2 * gap, others, others)
         best = cost.argmin()
         taken = np.vstack([taken, [*low[best], *high[best]]])
-        arrow = dict(arrowstyle="-", color="0.55", lw=0.7, shrinkA=0, shrinkB=3)
         label = ax.annotate(
             text, spot, xytext=(centre[best] - target) / point, textcoords="offset points", fontsize=8, ha="center",
-            va="center", path_effects=HALO, zorder=5, arrowprops=arrow if distance[best] > NEAR * point else None,
+            va="center", path_effects=HALO, zorder=5, arrowprops=ARROW if distance[best] > NEAR * point else None,
         )  # fmt: skip
         label.set_in_layout(False)
+
+
+def _drawn(ax: Axes) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 2) of every point, and of places along every line."""
+    dots, lines = [ax.transData.transform(points.get_offsets()) for points in ax.collections], [np.empty((0, 2))]
+    for line in ax.lines:
+        corners = line.get_transform().transform_path(line.get_path()).vertices
+        if line.get_linestyle() == "None":
+            dots.append(corners)
+        else:
+            lines += [np.linspace(a, b, 40) for a, b in pairwise(corners)]
+    return np.concatenate(dots), np.concatenate(lines)
 
 
 def _hits(low: np.ndarray, high: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:

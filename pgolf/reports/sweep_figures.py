@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pgolf.reports.figures import BLUE, COLOURS, DASHED, RED, SKY, byte_unit, dot, padded
+from pgolf.reports.figures import BLUE, COLOURS, DASHED, RED, SKY, byte_axis, dot, padded, staircase
 from pgolf.reports.labels import place_labels, short
 from pgolf.runs.table import KNOBS
 
@@ -55,7 +55,6 @@ def plot_sweep(rows: pd.DataFrame, group: pd.DataFrame, reference: pd.DataFrame)
     size = (11, 3.3 if knob else 1.5 + 0.27 * len(rows))
     shared = dict(sharex=True) if knob else dict(sharey=True)
     figure, axes = plt.subplots(1, 2 + bool(len(reference)), figsize=size, layout="constrained", **shared)
-    unit, name = byte_unit(rows.total_bytes)
     place, baseline = range(len(rows)), rows.bpb[rows.is_baseline].mean()
     across = Axes.axhline if knob else Axes.axvline
 
@@ -64,7 +63,7 @@ def plot_sweep(rows: pd.DataFrame, group: pd.DataFrame, reference: pd.DataFrame)
 
     if knob:
         draw(axes[0], place, rows.bpb, color="0.7", lw=1.2, zorder=1)
-        draw(axes[1], place, rows.total_bytes / unit, color="0.7", lw=1.2, zorder=1)
+        draw(axes[1], place, rows.total_bytes, color="0.7", lw=1.2, zorder=1)
     if not np.isnan(baseline):
         across(axes[0], baseline, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
     state = np.where(rows.is_baseline, "baseline", rows.verdict.where(rows.verdict != "", "not known"))
@@ -76,17 +75,18 @@ def plot_sweep(rows: pd.DataFrame, group: pd.DataFrame, reference: pd.DataFrame)
         # The interval is of the difference, drawn on the baseline: with common seeds alone compared it is not of bpb.
         draw(axes[0], [at, at], [baseline + row.low, baseline + row.high], color=edge, lw=1.4, zorder=3)
         draw(axes[0], [at], [row.bpb], **look)
-        draw(axes[1], [at], [row.total_bytes / unit], **look | ({"mec": RED, "mfc": "white"} if row.over_cap else {}))
+        draw(axes[1], [at], [row.total_bytes], **look | ({"mec": RED, "mfc": "white"} if row.over_cap else {}))
         scores = reference.bpb[reference.arm == row.arm]
         draw(axes[-1], [at] * len(scores), scores, ls="", marker="^", mfc="white", mec="0.45", ms=6, mew=1.2)
     for cap in rows.cap_bytes.unique():
         if cap <= 1.6 * rows.total_bytes.max():
-            across(axes[1], cap / unit, color=RED, lw=1.2, ls=DASHED)
-            where = dict(xy=(0, cap / unit)) if knob else dict(xy=(cap / unit, -0.6), ha="right")
+            across(axes[1], cap, color=RED, lw=1.2, ls=DASHED)
+            where = dict(xy=(0, cap)) if knob else dict(xy=(cap, -0.6), ha="right")
             axes[1].annotate(f"cap {cap:,.0f} B", color=RED, fontsize=8, va="bottom", **where)
-    labels = ["bits per byte after round trip", f"artifact and code ({name})", "reference bpb (other data)"]
+    labels = ["bits per byte after round trip", "", "reference bpb (other data)"]
     for ax, label in zip(axes, labels, strict=False):
         _finish(ax, label, knob, names, is_score=ax is not axes[1])
+    byte_axis(axes[1].yaxis if knob else axes[1].xaxis, rows.total_bytes, "artifact and code")
     handles = [dot(verdict, *look, ms=6.5) for verdict, look in VERDICTS.items() if verdict in state]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=8)
     return figure
@@ -135,11 +135,10 @@ def plot_leaderboard(steps: pd.DataFrame) -> Figure:
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(ax.xaxis.get_major_locator()))
     for (cap, own), colour in zip(steps.groupby("cap_bytes"), [*COLOURS, *COLOURS], strict=False):
         t = times[own.index]
-        ax.step([*t, times.max()], [*own.bpb, own.bpb.iloc[-1]], where="post", color=colour, lw=1.5)
+        staircase(ax, t, own.bpb, times.max(), color=colour, lw=1.5)
         ax.plot(t, own.bpb, ls="", marker="o", ms=5, color=colour, label=f"cap {cap:,.0f} B")
     ax.set(xlabel="when the run finished (UTC)", ylabel="bits per byte, mean over seeds")
     if steps.cap_bytes.nunique() > 1:
         ax.legend(fontsize=8, loc="upper right")
-    spots = np.column_stack([mdates.date2num(times), steps.bpb])
-    place_labels(ax, spots, [short(name) for name in steps.name], spots, spots[:0])
+    place_labels(ax, np.column_stack([mdates.date2num(times), steps.bpb]), steps.name.map(short))
     return figure

@@ -1,4 +1,4 @@
-"""Tables for readers: a list of columns turns rows into text, a notebook's table or lines for the terminal.
+"""Tables for readers: a list of columns turns rows into text, a notebook's table.
 
 A column is (head, source, form). source: a column of the rows; two, a value and half of its 95 % interval; or a
 function of the rows that gives the values. form: a format specification, (specification, factor), a function of one
@@ -11,9 +11,10 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
-from scipy import stats
+from scipy import special
 
 from pgolf.analysis import statistics
+from pgolf.runs.result import Result
 
 Column = tuple[str, str | tuple[str, str] | Callable[[pd.DataFrame], Iterable], str | tuple[str, float] | Callable]
 MISSING = "–"
@@ -94,11 +95,8 @@ def _words(*heads: str) -> list[Column]:
 
 
 NOTE, BPB4, BPB5 = ("note", notes_of, ""), ("bpb", "bpb", ".4f"), ("bpb", "bpb", ".5f")
-SIZE, STEPS, SECONDS = (
-    ("total bytes", "total_bytes", ",.0f"),
-    ("steps", "steps", ",.0f"),
-    ("train s", "train_seconds", ",.0f"),
-)
+SIZE, STEPS = ("total bytes", "total_bytes", ",.0f"), ("steps", "steps", ",.0f")
+SECONDS = ("train s", "train_seconds", ",.0f")
 NOT_COUNTED: list[Column] = _words("sweep", "run", "why")
 FRONTIER: list[Column] = [  # rows: analysis.frontier.frontier_table
     ("run", names_of, ""), *_words("kind"), BPB4,
@@ -180,7 +178,7 @@ SEED_NOISE: list[Column] = [
     ("samples", lambda rows: rows.dof + rows.configs, ",.0f"), ("configs", "configs", ",.0f"),
     ("sampled", lambda rows: np.where(rows.repeats, "repeats of one seed", "seeds"), ""),
     ("two runs differ significantly by (milli-bpb)",
-     lambda rows: stats.t.ppf(1 - statistics.ALPHA / 2, rows.dof) * rows["std"] * 2**0.5, (".1f", 1e3)),
+     lambda rows: special.stdtrit(rows.dof, 1 - statistics.ALPHA / 2) * rows["std"] * 2**0.5, (".1f", 1e3)),
     *((f"seeds per config for {milli}", lambda rows, milli=milli:
        [statistics.seeds_needed(1e-3 * milli, std, paired=False) for std in rows["std"]], format_count)
       for milli in (5, 2, 1)),
@@ -196,6 +194,24 @@ def by_record(logs: pd.DataFrame) -> pd.DataFrame:
     """Imported logs, a record's together, the best record first."""
     best = logs.groupby("sweep").bpb.transform("min").astype(float)
     return logs.assign(best=best).sort_values(["best", "sweep", "run"])
+
+
+def score_table(result: Result) -> pd.DataFrame:
+    """Bits per byte before and after quantisation; scores that the run does not have are left out."""
+    scores = {
+        "before quantisation, validation text": result.val_bpb,
+        "before quantisation, round-trip text": result.prequant_val_bpb,
+        "after quantisation, the file read back": result.roundtrip_val_bpb,
+    }
+    table = pd.DataFrame({"bits per byte": scores}, dtype=float)
+    table.loc["cost of quantisation"] = table.iloc[2] - table.iloc[1]
+    return table.dropna()
+
+
+def size_table(result: Result) -> pd.DataFrame:
+    """Bytes of each part of the artifact, and their share of the cap; no rows if the run wrote no file."""
+    table = pd.DataFrame({"bytes": pd.Series(result.bytes, dtype=int)})
+    return table.assign(**{"share of the cap": table.bytes / result.cap_bytes if result.cap_bytes else 0.0})
 
 
 def show(rows: pd.DataFrame, columns: Sequence[Column]) -> Styler:
