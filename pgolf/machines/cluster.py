@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -60,6 +61,8 @@ class ClusterPool:
     active: dict[Job, tuple[Worker, object]] = field(default_factory=dict)  # and the Dask future of its task
     checking: dict[str, Future] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # address -> why
+    checkouts: dict[tuple, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    with_data: set[tuple] = field(default_factory=set)  # checkouts, as (host, root), that have the sweep's data
     is_waiting: bool = False
 
     def start(self, job: Job) -> bool:
@@ -160,8 +163,12 @@ class ClusterPool:
             raise
         except Exception as error:  # Dask wraps what its unpickling met
             raise SweepError(f"has no pgolf of this version ({error}): install this checkout, restart it") from None
-        if problem := self._mismatch(about) or self._data_problem(address):
-            raise SweepError(f"({about['host']}, {about['root']}) {problem}")
+        checkout = address.rpartition(":")[0], about["root"]
+        with self.checkouts[checkout]:  # its workers share the data: one reads them
+            problem = self._mismatch(about) or (checkout not in self.with_data and self._data_problem(address))
+            if problem:
+                raise SweepError(f"({about['host']}, {about['root']}) {problem}")
+            self.with_data.add(checkout)
         return Worker(address, about["pid"], about["host"], about["gpus"])
 
     def _mismatch(self, about: dict) -> str:

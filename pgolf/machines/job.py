@@ -14,8 +14,7 @@ from pathlib import Path
 
 from pgolf.machines import state, transfer
 from pgolf.machines.local_runs import forget_errors
-from pgolf.machines.pod import Pod, RemoteError, load_pod
-from pgolf.machines.ssh import JOB_SCRIPT, UnreachableError, call
+from pgolf.machines.pod import JOB_SCRIPT, Pod, RemoteError, UnreachableError, load_pod
 from pgolf.runs import directory
 from pgolf.sweeps.sweep_file import Sweep, load_sweep
 from pgolf_core.config import RunConfig, digest, environment_knobs
@@ -92,7 +91,7 @@ class Job:
 
     def ask(self, command: str, *words: str) -> Look:
         """Run look, reserve, start or verified of job.sh on this job; what is there then. Raises as `call` does."""
-        lines = [line.partition(" ")[::2] for line in call(self.pod, command, self.id, *words).splitlines()]
+        lines = [line.partition(" ")[::2] for line in self.pod.call(command, self.id, *words).splitlines()]
         if not lines or lines[-1][0] != "end":
             raise UnreachableError(f"{self.pod.address}: the connection broke in the answer to {command}")
         kind, *numbers = dict(lines)["state"].split()

@@ -45,8 +45,8 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
 def interrupt(run_dirs: list[Path], why: str) -> str:
     """Mark runs that began and have neither a result nor an error of their own; returns their names, or 'no run'."""
     marked = []
-    for run_dir, error in _unfinished(run_dirs):
-        if (run_dir / "config.json").exists() and error in (None, INTERRUPTED):
+    for run_dir in run_dirs:
+        if (run_dir / "config.json").exists() and _error(run_dir) in ("", INTERRUPTED):
             write_interruption(run_dir, why)
             marked.append(f"{run_dir.parent.name}/{run_dir.name}")
     return ", ".join(marked) or "no run"
@@ -54,12 +54,11 @@ def interrupt(run_dirs: list[Path], why: str) -> str:
 
 def forget_errors(run_dirs: list[Path], interruptions_only: bool = False) -> None:
     """Delete error.json of runs without a result: they are tried again, or were not interrupted after all."""
-    for run_dir, error in _unfinished(run_dirs):
-        if not interruptions_only or error == INTERRUPTED:
-            (run_dir / "error.json").unlink(missing_ok=True)
+    for run_dir in run_dirs:
+        if (error := _error(run_dir)) == INTERRUPTED or (error and not interruptions_only):
+            (run_dir / "error.json").unlink()
 
 
-def _unfinished(run_dirs: list[Path]) -> list[tuple[Path, str | None]]:
-    """Folders of the runs without a result, and the kind of error that error.json names."""
-    found = [run_dir for run_dir in run_dirs if not (run_dir / "result.json").exists()]
-    return [(run_dir, (read_failure(run_dir) or [None])[0]) for run_dir in found]
+def _error(run_dir: Path) -> str | None:
+    """Kind of the error that ended a run, '' without one; None for a run with a result."""
+    return None if (run_dir / "result.json").exists() else (read_failure(run_dir) or [""])[0]

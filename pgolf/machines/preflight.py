@@ -3,18 +3,15 @@
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
-from pgolf.disk import checksum
 from pgolf.machines import transfer
 from pgolf.machines.job import Job, Say
-from pgolf.machines.pod import Pod, RemoteError
-from pgolf.machines.ssh import UnreachableError, at, call, rsync
+from pgolf.machines.pod import Pod, RemoteError, UnreachableError
 from pgolf.runs import directory
 from pgolf.runs.result import RunError
 from pgolf.sweeps.runner import missing
@@ -27,13 +24,19 @@ from pgolf_core.model import GPT
 INSTALLED_BYTES = {True: 9_000_000_000, False: 2_000_000_000}  # .venv there, with and without GPUs
 RUN_BYTES = 20  # per parameter: checkpoint, artifact and resume file
 
-Finding = tuple[str, Exception | str | None]  # a check, and its problem if there is one
+Finding = tuple[str, Callable[[], object] | str]  # a check; and how it is done, or its problem, '' = none
 
 
 def check(job: Job, say: Say) -> None:
     """Do every check; RemoteError if one fails, UnreachableError if nothing but the connection does."""
     problems = []
     for what, problem in _findings(job):
+        if callable(problem):
+            try:
+                problem()
+                problem = ""
+            except (SweepError, RemoteError, DataError, forecast.ForecastError, RunError, OSError) as error:
+                problem = error
         say(f"WRONG {problem}" if problem else f"ok    {what}")
         problems.append(problem)
     if wrong := [one for one in problems if one]:
@@ -48,17 +51,15 @@ def _findings(job: Job) -> Iterator[Finding]:
     for sweep in job.sweeps:
         configs = {n: c for n, c in sweep.runs.items() if not (sweep.directory / n / "result.json").exists()}
         to_do += configs.values()
-        problem = _problem(missing, sweep)
-        yield f"sweep {sweep.name}: {len(configs)} runs to do", problem
-        if not problem:
-            yield f"sweep {sweep.name}: forecast under the caps", _problem(forecast.check, configs)
+        yield f"sweep {sweep.name}: {len(configs)} runs to do", partial(missing, sweep)
+        yield f"sweep {sweep.name}: forecast under the caps", partial(forecast.check, configs)
     nproc = max((c.world_size for sweep in job.sweeps for c in sweep.runs.values()), default=0)
     if pod.gpus and nproc:
         what = f"gpus: {pod.gpus}, and a run has nproc {nproc}"
         yield what, "" if nproc <= pod.gpus else f"{what}; set gpus: {nproc}"
-    yield "code: git tracks it", _problem(lambda: pushed.extend(transfer.code_files()))
+    yield "code: git tracks it", lambda: pushed.extend(transfer.code_files())
     if pod.data == "push":
-        yield "data: it can be pushed", _problem(lambda: pushed.extend(transfer.data_files(job.sweeps)))
+        yield "data: it can be pushed", lambda: pushed.extend(transfer.data_files(job.sweeps))
     yield f"teardown: {pod.teardown or 'none; stop the machine yourself'}", _unknown_command(pod.teardown)
     with torch.device("meta"):
         kept = RUN_BYTES * sum(p.numel() for config in to_do for p in GPT(config.model).parameters())
@@ -69,14 +70,6 @@ def _findings(job: Job) -> Iterator[Finding]:
     if not tools:
         size = sum((ROOT / name).stat().st_size for name in pushed)
         yield from _remote_findings(pod, size + kept + (0 if pod.python else INSTALLED_BYTES[pod.gpus > 0]))
-
-
-def _problem(attempt: Callable, *arguments: object) -> Exception | None:
-    try:
-        attempt(*arguments)
-    except (SweepError, RemoteError, DataError, forecast.ForecastError, RunError, OSError) as error:
-        return error
-    return None
 
 
 def _unknown_command(teardown: str) -> str:
@@ -99,39 +92,29 @@ def local_tools() -> str:
 
 def _remote_findings(pod: Pod, needed: int) -> Iterator[Finding]:
     """needed: bytes on the machine's disk, without free_gb. Stops after the first if the machine does not answer."""
-    names = [re.match(r"[\w.-]+", line)[0] for line in metadata.requires("pgolf") or [] if "extra ==" not in line]
-    problem = ""
-    try:
-        answer = call(pod, "probe", pod.python, " ".join(names).lower().replace("_", "-"))
-        if not answer.startswith("pgolf-probe\n"):
-            said = answer.partition("\n")[0]
-            problem = f"{pod.address}: silence .bashrc there: it prints {said!r} before any command, which breaks rsync"
-    except RemoteError as error:
-        problem = error
-    yield f"{pod.address} answers and accepts the key", problem
-    if problem:
+    found: dict[str, str] = {}
+    yield f"{pod.address} answers and accepts the key", lambda: found.update(_probe(pod))
+    if not found:
         return
-    found = dict(line.partition("=")[::2] for line in answer.splitlines())
-    gpus, free, tool = int(found.get("gpus") or 0), 1024 * int(found.get("free") or 0), found.get("lacks_tool")
+    gpus, free, tool = int(found["gpus"]), 1024 * int(found["free"] or 0), found.get("lacks_tool")
     version, lacks = found.get("version", ""), ", ".join(found.get("lacks", "").split() if pod.python else [])
     python = f"{pod.python or 'python3'} is not there, older than 3.11 or without venv; install one, or set python:"
     if version >= "3.11":  # two digits each
         python = f"{pod.python} has no {lacks}; install these, or set python: ''" if lacks else ""
     needed += int(1e9 * pod.free_gb)
     disk = f"{free / 1e9:.1f} GB free there, {needed / 1e9:.1f} GB needed"
-    sha256 = found.get("sha256", "").partition(" ")[0]
-    yield f"{pod.dir} can be written there", "" if sha256 else f"{pod.dir} cannot be made; set dir:"
+    yield f"{pod.dir} can be written there", "" if "writable" in found else f"{pod.dir} cannot be made; set dir:"
     yield "rsync is installed there", f"{tool} is not there; install it: apt-get install {tool}" if tool else ""
     yield f"Python {version} is there", python
     yield f"{gpus} GPUs there", "" if gpus >= pod.gpus else f"gpus: {pod.gpus}, and {gpus} by nvidia-smi -L there"
     yield disk, "" if free >= needed else f"{disk}; take a larger disk"
-    if sha256 and not tool:
-        yield "a file written there was pulled unchanged", _problem(_pull_probe, pod, sha256)
 
 
-def _pull_probe(pod: Pod, sha256: str) -> None:
-    """RemoteError unless the file that the probe left is pulled unchanged, in the way of the results."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = rsync(pod, ["-t", "--remove-source-files", *at(pod, "probe"), "."], Path(folder))
-        if not whole or checksum(Path(folder) / "probe") != sha256:
-            raise RemoteError(f"{pod.address}: a file written there was not pulled unchanged, nor would results be")
+def _probe(pod: Pod) -> dict[str, str]:
+    """What the machine has, by the names of job.sh."""
+    requirements = [re.match(r"[\w.-]+", line)[0] for line in metadata.requires("pgolf") if "extra ==" not in line]
+    answer = pod.call("probe", pod.python, " ".join(requirements).lower().replace("_", "-"))
+    if not answer.startswith("pgolf-probe\n"):
+        said = answer.partition("\n")[0]
+        raise RemoteError(f"{pod.address}: silence .bashrc there: it prints {said!r}, which breaks rsync")
+    return dict(line.partition("=")[::2] for line in answer.splitlines())

@@ -9,16 +9,15 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import filelock
 
 from pgolf.machines import job as jobs
 from pgolf.machines import local_runs, state, transfer
 from pgolf.machines.job import Job, Look, Say
-from pgolf.machines.pod import RemoteError
+from pgolf.machines.pod import RemoteError, UnreachableError
 from pgolf.machines.preflight import check
-from pgolf.machines.ssh import UnreachableError
 from pgolf.runs.directory import hold_lock
 from pgolf.sweeps.runner import missing
 
@@ -37,19 +36,24 @@ def run(job: Job, say: Say) -> int:
     lost. Raises RemoteError if nothing could be started.
     """
     with _locked(job):
-        known = job.known()
+        known, attempt = job.known(), 0
         torn = (known.get("teardown") or {}).get("status") == 0
-        is_over = not known or bool(known.get("verified") and (torn or not job.pod.teardown))
-        if is_over and not any(any(missing(sweep)) for sweep in job.sweeps):
-            say(f"every run is complete here, nothing to do; the machine of {job.pod_file} is not asked")
-            return 0
-        follower = Follower(job, say)
-        if is_over:
+        if not known or (known.get("verified") and (torn or not job.pod.teardown)):  # nothing is under way
+            if not any(any(missing(sweep)) for sweep in job.sweeps):
+                say(f"every run is complete here, nothing to do; the machine of {job.pod_file} is not asked")
+                return 0
             check(job, say)
             found = job.ask("look")
             if found.kind == "none" or (found.kind == "ended" and found.number == known.get("number")):
-                follower.attempt = job.next_number(found)
-        return follower.follow()
+                attempt = job.next_number(found)
+        follower = Follower(job, say)
+        try:
+            return follower.follow(attempt)
+        except GaveUp as trouble:
+            return follower.give_up(trouble.__cause__)
+        finally:
+            for lock in follower.locks.values():
+                lock.release()
 
 
 def pull_once(job: Job, say: Say) -> int:
@@ -73,19 +77,19 @@ def _locked(job: Job) -> Iterator[None]:
         yield
 
 
-def _pull(job: Job, found: Look, say: Say) -> transfer.Pulled:
-    """Pull, and say what the job printed since the last pull."""
+def _pull(job: Job, found: Look, say: Say) -> bool:
+    """Pull, and say what the job printed since the last pull; whether every file could be read there."""
     jobs.note(job, found)
     log = job.log(found.number)
     before = log.read_bytes() if log.exists() else b""
-    pulled = transfer.pull(job.pod, job.id, job.names)
+    whole, _ = transfer.pull(job.pod, job.id, job.names)
     lines = log.read_bytes() if log.exists() else b""
     for line in lines[before.rfind(b"\n") + 1 : lines.rfind(b"\n") + 1].decode(errors="replace").splitlines():
         say(f"  {line}")
     if not found.died:
         local_runs.forget_errors(job.run_dirs, interruptions_only=True)
     job.update(last_pull=state.now())
-    return pulled
+    return whole
 
 
 def _complete(job: Job) -> int:
@@ -96,55 +100,96 @@ def _counts(job: Job) -> str:
     return f"{_complete(job)} of {len(job.run_dirs)} runs complete here"
 
 
+class GaveUp(Exception):
+    """The machine was in trouble for give_up_minutes; the cause is the last error."""
+
+
 class Follower:
     """Pulls until the job ends and is verified, however often the connection breaks or the job dies."""
 
     def __init__(self, job: Job, say: Say):
         self.job, self.say = job, say
-        self.attempt, self.push = 0, True  # number of the attempt to start next or 0; with code and data of now
-        self.is_first = True  # no attempt was seen yet: one that ended before may be followed by another
-        self.deaths: list[int] = []  # runs that were complete when the job died
-        self.trouble, self.since = "", 0.0  # the problem reported last, and when problems began
         self.locks = {run_dir: filelock.FileLock(run_dir / ".lock") for run_dir in job.run_dirs}
 
-    def follow(self) -> int:
-        """Exit status, see run()."""
-        try:
-            while (status := self._round()) is None:
-                time.sleep(self.job.pod.pull_seconds)
-            return status
-        finally:
-            for lock in self.locks.values():
-                lock.release()
+    def follow(self, attempt: int) -> int:
+        """Exit status, see run(). attempt: number of the one to start first; 0 = follow what is there."""
+        job, push = self.job, True  # push: start with the code and data of now
+        is_first = True  # no attempt was seen yet: one that ended before this command may be followed by another
+        deaths: list[int] = []  # runs that were complete when the job died
+        while True:
+            if attempt:
+                # The job may already have started before the connection dropped; start() then attaches to it.
+                self._patiently(jobs.start, job, attempt, self.say, push)
+                self.say(f"started on {job.pod.address}; it continues there whatever happens here")
+                is_first = False
+            found, may_go = self._patiently(self._look, retried=RemoteError)
+            if may_go:
+                return self._teardown()
+            if is_first:
+                self.say(f"found on {job.pod.address}: {found.kind}, attempt {found.number}")
+            if found.kind == "running":
+                attempt, is_first = 0, False
+                self._hold_locks()
+                time.sleep(job.pod.pull_seconds)
+                continue
+            if found.died:
+                self._interrupt("died", DEATHS[found.kind])
+                deaths.append(_complete(job))
+                if (same := deaths.count(deaths[-1])) > RESTARTS:
+                    self.say(f"the job died {same} times, and no run was completed meanwhile; the machine stays")
+                    self.say(f"see {job.log(found.number)}. The same command tries again")
+                    return 2
+            elif not is_first or jobs.other_job(job, found):
+                return 2
+            attempt, push = job.next_number(found), found.kind == "none" or not found.died
+            if push:  # a job that died goes on with its own code
+                self._patiently(check, job, self.say)
+            self.say("starting it again")
 
-    def _round(self) -> int | None:
-        """Start, look, pull, and do what follows; the exit status once it is over."""
+    def _patiently(self, action: Callable, *arguments: object, retried: type = UnreachableError) -> object:
+        """The action's answer. It is done again after these errors and OSError; GaveUp after give_up_minutes of them."""
+        job, trouble, since = self.job, "", 0.0
+        while True:
+            try:
+                answer = action(*arguments)
+            except (retried, OSError) as error:
+                now = time.monotonic()  # it stands still while this machine is suspended
+                since = since if trouble else now
+                if now - since > 60 * job.pod.give_up_minutes:
+                    raise GaveUp from error
+                if str(error) != trouble:  # reported once, however often it occurs in a row
+                    self.say(f"{error}; trying again")
+                trouble = str(error)
+                time.sleep(job.pod.pull_seconds)
+            else:
+                if trouble:
+                    self.say(f"pulling again; {_counts(job)}")
+                return answer
+
+    def give_up(self, error: Exception) -> int:
+        """Exit status, see run(), after trouble that did not pass."""
+        job = self.job
+        if isinstance(error, UnreachableError):
+            why = f"has not been reachable for {job.pod.give_up_minutes:g} minutes"
+            self._interrupt("lost", f"{why}; last pull {job.known().get('last_pull') or 'none'}")
+        else:
+            job.update(state="unverified")
+            self.say(f"NOT VERIFIED, so the machine must stay: {error}")
+        self.say("it is still paid for if it exists. The same command continues, with another host: too")
+        return 2
+
+    def _look(self) -> tuple[Look, bool]:
+        """How things stand there, once everything new is local; and whether the machine may go."""
         job = self.job
         try:
-            if self.attempt:
-                # The job may already have started before the connection dropped; start() then attaches to it.
-                jobs.start(job, self.attempt, self.say, self.push)
-                self.say(f"started on {job.pod.address}; it continues there whatever happens here")
-                self.attempt, self.is_first = 0, False
             found = job.ask("look")
-            if self.is_first and not self.trouble:
-                self.say(f"found on {job.pod.address}: {found.kind}, attempt {found.number}")
-            if found.kind != "none" and not _pull(job, found, self.say).whole:
-                raise OSError(f"{job.pod.address}: not every file can be read there")
-            if self.trouble and (found.kind == "running" or found.died):
-                self.say(f"pulling again; {_counts(job)}")
-                self.trouble = ""
-            if found.kind != "running":
-                return self._end(found)
-            self.is_first = False
-            self._hold_locks()
-        except (RemoteError, OSError) as error:
-            if self.attempt and not isinstance(error, UnreachableError | OSError):
-                raise  # it cannot be started as asked
-            if isinstance(error, UnreachableError) and self._was_torn_down():
-                return self._teardown()
-            return self._in_trouble(error)
-        return None
+        except UnreachableError:
+            if self._was_torn_down():
+                return Look("none"), True
+            raise
+        if found.kind != "none" and not _pull(job, found, self.say):
+            raise OSError(f"{job.pod.address}: not every file can be read there")
+        return found, found.kind == "ended" and not found.died and self._is_verified(found)
 
     def _hold_locks(self) -> None:
         """Hold the locks of runs that are under way there, as a local training would: the monitor shows them."""
@@ -156,47 +201,8 @@ class Follower:
                 with contextlib.suppress(filelock.Timeout):  # a monitor takes it for an instant
                     lock.acquire(timeout=0)
 
-    def _end(self, found: Look) -> int | None:
-        """Verify and tear down. After an attempt that died, or ended before this command, start another."""
-        job = self.job
-        push = found.kind == "none" or not found.died  # a job that died goes on with its own code
-        if not found.died and self._is_verified(found):
-            return self._teardown()
-        if found.died:
-            self._interrupt("died", f"the machine {job.pod.host} {DEATHS[found.kind]}")
-            self.deaths.append(_complete(job))
-            if (deaths := self.deaths.count(self.deaths[-1])) > RESTARTS:
-                self.say(f"the job died {deaths} times, and no run was completed meanwhile; the machine stays")
-                self.say(f"see {job.log(found.number)}. The same command tries again")
-                return 2
-        elif not self.is_first or jobs.other_job(job, found):
-            return 2
-        self.attempt, self.push = job.next_number(found), push
-        if push:
-            check(job, self.say)
-        self.say("starting it again")
-        return None
-
-    def _in_trouble(self, error: Exception) -> int | None:
-        """Report a problem once, however often it occurs in a row; give up after give_up_minutes of it."""
-        job, words, now = self.job, str(error), time.monotonic()  # it stands still while this machine is suspended
-        self.since = self.since if self.trouble else now
-        if now - self.since > 60 * job.pod.give_up_minutes:
-            if isinstance(error, UnreachableError):
-                last = job.known().get("last_pull") or "none"
-                why = f"has not been reachable for {job.pod.give_up_minutes:g} minutes; last pull {last}"
-                self._interrupt("lost", f"the machine {job.pod.host} {why}")
-            else:
-                job.update(state="unverified")
-                self.say(f"NOT VERIFIED, so the machine must stay: {words}")
-            self.say("it is still paid for if it exists. The same command continues, with another host: too")
-            return 2
-        if words != self.trouble:
-            self.say(f"{words}; trying again")
-        self.trouble = words
-        return None
-
     def _interrupt(self, kind: str, why: str) -> None:
+        why = f"the machine {self.job.pod.host} {why}"
         marked = local_runs.interrupt(self.job.run_dirs, why)
         self.job.update(state=kind)
         self.say(f"{why}. Interrupted: {marked}; {_counts(self.job)}")
@@ -207,15 +213,15 @@ class Follower:
         job.update(ended=state.now(), status=found.status)
         if not (found.status == 0 or (found.status == 1 and re.search(r"^pgolf: \d+ failed: ", log, re.MULTILINE))):
             last = next((line for line in reversed(log.splitlines()) if line.strip()), "without a message")
-            self._interrupt("failed", f"the job on {job.pod.host} ended with exit status {found.status}: {last}")
+            self._interrupt("failed", f"runs, and the job on it ended with exit status {found.status}: {last}")
             self.say(f"see {job.log(found.number)}; the machine stays, and the same command tries again")
             return False
-        problems, failed = [], []
-        for name, why in transfer.differing(job.pod, job.id, job.names).items():
-            problems.append(f"{name}: not local as it is on the machine" + (why and f" ({why})"))
+        differ, failed = transfer.differing(job.pod, job.id, job.names), []
+        problems = [f"{name}: not local as it is on the machine ({why})" for name, why in differ.items()]
         for sweep in job.sweeps:
             short, without = local_runs.shortfalls(sweep, log, found.status == 0)
-            problems, failed = problems + short, failed + without
+            problems += short
+            failed += without
         for line in failed:
             self.say(f"  {line}")
         if not problems:

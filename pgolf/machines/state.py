@@ -10,6 +10,7 @@ from pgolf.runs.result import TIME
 from pgolf_core.files import atomic_write
 
 REMOTE = ".remote"  # below runs/
+TIMES = ("started", "last_pull", "ended", "verified")
 
 
 def folder(job_id: str) -> Path:
@@ -43,8 +44,7 @@ def report() -> list[str]:
             lines.append(f"{job:32} its state.json cannot be read; the command that started it writes it again")
             continue
         words = [known.get("state", "checked"), f"on {known['user']}@{known['host']} port {known['port']}"]
-        times = ("started", "last_pull", "ended", "verified")
-        words += [f"{key.replace('_', ' ')} {known[key]}" for key in times if known.get(key)]
+        words += [f"{key.replace('_', ' ')} {known[key]}" for key in TIMES if known.get(key)]
         words += [f"{len(known['failed'])} failed"] if known.get("failed") else []
         if torn := known.get("teardown"):
             words.append(f"teardown {'done' if torn.get('status') == 0 else 'FAILED OR CUT SHORT'}")

@@ -8,13 +8,11 @@ leaves whole files, never shorter than before.
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgolf.disk import checksum, read_json
 from pgolf.machines import state
-from pgolf.machines.pod import Pod, RemoteError
-from pgolf.machines.ssh import UnreachableError, at, call, rsync
+from pgolf.machines.pod import Pod, RemoteError, UnreachableError
 from pgolf.runs import directory, integrity
 from pgolf.runs.directory import git
 from pgolf.runs.result import RunError, read_result
@@ -25,6 +23,9 @@ from pgolf_core.config import ROOT
 RESUME = "resume.pt"
 MUTABLE_AFTER_COMPLETION = ("notebook.ipynb", "kernel.log", "job.json")
 TRUNCATED = "truncated on the machine"
+COMPLETE, LONGER = "the run is complete locally", "the local copy is longer"
+NOT_NEEDED = "truncated on the machine, and not needed"
+LOCAL_IS_BETTER = (COMPLETE, LONGER, NOT_NEEDED)
 
 
 # Push
@@ -44,19 +45,19 @@ def _listed(*options: str) -> list[str]:
 
 def data_files(sweeps: tuple[Sweep, ...]) -> list[str]:
     """Shards and tokenizers of the runs, relative to ROOT. DataError; RemoteError if they are outside of ROOT."""
-    names: set[str] = set()
+    names, root = set(), ROOT.absolute()
     configs = [config for sweep in sweeps for config in sweep.runs.values()]
     for config in {(c.data_path, c.tokenizer, c.tokenizer_path, c.vocab_size): c for c in configs}.values():
         dataset = open_dataset(config)
         is_absolute = os.path.isabs(config.data_path) or os.path.isabs(config.tokenizer_path)
         for path in [*dataset.directory.absolute().iterdir(), dataset.tokenizer_path.absolute()]:
-            if is_absolute or ".." in path.parts or not path.is_relative_to(ROOT.absolute()):
+            if is_absolute or ".." in path.parts or not path.is_relative_to(root):
                 raise RemoteError(
                     f"data: push: {path} must be below {ROOT} and data_path relative to it, since the folder has "
                     "another path on the machine; or copy it there yourself and set data: there"
                 )
             if path.is_file() and path.suffix not in (".tmp", ".lock"):
-                names.add(path.relative_to(ROOT.absolute()).as_posix())
+                names.add(path.relative_to(root).as_posix())
     return sorted(names)
 
 
@@ -70,7 +71,7 @@ def push_code(pod: Pod, sweeps: tuple[Sweep, ...], say) -> None:
         say(f"not pushed, since git does not track them (git add does): {', '.join(untracked[:5])}{more}")
     send(pod, "checkout/", ROOT, code + data)
     dirty = "1" if git("status", "--porcelain") else ""
-    call(pod, "code", str(len(code)), git("rev-parse", "HEAD") or "", dirty, stdin="\n".join(code) + "\n")
+    pod.call("code", str(len(code)), git("rev-parse", "HEAD") or "", dirty, stdin="\n".join(code) + "\n")
 
 
 def push_runs(pod: Pod, run_dirs: list[Path], there: Sequence[str], say) -> None:
@@ -95,75 +96,64 @@ def push_runs(pod: Pod, run_dirs: list[Path], there: Sequence[str], say) -> None
 
 def send(pod: Pod, target: str, cwd: Path, names: list[str], *options: str) -> None:
     """Copy these files of a local folder to a folder of the pod; RemoteError unless all arrive."""
-    if not rsync(pod, ["-rlpt", *options, ".", *at(pod, target)], cwd, names):
+    if not pod.rsync(["-rlpt", *options, ".", *pod.at(target)], cwd, names):
         raise RemoteError(f"{pod.address}: not every file could be pushed; is {pod.dir} writable there?")
 
 
 # Pull
 
 
-@dataclass
-class Pulled:
-    """Files that a pull did not take, by <sweep>/<run>/<file>."""
-
-    kept: dict[str, str] = field(default_factory=dict)  # files of which the local copy is better, and why
-    refused: dict[str, str] = field(default_factory=dict)  # files that are not usable as they are there, and why
-    whole: bool = True  # every file could be read there
-
-
-def pull(pod: Pod, job_id: str, names: list[str], compare_contents: bool = False) -> Pulled:
+def pull(pod: Pod, job_id: str, names: list[str], compare_contents: bool = False) -> tuple[bool, dict[str, str]]:
     """Copy what is new in these sweeps' folders, and in the job's.
 
+    Returns whether every file could be read there; and, per <sweep>/<run>/<file> that was not taken, why not.
     compare_contents: compare checksums of all files, not only sizes and times. Raises UnreachableError, RemoteError or
     OSError; what had arrived whole by then is in place.
     """
     arriving = state.folder(job_id) / ".arriving"
     arriving.mkdir(parents=True, exist_ok=True)
-    for leftover in arriving.rglob(".*"):
-        if leftover.is_file() and leftover.parent.name != ".partial":
-            leftover.unlink()
     words = ["-rtR", "--partial-dir=.partial", "--exclude=.*", "--compare-dest=../..", "--compare-dest=../../.."]
     words += ["--checksum"] if compare_contents else []
-    sources = [*at(pod, *(f"runs/./{name}" for name in names), f"jobs/./{job_id}"), "."]
+    sources = [*pod.at(*(f"runs/./{name}" for name in names), f"jobs/./{job_id}"), "."]
     try:
         # Resume files first: the log and metrics that come after then reach at least as far as the resume file.
         only = [f"--include={RESUME}", "--include=*/", "--exclude=*"]
-        whole = rsync(pod, [*words, *only, *sources], arriving)
-        whole &= rsync(pod, [*words, f"--exclude={RESUME}", *sources], arriving)
+        whole = pod.rsync([*words, *only, *sources], arriving)
+        whole &= pod.rsync([*words, f"--exclude={RESUME}", *sources], arriving)
     except (RemoteError, OSError):
         _move_into_place(job_id, with_resume=False)
         raise
-    pulled = _move_into_place(job_id, with_resume=whole)
-    pulled.whole = whole
-    return pulled
+    not_taken = _move_into_place(job_id, with_resume=whole)
+    if whole:  # only empty folders are left, and parts of files that are gone there
+        shutil.rmtree(arriving, ignore_errors=True)
+    return whole, not_taken
 
 
-def _move_into_place(job_id: str, with_resume: bool) -> Pulled:
-    arriving, pulled, complete = state.folder(job_id) / ".arriving", Pulled(), {}
-    found = [path for path in arriving.rglob("*") if path.is_file() and ".partial" not in path.parts]
+def _move_into_place(job_id: str, with_resume: bool) -> dict[str, str]:
+    """Per file that was not taken, why not."""
+    arriving, not_taken, complete = state.folder(job_id) / ".arriving", {}, {}
+    places = [path.relative_to(arriving) for path in arriving.rglob("*") if path.is_file()]
+    places = [place for place in places if not any(part.startswith(".") for part in place.parts)]  # rsync's own
     # A resume file after its metrics, a result after everything it references.
-    for path in sorted(found, key=lambda path: (path.name == "result.json", path.name == RESUME, path)):
-        if path.name == RESUME and not with_resume:
+    for place in sorted(places, key=lambda place: (place.name == "result.json", place.name == RESUME, place)):
+        if place.name == RESUME and not with_resume:
             continue
-        place = path.relative_to(arriving)
-        name, run_dir = place.as_posix(), directory.RUNS.joinpath(*place.parts[:2])
+        arrived, name, run_dir = arriving / place, place.as_posix(), directory.RUNS.joinpath(*place.parts[:2])
         local = (directory.RUNS / state.REMOTE if place.parts[0] == job_id else directory.RUNS) / place
         if run_dir not in complete:
             complete[run_dir] = integrity.is_complete(run_dir)
-        if path.name == "result.json" and not complete[run_dir] and (why := _result_waits_for(path, run_dir)):
-            pulled.refused[name] = why
-        elif why := reason_to_keep_local(path, local, complete[run_dir]):
-            unusable = why == TRUNCATED and path.name not in MUTABLE_AFTER_COMPLETION
-            (pulled.refused if unusable else pulled.kept)[name] = why
-        elif path.name == RESUME and local.exists() and (place.parent / "metrics.jsonl").as_posix() in pulled.kept:
-            pulled.kept[name] = "the local training is further"
+        why = reason_to_keep_local(arrived, local, complete[run_dir])
+        if place.name == "result.json" and not complete[run_dir]:
+            why = _result_waits_for(arrived, run_dir) or why
+        elif place.name == RESUME and local.exists():
+            why = why or not_taken.get(place.with_name("metrics.jsonl").as_posix(), "")
+        if why:
+            not_taken[name] = why
+            arrived.unlink()
         else:
             local.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, local)
-        path.unlink(missing_ok=True)
-    if with_resume:  # only empty folders are left, and parts of files that are gone there
-        shutil.rmtree(arriving, ignore_errors=True)
-    return pulled
+            os.replace(arrived, local)
+    return not_taken
 
 
 def reason_to_keep_local(incoming: Path, local: Path, run_complete: bool) -> str:
@@ -172,12 +162,12 @@ def reason_to_keep_local(incoming: Path, local: Path, run_complete: bool) -> str
     Log files only grow, so an incoming file that is a prefix of the local one is stale. A resumed training writes its
     later rows again: once the contents differ, the incoming ones count.
     """
-    final = run_complete and incoming.name not in MUTABLE_AFTER_COMPLETION
-    if final and (local.exists() or incoming.name in ("error.json", RESUME)):
-        return "the run is complete locally"
+    is_mutable = incoming.name in MUTABLE_AFTER_COMPLETION
+    if run_complete and not is_mutable and (local.exists() or incoming.name in ("error.json", RESUME)):
+        return COMPLETE
     if incoming.suffix in (".json", ".ipynb") and read_json(incoming) is None:
-        return TRUNCATED
-    return "the local copy is longer" if is_strict_prefix(incoming, local) else ""
+        return NOT_NEEDED if is_mutable else TRUNCATED
+    return LONGER if is_strict_prefix(incoming, local) else ""
 
 
 def is_strict_prefix(path: Path, other: Path, chunk: int = 1 << 20) -> bool:
@@ -191,22 +181,23 @@ def is_strict_prefix(path: Path, other: Path, chunk: int = 1 << 20) -> bool:
 def _result_waits_for(arrived: Path, run_dir: Path) -> str:
     """The file that an arrived result references and that is not in place yet; '' if all are."""
     try:
-        result = read_result(arrived.parent)
+        return integrity.damage(run_dir, vars(read_result(arrived.parent)), thorough=True)
     except RunError:
         return TRUNCATED
-    return integrity.damage(run_dir, vars(result), thorough=True)
 
 
 def differing(pod: Pod, job_id: str, names: list[str]) -> dict[str, str]:
-    """Pull; then the files whose local sha256 is not the machine's, and what is known of why.
+    """Pull; then the files whose local sha256 is not the machine's, and why.
 
     Files of which the local copy is better do not count. Raises UnreachableError, RemoteError or OSError.
     """
-    pulled = pull(pod, job_id, names, compare_contents=True)
-    lines = call(pod, "checksums", *names, timeout=3600).splitlines()
+    not_taken = pull(pod, job_id, names, compare_contents=True)[1]
+    lines = pod.call("checksums", *names, timeout=3600).splitlines()
     if lines[-1:] != ["end"]:
         raise UnreachableError(f"{pod.address}: the connection broke while files were read there")
-    there = {line[66:]: line[:64] for line in lines[:-1] if line[66:] not in pulled.kept}
-    local = {name: directory.RUNS / name for name in there}
-    differ = [name for name, path in local.items() if not path.is_file() or checksum(path) != there[name]]
-    return {name: pulled.refused.get(name, "") for name in differ}
+    differ = {}
+    for sha256, name in (line.split("  ", 1) for line in lines[:-1]):
+        local, why = directory.RUNS / name, not_taken.get(name, "other content")
+        if why not in LOCAL_IS_BETTER and not (local.is_file() and checksum(local) == sha256):
+            differ[name] = why
+    return differ

@@ -11,8 +11,8 @@ from support.pod import Pod
 from support.rented import FIRST, pgolf_remote
 
 from pgolf.machines import job as jobs
-from pgolf.machines import preflight, remote, ssh, state
-from pgolf.machines.pod import RemoteError, load_pod
+from pgolf.machines import preflight, remote, state
+from pgolf.machines.pod import RemoteError, UnreachableError, load_pod
 
 
 def test_pod_yaml(tmp_path):
@@ -21,9 +21,9 @@ def test_pod_yaml(tmp_path):
     with pytest.raises(RemoteError) as error:
         load_pod(path)
     for words in (
-        "did you mean host?", "host: is missing", "port: 'many': expected a valid integer",
-        "dir: 'my folder': expected a folder named", "data: 'maybe': expected 'push' or 'there'",
-        "python: 'python3': expected an absolute path",
+        "did you mean host?", "host: field required", "port: input should be a valid integer",
+        "dir: a folder named with letters, digits", "data: input should be 'push' or 'there', found 'maybe'",
+        "python: an absolute path on the machine",
     ):  # fmt: skip
         assert words in str(error.value)
     path.write_text("host: a\nkey: no_such_key")
@@ -160,27 +160,12 @@ def test_checks_name_everything_that_is_wrong_and_leave_nothing(local, make, sai
 @pytest.mark.slow
 def test_a_machine_that_cannot_be_reached_is_named_before_anything_starts(make, said):
     for keys, words in (
-        ({"key": "other_key"}, "other_key is not accepted; put its .pub into authorized_keys there"),
-        ({"port": 1}, "port 1: .*refused.*; look at host: and port:"),
-        ({"host": "no-such-host.invalid"}, r"no-such-host.invalid port .*resolve .*; look at host: and port:"),
+        ({"key": "other_key"}, "Permission denied .*; look at host:, port: and key:"),
+        ({"port": 1}, "port 1: .*refused.*; look at host:, port: and key:"),
+        ({"host": "no-such-host.invalid"}, r"no-such-host.invalid port .*resolve .*; look at host:"),
     ):
         job = make(checked=True, **keys)
-        with pytest.raises(ssh.UnreachableError, match="1 of 7 checks failed"):
+        with pytest.raises(UnreachableError, match="1 of 7 checks failed"):
             remote.run(job, said)
-        with pytest.raises(ssh.UnreachableError, match=words):
+        with pytest.raises(UnreachableError, match=words):
             job.ask("look")
-
-
-@pytest.mark.slow
-def test_a_file_that_is_not_pulled_unchanged_is_noticed_before_anything_starts(make, said, monkeypatch):
-    real = preflight.rsync
-
-    def rsync(pod, words, cwd):
-        whole = real(pod, words, cwd)
-        (cwd / "probe").write_bytes((cwd / "probe").read_bytes()[:-1] + b"?")
-        return whole
-
-    monkeypatch.setattr(preflight, "rsync", rsync)
-    with pytest.raises(RemoteError, match="1 of 13 checks failed"):
-        remote.run(make(checked=True), said)
-    assert "was not pulled unchanged" in said[-1]

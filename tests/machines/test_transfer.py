@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.rented import contents, finished_run
 
-from pgolf.machines import ssh, state, transfer
-from pgolf.machines.pod import RemoteError, load_pod
+from pgolf.machines import state, transfer
+from pgolf.machines.pod import JOB_SCRIPT, RemoteError, load_pod
 from pgolf.runs import directory
 from pgolf.runs.integrity import is_complete
 from pgolf.runs.result import Result, write_result
@@ -51,7 +51,7 @@ def test_a_killed_pull_leaves_no_harm(local, pod):
     assert contents(directory.RUNS / "A") == {"run/log.txt": b"a\nb\n"}
     assert list(state.folder("job").iterdir()) == []
     (pod.disk / "pgolf/runs/A/run/log.txt").write_text("a\n")  # truncated since
-    assert transfer.pull(machine, "job", ["A"]).kept == {"A/run/log.txt": "the local copy is longer"}
+    assert transfer.pull(machine, "job", ["A"])[1] == {"A/run/log.txt": "the local copy is longer"}
     assert contents(directory.RUNS / "A") == {"run/log.txt": b"a\nb\n"}
 
 
@@ -66,11 +66,11 @@ def test_a_complete_run_stays_and_a_result_waits_for_its_files(pod, make):
     write_result(there, Result(**json.loads((there / "result.json").read_text())))
     artifact = (there / "artifact.pgolf").read_bytes()
     (there / "artifact.pgolf").write_bytes(artifact[:50])  # a disk that lies
-    assert transfer.pull(job.pod, job.id, ["small"]).refused == {f"small/{name}/result.json": "artifact.pgolf"}
+    assert transfer.pull(job.pod, job.id, ["small"])[1] == {f"small/{name}/result.json": "artifact.pgolf"}
     assert not (run / "result.json").exists() and (run / "log.txt").exists()
     assert set(transfer.differing(job.pod, job.id, ["small"])) == {f"small/{name}/result.json"}
     (there / "artifact.pgolf").write_bytes(artifact)
-    assert not transfer.pull(job.pod, job.id, ["small"]).refused
+    assert not transfer.pull(job.pod, job.id, ["small"])[1]
     assert is_complete(run)
     before = contents(run)
     for file in ("log.txt", "checkpoint.safetensors", "artifact.pgolf"):
@@ -78,7 +78,7 @@ def test_a_complete_run_stays_and_a_result_waits_for_its_files(pod, make):
     for file in ("error.json", "result.json"):
         (there / file).write_text('{"error": "another"}')
     (there / "resume.pt").touch()
-    kept = transfer.pull(job.pod, job.id, ["small"]).kept
+    kept = transfer.pull(job.pod, job.id, ["small"])[1]
     assert set(kept.values()) == {"the run is complete locally"} and len(kept) == 6
     assert contents(run) == before
 
@@ -125,7 +125,7 @@ def test_a_claim_of_a_process_number_that_another_process_has_now(tmp_path):
     folder.mkdir(parents=True)
 
     def look() -> str:
-        words = ["sh", ssh.JOB_SCRIPT, "look", tmp_path, "small-1"]
+        words = ["sh", JOB_SCRIPT, "look", tmp_path, "small-1"]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
     (folder / "attempt-1").write_text(f"{os.getpid()} 123-of-another-boot\n")
@@ -138,5 +138,5 @@ def test_a_claim_of_a_process_number_that_another_process_has_now(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing_in_job_sh():
-    done = subprocess.run(["shellcheck", "-s", "sh", ssh.JOB_SCRIPT], capture_output=True, text=True)
+    done = subprocess.run(["shellcheck", "-s", "sh", JOB_SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
