@@ -37,7 +37,7 @@ class ConfigError(ValueError):
 
 @lru_cache(maxsize=64)
 def _knobs_of(group: type[Group], config: RunConfig) -> Group:
-    """The group of the config's knobs, valid already; eval_seq_len is resolved, so that a scorer needs no other group."""
+    """The group of the config's knobs, valid already; eval_seq_len is resolved: a scorer needs no other group."""
     values = config.model_dump() | {"eval_seq_len": config.eval_window}
     return group.model_construct(**{name: values[name] for name in group.model_fields})
 

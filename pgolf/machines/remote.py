@@ -147,7 +147,7 @@ class Follower:
             self.say("starting it again")
 
     def _patiently(self, action: Callable, *arguments: object, retried: type = UnreachableError) -> object:
-        """The action's answer. It is done again after these errors and OSError; GaveUp after give_up_minutes of them."""
+        """The action's answer. These errors and OSError are waited out; GaveUp after give_up_minutes of them."""
         job, trouble, since = self.job, "", 0.0
         while True:
             try:
