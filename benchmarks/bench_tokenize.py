@@ -41,12 +41,10 @@ print(time.perf_counter() - start)
 """
 TRAIN = """
 import sys, time
-from pathlib import Path
 from pgolf.data import documents, train_tokenizer
-path, kind, vocab_size, out = sys.argv[1:]
-Path(out).mkdir()
+path, kind, vocab_size = sys.argv[1:]
 start = time.perf_counter()
-train_tokenizer.make(documents.first_texts(documents.open_source(path)), Path(out), kind, int(vocab_size))
+train_tokenizer.train(documents.first_texts(documents.open_source(path)), kind, int(vocab_size))
 print(time.perf_counter() - start)
 """
 
@@ -112,7 +110,7 @@ def main() -> None:
         print(f"throughput {statistics.median(ratios):.2f} of bare SentencePiece (bar: 0.80)")
         print(f"peak memory {max(peaks) / 1e6:.0f} MB of all processes (bar: 1000)")
         for kind, vocab_size in (("bpe", 1024), ("bpe", 8192)) if options.train else ():
-            seconds, peak = measure(TRAIN, path, kind, vocab_size, Path(folder) / f"{kind}{vocab_size}")
+            seconds, peak = measure(TRAIN, path, kind, vocab_size)
             print(f"training {kind} {vocab_size}: {seconds:.0f} s, {peak / 1e6:.0f} MB", flush=True)
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import psutil
 
@@ -47,6 +49,20 @@ def end_with(pid: int) -> None:
 def _end() -> None:
     kill_family(os.getpid(), itself=False)
     os._exit(1)
+
+
+def in_background(function: Callable, *args) -> Future:
+    """The function's result, computed in a daemon thread: the process may end, or be interrupted, without it."""
+    future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def interactive() -> bool:

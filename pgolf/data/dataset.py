@@ -88,7 +88,7 @@ class Dataset:
     def _read(cls, directory: Path, about: dict, tokenizer_path: str | Path = "", vocab_size: int = 0) -> Dataset:
         """The folder's content, compared with what `about` lists."""
         shards = {split: shard_paths(directory, split) for split in SPLITS}
-        own = next((directory / name for name in tokenizers.NAMES if (directory / name).exists()), None)
+        own = tokenizers.beside(directory)
         tokenizer_path = ROOT / tokenizer_path if tokenizer_path else own or directory / tokenizers.NAMES[0]
         tokenizer = tokenizers.load(tokenizer_path)
         if own and own.read_bytes() != tokenizer_path.read_bytes():
@@ -169,7 +169,7 @@ def describe(directory: str | Path, **about: object) -> Dataset:
     Figures of a split are passed as train={…} and val={…}; its shards are added to them.
     """
     directory = Path(directory)
-    for torn in directory.glob(f".{DESCRIPTION}.*.tmp"):  # left by a killed process
+    for torn in directory.glob(".*.tmp"):  # left by a killed process
         torn.unlink()
     dataset = Dataset._read(directory, {})
     for split in SPLITS:

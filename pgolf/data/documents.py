@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,28 +22,25 @@ from pgolf_core.files import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".md", ".parquet")
 PLAIN = (".txt", ".md")
-SPLITS = ("auto", "file", "blank", "line")
 BLOCK_BYTES = 1 << 19  # smallest block, unless the source ends
 BLOCK_ROWS = 256  # rows of .parquet, or texts in memory, per block
 
 Position = tuple[int, int, int]  # file; offset in it: unpacked bytes, or rows of .parquet; lines before it
 START = (0, 0, 0)
 BLANK = re.compile(rb".*\n[ \t\r\f\v]*\n", re.DOTALL)  # everything up to the last blank line
+ENDS = {  # split -> function: offset in raw bytes at which the last whole document ends, 0 if none does
+    "file": lambda raw: 0,
+    "blank": lambda raw: match.end() if (match := BLANK.match(raw)) else 0,
+    "line": lambda raw: raw.rfind(b"\n") + 1,
+}
 
 
 class Block(NamedTuple):
-    """Raw documents of a source."""
+    """Documents of a source, not yet parsed."""
 
-    raw: bytes | Sequence
-    parse: Callable[[bytes | Sequence, Position], list[str]]
-    begin: Position
+    texts: Callable[[], list[str]]  # parses them; DataError naming the file and line of a malformed one
     end: Position
-    size: int  # bytes in memory
     done: int  # bytes of the source up to the end of this block, as Source.size counts them
-
-    def texts(self) -> list[str]:
-        """The documents. DataError naming the file and line of a malformed one."""
-        return self.parse(self.raw, self.begin)
 
 
 @dataclass(frozen=True)
@@ -76,21 +73,23 @@ class Files:
 
     def blocks(self, begin: Position = START) -> Iterator[Block]:
         """All documents after a position."""
-        done = sum(path.stat().st_size for path in self.paths[: begin[0]])
-        for i, path in enumerate(self.paths[begin[0] :], begin[0]):
-            at = begin if i == begin[0] else (i, 0, 0)
-            if _is(path, ".parquet"):
-                read, parse = _read_parquet(path, at[1], self.field), partial(_parse_rows, path, self.field)
-            elif _is(path, *PLAIN):
-                read, parse = _read(path, at[1], ENDS[self.split]), partial(_parse_plain, path, self.split)
-            else:
-                read, parse = _read(path, at[1], ENDS["line"]), partial(_parse_json, path, self.field)
-            for raw, offset, size, done_of_file in read:
-                lines = raw.count(b"\n") if isinstance(raw, bytes) else 0
-                end = (i, offset, at[2] + lines)
-                yield Block(raw, parse, at, end, size, done + done_of_file)
-                at = end
-            done += path.stat().st_size
+        before = 0  # bytes of earlier files
+        for i, path in enumerate(self.paths):
+            if i >= begin[0]:
+                for block in self._blocks_of(path, max(begin, (i, 0, 0))):
+                    yield block._replace(done=before + block.done)
+            before += path.stat().st_size
+
+    def _blocks_of(self, path: Path, at: Position) -> Iterator[Block]:
+        if _is(path, ".parquet"):
+            yield from _parquet_blocks(path, at, self.field)
+            return
+        plain = _is(path, *PLAIN)
+        parse = partial(_parse_plain, path, self.split) if plain else partial(_parse_json, path, self.field)
+        for raw, done in _read(path, at[1], ENDS[self.split if plain else "line"]):
+            end = (at[0], at[1] + len(raw), at[2] + raw.count(b"\n"))
+            yield Block(partial(parse, raw, at), end, done)
+            at = end
 
 
 class Texts:
@@ -111,9 +110,8 @@ class Texts:
         done = sum(map(len, self.documents[: begin[1]]))
         for i in range(begin[1], len(self.documents), BLOCK_ROWS):
             texts = self.documents[i : i + BLOCK_ROWS]
-            size = sum(map(len, texts))
-            done += size
-            yield Block(texts, lambda raw, _: list(raw), (0, i, 0), (0, i + len(texts), 0), size, done)
+            done += sum(map(len, texts))
+            yield Block(partial(list, texts), (0, i + len(texts), 0), done)
 
 
 Source = Files | Texts
@@ -127,23 +125,18 @@ def open_source(path: str | Path, field: str = "text", split: str = "auto") -> F
     documents, and \\n as line end. Raises DataError.
     """
     path = Path(path)
-    if split not in SPLITS:
-        raise DataError(f"split={split}: choose one of {', '.join(SPLITS)}")
-    if not path.exists():
-        raise DataError(
-            f"{path}: no such file or folder; documents come from {', '.join(SUFFIXES)}, or a folder of them"
-        )
-    if path.is_dir():
-        names = sorted(_name(below, path) for below in path.rglob("*") if _is(below, *SUFFIXES) and below.is_file())
-        paths = tuple(path / name for name in names if not any(part.startswith(".") for part in name.split("/")))
-    else:
-        paths = (path,) if _is(path, *SUFFIXES) else ()
-    if not paths:
-        raise DataError(f"{path}: nothing to read; documents come from {', '.join(SUFFIXES)}, or a folder of them")
-    if any(_is(name, ".parquet") for name in paths) and not find_spec("pyarrow"):
+    if split not in ("auto", *ENDS):
+        raise DataError(f"split={split}: choose one of auto, {', '.join(ENDS)}")
+    if split == "auto":
+        split = "file" if path.is_dir() else "blank"
+    below = sorted(path.rglob("*"), key=partial(_name, root=path)) if path.is_dir() else [path]
+    below = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files = Files(path, tuple(file for file in below if _is(file, *SUFFIXES) and file.is_file()), field, split)
+    if not files.paths:
+        problem = "nothing to read" if path.exists() else "no such file or folder"
+        raise DataError(f"{path}: {problem}; documents come from {', '.join(SUFFIXES)}, or a folder of them")
+    if any(_is(file, ".parquet") for file in files.paths) and not find_spec("pyarrow"):
         raise DataError(f"{path}: to read .parquet, pip install pyarrow")
-    split = ("file" if path.is_dir() else "blank") if split == "auto" else split
-    files = Files(path, paths, field, split)
     if not files.size:
         raise DataError(f"{path}: empty; at least one document is needed")
     return files
@@ -164,18 +157,8 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-# Files of lines
-
-
-ENDS = {  # split -> function: offset in raw bytes at which the last whole document ends, 0 if none does
-    "line": lambda raw: raw.rfind(b"\n") + 1,
-    "blank": lambda raw: match.end() if (match := BLANK.match(raw)) else 0,
-    "file": lambda raw: 0,
-}
-
-
-def _read(path: Path, offset: int, last: Callable[[bytes], int]) -> Iterator[tuple[bytes, int, int, int]]:
-    """Whole documents of a file: raw bytes, offset after them, their size, bytes read of the file."""
+def _read(path: Path, offset: int, last: Callable[[bytes], int]) -> Iterator[tuple[bytes, int]]:
+    """Whole documents of a file from an offset on: raw bytes, bytes read of the file."""
     with open(path, "rb") as file, gzip.open(file) if _is(path, ".gz") else nullcontext(file) as f:
         try:
             f.seek(offset)
@@ -184,10 +167,10 @@ def _read(path: Path, offset: int, last: Callable[[bytes], int]) -> Iterator[tup
                 raw += more
                 if end := last(raw):
                     offset += end
-                    yield raw[:end], offset, end, offset if f is file else file.tell()
+                    yield raw[:end], offset if f is file else file.tell()
                     raw = raw[end:]
             if raw:
-                yield raw, offset + len(raw), len(raw), offset + len(raw) if f is file else file.tell()
+                yield raw, path.stat().st_size
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}: damaged after {offset:,} unpacked bytes ({error}); get it again") from None
 
@@ -207,16 +190,16 @@ def _parse_json(path: Path, field: str, raw: bytes, begin: Position) -> list[str
     for line, row in enumerate(_decode(path, raw, begin).split("\n"), begin[2] + 1):
         if not row.strip():
             continue
+        where = f"{path}, line {line}"
         try:
             value = json.loads(row)
         except (ValueError, RecursionError) as error:
-            raise DataError(f'{path}, line {line}: not JSON ({error}); a line is an object: {{"{field}": …}}') from None
+            raise DataError(f'{where}: not JSON ({error}); a line is an object: {{"{field}": …}}') from None
         if not isinstance(value, dict):
-            raise DataError(f'{path}, line {line}: not a JSON object; a line is like {{"{field}": "a document"}}')
+            raise DataError(f'{where}: not a JSON object; a line is like {{"{field}": "a document"}}')
         if field not in value:
-            fields = ", ".join(map(repr, value)) or "nothing"
-            raise DataError(f"{path}, line {line}: no field '{field}', only {fields}; choose one with --field")
-        texts.append(_checked(value[field], f"{path}, line {line}", field))
+            raise DataError(f"{where}: {_only(field, value)}")
+        texts.append(_checked(value[field], where, field))
     return texts
 
 
@@ -229,40 +212,40 @@ def _parse_plain(path: Path, split: str, raw: bytes, begin: Position) -> list[st
     return [line for row in rows for line in row] if split == "line" else ["\n".join(row) for row in rows]
 
 
+def _only(field: str, names: Iterable[str]) -> str:
+    return f"no field '{field}', only {', '.join(map(repr, names)) or 'nothing'}; choose one with --field"
+
+
 def _checked(text: object, where: str, field: str) -> str:
     if not isinstance(text, str):
-        kind = {dict: "an object", list: "a list", type(None): "null"}.get(type(text), type(text).__name__)
+        kind = "null" if text is None else type(text).__name__
         raise DataError(f"{where}: '{field}' is {kind}; a document is a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = text[error.start].encode("ascii", "backslashreplace").decode()
-        raise DataError(f"{where}: '{field}' holds half a character ({half}), which UTF-8 cannot encode") from None
+        half = f"half a character ({text[error.start]!a})"
+        raise DataError(f"{where}: '{field}' holds {half}, which UTF-8 cannot encode") from None
     return text
 
 
-# Parquet
-
-
-def _read_parquet(path: Path, row: int, field: str) -> Iterator[tuple[Sequence, int, int, int]]:
-    """Like _read, with offsets in rows; those of an earlier call are read again and left out."""
+def _parquet_blocks(path: Path, begin: Position, field: str) -> Iterator[Block]:
+    """Offsets are rows; those before the position are read again and left out."""
     import pyarrow.parquet
 
-    size = path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:
-                columns = ", ".join(map(repr, file.schema_arrow.names))
-                raise DataError(f"{path}: no column '{field}', only {columns}; choose one with --field")
-            at = 0
+                raise DataError(f"{path}: {_only(field, file.schema_arrow.names)}")
+            rows, size, at = file.metadata.num_rows, path.stat().st_size, 0
             for batch in file.iter_batches(BLOCK_ROWS, columns=[field]):
+                parse = partial(_parse_column, path, field, batch.column(0), at)
                 at += len(batch)
-                if at > row:
-                    yield batch.column(0), at, batch.nbytes, size * at // file.metadata.num_rows
+                if at > begin[1]:
+                    yield Block(parse, (begin[0], at, 0), size * at // rows)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: cannot be read ({error}); get it again") from None
 
 
-def _parse_rows(path: Path, field: str, column: Sequence, begin: Position) -> list[str]:
-    rows = enumerate(column.to_pylist(), begin[1] + 1)
+def _parse_column(path: Path, field: str, column: Sequence, begin: int) -> list[str]:
+    rows = enumerate(column.to_pylist(), begin + 1)
     return [_checked(text, f"{path}, row {row}", field) for row, text in rows]

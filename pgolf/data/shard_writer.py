@@ -1,4 +1,4 @@
-"""Writing the shards of a split document by document, continued after a kill from recorded figures."""
+"""Writing the shards of a split: each block at the position that the figures state, so writing one again is safe."""
 
 import hashlib
 import os
@@ -9,6 +9,8 @@ import numpy as np
 
 from pgolf_core.files import DataError
 from pgolf_core.shards import HEADER_BYTES, header
+
+NOTHING = {"documents": 0, "text_bytes": 0, "tokens": 0, "documents_sha256": "00" * 32}  # figures of an empty split
 
 
 class Encoded(NamedTuple):
@@ -21,25 +23,15 @@ class Encoded(NamedTuple):
 
 
 class SplitWriter:
-    """The growing shards of a split and the figures of its documents, from the figures of a record on."""
+    """The growing shards of a split. figures: of the documents written; `add` keeps them up to date."""
 
     def __init__(self, directory: Path, name: str, shard_tokens: int, figures: dict):
-        start = {"documents": 0, "text_bytes": 0, "tokens": 0, "documents_sha256": "00" * 32}
-        self.directory, self.name, self.shard_tokens, self.file = directory, name, shard_tokens, None
-        self.figures = start | figures
-        left, at = self.figures["tokens"], 0
-        for path in sorted(directory.glob(f"fineweb_{name}_*.bin")):
-            if (part := min(left, shard_tokens)) == 0:
-                path.unlink()  # written after the record
-            elif path != self._path(at) or path.stat().st_size < HEADER_BYTES + 2 * part:
-                break
-            elif part < shard_tokens:
-                self.file = open(path, "rb+")  # noqa: SIM115
-                self.file.truncate(HEADER_BYTES + 2 * part)
-                self.file.seek(0, os.SEEK_END)
-            left, at = left - part, at + 1
-        if left:
-            raise DataError(f"{directory}: shard {at} of {name} is not what was written; delete this folder")
+        self.directory, self.name, self.shard_tokens, self.figures = directory, name, shard_tokens, NOTHING | figures
+        self.unsynced = set()
+        for begin in range(0, self.figures["tokens"], shard_tokens):
+            path, tokens = self._path(begin), min(shard_tokens, self.figures["tokens"] - begin)
+            if not path.exists() or path.stat().st_size < HEADER_BYTES + 2 * tokens:
+                raise DataError(f"{path}: not what was written; delete {directory.name}")
 
     def add(self, documents: list[Encoded]) -> None:
         figures, chain = self.figures, bytes.fromhex(self.figures["documents_sha256"])
@@ -50,32 +42,25 @@ class SplitWriter:
         figures["text_bytes"] += sum(document.size for document in documents)
         tokens = np.concatenate([np.empty(0, "<u2"), *(document.tokens for document in documents)], dtype="<u2")
         while len(tokens):
-            shard, offset = divmod(figures["tokens"], self.shard_tokens)
-            if not offset:
-                self.close()
-                self.file = open(self._path(shard), "wb")  # noqa: SIM115
-                self.file.write(header(self.shard_tokens))
+            offset = figures["tokens"] % self.shard_tokens
             part = tokens[: self.shard_tokens - offset]
-            self.file.write(part.data)
+            path = self._path(figures["tokens"])
+            with open(path, "rb+" if offset else "wb") as f:
+                f.write(header(offset + len(part)))
+                f.seek(HEADER_BYTES + 2 * offset)
+                f.write(part.data)
+                f.truncate()  # what a killed process wrote after its last record
+            self.unsynced.add(path)
             figures["tokens"] += len(part)
             tokens = tokens[len(part) :]
 
     def synced(self) -> dict:
         """The figures, once everything that they count is on disk."""
-        if self.file:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+        while self.unsynced:
+            with open(self.unsynced.pop(), "rb+") as f:
+                os.fsync(f.fileno())
         return self.figures
 
-    def close(self) -> None:
-        """Close the shard, whose header now states its tokens; until then it states those of a full shard."""
-        if self.file:
-            with self.file as file:
-                self.file = None  # a full disk is an error once
-                file.seek(0)
-                file.write(header((self.figures["tokens"] - 1) % self.shard_tokens + 1))
-                file.flush()
-                os.fsync(file.fileno())
-
-    def _path(self, shard: int) -> Path:
-        return self.directory / f"fineweb_{self.name}_{shard:06d}.bin"
+    def _path(self, token: int) -> Path:
+        """The shard that holds a token of the split, by its number."""
+        return self.directory / f"fineweb_{self.name}_{token // self.shard_tokens:06d}.bin"

@@ -89,6 +89,11 @@ def normalizer(rule: str) -> sentencepiece.SentencePieceNormalizer:
     )
 
 
+def beside(directory: Path) -> Path | None:
+    """The tokenizer file beside the shards of a folder."""
+    return next((directory / name for name in NAMES if (directory / name).exists()), None)
+
+
 def load(path: str | Path) -> Tokenizer:
     """The tokenizer of a .model or .json file. Raises DataError naming the file if it is neither."""
     path = Path(path)

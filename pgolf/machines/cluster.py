@@ -6,7 +6,6 @@ happens on the worker.
 """
 
 import logging
-import threading
 import time
 import uuid
 import warnings
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgolf.machines import worker
+from pgolf.processes import in_background
 from pgolf.runs import directory
 from pgolf.sweeps.jobs import Job, say
 from pgolf.sweeps.pool import WorkerLost
@@ -132,7 +132,8 @@ class ClusterPool:
             for address in known.keys() - status.keys():
                 del known[address]
         for address in self.idle - self.workers.keys() - self.checking.keys() - self.refused.keys():
-            self.checking[address] = _in_background(self._check, address)
+            # A call to a machine that vanished may hang for long.
+            self.checking[address] = in_background(self._check, address)
         if self.on_gpus is None and not all(answer.done() for answer in self.checking.values()):
             return  # the first workers decide together what the sweep trains on: scores of CPUs and GPUs do not compare
         fit = []
@@ -201,20 +202,6 @@ class ClusterPool:
     def _call(self, address: str, function, *args):
         """The answer of a function of worker.py on that worker; OSError or KeyError if it is gone."""
         return self.client.run(worker.call, function, *args, workers=[address])[address]
-
-
-def _in_background(function, *args) -> Future:
-    """Run function in a daemon thread: a call to a machine that vanished may hang for long."""
-    future = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
 
 
 @contextmanager

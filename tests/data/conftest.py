@@ -11,6 +11,7 @@ from support.shards import write_shard
 
 from pgolf.data import documents, prepare, train_tokenizer
 from pgolf.data.dataset import Dataset, describe
+from pgolf.data.tokenizers import NAMES
 from pgolf_core.shards import read_shard
 
 
@@ -34,8 +35,9 @@ def tokenizers(tmp_path_factory):
     """Name -> file."""
     paths = {}
     for kind, vocab_size in (("bpe", 330), ("bpe", 400), ("unigram", 310), ("bytes", 260)):
-        folder = tmp_path_factory.mktemp("tokenizer")
-        paths[f"{kind}{vocab_size}"] = train_tokenizer.make(TEXTS, folder, kind, vocab_size)
+        path = tmp_path_factory.mktemp("tokenizer") / NAMES[kind == "bytes"]
+        path.write_bytes(train_tokenizer.train(TEXTS, kind, vocab_size))
+        paths[f"{kind}{vocab_size}"] = path
     return paths
 
 
