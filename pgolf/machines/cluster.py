@@ -6,6 +6,7 @@ happens on the worker.
 """
 
 import logging
+import threading
 import time
 import uuid
 import warnings
