@@ -31,13 +31,12 @@ def settings(run_dir: str | Path) -> dict:
     config = read_json(run_dir / "config.json")
     if config is None:
         raise RunError(f"{run_dir / 'config.json'}: missing or damaged, so this run cannot be compared")
-    result = read_json(run_dir / "result.json") or {}
-    if result.get("kind") != "import" and not (run_dir / "import.json").exists():
+    if not (run_dir / "import.json").exists():
         config = with_defaults(config)
-    environment = result.get("environment") or {}
-    outside = {name: environment.get(name, result.get(name)) for name in OUTSIDE}
+    result = read_json(run_dir / "result.json") or {}
+    outside = result | (result.get("environment") or {})
     knobs = {name: value for name, value in config.items() if name not in HASH_EXCLUDED}
-    return knobs | {name: value for name, value in outside.items() if value is not None}
+    return knobs | {name: outside[name] for name in OUTSIDE if outside.get(name) is not None}
 
 
 def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from pgolf.analysis import seed_groups, statistics
-from pgolf.runs.table import COMPARABLE, load_metrics
+from pgolf.runs.directory import metric_rows
+from pgolf.runs.table import COMPARABLE
 from pgolf_core.knobs import ExportConfig
 
 # The reference's format, with which every export is compared. keep_float_max_numel is left to the source's config: the
@@ -51,7 +52,7 @@ def pareto(table: pd.DataFrame) -> np.ndarray:
     Runs equal in both are on the front together.
     """
     size, bpb = table.total_bytes.astype(float), table.bpb.astype(float)
-    fits = ~table.over_cap.eq(True)
+    fits = ~table.over_cap.eq(True) & bpb.notna()
     best = bpb[fits].groupby(size[fits]).min()  # of each size, smallest first
     best = best[best < best.cummin().shift(fill_value=np.inf)]  # better than everything smaller
     return (fits & (bpb == size.map(best))).to_numpy()
@@ -69,8 +70,7 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"these runs are not comparable: {'; '.join(group_title(key) for key, _ in groups)}")
     table = scored(table)
     rows = seed_groups.by_config(table)
-    config = rows.loc[rows.index.repeat(rows["index"].str.len())]  # one row per run
-    config = config.set_axis(rows["index"].explode().to_numpy()).reindex(table.index)
+    config = rows.explode("index").set_index("index").reindex(table.index)  # one row per run
     blocks = zip(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes, strict=True)
     columns = dict(
         sweep=table.sweep, run=table.run, kind=table.kind, bpb=table.bpb,
@@ -92,10 +92,10 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
     for run in table[~table.index.isin(scored(table).index)].itertuples():
         match run.status:
             case "incomplete" | "interrupted":
-                steps = load_metrics(run.path).get("step", pd.Series(dtype=float)).max()
+                steps = [row["step"] for row in metric_rows(run.path) if "step" in row]
                 total = pd.to_numeric(run.iterations, errors="coerce")
-                last = "no step logged" if pd.isna(steps) else f"last step {steps:.0f}"
-                last += "" if pd.isna(steps) or pd.isna(total) else f" of {total:.0f}"
+                of = "" if pd.isna(total) else f" of {total:.0f}"
+                last = f"last step {max(steps)}{of}" if steps else "no step logged"
                 why = f"{run.status}, {last}" + (f": {run.problem}" if run.problem else "")
             case "failed" | "damaged":
                 why = f"{run.status}: {run.problem}"

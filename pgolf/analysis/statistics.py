@@ -180,7 +180,7 @@ def seeds_needed(delta: float, std: float | None, paired: bool = True) -> float 
     std: of the paired differences, or of single runs if they are not paired. None if delta or std is 0 or
     unknown. Power from the noncentral t distribution.
     """
-    if not std or not delta:
+    if not (std or 0) * abs(delta) > 0:  # nor if one is nan
         return None
 
     def power(n: int) -> float:

@@ -116,20 +116,6 @@ def estimated_rises(
     second order takes weights and positions for independent and the loss for a parabola; it is two to five times
     too low for mlp.fc, and worse for changes that ruin the model.
     """
-    gradient, bpb_per_nat = _mean_gradient(model, list(changes), tokens, byte_table, config)
-    rises = {}
-    for name, changed in changes.items():
-        change = changed.float().cpu() - model.get_parameter(name).detach().float().cpu()
-        first = (gradient[name] * change).sum(dtype=torch.float64).item()
-        second = calibration[name].cost(change) if name in calibration else 0.0
-        rises[name] = (first + second) * bpb_per_nat
-    return rises
-
-
-def _mean_gradient(
-    model: GPT, names: list[str], tokens: Tensor, byte_table: ByteTable, config: EvalConfig
-) -> tuple[dict[str, Tensor], float]:
-    """Gradients of the mean loss over every second window, on the CPU; and bits per byte per nat per token."""
     windows = max(1, GRADIENT_BATCH_TOKENS // config.eval_seq_len)
     small = config.model_copy(update={"val_batch_size": GRADIENT_BATCH_TOKENS, "sw_eval_batch": windows})
     device, targets, text_bytes = next(model.parameters()).device, 0, 0
@@ -137,6 +123,13 @@ def _mean_gradient(
         scored_nats(model(batch.ids), batch, small).sum().backward()
         targets += batch.tokens
         text_bytes += batch.bytes.item()
-    gradient = {name: model.get_parameter(name).grad.cpu() / targets for name in names}
+    bpb_per_nat = targets / text_bytes / math.log(2)
+    rises = {}
+    for name, changed in changes.items():
+        weight = model.get_parameter(name)
+        change = changed.float().cpu() - weight.detach().float().cpu()
+        first = (weight.grad.cpu() / targets * change).sum(dtype=torch.float64).item()
+        second = calibration[name].cost(change) if name in calibration else 0.0
+        rises[name] = (first + second) * bpb_per_nat
     model.zero_grad()
-    return gradient, targets / text_bytes / math.log(2)
+    return rises

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgolf.analysis.frontier import INT8_ZLIB_BASELINE
 from pgolf.runs.result import CHECKPOINT, Result, read_result
-from pgolf.studies.reexport import export_checkpoint, run_stage, scoring_config
+from pgolf.studies.reexport import derive, export_checkpoint, scoring_config, study
 from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import calibration_of, load_checkpoint
@@ -52,15 +52,11 @@ def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
         variants[f"step {c} gptq"] = tied | dict(gptq=True)
         variants[f"step {c} gptq fisher"] = fisher | dict(gptq=True)
         variants[f"step {c} LQER"] = tied | LQER | dict(int8_residual_budget_bytes=32_768)
-    embed = f"step:{EMBED_STEP * 0.4:.3g}"
-    for bits in (4, 5, 6):
-        variants[f"sdclip {bits} bits"] = ANS_ALL_QUANTIZED | dict(
-            quantizer=f"sdclip:{bits}:{2 ** (bits - 2)}", embed_quantizer=embed
-        )
-    variants["ternary"] = ANS_ALL_QUANTIZED | dict(quantizer="ternary", embed_quantizer=embed)
-    variants["ternary gptq"] = ANS_ALL_QUANTIZED | dict(quantizer="ternary", embed_quantizer=embed, gptq=True)
-    for book in CODEBOOKS:
-        variants[book] = ANS_ALL_QUANTIZED | dict(quantizer=book, embed_quantizer=embed)
+    schemes = {f"sdclip {bits} bits": f"sdclip:{bits}:{2 ** (bits - 2)}" for bits in (4, 5, 6)}
+    schemes |= {word: word for word in ("ternary", *CODEBOOKS)}
+    for name, quantizer in schemes.items():
+        variants[name] = ANS_ALL_QUANTIZED | dict(quantizer=quantizer, embed_quantizer=f"step:{EMBED_STEP * 0.4:.3g}")
+    variants["ternary gptq"] = variants["ternary"] | dict(gptq=True)
     return variants
 
 
@@ -101,7 +97,7 @@ def _lab(
     of training.
     """
 
-    def table_of(config: RunConfig) -> tuple[list[dict], str]:
+    def make(source: Result, trained: RunConfig, config: RunConfig) -> Result:
         rows: list[dict] = []
         calibration = None  # shared by all variants, since none changes a calibration knob
         todo = list(variants.items())
@@ -116,13 +112,13 @@ def _lab(
             if len(rows) == 1:
                 todo += solver_variants(rows[0], shares, caps).items()
             print("{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}".format(**rows[-1]))
-        return rows, variant.data_fingerprint
+        return study(kind, source, config, rows, variant.data_fingerprint)
 
     def answers(stored: Result) -> bool:
         asked = variants | solver_variants(stored.table[0], shares, caps)
         return {row["variant"]: row["knobs"] for row in stored.table} == asked
 
-    return run_stage(kind, source_dir, run_dir, knobs, table_of, answers)
+    return derive(source_dir, run_dir, knobs, make, answers)
 
 
 def _row(name: str, knobs: dict, variant: Result, plain: dict | None) -> dict:

@@ -1,4 +1,4 @@
-"""Runs made from a finished run's checkpoint: its re-export under other knobs, and the frame of every stage."""
+"""Runs derived from a finished run's checkpoint: its re-export under other knobs, and the frame of every study."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,39 +62,27 @@ def export_checkpoint(
         fields = roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config.train_seq_len, config.eval)
         return replace(source, kind="export", **fields)
 
-    return _derived(source_dir, run_dir, knobs, export)
+    return derive(source_dir, run_dir, knobs, export)
 
 
-def run_stage(
-    kind: str,
-    source_dir: str | Path,
-    run_dir: str | Path,
-    knobs: dict,
-    table_of: Callable[[RunConfig], tuple[list[dict], str]],
-    answers: Callable[[Result], bool],
-) -> Result:
-    """A run that studies another run's checkpoint: a table, and no score of its own that a frontier would take.
-
-    table_of(config) -> rows, and the fingerprint of the data they are about. answers(stored result): whether it is
-    what is asked for, and so returned. Raises RunError if the source is incomplete, ConfigError on knobs of training.
-    """
-
-    def study(source: Result, trained: RunConfig, config: RunConfig) -> Result:
-        rows, data = table_of(config)
-        facts = dict(checkpoint_sha256=source.checkpoint_sha256, protocol=evaluation_protocol(config.eval))
-        return Result(kind, config.hash, source.seed, source.track, data_fingerprint=data, table=rows, **facts)
-
-    return _derived(source_dir, run_dir, knobs, study, answers)
+def study(kind: str, source: Result, config: RunConfig, rows: list[dict], data_fingerprint: str) -> Result:
+    """What a study of source's checkpoint found: a table, and no score of its own that a frontier would take."""
+    facts = dict(checkpoint_sha256=source.checkpoint_sha256, protocol=evaluation_protocol(config.eval))
+    return Result(kind, config.hash, source.seed, source.track, data_fingerprint=data_fingerprint, table=rows, **facts)
 
 
-def _derived(
+def derive(
     source_dir: str | Path,
     run_dir: str | Path,
     knobs: dict,
     make: Callable[[Result, RunConfig, RunConfig], Result],
     answers: Callable[[Result], bool] = lambda stored: True,
 ) -> Result:
-    """The stored result if it answers, else that of make(source's result, its config, this run's config), written."""
+    """The stored result if it answers, else that of make(source's result, its config, this run's config), written.
+
+    answers(stored result): whether it is what is asked for. Raises RunError if the source is incomplete, ConfigError
+    on knobs of training.
+    """
     source_dir, run_dir = Path(source_dir), Path(run_dir)
     source, trained = finished_run(source_dir)
     config = scoring_config(trained, knobs)

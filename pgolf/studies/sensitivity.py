@@ -8,7 +8,7 @@ from pgolf.analysis.statistics import compare_blocks
 from pgolf.data.dataset import Dataset
 from pgolf.runs.result import CHECKPOINT, Result, RunError
 from pgolf.studies.exact_map import estimated_rises, exact_scores
-from pgolf.studies.reexport import run_stage
+from pgolf.studies.reexport import derive, study
 from pgolf.training.device import pick_device, pick_dtype
 from pgolf.training.inputs import open_dataset, scored_tokens
 from pgolf.training.round_trip import calibration_of, load_checkpoint, model_of
@@ -143,7 +143,7 @@ def map_sensitivity(
     """
     limits = dict(roundtrip_val_max_tokens=tokens, roundtrip_val_max_documents=0) if tokens else {}
 
-    def table_of(config: RunConfig) -> tuple[list[dict], str]:
+    def make(source: Result, trained: RunConfig, config: RunConfig) -> Result:
         dataset = open_dataset(config)
         rows = sensitivity(load_checkpoint(Path(source_dir) / CHECKPOINT), config, dataset, change)
         for row in rows:
@@ -151,11 +151,11 @@ def map_sensitivity(
                 f"{row['tensor'] or 'unchanged':32} {row['bpb']:.5f} bpb {row['delta_bpb']:+.5f}  "
                 f"estimated {row['estimated_delta_bpb']:+.5f}  {row['delta_bytes']:+,} B"
             )
-        return rows, dataset.fingerprint
+        return study("sensitivity", source, config, rows, dataset.fingerprint)
 
     def answers(stored: Result) -> bool:
         if (was := stored.table[0]["change"]) != change:
             raise RunError(f"{run_dir}: a map of change={was}, not {change}; choose another folder")
         return True
 
-    return run_stage("sensitivity", source_dir, run_dir, knobs | limits, table_of, answers)
+    return derive(source_dir, run_dir, knobs | limits, make, answers)

@@ -35,6 +35,7 @@ def test_configs_are_compared_with_their_baseline(tmp_path):
     alone = [statistics.compare(rows.samples[name], rows.samples["control"]) for name in ("wide", "same", "narrow")]
     assert rows.p[["wide", "same", "narrow"]].tolist() == [found.p for found in statistics.holm(alone)]
     assert rows.p["wide"] >= 2 * alone[0].p  # it ranks second of three at most
+    assert set(seed_groups.by_config(runs[:0]).columns) == {"arm", *rows.columns}
     table = frontier.frontier_table(runs)
     assert set(table.verdict[table.run.str.startswith("wide")]) == {"better"}
     assert table.is_baseline[:5].all() and table.is_baseline.sum() == 5
@@ -152,13 +153,6 @@ def test_seed_noise_is_per_time_limit(tmp_path):
     assert set(rows.verdict[rows.time_limit == 20]) <= {"", "not known"}
 
 
-def test_no_runs_make_no_configs(tmp_path):
-    make_run(tmp_path, "s/control")
-    runs = only_group(tmp_path)
-    none = seed_groups.by_config(runs[:0])
-    assert none.empty and list(none.columns) == list(seed_groups.by_config(runs).columns)
-
-
 def test_runs_older_than_a_knob_stay_in_their_config(tmp_path):
     make_config(tmp_path, "control", [2.5, 2.51, 2.52], seeds=(1, 2, 3))
     path = tmp_path / "s" / "control-s1" / "config.json"
@@ -184,8 +178,9 @@ def test_files_of_one_checkpoint_are_compared_by_their_text(tmp_path):
     assert row.low < expected < row.high
 
 
-def test_all_knobs_but_the_seed_make_a_config():
+def test_all_knobs_but_the_seed_and_the_shards_make_a_config():
     table = pd.DataFrame([RunConfig(track="nano", seed=s, num_layers=n).model_dump() for s in (1, 2) for n in (2, 3)])
     table["data_fingerprint"] = "ab" * 32
     assert seed_groups.same_knobs(table).nunique() == 2 and seed_groups.same_knobs(table, ()).nunique() == 4
     assert seed_groups.same_knobs(table, ("seed", "num_layers")).nunique() == 1
+    assert seed_groups.same_knobs(table.assign(data_fingerprint=["a", "a", "b", "b"])).nunique() == 4

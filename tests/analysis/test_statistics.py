@@ -43,14 +43,6 @@ def test_verdicts_and_intervals_keep_their_level(draw):
     assert 0.93 * DRAWS < covered < 0.97 * DRAWS and all((one.p > 0.05) == (one.low <= 0 <= one.high) for one in found)
 
 
-def test_two_standard_deviations_are_found_with_five_pairs():
-    """The power at five pairs is 0.911; 300 draws are within 0.05 of it."""
-    assert statistics.seeds_needed(-2, 1) == 5
-    rng = np.random.default_rng(7)
-    found = [statistics.compare(ours - 2 * 0.003, base).verdict for ours, base in (pairs(rng) for _ in range(300))]
-    assert found.count("better") > 0.86 * 300 and "worse" not in found
-
-
 def test_holm_keeps_the_family_wise_level_of_ten_configs():
     """Without any effect one of ten configs is called better alone in about a fifth of sweeps, in 2.5 % by Holm."""
     rng = np.random.default_rng(5)
@@ -67,10 +59,8 @@ def test_paired_and_welch_tests_equal_scipys():
     paired = statistics.compare(config(a, range(4)), config(b, range(4)))
     assert paired.p == pytest.approx(stats.ttest_rel(a, b).pvalue) and paired.method == "paired, 4 seeds"
     assert (paired.low, paired.high) == pytest.approx(tuple(stats.ttest_rel(a, b).confidence_interval(0.95)))
-    welch, scipys = (
-        statistics.compare(config(a, range(4)), config(b, range(4, 8))),
-        stats.ttest_ind(a, b, equal_var=False),
-    )
+    welch = statistics.compare(config(a, range(4)), config(b, range(4, 8)))
+    scipys = stats.ttest_ind(a, b, equal_var=False)
     assert welch.p == pytest.approx(scipys.pvalue)
     assert (welch.low, welch.high) == pytest.approx(tuple(scipys.confidence_interval(0.95)))
     assert welch.method == "Welch, 4 and 4 seeds" and paired.delta == pytest.approx(welch.delta)
@@ -114,11 +104,6 @@ def test_time_limited_repeats_of_one_seed_are_tested_against_the_noise_alone():
     assert not record and math.isnan(p)
 
 
-def test_a_constant_difference_gives_no_verdict():
-    found = statistics.compare(config([2.5, 2.25], [1, 2]), config([2.75, 2.5], [1, 2]))
-    assert found.verdict == "not known" and math.isnan(found.low)
-
-
 def test_blocks_of_text_are_compared_in_pairs():
     rng = np.random.default_rng(1)
     base = rng.normal(600, 60, 64)
@@ -145,6 +130,7 @@ def test_seeds_needed_reach_the_power(delta, paired):
     assert share(n) >= statistics.POWER - 0.01
     assert n == 2 or share(n - 1) < statistics.POWER + 0.01
     assert statistics.seeds_needed(1e-9, 1.0) == math.inf and statistics.seeds_needed(0.0, 1.0) is None
+    assert statistics.seeds_needed(-2, 1) == 5
 
 
 def test_is_record_is_the_challenges_rule():
@@ -161,7 +147,15 @@ def test_is_record_is_the_challenges_rule():
     assert sum(statistics.is_record(best + draw, best)[0] for draw in drawn) <= 0.02 * DRAWS
 
 
-def test_a_config_that_diverged_is_not_called_better_or_worse():
-    broken, whole = config([2.5, math.nan, 2.6], (1, 2, 3)), config([2.4, 2.5, 2.7], (1, 2, 3))
-    for found in (statistics.compare(broken, whole), statistics.compare(whole, broken)):
-        assert found.verdict == "not significant" and math.isnan(found.p)
+@pytest.mark.parametrize(
+    ("ours", "baseline", "verdict"),
+    [
+        ([2.5, math.nan, 2.6], [2.4, 2.5, 2.7], "not significant"),  # it diverged
+        ([2.4, 2.5, 2.7], [2.5, math.nan, 2.6], "not significant"),
+        ([2.5, 2.25], [2.75, 2.5], "not known"),  # the same difference in each
+    ],
+)
+def test_samples_that_allow_no_verdict(ours, baseline, verdict):
+    seeds = range(len(ours))
+    found = statistics.compare(config(ours, seeds), config(baseline, seeds))
+    assert found.verdict == verdict and math.isnan(found.p) and found.needed is None

@@ -36,24 +36,17 @@ SOURCE = '''\
 Prints lines like
 final_int8_zlib_roundtrip_exact val_loss:1.00000000 val_bpb:0.50000000
 """
-from __future__ import annotations
-
 import os
 
 class Hyperparameters:
     seed: int = 7
-    num_layers = int(os.environ.get("NUM_LAYERS", 99))
 
 def main():
     log0(f"seed:{args.seed}")
-    print("final_int8_zlib_roundtrip_exact val_loss:1.00000000 val_bpb:0.50000000")
     text = """
 step:1/3 val_loss:1.0000 val_bpb:0.5000
 Total submission size int8+zlib: 17 bytes
 """
-
-if __name__ == "__main__":
-    main()
 
 '''
 
@@ -143,19 +136,4 @@ Code size: 80000 bytes
 Total submission size: 111080000 bytes
 Serialized model rdquant+zstd: 16500000 bytes
 Total submission size: 16580000 bytes
-"""
-
-OURS = """\
-model:2x64 params:99000 device:cpu dtype:torch.float32 threads:1
-data:embedded_1024 fingerprint:0123456789ab config:ba9876543210
-environment:seed=5 num_layers=2
-forecast:800,000 bytes (776,000 to 824,000) of 1,000,000: fits
-warmup_steps:2 done and undone
-step:1/4 train_loss:6.9000 train_time:20ms step_avg:20.00ms comp_reg:0.000000
-step:1/4 forecast:800,000 bytes (776,000 to 824,000) of 1,000,000: fits
-step:4/4 val_loss:6.5000 val_bpb:3.1000 train_time:80ms step_avg:20.00ms
-Serialized model step-0.5+gptq+ans: 990000 bytes (payload:980000)
-Total submission size step-0.5+gptq+ans: 1010000 bytes (code:20000 cap:1000000)
-over the cap by 10000 bytes
-final_step-0.5_gptq_ans_roundtrip_exact val_loss:6.50123456 val_bpb:3.10123456
 """
