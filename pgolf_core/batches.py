@@ -19,7 +19,7 @@ from pgolf_core.shards import read_shard
 
 MAPPED = 64  # shards mapped at a time: macOS allows 256 open files
 CPU = torch.device("cpu")
-AHEAD = ThreadPoolExecutor(1, "batches")  # one thread per process, however many trainings a notebook runs
+AHEAD = ThreadPoolExecutor(1, "batches")  # one thread per process, however many trainings it runs
 
 
 class Stream:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pgolf_core.knobs import EvalConfig
 from pgolf_core.tokens import ByteTable
 
-BLOCKS = 64  # parts of the text whose losses a score keeps, for tests of differences
-MAX_LOGITS = 1 << 29  # logits per batch, float32: 2 GB, and as much again in cross-entropy
+BLOCKS = 64  # parts whose losses a score keeps, for tests of differences
+MAX_LOGITS = 1 << 29  # float32 logits per batch: 2 GB, and 2 GB in cross-entropy
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def ngram_cache(logits: Tensor, ids: Tensor, config: EvalConfig) -> Tensor:
         if first >= T:
             break
         weight = torch.full((B, T - first), config.eval_cache_mix_weight / lag, device=ids.device)
-        if first + 1 < T:  # the token before the candidate exists from the next position on
+        if first + 1 < T:  # candidates of later positions have a token before them
             follows = ids[:, lag : T - delay] == ids[:, : T - delay - lag]
             weight[:, 1:] += follows * (config.eval_bigram_mix_weight / lag)
         logits[:, first:].scatter_add_(2, ids[:, : T - first, None], weight[:, :, None].to(logits.dtype))

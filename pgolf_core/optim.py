@@ -72,21 +72,15 @@ class Muon(torch.optim.Optimizer):
         """Updates newton_schulz · sqrt(max(1, rows/cols)), each in its matrix's dtype; every rank computes a part."""
         shapes = tuple(m.shape for m in matrices)
         own = partition(shapes, self.ranks.size)[self.ranks.rank]
-        done: dict[int, Tensor] = {}
+        flat = torch.zeros(sum(m.numel() for m in matrices), dtype=self.dtype, device=matrices[0].device)
+        updates = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True)]
         for (rows, cols), members in groupby(sorted(own, key=shapes.__getitem__), key=shapes.__getitem__):
             members = list(members)
             stacked = torch.stack([matrices[i] for i in members])
             update = newton_schulz(stacked, steps, self.dtype) * max(1, rows / cols) ** 0.5
-            done |= zip(members, update, strict=True)
-        if self.ranks.size > 1:
-            # Zero in the slices of other ranks, so the sum over ranks is every update, to the bit.
-            flat = torch.zeros(sum(m.numel() for m in matrices), dtype=self.dtype, device=matrices[0].device)
-            slices = flat.split([m.numel() for m in matrices])
-            for i, update in done.items():
-                slices[i].copy_(update.flatten())
-            self.ranks.add_(flat)
-            done = {i: part.view_as(m) for i, (part, m) in enumerate(zip(slices, matrices, strict=True))}
-        return [done[i].to(m.dtype) for i, m in enumerate(matrices)]
+            torch._foreach_copy_([updates[i] for i in members], list(update))
+        self.ranks.add_(flat)  # zero where other ranks' updates go, so the sum is exact
+        return [update.to(m.dtype) for update, m in zip(updates, matrices, strict=True)]
 
 
 @functools.cache

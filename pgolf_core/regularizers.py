@@ -10,7 +10,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.parameters import roles_of
 from pgolf_core.quantization.primitives import SCALE_DTYPE, AxisMode, leading_pair, quantize_rows
 
-EPSILON = 1e-6  # below any weight that matters; keeps logarithms and quotients finite
+EPSILON = 1e-6  # below any weight that matters; keeps quotients finite
 
 
 def reconstruction(w: Tensor, w_hat: Tensor) -> Tensor:
@@ -50,12 +50,9 @@ def _as_exported(w: Tensor, bits: int, axis: AxisMode) -> tuple[Tensor, Tensor, 
     Both axes are computed and one selected on the device, so that no step synchronises with the host.
     """
     qmax = 2 ** (bits - 1) - 1
-    q, row_scale = quantize_rows(w, qmax)
-    row_scale = row_scale.to(SCALE_DTYPE).float()[:, None]
-    by_row = q * row_scale
-    q, col_scale = quantize_rows(w.T, qmax)
-    col_scale = col_scale.to(SCALE_DTYPE).float()[None, :]
-    by_col = q.T * col_scale
+    (q, scale), (q_t, scale_t) = quantize_rows(w, qmax), quantize_rows(w.T, qmax)
+    row_scale, col_scale = scale.to(SCALE_DTYPE).float()[:, None], scale_t.to(SCALE_DTYPE).float()[None, :]
+    by_row, by_col = q * row_scale, q_t.T * col_scale
     if axis == "auto":
         row_error, col_error = (w - by_row).square().mean(), (w - by_col).square().mean()
         fewer_rows = w.size(0) <= w.size(1)
@@ -77,24 +74,14 @@ class CompressionRegularizer:
         matrices = [(name, p) for name, p in model.named_parameters() if not self.roles[name].is_control]
         self.candidates = sorted(matrices, key=lambda item: -item[1].numel())  # stable: ties keep model order
         self.config = config
-        self.embed_bits = config.export.embed_bits
-        self.rank1_weight = config.compression_rank1_reg_weight
-        if not (config.int8_residual_rank and config.int8_residual_budget_bytes):
-            self.rank1_weight = 0.0  # the export would store no residual
-
-    def due(self, step: int) -> bool:
-        c = self.config
-        return (
-            c.compression_reg_weight > 0
-            and step >= c.compression_reg_warmup_steps
-            and step % c.compression_reg_interval == 0
-        )
 
     def __call__(self, step: int) -> tuple[Tensor, list[str]]:
-        if not self.due(step):
+        c = self.config
+        started = c.compression_reg_weight > 0 and step >= c.compression_reg_warmup_steps
+        if not started or step % c.compression_reg_interval:
             return torch.zeros((), device=self.candidates[0][1].device), []
         n = len(self.candidates)
-        k = min(self.config.compression_reg_sample_tensors, n)
+        k = min(c.compression_reg_sample_tensors, n)
         sampled = [self.candidates[(step * k + o) % n] for o in range(k)]
         values = [self._value(name, p, 131 * step + 17 * o) for o, (name, p) in enumerate(sampled)]
         return torch.stack(values).mean(), [name for name, _ in sampled]
@@ -105,21 +92,20 @@ class CompressionRegularizer:
         cols = min(width, c.compression_reg_max_cols)
         start %= width - cols + 1
         w = parameter[:, start : start + cols].float()
-        bits = self.embed_bits if self.roles[name].kind == "embedding" else c.weight_quantization_bits
+        bits = c.embed_bits if self.roles[name].kind == "embedding" else c.weight_quantization_bits
         if bits == 16:  # stored in float16: no quantisation error to reduce
             return w.sum() * 0.0
         w_hat, scale, rows = _as_exported(w.detach(), bits, c.int8_axis_mode)
-        value = reconstruction(w, w_hat)
-        if c.compression_grid_reg_weight:
-            value = value + c.compression_grid_reg_weight * grid(w, scale)
-        if c.compression_scale_reg_weight:
-            smoothness = torch.where(rows, scale_smoothness(w), scale_smoothness(w.T))
-            value = value + c.compression_scale_reg_weight * smoothness
-        if self.rank1_weight:
-            left, right = leading_pair(w.detach() - w_hat, c.int8_residual_power_iters)
-            value = value + self.rank1_weight * reconstruction(w, w_hat + torch.outer(left, right))
-        if c.ternary_reg_weight:
-            value = value + c.ternary_reg_weight * ternary(w)
-        if c.outlier_reg_weight:
-            value = value + c.outlier_reg_weight * outlier(w)
-        return value
+
+        def with_rank1() -> Tensor:
+            return w_hat + torch.outer(*leading_pair(w.detach() - w_hat, c.int8_residual_power_iters))
+
+        residuals = c.int8_residual_rank and c.int8_residual_budget_bytes  # else the export would store none
+        terms = [
+            (c.compression_grid_reg_weight, lambda: grid(w, scale)),
+            (c.compression_scale_reg_weight, lambda: torch.where(rows, scale_smoothness(w), scale_smoothness(w.T))),
+            (c.compression_rank1_reg_weight if residuals else 0, lambda: reconstruction(w, with_rank1())),
+            (c.ternary_reg_weight, lambda: ternary(w)),
+            (c.outlier_reg_weight, lambda: outlier(w)),
+        ]
+        return sum((weight * term() for weight, term in terms if weight), start=reconstruction(w, w_hat))

@@ -28,7 +28,7 @@ class FitContext:
 
     bits: int = 8  # bits and axis: for schemes whose knob does not say
     axis: Literal["auto", "row", "col"] = "auto"
-    row_weight: Tensor | None = None  # (rows,); a squared error costs row_weight · col_weight, up to a factor
+    row_weight: Tensor | None = None  # (rows,); error² costs row_weight · col_weight, up to a factor
     col_weight: Tensor | None = None  # (cols,); both None without calibration
     factor: HessianFactor | None = None  # None = round to nearest, else by GPTQ
     gptq_block: int = 128  # columns at a time
@@ -39,10 +39,10 @@ class QuantScheme:
 
     word: ClassVar[str]
     usage: ClassVar[str]  # how to write the knob; shown when its arguments are wrong
-    stored: ClassVar[str] = ""  # word of the stored form that `fit` returns; '' = the scheme's own
+    stored: ClassVar[str] = ""  # word of the stored form of `fit`; '' = the scheme's own
     uses_gptq: ClassVar[bool] = False  # rounds by context.factor if gptq=1
     scale_free: ClassVar[bool] = False  # c·w takes as many bytes as w
-    per_model: ClassVar[bool] = False  # tensors share arrays, so a model can have one scheme of this class
+    per_model: ClassVar[bool] = False  # tensors share arrays: one scheme of this class per model
     needs_calibration: ClassVar[bool] = False  # or a property, if it depends on the arguments
 
     @classmethod

@@ -30,14 +30,14 @@ PRECISION = 24
 # suit all; √3 balances the bits of the table against the 0.7 bit per symbol that its coarseness costs.
 ROOT_UNIT = 1.732
 SQUARINGS = 3  # the finest levels are 2^-3 of a power of two apart
-LEVELS = 48  # rows and columns further below the largest than this share the lowest level
+LEVELS = 48  # lines further below the largest share the lowest level
 NONE = 31  # a shift after which one level is left
 SHIFTS = [(a, b) for s in range(3) for a in (s, NONE) for b in (s, NONE)]  # (rows, columns)
-WAYS = 6  # ways of differencing a table: 0, 1 or 2 times along the symbols, 0 or 1 times along the classes
-CELLS = 1 << 20  # maximum of row levels × column levels × symbols; bounds time and memory
-BIT = 4096  # units of cost per bit; 4096·log2(n) is never within 1e-8 of a half, so it rounds alike everywhere
+WAYS = 6  # ways to difference a table: 0 to 2 times by symbol, 0 or 1 by class
+CELLS = 1 << 20  # row levels × column levels × symbols, at most
+BIT = 4096  # units of cost per bit; no 4096·log2(n) is within 1e-8 of a half
 LARGE = 1 << 20  # bytes; to try every codec on more takes seconds
-OVERHEAD = 4  # bytes per coded array besides tables and symbols: way of differencing, the coder's state
+OVERHEAD = 4  # bytes per coded array: way of differencing, coder's state
 
 Spec = tuple[np.dtype, tuple[int, ...]]  # dtype and shape of an array
 Operation = tuple[np.ndarray, np.ndarray | int]  # symbols; their frequencies or, if uniform, their bits
@@ -204,7 +204,7 @@ def _plan(q: np.ndarray, planes: bool = False) -> _Plan:
         counts = counts[counts.any(axis=1)]
         roots, levels = _roots(counts), (rows >> a, cols >> b)
         table, way = min((_number_cost(_difference(roots, way)), way) for way in range(WAYS))
-        size = (table + _cost(counts, _frequencies(roots**2))) // (8 * BIT) + OVERHEAD + 2 * q.itemsize
+        size = (table + int(_cost(counts, _frequencies(roots**2)).sum())) // (8 * BIT) + OVERHEAD + 2 * q.itemsize
         size += sum(map(coded_bytes, levels)) if len(rows) > 1 else 0
         plans.append(_Plan(low, levels, roots, way, size))
     return min(plans, key=lambda plan: plan.bytes)
@@ -223,8 +223,8 @@ def _roots(counts: np.ndarray) -> np.ndarray:
     """(classes, symbols) counts -> table entries; 0 only for symbols that do not occur."""
     roots = np.maximum(np.rint(np.sqrt(counts) / ROOT_UNIT).astype(np.int64), counts > 0)
     # A table that gains less than its own bits, some two per symbol, is made uniform, which costs almost none.
-    even = _bits(np.full(roots.shape, 2**PRECISION // roots.shape[1]))
-    gain = (counts * (even - _bits(_frequencies(roots**2)))).sum(axis=1)
+    uniform = np.full(roots.shape, 2**PRECISION // roots.shape[1])
+    gain = _cost(counts, uniform) - _cost(counts, _frequencies(roots**2))
     roots[gain < 2 * BIT * (counts > 0).sum(axis=1)] = 1
     return roots
 
@@ -243,13 +243,9 @@ def _steps(a: np.ndarray) -> np.ndarray:
     return steps
 
 
-def _bits(frequencies: np.ndarray) -> np.ndarray:
-    """Cost per symbol in units of 1/BIT bits, integer."""
-    return PRECISION * BIT - np.rint(BIT * np.log2(frequencies)).astype(np.int64)
-
-
-def _cost(counts: np.ndarray, frequencies: np.ndarray) -> int:
-    return int((counts * _bits(frequencies)).sum())
+def _cost(counts: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """Bits per table (last axis) to code symbols that occur `counts` times, in units of 1/BIT, integer."""
+    return (counts * (PRECISION * BIT - np.rint(BIT * np.log2(frequencies)).astype(np.int64))).sum(axis=-1)
 
 
 def _difference(roots: np.ndarray, way: int) -> np.ndarray:
@@ -287,7 +283,7 @@ def _length_frequencies(rarity: np.ndarray) -> np.ndarray:
 def _number_cost(numbers: np.ndarray) -> int:
     _, counts, rarity = _lengths(numbers)
     below = np.maximum(np.arange(len(counts)) - 1, 0)
-    return BIT * int(5 + 4 * len(counts) + (counts * below).sum()) + _cost(counts, _length_frequencies(rarity))
+    return int(BIT * (5 + 4 * len(counts) + (counts * below).sum()) + _cost(counts, _length_frequencies(rarity)))
 
 
 def _number_operations(numbers: np.ndarray) -> list[Operation]:
