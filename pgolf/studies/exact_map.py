@@ -110,7 +110,7 @@ def estimated_rises(
     """Name -> predicted rise in bits per byte on tokens (n,) when that one tensor of the float32 model is changed.
 
     First order: gradient · change of the scored loss, on every second window of these very tokens. Second order:
-    half of Fisher · change², from `calibrate` on training text (hessians=False). An export never sees the former:
+    half of Fisher · change², from `calibrate` on training text. An export never sees the former:
     it is most of what there is in small changes and in late layers.
     Limits: the first order is half a sample, so rises below about 1e-4 bpb (8 bits) come in no reliable order. The
     second order takes weights and positions for independent and the loss for a parabola; it is two to five times

@@ -38,7 +38,7 @@ def estimate(
     model.load_state_dict(state)
     fisher_tokens = max(1, min(FISHER_TOKENS, tokens.numel() // FISHER_SHARE))
     text = sequences(dataset.train_shards, fisher_tokens, config.train_seq_len)
-    calibration = calibrate(model, text, hessians=False)
+    calibration = calibrate(model, text)
     return estimated_rises(model, changes, tokens, dataset.byte_table, config.eval, calibration)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import Calibration, Statistics
-from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian, gptq
-from pgolf_core.quantization.grids import Grid, geometric_mean, weighted_grid
-from pgolf_core.quantization.residuals import fit_residual
+from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian
+from pgolf_core.quantization.grids import Grid, geometric_mean, rms, step_grid
+from pgolf_core.quantization.residuals import fit_low_rank
 from pgolf_core.quantization.stored import Quantized
 
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
@@ -59,12 +59,11 @@ def solve(
         integers, low_ranks, predicted = {}, {}, 0.0
         for name, w in weights.items():
             grid = grid_at(lam, w, calibration[name], factors[name])
-            t = grid.with_levels(gptq(w, grid.step_size(), factors[name], grid.qmax, config.gptq_block))
-            error = t.dequantize() - w
+            integers[name] = grid.round(w, factors[name], config.gptq_block)
+            error = w - integers[name].dequantize()
             if name in residuals:
-                low_ranks[name], _ = fit_residual(-error, calibration[name], config)
-                error = error + low_ranks[name].dense()
-            integers[name] = t
+                low_ranks[name], _, _ = fit_low_rank(error, calibration[name], config)
+                error = error - low_ranks[name].dequantize()
             predicted += calibration[name].cost(error)
         quantized = Quantized(integers, low_ranks, floats)
         return Solution(quantized, lam, file_bytes(quantized), predicted)
@@ -75,7 +74,7 @@ def solve(
         return best.quantized
     coarser = at(1.1 * best.lam)
     nats_per_byte = (coarser.predicted - best.predicted) / max(best.bytes - coarser.bytes, 1)  # won by finer steps
-    if chosen := residuals_worth_their_bytes(best, nats_per_byte, weights, calibration, config):
+    if chosen := residuals_worth_their_bytes(best.quantized, nats_per_byte, weights, calibration, config):
         with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, parameters, best.lam)
         best = min((best, with_residuals), key=lambda solution: solution.predicted)
     return best.quantized
@@ -85,10 +84,9 @@ def grid_at(lam: float, w: Tensor, statistics: Statistics, factor: HessianFactor
     """Grid of w with steps lam / √sensitivity; sensitivity (row, col) = row_weight · column_weight, nats / error²."""
     row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
     sensitivity = geometric_mean(row_weight) * geometric_mean(col_weight)
-    rms = w.float().square().mean().sqrt().item()
-    c = min(lam / math.sqrt(max(sensitivity, 1e-38)) / max(rms, 1e-38), MAX_REL_STEP)
-    levels = (w.abs() / weighted_grid(w, 1.0, row_weight, col_weight).step_size()).max().item()
-    return weighted_grid(w, max(c, levels / MAX_LEVEL), row_weight, col_weight)
+    c = min(lam / math.sqrt(max(sensitivity, 1e-38)) / max(rms(w).item(), 1e-38), MAX_REL_STEP)
+    levels = (w.abs() / step_grid(w, 1.0, row_weight, col_weight).step_size()).max().item()
+    return step_grid(w, max(c, levels / MAX_LEVEL), row_weight, col_weight)
 
 
 def search(at: Callable[[float], Solution], cap: int, parameters: int, lam: float = 1e-4) -> Solution:
@@ -125,14 +123,16 @@ def _next_lam(last: Solution, coarse: Solution | None, fine: Solution | None, ca
 
 
 def residuals_worth_their_bytes(
-    solution: Solution, nats_per_byte: float, weights: dict[str, Tensor], calibration: Calibration, config: ExportConfig
+    quantized: Quantized,
+    nats_per_byte: float,
+    weights: dict[str, Tensor],
+    calibration: Calibration,
+    config: ExportConfig,
 ) -> tuple[str, ...]:
     """Tensors whose low-rank residual wins more nats per byte than finer steps do."""
     chosen = []
-    for name, t in solution.quantized.tensors.items():
-        error = t.dequantize() - weights[name]
-        residual, size = fit_residual(-error, calibration[name], config)
-        won = calibration[name].cost(error) - calibration[name].cost(error + residual.dense())
-        if won > nats_per_byte * size:
+    for name, t in quantized.tensors.items():
+        _, size, benefit = fit_low_rank(weights[name] - t.dequantize(), calibration[name], config)
+        if benefit > nats_per_byte * size:
             chosen.append(name)
     return tuple(chosen)

@@ -11,7 +11,7 @@ as the squared gradient of a whole sequence: unbiased too, since drawn labels ma
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,16 +27,14 @@ PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 @dataclass
 class Statistics:
-    """Sums over `tokens` tokens for one weight (rows, cols); float32, on the CPU once `calibrate` returns.
+    """Sums over `tokens` tokens for one weight (rows, cols); float32.
 
     row_fisher (rows,): squares of the gradient, token by token, summed over each row.
-    fisher (rows, cols): the same, not summed; None where the second moments are collected.
     hessian (cols, cols): second moments of the inputs, each token weighted by its gradient's squared norm.
     """
 
     row_fisher: Tensor
-    fisher: Tensor | None
-    hessian: Tensor | None
+    hessian: Tensor
     tokens: int = 0
 
     @property
@@ -47,8 +45,6 @@ class Statistics:
     def cost(self, change: Tensor) -> float:
         """Predicted rise of the loss in nats per token when the weight changes by (rows, cols)."""
         change = change.float()
-        if self.hessian is None:
-            return 0.5 * (self.fisher * change.square()).sum().item() / self.tokens
         return 0.5 * (self.row_weight @ (change @ self.hessian * change).sum(1)).item() / self.tokens
 
     def add_product(self, rows: Tensor, cols: Tensor) -> None:
@@ -56,68 +52,47 @@ class Statistics:
         rows, cols = rows.flatten(0, -2).float(), cols.flatten(0, -2).float()
         squares = rows.square()
         self.row_fisher.addmv_(squares.T, cols.square().sum(1))
-        if self.fisher is not None:
-            self.fisher.addmm_(squares.T, cols.square())
-        if self.hessian is not None:
-            self.hessian.addmm_((cols * squares.sum(1, keepdim=True)).T, cols)
+        self.hessian.addmm_((cols * squares.sum(1, keepdim=True)).T, cols)
 
     def add_lookup(self, ids: Tensor, cols: Tensor) -> None:
         """Add gradients of n lookups: cols (n, C) in the row of each id."""
         ids, cols = ids.flatten(), cols.flatten(0, -2).float()
-        squares = cols.square()
-        self.row_fisher.index_add_(0, ids, squares.sum(1))
-        if self.fisher is not None:
-            self.fisher.index_add_(0, ids, squares)
-        if self.hessian is not None:
-            self.hessian.addmm_(cols.T, cols)
-
-    def add_gradient(self, gradient: Tensor) -> None:
-        """Add the gradient (rows, cols) of a whole sequence."""
-        self.add_lookup(torch.arange(len(gradient), device=gradient.device), gradient)
+        self.row_fisher.index_add_(0, ids, cols.square().sum(1))
+        self.hessian.addmm_(cols.T, cols)
 
 
 Calibration = dict[str, Statistics]
 
 
-def calibrate(model: nn.Module, sequences: Iterable[Tensor], hessians: bool = True, seed: int = 0) -> Calibration:
-    """Statistics of every declared weight that is no control parameter, over token ids: sequences of (B, T) int64.
+@torch.enable_grad()
+def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> Calibration:
+    """Statistics, on the CPU, of every declared weight that is no control parameter.
 
-    hessians: collect second moments, which rounding needs; without them the whole Fisher diagonal, enough to estimate
-    and cheaper. seed: draws the labels. The model is run in evaluation mode and left as it was. Raises RoleError naming
-    a weight that the model does not use.
+    sequences: token ids, (B, T) int64 each. seed: draws the labels. A copy of the model is run, in evaluation mode.
+    Raises RoleError naming a weight that the model does not use.
     """
-    device, calibration = next(model.parameters()).device, {}
+    model = deepcopy(model).eval().requires_grad_(False)  # only activations have gradients
+    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     weights = {name: model.get_parameter(name) for name, role in roles_of(model).items() if not role.is_control}
     zeros = partial(torch.zeros, device=device)
-    for name, weight in weights.items():
-        rows, cols = weight.shape
-        fisher, hessian = (None, zeros(cols, cols)) if hessians else (zeros(rows, cols), None)
-        calibration[name] = Statistics(zeros(rows), fisher, hessian)
-    generator, by_sequence = torch.Generator().manual_seed(seed), None
-    with _without_weight_gradients(model):
-        for batch in sequences:
-            if by_sequence is None:
-                with _Recorder(weights, calibration) as probe:
-                    model(batch[:1].to(device))
-                recorder = _Recorder({name: weights[name] for name in probe.used}, calibration)
-                by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
-            for ids in batch.split(1 if by_sequence else len(batch)):
-                with recorder:
-                    logits = model(ids.to(device)).float().flatten(0, 1)
-                drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
-                F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
-                for name, weight in by_sequence.items():
-                    if weight.grad is None:
-                        raise RoleError(f"weight {name} is declared, but the model does not use it")
-                    calibration[name].add_gradient(weight.grad)
-                    weight.grad = None
-            for statistics in calibration.values():
-                statistics.tokens += batch.numel()
-    for statistics in calibration.values():
-        for name, value in vars(statistics).items():
-            if isinstance(value, Tensor):
-                setattr(statistics, name, value.cpu())
-    return calibration
+    sums = {name: Statistics(zeros(len(w)), zeros(w.size(1), w.size(1))) for name, w in weights.items()}
+    batches = list(sequences)
+    with _Recorder(weights, sums) as probe:
+        model(batches[0][:1].to(device))
+    recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
+    by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
+    for ids in (ids.to(device) for batch in batches for ids in batch.split(1 if by_sequence else len(batch))):
+        with recorder:
+            logits = model(ids).float().flatten(0, 1)
+        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
+        F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+        for name, weight in by_sequence.items():
+            if weight.grad is None:
+                raise RoleError(f"weight {name} is declared, but the model does not use it")
+            sums[name].add_lookup(torch.arange(len(weight), device=device), weight.grad)
+            weight.grad = None
+    tokens = sum(batch.numel() for batch in batches)
+    return {name: Statistics(s.row_fisher.cpu(), s.hessian.cpu(), tokens) for name, s in sums.items()}
 
 
 class _Recorder(TorchFunctionMode):
@@ -129,15 +104,16 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, weights: dict[str, Tensor], calibration: Calibration):
         super().__init__()
-        self.weights, self.calibration, self.used = weights, calibration, set()
-        self.names = {weight.data_ptr(): name for name, weight in weights.items()}
+        self.calibration, self.used = calibration, set()
+        self.known = {_memory(w.mT): (name, True) for name, w in weights.items()}  # whether transposed
+        self.known |= {_memory(w): (name, False) for name, w in weights.items()}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func is F.embedding or func is F.linear or func in PRODUCTS:
             left, right = _operands(*args, **kwargs)
-            if func in PRODUCTS and right.ndim == 2:
+            if func in PRODUCTS and right.ndim > 1:
                 right = right.mT
             for name, add in self.uses(func, left, right):
                 self.used.add(name)
@@ -151,42 +127,23 @@ class _Recorder(TorchFunctionMode):
 
         The output is left @ right.T, whose transpose is right @ left.T, or the rows left of the table right.
         """
-        if func is F.embedding:
-            if found := self.find(right):
-                yield found[0], partial(self.calibration[found[0]].add_lookup, left)
-            return
         for x, weight, flipped in ((left, right, False), (right, left, True)):
-            if x.requires_grad and (found := self.find(weight)):
-                yield found[0], partial(self.add_product, *found, flipped, x.detach())
+            name, transposed = self.known.get(_memory(weight), ("", False))
+            if name and func is F.embedding:
+                yield name, partial(self.calibration[name].add_lookup, x)
+            elif name and x.requires_grad:
+                yield name, partial(self.add_product, name, transposed, flipped, x.detach())
 
     def add_product(self, name: str, transposed: bool, flipped: bool, x: Tensor, gradient: Tensor) -> None:
         """Add a gradient of x @ weight.T, or x @ weight if transposed; if flipped, of that product's transpose."""
         rows, cols = gradient.mT if flipped else gradient, x
         self.calibration[name].add_product(*((cols, rows) if transposed else (rows, cols)))
 
-    def find(self, t: Tensor) -> tuple[str, bool] | None:
-        """(name, whether transposed) of the weight that t is, or is a whole view of."""
-        if name := self.names.get(t.data_ptr()):
-            weight = self.weights[name]
-            for transposed, view in ((False, weight), (True, weight.mT)):
-                if t.shape == view.shape and t.stride() == view.stride():
-                    return name, transposed
-        return None
-
 
 def _operands(input: Tensor, other: Tensor | None = None, *args, weight: Tensor | None = None, **kwargs) -> tuple:
     return input, other if weight is None else weight
 
 
-@contextmanager
-def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
-    """Inside the block only activations have gradients, and the model is in evaluation mode."""
-    training, wanted = model.training, {p: p.requires_grad for p in model.parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        model.train(training)
-        for parameter, requires_grad in wanted.items():
-            parameter.requires_grad_(requires_grad)
+def _memory(t: Tensor) -> tuple:
+    """Equal for a weight and a whole view of it."""
+    return t.data_ptr(), t.shape, t.stride()

@@ -1,7 +1,7 @@
 """Low-rank residuals in few bits: the quantization error of a matrix, approximated by a product of thin factors.
 
 LQER (Zhang et al. 2024, arXiv 2402.02446): the error is scaled by the magnitude of the inputs before its SVD, and the
-factors are quantized too. Here the second-moment matrix of the inputs weighs the columns, an optional importance the
+factors are quantized too. Here the second-moment matrix of the inputs weighs the columns, an importance the
 rows, and the right factor is the least-squares solution for the stored left one.
 """
 
@@ -29,7 +29,7 @@ class LowRank:
     right_scale: Tensor | None
     group: int
 
-    def dense(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """float32 (rows, cols), the same bits on every machine: a matrix product does not promise that, so ranks are
         added one at a time, each product and sum rounded by itself."""
         left = dequantize_factor(self.left, self.left_scale, self.group, dim=0)
@@ -48,23 +48,21 @@ class LowRank:
         return cls(arrays["left"], arrays["right"], arrays.get("left_scale"), arrays.get("right_scale"), group)
 
 
-def low_rank(
-    residual: Tensor, rank: int, bits: int, group: int, hessian: Tensor | None = None, row_weight: Tensor | None = None
-) -> LowRank:
-    """The pair of factors, rounded, that minimises the sum over rows of row_weight · r H rᵀ, r in residual - dense().
+def low_rank(residual: Tensor, rank: int, bits: int, group: int, hessian: Tensor, row_weight: Tensor) -> LowRank:
+    """The pair of factors, rounded, that minimises Σ row_weight · r H rᵀ over the rows r of what they leave.
 
     A higher rank lowers it further; only at 2 bits may rounding under uneven weights cost more than a rank gains.
     residual (rows, cols). H: hessian (cols, cols), the inputs' second moments up to a factor. row_weight (rows,) >= 0.
     rank: 1 to min(rows, cols). bits: 2 to 8 for integers, 16 for float16 factors.
     """
-    row_weight = residual.new_ones(len(residual)) if row_weight is None else row_weight
     root = (normalized(row_weight, row_weight) + DAMPING).sqrt()[:, None]  # (rows, 1)
     weighted = root * residual.detach().double()
-    seen = weighted if hessian is None else weighted @ column_root(hessian)
-    u, s, _ = torch.linalg.svd(seen, full_matrices=False)
+    damped = normalized(hessian, hessian.diagonal())
+    damped.diagonal().add_(DAMPING)
+    u, s, _ = torch.linalg.svd(weighted @ torch.linalg.cholesky(damped), full_matrices=False)
     left, left_scale = quantize_factor(u[:, :rank] * s[:rank].sqrt() / root, bits, group, dim=0)
-    # Least squares for the left factor as it is stored. The hessian's root is invertible and on the right of both
-    # sides, so it cancels; it has chosen the columns of u.
+    # Least squares for the left factor as it is stored. The hessian's root has chosen the columns of u; on the right of
+    # both sides it would cancel.
     stored = root * dequantize_factor(left, left_scale, group, dim=0)
     solved = torch.linalg.pinv(stored, rtol=CUTOFF) @ weighted  # (rank, rows) @ (rows, cols)
     right, right_scale = quantize_factor(solved, bits, group, dim=1)
@@ -107,10 +105,3 @@ def dequantize_factor(q: Tensor, scale: Tensor | None, group: int, dim: int) -> 
 def normalized(weight: Tensor, averaged: Tensor) -> Tensor:
     """Float64 weights over a mean of theirs; all zero if no token reached the matrix."""
     return weight.double() / averaged.double().mean().clamp_min(1e-300)
-
-
-def column_root(hessian: Tensor) -> Tensor:
-    """Cholesky factor of second moments, normalized to mean diagonal 1 and damped; (cols, cols) float64."""
-    h = normalized(hessian, hessian.diagonal())
-    h.diagonal().add_(DAMPING)
-    return torch.linalg.cholesky(h)

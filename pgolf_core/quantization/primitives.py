@@ -48,23 +48,18 @@ class QuantizedTensor:
 
     def step_size(self) -> Tensor:
         """float32, broadcastable to q."""
-        return step_sizes(self.scale, self.axis, self.row_exponents, self.col_exponents)
+        sizes = self.scale.float()
+        if self.axis == 0:
+            sizes = sizes[:, None]
+        if self.row_exponents is not None:
+            sizes = sizes * exp2_quarters(self.row_exponents)[:, None]
+        if self.col_exponents is not None:
+            sizes = sizes * exp2_quarters(self.col_exponents)
+        return sizes
 
     def dequantize(self) -> Tensor:
         """float32 of q's shape."""
         return self.q.float() * self.step_size()
-
-
-def step_sizes(scale: Tensor, axis: int | None, row_exponents: Tensor | None, col_exponents: Tensor | None) -> Tensor:
-    """float32 step sizes of fields as QuantizedTensor has them, broadcastable to the weight."""
-    sizes = scale.float()
-    if axis == 0:
-        sizes = sizes[:, None]
-    if row_exponents is not None:
-        sizes = sizes * exp2_quarters(row_exponents)[:, None]
-    if col_exponents is not None:
-        sizes = sizes * exp2_quarters(col_exponents)
-    return sizes
 
 
 def exp2_quarters(exponents: Tensor) -> Tensor:
@@ -130,16 +125,11 @@ class RankOne:
 
     left: Tensor
     right: Tensor
-    benefit: float = 0.0  # decrease of the squared error when it is added; not stored
-
-    @property
-    def bytes(self) -> int:
-        return 2 * (self.left.numel() + self.right.numel())
 
     def arrays(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right}
 
-    def dense(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         return torch.outer(self.left.float(), self.right.float())
 
 
@@ -157,11 +147,3 @@ def leading_pair(residual: Tensor, power_iters: int) -> tuple[Tensor, Tensor]:
         sigma = right.norm()
         right = right / sigma.clamp_min(1e-8)
     return left * sigma, right
-
-
-def rank_one(residual: Tensor, power_iters: int = 6) -> RankOne:
-    """The leading pair of residual (rows, cols) as it will be stored, and what adding it gains."""
-    residual = residual.float()
-    left, right = (factor.to(SCALE_DTYPE) for factor in leading_pair(residual, power_iters))
-    after = residual - torch.outer(left.float(), right.float())
-    return RankOne(left, right, (residual.square().sum() - after.square().sum()).item())

@@ -26,12 +26,6 @@ class Stored(Protocol):
     def dequantize(self) -> Tensor: ...
 
 
-class Residual(Protocol):
-    """A correction that is added to a dequantized tensor."""
-
-    def dense(self) -> Tensor: ...
-
-
 def stored_form(word: str, shared: str = "") -> Callable[[type], type]:
     """Class decorator: artifacts name the form by this word. shared: kind of array that all tensors of a file share."""
 
@@ -55,7 +49,7 @@ class Quantized:
     """A state dict as it will be stored: every tensor is in `tensors` or, if kept in float, in `floats`."""
 
     tensors: dict[str, Stored]
-    residuals: dict[str, Residual]  # corrections of some `tensors`, in the order they were chosen
+    residuals: dict[str, Stored]  # added to some `tensors`, in the order they were chosen
     floats: dict[str, Tensor]
 
     @property
@@ -69,5 +63,5 @@ class Quantized:
         for name, t in self.tensors.items():
             state[name] = t.dequantize()
             if name in self.residuals:
-                state[name] += self.residuals[name].dense()
+                state[name] += self.residuals[name].dequantize()
         return state

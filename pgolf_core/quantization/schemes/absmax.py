@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgolf_core.quantization.schemes import GridScheme
-from pgolf_core.scheme import parse_int, register
+from pgolf_core.scheme import QuantScheme, parse_int, register
 
 
 @register
 @dataclass(frozen=True)
-class Absmax(GridScheme):
+class Absmax(QuantScheme):
     word = "absmax"
     usage = "absmax or absmax:BITS, the reference's: levels up to the largest |w| of a row or column, BITS 2 to 8"
+    stored = "int"
+    uses_gptq = True
     bits: int | None = None  # None = as the bits knobs say
 
     @classmethod
     def from_args(cls, bits: str | None = None) -> Absmax:
         return cls(None if bits is None else parse_int(bits, 2, 8))
 
-    def grid(self, w, context):
+    def fit(self, w, context):
+        """Any shape; GPTQ rounds to the same levels."""
         from pgolf_core.quantization.grids import Grid
         from pgolf_core.quantization.primitives import quantize
 
         bits = self.bits or context.bits
-        quantized = quantize(w, bits, context.axis)
-        return Grid(quantized.scale, quantized.axis, 2 ** (bits - 1) - 1)
-
-    def fit(self, w, context):
-        """Any shape; GPTQ rounds to the same levels."""
-        from pgolf_core.quantization.primitives import quantize
-
+        nearest = quantize(w, bits, context.axis)
         if context.factor is None:
-            return quantize(w, self.bits or context.bits, context.axis)
-        return super().fit(w, context)
+            return nearest
+        return Grid(nearest.scale, nearest.axis, 2 ** (bits - 1) - 1).round(w, context.factor, context.gptq_block)

@@ -93,8 +93,8 @@ def encode(w: Tensor, book: Tensor, rate_weight: float = 0.0) -> CodebookTensor:
     """The entries and the scale for w (rows, cols) of least squared error + rate_weight · bits.
 
     The error is a vector's, in units of w's mean square; the bits are -log2 of an index's share among w's own
-    indices. At rate_weight 0 every index is the nearest entry's. Raises ValueError for w that is not 2-D, empty or not
-    finite, and for columns that the book's dimension does not divide.
+    indices. At rate_weight 0 every index is the nearest entry's. Raises ValueError for columns that the book's
+    dimension does not divide.
     """
     entries = book.float()
     size, dimension = entries.shape
@@ -175,8 +175,6 @@ def cheapest(vectors: Tensor, entries: Tensor, penalty: Tensor) -> tuple[Tensor,
 
 def as_vectors(w: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
     """w (rows, cols) -> float32 (rows · cols / dimension, dimension), neighbours along a row; root mean square."""
-    if w.ndim != 2 or w.numel() == 0 or not torch.isfinite(w).all():
-        raise ValueError(f"cannot encode a tensor of shape {tuple(w.shape)} that is not 2-D, empty or not finite")
     if w.size(1) % dimension:
         raise ValueError(f"vectors of {dimension} weights do not fit {w.size(1)} columns")
     vectors = w.detach().float().reshape(-1, dimension)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgolf_core.quantization.schemes import GridScheme
 from pgolf_core.scheme import parse_number, register
@@ -28,8 +28,10 @@ class Step(GridScheme):
         return self.per == "fisher"
 
     def grid(self, w, context):
-        from pgolf_core.quantization.grids import step_grid, weighted_grid
+        """A row's rms is stored as a power of 2^(1/4): one byte, some three bits after entropy coding."""
+        from pgolf_core.quantization.grids import exponents, rms, step_grid
 
         if self.per == "fisher":
-            return weighted_grid(w, self.c, context.row_weight, context.col_weight)
-        return step_grid(w, self.c, self.per)
+            return step_grid(w, self.c, context.row_weight, context.col_weight)
+        grid = step_grid(w, self.c)
+        return grid if self.per == "tensor" else replace(grid, row_exponents=exponents(rms(w, 1) / rms(w)))

@@ -74,7 +74,7 @@ def test_archive_reads_and_scores_each_kind_of_file_alone(tmp_path):
         torch.manual_seed(0)
         state = {name: t + 0.05 * torch.randn(t.shape) for name, t in GPT(config.model).state_dict().items()}
         inputs = {name: torch.randn(64, t.size(1)) for name, t in state.items() if name.endswith(".weight")}
-        calibration = {n: Statistics(torch.rand(len(state[n])) + 0.1, None, x.T @ x, 64) for n, x in inputs.items()}
+        calibration = {n: Statistics(torch.rand(len(state[n])) + 0.1, x.T @ x, 64) for n, x in inputs.items()}
         export(state, config.export, artifact, calibration)
         unpacked = lzma.decompress(code_archive(*unpack(artifact.read_bytes()).forms))
         with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:

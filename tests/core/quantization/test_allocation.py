@@ -1,22 +1,17 @@
 """The solver lands under its cap, gives bytes to the sensitive tensors, and says when nothing fits."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pgolf_core.artifact.format import pack
 from pgolf_core.config import RunConfig
 from pgolf_core.quantization import allocation
-from pgolf_core.quantization.allocation import (
-    AllocationError,
-    Solution,
-    grid_at,
-    residuals_worth_their_bytes,
-    search,
-    solve,
-)
+from pgolf_core.quantization.allocation import AllocationError, grid_at, residuals_worth_their_bytes, search, solve
 from pgolf_core.quantization.calibration import Statistics
 from pgolf_core.quantization.gptq import factorize_hessian
-from pgolf_core.quantization.grids import step_grid, to_nearest
+from pgolf_core.quantization.grids import step_grid
 from pgolf_core.quantization.stored import Quantized
 
 
@@ -31,7 +26,7 @@ def statistics(rows: int, cols: int, sensitivity: float = 1.0, seed: int = 0) ->
     g = torch.Generator().manual_seed(seed)
     inputs = torch.randn(4 * cols, cols, generator=g) @ torch.randn(cols, cols, generator=g)
     hessian = inputs.T @ inputs
-    return Statistics(sensitivity * (0.1 + torch.rand(rows, generator=g)) * hessian.trace(), None, hessian, 4 * cols)
+    return Statistics(sensitivity * (0.1 + torch.rand(rows, generator=g)) * hessian.trace(), hessian, 4 * cols)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,7 @@ def test_beats_equal_steps_of_the_same_bytes(model):
     def cost(quantized):
         return sum(calibration[n].cost(t.dequantize() - weights[n]) for n, t in quantized.tensors.items())
 
-    equal = Quantized({n: to_nearest(w, step_grid(w, 0.5)) for n, w in weights.items()}, {}, floats)
+    equal = Quantized({n: step_grid(w, 0.5).round(w) for n, w in weights.items()}, {}, floats)
     quantized, _ = solved(model, len(pack(equal, "ans").bytes))
     assert cost(quantized) < 0.3 * cost(equal)
 
@@ -102,9 +97,9 @@ def test_residuals_only_where_they_pay(model, monkeypatch):
     weights, _, calibration = model
     knobs = dict(int8_residual_rank=2, int8_residual_bits=4)
     config = RunConfig(allocation="solve", codec="ans", **knobs).export
-    solution = Solution(solved(model, 12_000)[0], 1e-4, 12_000, 1.0)
-    assert residuals_worth_their_bytes(solution, 0.0, weights, calibration, config) == tuple(weights)
-    assert residuals_worth_their_bytes(solution, 1e9, weights, calibration, config) == ()
+    quantized, _ = solved(model, 12_000)
+    assert residuals_worth_their_bytes(quantized, 0.0, weights, calibration, config) == tuple(weights)
+    assert residuals_worth_their_bytes(quantized, 1e9, weights, calibration, config) == ()
     monkeypatch.setattr(allocation, "residuals_worth_their_bytes", lambda *_: tuple(weights))
     keep = lambda *values, key=None: values[0][1] if key else min(*values)  # noqa: E731, although they lose
     monkeypatch.setattr(allocation, "min", keep, raising=False)
@@ -117,29 +112,23 @@ def test_residuals_only_where_they_pay(model, monkeypatch):
     assert 0.998 * 17_000 < len(pack(quantized, "ans").bytes) <= 17_000
 
 
-def test_search_keeps_the_best_that_fits():
-    """Sizes that jump past the whole window: the nearest below is taken."""
-
-    class At:
-        def __init__(self, lam):
-            self.lam, self.bytes = lam, 900 if lam > 1e-5 else 1100
-
-    assert search(At, 1000, 1000).bytes == 900
-
-
-def test_search_ends_at_the_finest():
+@pytest.mark.parametrize(
+    "size, tries",
+    [(lambda lam: 900 if lam > 1e-5 else 1100, 24), (lambda lam: min(900, round(1e-2 / lam)), 5)],
+    ids=["jumps-past-the-window", "stops-growing"],
+)
+def test_search_takes_the_finest_that_fits(size, tries):
     tried = []
 
-    class At:
-        def __init__(self, lam):
-            self.lam, self.bytes = lam, min(900, round(1e-2 / lam))
-            tried.append(lam)
+    def at(lam):
+        tried.append(lam)
+        return SimpleNamespace(lam=lam, bytes=size(lam))
 
-    assert search(At, 1000, 1000).bytes == 900 and len(tried) < 6
+    assert search(at, 1000, 1000).bytes == 900 and len(tried) <= tries
 
 
 def test_a_tensor_without_information_takes_the_coarsest_steps():
     w = torch.randn(8, 16)
-    silent = Statistics(torch.zeros(8), None, torch.zeros(16, 16), 64)
+    silent = Statistics(torch.zeros(8), torch.zeros(16, 16), 64)
     grid = grid_at(1e-4, w, silent, factorize_hessian(silent.hessian))
     assert torch.isfinite(grid.step_size()).all() and grid.step_size().min() > 3 * w.std()

@@ -1,4 +1,4 @@
-"""Every grid: where its levels lie, that rounding is nearest, and edge rows."""
+"""Every grid: where its levels lie, that rounding is nearest, and edge rows; and which schemes can be named."""
 
 import math
 
@@ -7,26 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf_core.quantization import grids
-from pgolf_core.quantization.primitives import exp2_quarters
+from pgolf_core.quantization.grids import step_grid
+from pgolf_core.quantization.primitives import exp2_quarters, quantize
 from pgolf_core.scheme import FitContext, parse_scheme
 
 W = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 30)[:, None]
-GRIDS = {
-    "absmax": lambda w: parse_scheme("absmax:4").grid(w, FitContext()),
-    "sdclip": lambda w: parse_scheme("sdclip:3:2.5").grid(w, FitContext()),
-    "step": lambda w: grids.step_grid(w, 0.5),
-    "step row": lambda w: grids.step_grid(w, 0.5, "row"),
-    "fisher": lambda w: grids.weighted_grid(w, 0.5, torch.rand(w.size(0)), torch.rand(w.size(1))),
-    "ternary": lambda w: parse_scheme("ternary").grid(w, FitContext()),
-}
+RMS = W.square().mean().sqrt().item()
+GRIDS = ("sdclip:3:2.5", "step:0.5", "step:0.5:row", "step:0.5:fisher", "ternary")
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_nearest_level(name):
+def grid_of(text: str, w=W):
     torch.manual_seed(0)
-    grid = GRIDS[name](W)
-    t = grids.to_nearest(W, grid)
+    return parse_scheme(text).grid(w, FitContext(row_weight=torch.rand(w.size(0)), col_weight=torch.rand(w.size(1))))
+
+
+@pytest.mark.parametrize("text", GRIDS)
+def test_nearest_level(text):
+    grid = grid_of(text)
+    t = grid.round(W)
     steps = t.step_size().expand_as(W)
     levels = torch.arange(-min(grid.qmax, 40), min(grid.qmax, 40) + 1)
     nearest = (W[..., None] - levels * steps[..., None]).abs().min(-1).values
@@ -36,40 +34,38 @@ def test_nearest_level(name):
 
 
 def test_steps_are_what_they_say():
-    assert grids.step_grid(W, 0.5).step_size().item() == pytest.approx(0.5 * W.square().mean().sqrt().item(), rel=1e-3)
-    rows = grids.step_grid(W, 0.5, "row").step_size()[:, 0] / (0.5 * W.square().mean(1).sqrt())
+    assert grid_of("step:0.5").step_size().item() == pytest.approx(0.5 * RMS, rel=1e-3)
+    rows = grid_of("step:0.5:row").step_size()[:, 0] / (0.5 * W.square().mean(1).sqrt())
     assert (rows.log2().abs() <= 0.1251).all()  # a quarter octave, rounded
-    clip = GRIDS["sdclip"](W).step_size()[:, 0] * 3 / W.square().mean(1).sqrt()
+    clip = grid_of("sdclip:3:2.5").step_size()[:, 0] * 3 / W.square().mean(1).sqrt()
     assert torch.allclose(clip, torch.tensor(2.5), rtol=1e-3)
 
 
 def test_size_follows_c_and_not_how_large_weights_are():
-    assert torch.equal(
-        grids.to_nearest(W, grids.step_grid(W, 0.3)).q, grids.to_nearest(8 * W, grids.step_grid(8 * W, 0.3)).q
-    )
+    assert torch.equal(step_grid(W, 0.3).round(W).q, step_grid(8 * W, 0.3).round(8 * W).q)
 
 
 def test_weighted_steps_keep_their_mean_and_follow_the_weights():
-    row, col = 4.0 ** torch.arange(30).clamp_max(5), torch.ones(50)
-    steps = grids.weighted_grid(W, 0.5, row, col).step_size()
-    assert steps.log2().mean().item() == pytest.approx(math.log2(0.5 * W.square().mean().sqrt().item()), abs=0.13)
+    steps = step_grid(W, 0.5, 4.0 ** torch.arange(30).clamp_max(5), torch.ones(50)).step_size()
+    assert steps.log2().mean().item() == pytest.approx(math.log2(0.5 * RMS), abs=0.13)
     assert (steps[0] / steps[5]).mean().item() == pytest.approx(32, rel=0.1)
+    assert torch.equal(step_grid(W, 0.5, torch.zeros(30)).step_size(), step_grid(W, 0.5).step_size().expand(30, 1))
 
 
 def test_ternary_is_better_than_two_bits_of_absmax():
-    def error(grid):
-        return (W - grids.to_nearest(W, grid).dequantize()).square().sum()
+    def error(t):
+        return (W - t.dequantize()).square().sum()
 
-    assert error(GRIDS["ternary"](W)) < 0.6 * error(parse_scheme("absmax:2").grid(W, FitContext()))
+    assert error(grid_of("ternary").round(W)) < 0.6 * error(quantize(W, 2))
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_rows_of_zeros(name):
+@pytest.mark.parametrize("text", GRIDS)
+def test_rows_of_zeros(text):
     w = torch.zeros(4, 6)
     w[1] = 1.0
-    t = grids.to_nearest(w, GRIDS[name](w))
+    t = grid_of(text, w).round(w)
     assert torch.isfinite(t.dequantize()).all() and (t.dequantize()[0] == 0).all()
-    assert (grids.to_nearest(0 * w, GRIDS[name](0 * w)).q == 0).all()
+    assert (grid_of(text, 0 * w).round(0 * w).q == 0).all()
 
 
 def test_exp2_quarters_are_exact_at_octaves():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from pgolf_core.quantization.primitives import CLIP_QUANTILE, clip_quantile, quantize, rank_one
+from pgolf_core.quantization.primitives import CLIP_QUANTILE, clip_quantile, quantize
+from pgolf_core.quantization.residuals import fit_rank_one
 
 CASES = sorted(p.stem.removeprefix("quant_") for p in GOLDEN.glob("quant_*_*.json"))
 
@@ -18,28 +19,20 @@ matrices = arrays(
 ).map(torch.from_numpy)  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "vector"])
 def test_golden(case):
     recorded, arrays = golden(f"quant_{case}")
-    t = quantize(arrays["w"], recorded["num_bits"], recorded["int8_axis_mode"])
-    assert t.axis == recorded["axis"]
-    assert torch.equal(t.q, arrays["q"]) and torch.equal(t.scale, arrays["scale"])
-    assert torch.equal(t.dequantize(), arrays["dequant"])
-
-
-def test_golden_vector():
-    recorded, arrays = golden("quant_vector")
-    t = quantize(arrays["w"], recorded["num_bits"])
-    assert t.axis is None
-    assert torch.equal(t.q, arrays["q"]) and torch.equal(t.scale, arrays["scale"].reshape(()))
+    t = quantize(arrays["w"], recorded["num_bits"], recorded.get("int8_axis_mode", "auto"))
+    assert t.axis == recorded.get("axis")
+    assert torch.equal(t.q, arrays["q"]) and torch.equal(t.scale, arrays["scale"].reshape(t.scale.shape))
     assert torch.equal(t.dequantize(), arrays["dequant"])
 
 
 def test_golden_rank_one():
     recorded, arrays = golden("rank1_residual")
-    r = rank_one(arrays["residual"], recorded["power_iters"])
+    r, _, benefit = fit_rank_one(arrays["residual"], recorded["power_iters"])
     assert torch.equal(r.left, arrays["left"]) and torch.equal(r.right, arrays["right"])
-    assert r.benefit == pytest.approx(recorded["benefit"], rel=1e-6)
+    assert benefit == pytest.approx(recorded["benefit"], rel=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 128, 1000, 65_537])
@@ -81,7 +74,7 @@ def test_refuses_what_has_no_integers(bad):
 
 def test_residual_lowers_the_error_by_its_benefit():
     residual = torch.randn(30, 20) + 2 * torch.outer(torch.randn(30), torch.randn(20))
-    r = rank_one(residual)
-    after = (residual - r.dense()).square().sum()
-    assert residual.square().sum() - after == pytest.approx(r.benefit, rel=1e-4)
-    assert after < 0.6 * residual.square().sum()
+    r, size, benefit = fit_rank_one(residual, 6)
+    after = (residual - r.dequantize()).square().sum()
+    assert residual.square().sum() - after == pytest.approx(benefit, rel=1e-4)
+    assert after < 0.6 * residual.square().sum() and size == sum(t.nbytes for t in r.arrays().values())
