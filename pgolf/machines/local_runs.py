@@ -1,21 +1,16 @@
 """Local run directories of a remote job: what they lack, and why their runs ended."""
 
-import re
 from pathlib import Path
 
 from pgolf.machines.pod import RemoteError
-from pgolf.runs import integrity
-from pgolf.runs.directory import INTERRUPTED, read_failure, why_it_failed, write_failure, write_interruption
+from pgolf.runs import directory, integrity
+from pgolf.runs.directory import INTERRUPTED, read_failure
 from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 
 
-def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[str]]:
-    """(what forbids the teardown, runs without a result), in sentences.
-
-    log: the attempt's output; a run that failed without an error.json gets its reason from there. all_ran: the
-    attempt's exit status was 0.
-    """
+def shortfalls(sweep: Sweep, all_ran: bool) -> tuple[list[str], list[str]]:
+    """(what forbids the teardown, runs without a result), in sentences. all_ran: the attempt's exit status was 0."""
     problems, failed = [], []
     for run_dir in sweep.run_dirs:
         name, stage = f"{sweep.name}/{run_dir.name}", run_dir.name not in sweep.runs
@@ -32,9 +27,9 @@ def shortfalls(sweep: Sweep, log: str, all_ran: bool) -> tuple[list[str], list[s
             continue
         if result is None:
             if read_failure(run_dir) is None:
-                said = re.search(rf"^{re.escape(run_dir.name)} +FAILED: (.*)$", log, re.MULTILINE)
-                write_failure(run_dir, RemoteError(said[1] if said else "ended without a result and a message"))
-            failed.append(f"{name}: " + " ".join(why_it_failed(run_dir).split()))
+                said = directory.last_words(run_dir) or "ended without a result and a message"
+                directory.write_failure(run_dir, RemoteError(said))
+            failed.append(f"{name}: " + " ".join(directory.why_it_failed(run_dir).split()))
         elif damage := integrity.damage(run_dir, vars(result), thorough=True):
             problems.append(f"{name}: damaged: {damage}")
         if lacking := integrity.lacking(run_dir, training=not stage):
@@ -47,7 +42,7 @@ def interrupt(run_dirs: list[Path], why: str) -> str:
     marked = []
     for run_dir in run_dirs:
         if (run_dir / "config.json").exists() and _error(run_dir) in ("", INTERRUPTED):
-            write_interruption(run_dir, why)
+            directory.write_interruption(run_dir, why)
             marked.append(f"{run_dir.parent.name}/{run_dir.name}")
     return ", ".join(marked) or "no run"
 

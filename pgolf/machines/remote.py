@@ -219,7 +219,7 @@ class Follower:
         differ, failed = transfer.differing(job.pod, job.id, job.names), []
         problems = [f"{name}: not local as it is on the machine ({why})" for name, why in differ.items()]
         for sweep in job.sweeps:
-            short, without = local_runs.shortfalls(sweep, log, found.status == 0)
+            short, without = local_runs.shortfalls(sweep, found.status == 0)
             problems += short
             failed += without
         for line in failed:
@@ -240,10 +240,9 @@ class Follower:
     def _was_torn_down(self) -> bool:
         """Whether a teardown was begun that may have ended the machine, and every file is still local."""
         known = self.job.known()
-        all_ran = known.get("status") == 0
-        return bool(known.get("verified") and known.get("teardown")) and not any(
-            local_runs.shortfalls(sweep, "", all_ran)[0] for sweep in self.job.sweeps
-        )
+        if not (known.get("verified") and known.get("teardown")):
+            return False
+        return not any(local_runs.shortfalls(sweep, known["status"] == 0)[0] for sweep in self.job.sweeps)
 
     def _teardown(self) -> int:
         """Run the teardown of a verified job. The exit status, see run()."""

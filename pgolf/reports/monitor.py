@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from textwrap import shorten
 
-import filelock
 import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
@@ -26,13 +25,8 @@ from pgolf.reports import curves, tables
 from pgolf.reports.figures import RED
 from pgolf.reports.labels import short
 from pgolf.reports.sentences import listed
-from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, why_it_failed
+from pgolf.runs.directory import INTERRUPTED, RUNS, is_held, last_words, metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
-
-try:
-    import fcntl
-except ImportError:  # Windows has no shared locks
-    fcntl = None
 
 TROUBLE = ("stalled", "dead", "failed")
 STATES = ("running", *TROUBLE, "waiting", "complete")  # the order in tables
@@ -71,22 +65,6 @@ def state(root: str | Path = RUNS, sweep: str = "", hours: float = 12.0, now: fl
     ]  # fmt: skip
     recent.sort(key=lambda table: -table.wrote.fillna(0).max())
     return pd.concat(recent, ignore_index=True) if recent else pd.DataFrame(columns=COLUMNS)
-
-
-def is_held(lock: Path) -> bool:
-    """True if a process holds this lock file exclusively. A missing file is not created."""
-    try:
-        if fcntl is not None:
-            with open(lock, "rb") as file:  # closing it releases the shared lock
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        elif lock.exists():
-            with filelock.FileLock(lock).acquire(timeout=0):
-                pass
-    except FileNotFoundError:
-        return False
-    except (OSError, filelock.Timeout):  # held, or another user's file, whose lines must tell
-        return True
-    return False
 
 
 def _folders(folder: Path) -> list[str]:
@@ -205,7 +183,10 @@ def _alive(row: dict, rows: list[dict], config: dict, now: float) -> tuple[str, 
 
 def _ended(row: dict, files: dict[str, float], config: dict, began: float | None, now: float) -> tuple[str, str]:
     """State and note of a run that nobody holds and that has no result."""
-    why = _why_it_failed(row["path"])
+    why, said = why_it_failed(row["path"]), last_words(row["path"])
+    if not why and re.match(r"[A-Za-z_][\w.]*: |the kernel died", said):  # an error, and no warning
+        why = said
+    why = shorten(why, 300, placeholder=" …")
     at = f"at step {row['step']}" if "step" in row else "before its first line"
     again = "goes on from its last resume file" if "resume.pt" in files else "starts anew"
     job = files.get("job.json", 0.0)
@@ -221,17 +202,6 @@ def _ended(row: dict, files: dict[str, float], config: dict, began: float | None
     if not files.keys() & {"config.json", "job.json"}:
         return "waiting", "nobody is running its sweep"
     return "dead", f"killed {at}; run again it {again}" + (f" ({why})" if why else "")
-
-
-def _why_it_failed(run_dir: Path) -> str:
-    """error.json in one line, else the last line of kernel.log if it is an error and no warning, else ''."""
-    if why := why_it_failed(run_dir):
-        return shorten(why, 300, placeholder=" …")
-    with suppress(OSError):
-        lines = (run_dir / "kernel.log").read_text(encoding="utf-8", errors="replace").strip().split("\n")
-        if re.match(r"[A-Za-z_][\w.]*: |the kernel died", lines[-1]):
-            return shorten(lines[-1], 300, placeholder=" …")
-    return ""
 
 
 def seconds_left(table: pd.DataFrame) -> float:

@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,10 @@ from pgolf.runs.result import RunError
 from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
 from pgolf_core.files import atomic_write
 
+try:
+    import fcntl
+except ImportError:  # Windows has no shared locks
+    fcntl = None
 if TYPE_CHECKING:  # the CLI needs this module without torch, which takes seconds
     import torch
 
@@ -82,6 +86,22 @@ def hold_lock(path: Path, patience_seconds: float, busy: str) -> Iterator[None]:
         except filelock.Timeout:
             raise RunError(busy) from None
         yield
+
+
+def is_held(lock: Path) -> bool:
+    """True if a process holds this lock file exclusively. A missing file is not created."""
+    try:
+        if fcntl is not None:
+            with open(lock, "rb") as file:  # closing it releases the shared lock
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        elif lock.exists():
+            with filelock.FileLock(lock).acquire(timeout=0):
+                pass
+    except FileNotFoundError:
+        return False
+    except (OSError, filelock.Timeout):  # held, or another user's file, whose lines must tell
+        return True
+    return False
 
 
 @contextmanager
@@ -151,6 +171,15 @@ def read_failure(run_dir: Path) -> tuple[str, str] | None:
 def why_it_failed(run_dir: Path) -> str:
     """'TrainError: training loss is nan …' from error.json; '' without one."""
     return ": ".join(read_failure(run_dir) or ())
+
+
+def last_words(run_dir: Path) -> str:
+    """The last line of kernel.log that is no warning of the kernel itself; '' without one."""
+    with suppress(OSError):  # a shared disk lags
+        text = (run_dir / "kernel.log").read_text(encoding="utf-8", errors="replace")
+        said = [line.strip() for line in text.split("\n") if "[IPKernelApp]" not in line]
+        return next(filter(None, reversed(said)), "")
+    return ""
 
 
 def run_directories(root: str | Path = RUNS) -> list[Path]:

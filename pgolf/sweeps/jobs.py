@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pgolf.processes import interactive
-from pgolf.runs.directory import metric_rows, why_it_failed
+from pgolf.runs.directory import last_words, metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
 from pgolf_core.config import RunConfig
 
@@ -39,7 +39,10 @@ class Failure:
 
 def finish(job: Job, returncode: int, seconds: float) -> list[Failure]:
     """Print in one line how the job ended. Only result.json decides whether it is complete."""
-    reason = _reason(job, returncode) if returncode else ""
+    reason = ""
+    if returncode:
+        ended = "killed" if returncode < 0 else f"exit status {returncode}"
+        reason = why_it_failed(job.run_dir) or last_words(job.run_dir) or ended
     try:
         result = read_result(job.run_dir)
     except RunError as error:
@@ -65,14 +68,6 @@ def failed(run: str, reason: str, log: Path) -> Failure:
     reason = " ".join(reason.split())
     say(f"{run:24} FAILED: {reason}\n  see {log}")
     return Failure(run, reason, log)
-
-
-def _reason(job: Job, returncode: int) -> str:
-    """Why a job ended without a result, in one line: error.json, else the last line of its kernel process."""
-    log = job.log.read_text(encoding="utf-8", errors="replace") if job.log.exists() else ""  # a shared disk lags
-    said = [line.strip() for line in log.split("\n") if "[IPKernelApp]" not in line]  # a kernel's own warnings
-    words = [why_it_failed(job.run_dir), *filter(None, reversed(said))]
-    return next(filter(None, words), "killed" if returncode < 0 else f"exit status {returncode}")
 
 
 def progress(job: Job) -> tuple[float, str]:

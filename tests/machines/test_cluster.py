@@ -16,6 +16,7 @@ from functools import partial
 import psutil
 import pytest
 import yaml
+from support import training
 
 from pgolf.cli import cluster as cli_cluster
 from pgolf.cli.main import main
@@ -30,12 +31,9 @@ from pgolf.training.inputs import open_dataset
 from pgolf.training.run import train
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 
-TINY = dict(
-    num_layers=1, model_dim=96, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=2048, iterations=4,
-    warmdown_iters=0, val_loss_every=0, val_batch_size=2048, val_max_tokens=2048, roundtrip_val_max_tokens=2048,
-    cpu_threads=1,
-)  # fmt: skip
-LONG = TINY | dict(iterations=40, resume_every_seconds=0.1)
+TINY = training.TINY | dict(iterations=4, warmdown_iters=0, val_loss_every=0, cpu_threads=1)
+del TINY["track"]
+LONG = TINY | dict(iterations=200, resume_every_seconds=0.1)
 
 
 @pytest.fixture
@@ -125,16 +123,12 @@ def notebooks_of(process):
 
 def expect_as_local(path, folder, names):
     """Runs are what a training in this process makes of their knobs, and their files are undamaged."""
-
-    def figures(run_dir):
-        result = read_result(run_dir)
-        return result.val_bpb, result.roundtrip_val_bpb, result.bytes, result.artifact_sha256, result.steps
-
     table = load_runs(directory.RUNS, thorough=True)
     assert set(table[table.status == "complete"].run) >= set(names)
     for name in names:
         train(load_sweep(path).runs[name], folder / name)
-        assert figures(directory.RUNS / "s" / name) == figures(folder / name), name
+        here, there = (training.what_counts(read_result(root / name)) for root in (folder, directory.RUNS / "s"))
+        assert here == there, name
 
 
 # Runs
@@ -298,6 +292,16 @@ def pool(data=None, ranks=1):
 def test_a_worker_that_cannot_do_the_runs_is_refused(differs, says):
     problem = pool(ranks=2)._mismatch(FIT | differs)
     assert says in problem and bool(says) == bool(problem)
+
+
+def test_the_data_of_a_machine_are_read_once(monkeypatch):
+    here, reads = pool(), []
+    about = FIT | {"root": "/checkout", "host": "a", "pid": 1}
+    monkeypatch.setattr(cluster.ClusterPool, "_call", lambda *_: about)
+    monkeypatch.setattr(cluster.ClusterPool, "_data_problem", lambda _, address: reads.append(address))
+    for address in ("tcp://10.0.0.1:1", "tcp://10.0.0.1:2", "tcp://10.0.0.2:1"):
+        here._check(address)
+    assert reads == ["tcp://10.0.0.1:1", "tcp://10.0.0.2:1"]
 
 
 def test_a_worker_with_other_data_is_refused(embedded, folder, monkeypatch):

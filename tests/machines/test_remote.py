@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -104,16 +105,6 @@ def test_a_laptop_killed_at_random_moments(make, pod):
     assert process.exitcode == 0
     assert attempts(pod, job) == ["attempt-1"]
     assert_all_local(pod)
-
-
-def test_a_network_cut_and_restored(make, pod, pulls, said):
-    job = make(waits=THIRD)
-    pulls.then = lambda n: pod.cut() if n == 3 else None
-    said.when["refused"] = pod.start
-    said.when["pulling again"] = lambda: go(pod)
-    assert remote.run(job, said) == 0
-    assert_all_local(pod)
-    assert attempts(pod, job) == ["attempt-1"] and not said.when
 
 
 @pytest.mark.parametrize("lose", ["kill", "cut"])
@@ -376,15 +367,18 @@ def test_a_disk_that_runs_full_there(small_disk, make, pod, pulls, said):
     assert_all_local(pod)
 
 
-def test_a_disk_that_runs_full_here(small_disk, make, pod, pulls, said, local):
-    small_disk(local / "runs")
+@pytest.mark.parametrize("trouble", ["network", "disk"])
+def test_a_network_that_is_cut_and_a_full_disk_here_are_waited_out(small_disk, make, pod, pulls, said, local, trouble):
+    begin, words, end = pod.cut, "refused", pod.start
+    if trouble == "disk":
+        small_disk(local / "runs")
+        begin, words, end = partial(fill, directory.RUNS), "No space left", (directory.RUNS / "filler").unlink
     job = make(waits=THIRD)
-    pulls.then = lambda n: fill(directory.RUNS) if n == 2 else None
-    said.when["No space left"] = (directory.RUNS / "filler").unlink
-    said.when["pulling again"] = lambda: go(pod)
+    pulls.then = lambda n: begin() if n == 2 else None
+    said.when = {words: end, "pulling again": partial(go, pod)}
     assert remote.run(job, said) == 0
     assert_all_local(pod)
-    assert not said.when
+    assert attempts(pod, job) == ["attempt-1"] and not said.when
 
 
 def test_a_real_sweep_end_to_end(embedded, pod, tmp_path, monkeypatch, said):

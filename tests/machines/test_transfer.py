@@ -56,7 +56,7 @@ def test_a_killed_pull_leaves_no_harm(local, pod):
 
 
 @pytest.mark.slow
-def test_a_complete_run_stays_and_a_result_waits_for_its_files(pod, make):
+def test_a_result_waits_for_its_files_a_complete_run_stays_and_a_truncated_file_is_not_verified(pod, make):
     job = make()
     name, config = next(iter(job.sweeps[0].runs.items()))
     run, there = directory.RUNS / "small" / name, pod.disk / "pgolf/runs/small" / name
@@ -70,8 +70,13 @@ def test_a_complete_run_stays_and_a_result_waits_for_its_files(pod, make):
     assert not (run / "result.json").exists() and (run / "log.txt").exists()
     assert set(transfer.differing(job.pod, job.id, ["small"])) == {f"small/{name}/result.json"}
     (there / "artifact.pgolf").write_bytes(artifact)
-    assert not transfer.pull(job.pod, job.id, ["small"])[1]
+    config = "small/matrix_lr0.02/config.json"
+    for path, content in ((pod.disk / "pgolf/runs" / config, "{"), (directory.RUNS / config, "{}")):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert transfer.differing(job.pod, job.id, ["small"]) == {config: transfer.TRUNCATED}
     assert is_complete(run)
+    (pod.disk / "pgolf/runs" / config).unlink()
     before = contents(run)
     for file in ("log.txt", "checkpoint.safetensors", "artifact.pgolf"):
         (there / file).write_bytes(b"another training, longer or not" * 50_000)
@@ -81,17 +86,6 @@ def test_a_complete_run_stays_and_a_result_waits_for_its_files(pod, make):
     kept = transfer.pull(job.pod, job.id, ["small"])[1]
     assert set(kept.values()) == {"the run is complete locally"} and len(kept) == 6
     assert contents(run) == before
-
-
-@pytest.mark.slow
-def test_a_file_truncated_there_is_not_verified(pod, make):
-    job = make()
-    config = "small/matrix_lr0.01/config.json"
-    for path, content in ((pod.disk / "pgolf/runs" / config, "{"), (directory.RUNS / config, "{}")):
-        path.parent.mkdir(parents=True)
-        path.write_text(content)
-    (pod.disk / "pgolf/jobs" / job.id).mkdir(parents=True)
-    assert transfer.differing(job.pod, job.id, ["small"]) == {config: transfer.TRUNCATED}
 
 
 @pytest.mark.parametrize("there, pushed", [("10", 0), ("5", 0), ("4", 2), ("complete", 0), ("", 2)])

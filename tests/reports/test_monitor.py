@@ -14,6 +14,7 @@ import papermill
 import pytest
 
 from pgolf.reports import monitor
+from pgolf.runs import directory
 from pgolf.runs.directory import hold_lock, write_failure
 from pgolf.runs.result import Result, RunError, write_result
 from pgolf_core.config import ROOT, RunConfig
@@ -106,9 +107,9 @@ def test_two_looks_at_once_do_not_see_one_another_and_keep_nothing(tmp_path):
     assert not monitor.is_held(lock) and not lock.exists()
     lock.touch()
     assert not monitor.is_held(lock)
-    if monitor.fcntl:
+    if directory.fcntl:
         with open(lock, "rb") as other:
-            monitor.fcntl.flock(other, monitor.fcntl.LOCK_SH)  # another monitor in the middle of its look
+            directory.fcntl.flock(other, directory.fcntl.LOCK_SH)  # another monitor in the middle of its look
             assert not monitor.is_held(lock)
     (sweep_of(tmp_path, "a") / "a").mkdir()
     with held(tmp_path), held(tmp_path / "s" / "a"):  # free at once after a look
