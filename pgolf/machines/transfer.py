@@ -18,9 +18,9 @@ from pgolf.runs.directory import git
 from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf.training.inputs import open_dataset
+from pgolf.training.resume import RESUME
 from pgolf_core.config import ROOT
 
-RESUME = "resume.pt"
 MUTABLE_AFTER_COMPLETION = ("notebook.ipynb", "kernel.log", "job.json")
 TRUNCATED = "truncated on the machine"
 COMPLETE, LONGER = "the run is complete locally", "the local copy is longer"
