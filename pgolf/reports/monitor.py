@@ -84,11 +84,11 @@ def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
     folder = root / sweep
     about = read_json(folder / "sweep.json") or {}
     named = [str(name) for part in ("runs", "stages") for name in about.get(part) or []]
-    found = {name: _file_times(folder / name) for name in dict.fromkeys([*named, *_folders(folder)])}
-    found = {
-        name: files for name, files in found.items()
-        if (name in named or files.keys() - {".lock"}) and "import.json" not in files  # imported: trained elsewhere
-    }  # fmt: skip
+    found = {}
+    for name in dict.fromkeys([*named, *_folders(folder)]):
+        files = _file_times(folder / name)
+        if (name in named or files.keys() - {".lock"}) and "import.json" not in files:  # imported: trained elsewhere
+            found[name] = files
     sweep_runs = any("result.json" not in files for files in found.values()) and is_held(folder / ".lock")
     began = None if not sweep_runs else (folder / "sweep.json").stat().st_mtime if about else 0.0
     rows = [_row(folder / name, files, began, now) for name, files in found.items()]
@@ -112,9 +112,10 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
         return _row(run_dir, _file_times(run_dir), began, now)
     else:
         state, note = _ended(row, files, config, began, now)
-    left = row.get("seconds_left") if state == "running" else None
-    left = None if left is None else max(0.0, left - max(0.0, now - row["wrote"]))
-    return row | {"state": state, "note": note, "seconds_left": left}
+    left = row.pop("seconds_left", None)
+    if state == "running" and left is not None:
+        row["seconds_left"] = max(0.0, left - max(0.0, now - row["wrote"]))
+    return row | {"state": state, "note": note}
 
 
 @lru_cache(maxsize=50_000)  # a complete run is read once
@@ -128,10 +129,10 @@ def _finished(run_dir: Path, changed: float, job: float | None) -> dict:
     note = f"over its cap by {result.total_bytes - result.cap_bytes:,} bytes" if result.fits is False else ""
     if bpb is not None and math.isnan(bpb):
         note = "its score is not a number: the training diverged"
-    pace = result.train_seconds / result.steps if result.train_seconds and result.steps else None
     return {
         "state": "complete", "note": note, "kind": result.kind, "step": result.steps, "of": result.steps, "bpb": bpb,
-        "step_seconds": pace, "wrote": changed, "seconds": max(own, changed - (job or changed)),
+        "step_seconds": (result.train_seconds or math.nan) / (result.steps or math.nan), "wrote": changed,
+        "seconds": max(own, changed - (job or changed)),
     }  # fmt: skip
 
 
@@ -145,18 +146,15 @@ def _last_rows(run_dir: Path) -> list[dict]:
 
 def _pace(rows: list[dict], config: dict) -> dict:
     """of, and as far as the rows tell: step, bpb, step_seconds, seconds_left (of training, after the last row)."""
-    of, limit = config.get("iterations"), config.get("max_wallclock_seconds")
-    if not rows:
-        return {"of": of}
-    bpb = next((row["val_bpb"] for row in reversed(rows) if "val_bpb" in row), None)
-    pace = {"of": of, "step": rows[-1]["step"], "bpb": bpb}
-    timed = [(row["step"], row["train_seconds"]) for row in rows if "train_seconds" in row][-RECENT:]
-    (first, then), (last, seconds) = (timed[0], timed[-1]) if timed else ((0, 0.0), (0, 0.0))
-    if first == last:  # one line: the pace since the start
-        first, then = 0, 0.0
+    pace, limit = {"of": config.get("iterations")}, config.get("max_wallclock_seconds")
+    if rows:
+        bpb = next((row["val_bpb"] for row in reversed(rows) if "val_bpb" in row), None)
+        pace |= {"step": rows[-1]["step"], "bpb": bpb}
+    timed = [(0, 0.0), *((row["step"], row["train_seconds"]) for row in rows if "train_seconds" in row)]
+    (first, then), (last, seconds) = timed[-RECENT:][0], timed[-1]
     if last > first:
         pace["step_seconds"] = (seconds - then) / (last - first)
-        left = max(0, (of or 0) - pace["step"]) * pace["step_seconds"]
+        left = max(0, (pace["of"] or 0) - pace["step"]) * pace["step_seconds"]
         pace["seconds_left"] = min(left, max(0.0, limit - seconds)) if limit else left
     return pace
 
@@ -167,10 +165,11 @@ def _alive(row: dict, rows: list[dict], config: dict, now: float) -> tuple[str, 
         done = sum((row["path"] / name / "result.json").exists() for name in _folders(row["path"]))
         return "running", f"a stage: no lines to follow, {done} files so far"
     every, trained = config.get("val_loss_every"), row.get("seconds_left") == 0
+    validated = bool(rows) and "val_bpb" in rows[-1]
     doing = "training" if rows else "starting"
-    if rows and trained:
-        doing = "scoring and storing" if "val_bpb" in rows[-1] else "validating"
-    elif rows and every and row["step"] % every == 0 and "val_bpb" not in rows[-1]:
+    if trained and validated:
+        doing = "scoring and storing"
+    elif rows and not validated and (trained or (every and row["step"] % every == 0)):
         doing = "validating"
     times = [r["train_seconds"] for r in rows if "train_seconds" in r][-RECENT:]
     usual = median([b - a for a, b in pairwise(times) if b > a] or [0.0])
@@ -225,18 +224,20 @@ def overview(table: pd.DataFrame, now: float | None = None) -> str:
     """Markdown, one line per sweep: runs complete, at work, in trouble; time left. Complete sweeps share a line."""
     now, lines, whole = time.time() if now is None else now, [], []
     for sweep, rows in table.groupby("sweep", sort=False):
-        counts, left = rows.state.value_counts().reindex(STATES, fill_value=0), seconds_left(rows)
-        if counts.complete == len(rows):
-            whole.append(f"{sweep or 'without a sweep'} ({len(rows):,})")
+        name, counts, left = sweep or "without a sweep", rows.state.value_counts(), seconds_left(rows)
+        complete, more = counts.get("complete", 0), ""
+        if complete == len(rows):
+            whole.append(f"{name} ({complete:,})")
             continue
-        words = [f"{counts.complete:,} of {len(rows):,} runs complete"]
-        words += [f"{count:,} {state}" for state, count in counts[:-1].items() if count]
-        more = "; time left is known after the first lines" if math.isnan(left) else ""
-        if left > 0:
+        words = [f"{complete:,} of {len(rows):,} runs complete"]
+        words += [f"{counts[state]:,} {state}" for state in STATES[:-1] if state in counts]
+        if math.isnan(left):
+            more = "; time left is known after the first lines"
+        elif left > 0:
             more = f"; about {duration(left)} left, until {clock_time(now + left)}"
-        elif left == 0 and not rows.sweep_runs.any():
+        elif not rows.sweep_runs.any():
             more = "; nobody is running it: `pgolf sweep` on its file does what is missing"
-        lines.append(f"- **{sweep or 'without a sweep'}**: {', '.join(words)}{more}.")
+        lines.append(f"- **{name}**: {', '.join(words)}{more}.")
     return "\n".join([*lines, f"- all runs complete: {listed(whole, 3)}."] if whole else lines)
 
 
@@ -255,9 +256,8 @@ def format_state(table: pd.DataFrame, now: float | None = None) -> pd.DataFrame:
 
 
 def _steps(step: float, of: float) -> str:
-    if math.isnan(step):
-        return tables.MISSING
-    return f"{step:,.0f}" if math.isnan(of) or of == step else f"{step:,.0f} of {of:,.0f}"
+    """'10 of 100'; '100' at the end."""
+    return tables.format_number(step, ",.0f") + (f" of {of:,.0f}" if step < of else "")
 
 
 def styled(table: pd.DataFrame, most: int = 40, now: float | None = None) -> Styler:

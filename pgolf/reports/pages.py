@@ -4,6 +4,7 @@ import html
 import os
 import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
@@ -36,19 +37,21 @@ class ReportError(RuntimeError):
     """A report that could not be drawn; the message says why."""
 
 
-def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS) -> list[Path]:
-    """Write out/index.html and every page of PAGES; their paths, the index first.
+def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iterable[str] = PAGES) -> list[Path]:
+    """Execute notebooks/report_<page>.ipynb over the runs below root; write out/<page>.html, figures/ and tables/.
 
-    The index is written even if pages fail; then ReportError names all that failed.
+    Returns out/index.html and the pages; the index is written even if pages fail. Pages need no network. Every file is
+    written atomically; figures of a page's former version that this one does not have are removed. Raises ReportError
+    naming all pages that failed.
     """
-    waiting = iter(sorted(PAGES, key=lambda page: page not in SLOWEST))  # the kernels share it
+    waiting = iter(sorted(only, key=lambda page: page not in SLOWEST))  # the kernels share it
     written, failed = {}, []
 
     def draw() -> None:
         with SharedKernel() as kernel:
             for page in waiting:
                 try:
-                    written[page] = _write_page(kernel, root, out, page)
+                    written[page] = _write_page(kernel, Path(root).resolve(), Path(out).resolve(), page)
                 except (ReportError, OSError) as error:
                     failed.append(str(error))
 
@@ -63,23 +66,12 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS) -> list[Pa
     index = _write_index(Path(root), Path(out))
     if failed:
         raise ReportError("\n".join(failed))
-    return [index, *(written[page] for page in PAGES)]
+    return [index, *(written[page] for page in only)]
 
 
-def write_report(root: str | Path = RUNS, out: str | Path = REPORTS, page: str = "frontier") -> Path:
-    """Execute notebooks/report_<page>.ipynb over the runs below root; writes out/<page>.html, figures/, tables/.
-
-    The page needs no network. Every file is written atomically; figures of a former report of this page that this one
-    does not have are removed. Raises ReportError naming what failed.
-    """
-    with SharedKernel() as kernel:
-        return _write_page(kernel, root, out, page)
-
-
-def _write_page(kernel: SharedKernel, root: str | Path, out: str | Path, page: str) -> Path:
+def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
     from nbconvert import HTMLExporter  # slow to import, and only reports need it
 
-    root, out = Path(root).resolve(), Path(out).resolve()
     notebook = ROOT / "notebooks" / f"report_{page}.ipynb"
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:

@@ -40,8 +40,8 @@ def best_run(rows: pd.DataFrame) -> str:
     return f"{len(rows):,} runs, none fits its cap."
 
 
-def share(shown: pd.DataFrame, rows: pd.DataFrame) -> str:
-    return f"{len(shown)} of {len(rows):,} runs." if len(shown) < len(rows) else ""
+def share(shown: pd.DataFrame, rows: pd.DataFrame, what: str = "runs") -> str:
+    return f"{len(shown)} of {len(rows):,} {what}." if len(shown) < len(rows) else f"{len(rows):,} {what}."
 
 
 def not_listed(rows: pd.DataFrame, shown: pd.DataFrame, file: str) -> str:
@@ -118,30 +118,30 @@ def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: dict) -> 
 
 def describe_leaders(leaders: pd.DataFrame, rows: pd.DataFrame, group: pd.DataFrame) -> list[str]:
     """Why each of seed_groups.leaders leads, and by how much. rows: of seed_groups.candidates."""
-    if leaders.empty:
-        return [f"{len(group):,} runs, and none fits its cap: no leader."]
-    return [text for leader in leaders.itertuples() for text in _describe_leader(leader, rows, group)]
+    texts = [] if len(leaders) else [f"{len(group):,} runs, and none fits its cap: no leader."]
+    for leader in leaders.itertuples():
+        first = rows.loc[leader.config]
+        files = ", ".join(f"{group.run[i]} (seed {group.seed[i]:.0f}) {group.bpb[i]:.4f}" for i in first["index"])
+        text = f"**{first.sweep}/{first.arm}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
+        text += f"{first.total_bytes:,} bytes, the lowest of {leader.candidates} that fit; all its runs: {files}."
+        texts.append(text)
+        if leader.second is not None and not pd.isna(leader.second):
+            second = rows.loc[leader.second]
+            delta = format_interval(leader.delta, leader.half, ".4f")
+            texts.append(f"Next: {second.sweep}/{second.arm}, {delta} bpb. {_how_sure(leader)}")
+    return texts
 
 
-def _describe_leader(leader, rows: pd.DataFrame, group: pd.DataFrame) -> list[str]:
-    first = rows.loc[leader.config]
-    files = ", ".join(f"{group.run[i]} (seed {group.seed[i]:.0f}) {group.bpb[i]:.4f}" for i in first["index"])
-    text = f"**{first.sweep}/{first.arm}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
-    text += f"{first.total_bytes:,} bytes, the lowest of {leader.candidates} that fit; all its runs: {files}."
-    if leader.second is None or pd.isna(leader.second):
-        return [text]
-    second = rows.loc[leader.second]
-    lead = f"Next: {second.sweep}/{second.arm}, {format_interval(leader.delta, leader.half, '.4f')} bpb. "
+def _how_sure(leader) -> str:
     if leader.verdict == "not known":
-        lead += f"Whether the lead is significant is not known: {leader.method}."
+        lead = f"Whether the lead is significant is not known: {leader.method}."
     else:
         word = "" if leader.verdict == "worse" else "not "
-        lead += f"The lead is {word}significant ({leader.method}, p {leader.p:.2g})."
-    rule = "By the challenge's rule (0.005 nats at p < 0.01) it is "
-    rule += "not decided: that asks for several seeds of both." if pd.isna(leader.record_p) else (
-        f"{'a' if leader.record else 'no'} record: p {leader.record_p:.2g}."
-    )  # fmt: skip
-    return [text, f"{lead} {rule}"]
+        lead = f"The lead is {word}significant ({leader.method}, p {leader.p:.2g})."
+    rule = "not decided: that asks for several seeds of both"
+    if not pd.isna(leader.record_p):
+        rule = f"{'a' if leader.record else 'no'} record: p {leader.record_p:.2g}"
+    return f"{lead} By the challenge's rule (0.005 nats at p < 0.01) it is {rule}."
 
 
 def describe_repeats(rows: pd.DataFrame) -> list[str]:
@@ -150,15 +150,13 @@ def describe_repeats(rows: pd.DataFrame) -> list[str]:
         return ["No run was repeated with an equal seed yet: `repeats: 2` in a sweep file does it."]
     texts = []
     for (track, limited), own in rows.groupby(["track", "time_limited"]):
+        worst = own.iloc[own.spread.to_numpy().argmax()]
+        found = f"zero spread{' and all artifacts of a set are the same file' if own.same_file.all() else ''}"
+        if worst.spread:
+            why = ": their time limit ends them at different steps" if limited else ", and they must not"
+            found = f"**they differ by up to {worst.spread:.4f} bpb** ({listed(worst.places, 4)}){why}"
         text = f"{track or 'no track'}, {'time-limited' if limited else 'fixed steps'}: {own.n.sum()} runs in "
-        text += f"{len(own)} sets of equal knobs and seed; "
-        if own.spread.max() == 0:
-            text += f"zero spread{' and all artifacts of a set are the same file' if own.same_file.all() else ''}."
-        else:
-            worst = own.iloc[own.spread.to_numpy().argmax()]
-            text += f"**they differ by up to {worst.spread:.4f} bpb** ({listed(worst.places, 4)})"
-            text += ": their time limit ends them at different steps." if limited else ", and they must not."
-        texts.append(text)
+        texts.append(f"{text}{len(own)} sets of equal knobs and seed; {found}.")
     return texts
 
 
@@ -170,10 +168,6 @@ def noise_known(noise: pd.DataFrame) -> str:
 
 def scored_on(title: str, links: str) -> str:
     return f"Scored on {title}." + (f" Notebooks: {links}." if links else "")
-
-
-def files(rows: pd.DataFrame, shown: pd.DataFrame) -> str:
-    return f"{len(rows)} files, {'' if len(shown) == len(rows) else 'here the fronts, '}smallest first:"
 
 
 def describe_map(rows: pd.DataFrame, link: str) -> str:

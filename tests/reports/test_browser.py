@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,21 +125,16 @@ def test_pages(context, tmp_path):
 
 def test_exit_status(browser_type_launch_args, tmp_path):
     page = tmp_path / "a.html"
-    page.write_text(PAGE.format("<p>fine</p>"), encoding="utf-8")
     command = [sys.executable, browser.__file__, "--page", str(page), "--out", str(tmp_path)]  # no loop of pytest's
-    sound = subprocess.run(command, capture_output=True, text=True)
-    assert sound.returncode == 0, sound.stderr
-    page.write_text(PAGE.format('<img src="no.png">'), encoding="utf-8")
-    broken = subprocess.run(command, capture_output=True, text=True)
-    assert broken.returncode == 1, broken.stderr
+
+    def run(body: str, **env: str):
+        page.write_text(PAGE.format(body), encoding="utf-8")
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
+
+    sound, broken = run("<p>fine</p>"), run('<img src="no.png">')
+    assert (sound.returncode, broken.returncode) == (0, 1), sound.stderr + broken.stderr
     lines = [*sound.stdout.splitlines(), *broken.stdout.splitlines()]
     assert lines[0].startswith("a.html: 0 cells, 0 figures, ") and lines[0].endswith("a.png")
     assert len(lines) == 3 and lines[2].startswith("  a.html: <img>: the picture file:")
-
-
-def test_no_browser_is_said(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "a.html"
-    page.write_text("", encoding="utf-8")
-    monkeypatch.setenv("PGOLF_CHROMIUM", "no-such-browser")
-    assert browser.main(["--page", str(page), "--out", str(tmp_path)]) == 2
-    assert "PGOLF_CHROMIUM=no-such-browser: no such program" in capsys.readouterr().err
+    without = run("", PGOLF_CHROMIUM="no-such-browser")
+    assert without.returncode == 2 and "PGOLF_CHROMIUM=no-such-browser: no such program" in without.stderr

@@ -13,7 +13,6 @@ from matplotlib.text import Text
 from support.runs import make_config, make_exports, make_run, only_group, write_sweep
 
 from pgolf.analysis import frontier, seed_groups
-from pgolf.disk import read_json
 from pgolf.reports import curves, figures, sweep_figures
 
 
@@ -93,44 +92,39 @@ def sweep(tmp_path):
     return tmp_path
 
 
-def reference_of(rows: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame({"arm": rows.arm, "bpb": np.linspace(2.043, 2.0431, len(rows)), "bytes": 6_663_470})
-
-
-@pytest.mark.parametrize("with_reference", [True, False])
-def test_one_numeric_factor_is_a_curve(sweep, with_reference):
-    runs = only_group(sweep)
+def plotted(root, referenced: bool = True):
+    """plot_sweep's figure of the runs below root, without collisions, and its configs."""
+    runs = only_group(root)
     rows = seed_groups.by_config(runs)
-    assert sweep_figures.numeric_knob(rows, runs) == "model_dim"
-    figure = sweep_figures.plot_sweep(rows, runs, reference_of(rows) if with_reference else reference_of(rows)[:0])
-    assert len(figure.axes) == 2 + with_reference
-    figure.draw_without_rendering()
+    scores = np.linspace(2.043, 2.0431, len(rows))
+    reference = pd.DataFrame({"arm": rows.arm, "bpb": scores, "bytes": 6_663_470})[: len(rows) * referenced]
+    figure = sweep_figures.plot_sweep(rows, runs, reference)
+    assert len(figure.axes) == 2 + referenced and collisions(figure) == []
+    return figure, rows
+
+
+@pytest.mark.parametrize("referenced", [True, False])
+def test_one_numeric_factor_is_a_curve(sweep, referenced):
+    figure, _ = plotted(sweep, referenced)
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == ["152", "168", "184", "192", "200"]
     assert figure.axes[0].get_xlabel() == "model_dim" and "bits per byte" in figure.axes[0].get_ylabel()
     assert any("cap 1,000,000 B" in text.get_text() for text in figure.axes[1].texts)
-    assert collisions(figure) == []
 
 
 def test_several_factors_are_names(sweep):
     make_run(sweep, "s/both", bpb=2.45, knobs={"model_dim": 256, "num_layers": 3, "seed": 1})
-    runs = only_group(sweep)
-    rows = seed_groups.by_config(runs)
-    assert sweep_figures.numeric_knob(rows, runs) == ""
-    figure = sweep_figures.plot_sweep(rows, runs, reference_of(rows))
+    figure, rows = plotted(sweep)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(rows.arm)
     shown = {text.get_text() for text in figure.legends[0].get_texts()}
     assert shown == {"baseline", "better", "worse", "not significant"}
-    assert collisions(figure) == []
 
 
 def test_many_arms_are_cut(tmp_path):
     for i in range(40):
         make_run(tmp_path, f"s/arm-{i}", bpb=2.5 + 0.001 * i, knobs={"num_layers": 1 + i % 8, "model_dim": 64 + 8 * i})
-    runs = only_group(tmp_path)
-    figure = sweep_figures.plot_sweep(seed_groups.by_config(runs), runs, pd.DataFrame(columns=["arm", "bpb", "bytes"]))
+    figure, _ = plotted(tmp_path, referenced=False)
     assert len(figure.axes[0].get_yticklabels()) == sweep_figures.CONFIGS
-    assert collisions(figure) == []
 
 
 def test_seeds(sweep):
@@ -143,36 +137,30 @@ def test_seeds(sweep):
     assert all(label.get_text().endswith(" (repeats)") for label in figure.axes[0].get_yticklabels())
 
 
-def test_the_leaderboard_names_each_leader_once(tmp_path):
-    for minute in range(12):
-        run_dir = make_run(tmp_path, f"s/leader-{minute}", bpb=2.6 - 0.01 * minute, knobs={"num_layers": minute + 1})
-        content = read_json(run_dir / "result.json")
-        content |= {"finished": f"2026-01-01T00:{minute:02}:00", "checksum": ""}
-        (run_dir / "result.json").write_text(json.dumps(content))
-    runs = only_group(tmp_path)
-    rows = seed_groups.by_config(runs)
-    steps = seed_groups.history(runs, rows)
-    assert len(steps) == 12
-    figure = sweep_figures.plot_leaderboard(steps.assign(name="s/" + steps.config.map(rows.arm)))
-    assert collisions(figure) == [] and len(figure.axes[0].texts) == 12
+def test_the_leaderboard_names_each_leader_once_and_no_name_lies_on_its_line():
+    bpb = 2.6 - 0.01 * np.arange(12)
+    finished = [f"2026-01-01T00:{minute:02}:00" for minute in range(12)]
+    names = [f"s/leader-{minute}" for minute in range(12)]
+    ax = sweep_figures.plot_leaderboard(
+        pd.DataFrame({"finished": finished, "cap_bytes": 10**6, "bpb": bpb, "name": names})
+    ).axes[0]
+    assert labels_of(ax.figure) == names
+    line = ax.transData.transform_path(ax.lines[0].get_path())
+    assert not any(line.intersects_bbox(Text.get_window_extent(text), filled=False) for text in ax.texts)
 
 
-def test_training_curves(tmp_path):
-    for name in ("control", "one-with-a-rather-long-name", "c"):
+def test_training_curves_show_late_differences_and_say_what_is_missing(tmp_path):
+    for name in ("control", "c"):
         make_run(tmp_path, f"s/{name}", knobs={"num_layers": len(name)})
     figure = curves.plot_training([tmp_path / "s" / n for n in ("control", "c")], ["control", "c"])
     assert [ax.get_xlabel() for ax in figure.axes] == ["step", "step", "seconds of training"]
     assert collisions(figure) == []
     # make_run writes no seconds, as some imported logs have none: an empty axis says so.
     assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == [[], [], ["nothing recorded"]]
-
-
-def test_curves_show_what_is_told_apart_late(tmp_path):
-    run_dir = make_run(tmp_path, "s/control")
     rows = [dict(step=i, train_loss=8 / i + 2, train_seconds=i / 2) for i in range(1, 61)]
     rows += [dict(step=0, val_bpb=8.0, train_seconds=0.0), dict(step=60, val_bpb=2.5, train_seconds=30.0)]
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    losses, by_step, by_seconds = curves.plot_training([run_dir], ["control"]).axes
+    (tmp_path / "s/control/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses, by_step, by_seconds = curves.plot_training([tmp_path / "s/control"], ["control"]).axes
     assert losses.get_ylim()[1] == pytest.approx(1.03 * (8 / 11 + 2))
     assert [list(map(float, ax.lines[0].get_xdata())) for ax in (by_step, by_seconds)] == [[60.0], [30.0]]
     assert by_step.get_xlim() == losses.get_xlim()

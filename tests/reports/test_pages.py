@@ -53,7 +53,7 @@ def test_the_frontier_page_counts_complete_runs_and_drops_stale_figures(tmp_path
     stale = tmp_path / "out" / "figures" / "frontier_9.png"
     atomic_write(stale, b"")
     os.utime(stale, (0, 0))
-    page = pages.write_report(tmp_path / "runs", tmp_path / "out")
+    _, page = pages.write_reports(tmp_path / "runs", tmp_path / "out", ["frontier"])
     text = page.read_text(encoding="utf-8")
     for words in ("Not complete: counted nowhere", "damaged: result.json", "over cap", "on the front"):
         assert words in text, words
@@ -79,8 +79,9 @@ def test_the_export_page_shows_fronts_and_sensitivity_maps(tmp_path):
     for figure in (stale, other):
         atomic_write(figure, b"")
         os.utime(figure, (0, 0))
-    text = pages.write_report(tmp_path / "runs", tmp_path / "out", "export").read_text(encoding="utf-8")
-    words = ("51 files, here the fronts", "a/control", "file-00", "as trained", "best of the others")
+    _, page = pages.write_reports(tmp_path / "runs", tmp_path / "out", ["export"])
+    text = page.read_text(encoding="utf-8")
+    words = (" of 51 files, smallest first", "a/control", "file-00", "as trained", "best of the others")
     for word in (*words, "Spearman", "tok_emb.weight", "older version", "a/lab/notebook.ipynb"):
         assert word in text, word
     assert "file-41" not in text  # neither on a front nor int8 zlib

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from contextlib import nullcontext
 
 import pytest
 
@@ -118,12 +117,9 @@ def test_reports_name_the_damaged_and_count_the_whole(whole, tmp_path, monkeypat
     for i, name in enumerate(FILES):
         shutil.copytree(whole, root / "demo" / f"harmed-{i}")
         harm(root / "demo" / f"harmed-{i}", name, DAMAGES["zeros"])
-    with pages.SharedKernel() as kernel:  # one for both pages
-        monkeypatch.setattr(pages, "SharedKernel", lambda: nullcontext(kernel))
-        page, sweep = (
-            pages.write_report(root, tmp_path / "out", name).read_text(encoding="utf-8")
-            for name in ("frontier", "sweep")
-        )
+    monkeypatch.setattr(pages, "AT_ONCE", 1)  # one kernel for both pages
+    _, *written = pages.write_reports(root, tmp_path / "out", ["frontier", "sweep"])
+    page, sweep = (path.read_text(encoding="utf-8") for path in written)
     assert f"2 complete, {len(FILES)} damaged" in page
     assert all(f"harmed-{i}" in page for i in range(len(FILES)))
     csv = (tmp_path / "out" / "tables" / "frontier.csv").read_text()
