@@ -71,7 +71,6 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
     table = scored(table)
     rows = seed_groups.by_config(table)
     config = rows.explode("index").set_index("index").reindex(table.index)  # one row per run
-    blocks = zip(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes, strict=True)
     columns = dict(
         sweep=table.sweep, run=table.run, kind=table.kind, bpb=table.bpb,
         total_bytes=table.total_bytes.astype("int64"),
@@ -79,11 +78,16 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         delta_bpb=config.delta.mask(config.is_baseline, 0.0), delta_half=config.half,
         verdict=config.verdict.fillna(""), method=config.method, needed=config.needed, seeds=config.seeds.str.len(),
         quantisation_bpb=table.bpb - table.prequant_val_bpb.astype(float),
-        quantisation_half=[statistics.compare_blocks(*scores).half for scores in blocks],
+        quantisation_half=_half(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes),
         parameters=table.parameters, steps=table.steps, train_seconds=table.train_seconds.astype(float),
         on_front=pareto(table), over_cap=table.over_cap, source=table.source, is_baseline=config.is_baseline,
     )  # fmt: skip
     return pd.DataFrame(columns).iloc[np.lexsort((table.bpb, ~config.is_baseline))]
+
+
+def _half(nats: Iterable, baseline: Iterable, text_bytes: Iterable) -> list[float]:
+    """Half of each file's 95 % interval over other text, by its blocks and a baseline's."""
+    return [statistics.compare_blocks(*file).half for file in zip(nats, baseline, text_bytes, strict=True)]
 
 
 def not_counted(table: pd.DataFrame) -> pd.DataFrame:
@@ -156,13 +160,11 @@ def exports(variants: pd.DataFrame) -> pd.DataFrame:
     rows = variants.assign(family=variants.knobs.map(family), delta_prequant=variants.bpb - variants.raw_bpb)
     int8 = rows[rows.knobs.map(lambda knobs: INT8_ZLIB_BASELINE.items() <= knobs.items())].nlargest(1, "total_bytes")
     bpb, size, int8_nats = int8[["bpb", "total_bytes", "block_nats"]].iloc[0] if len(int8) else (np.nan, np.nan, [])
-    rows = rows.assign(delta_int8=rows.bpb - bpb, share=rows.total_bytes / size)
-
-    def half(row, nats) -> float:
-        return statistics.compare_blocks(row.block_nats, nats, row.text_bytes).half
-
-    rows["half_prequant"] = [half(row, row.raw_block_nats) for row in rows.itertuples()]
-    rows["half_int8"] = [half(row, int8_nats) for row in rows.itertuples()]
+    rows = rows.assign(
+        delta_int8=rows.bpb - bpb, share=rows.total_bytes / size,
+        half_prequant=_half(rows.block_nats, rows.raw_block_nats, rows.text_bytes),
+        half_int8=_half(rows.block_nats, [int8_nats] * len(rows), rows.text_bytes),
+    )  # fmt: skip
     rows = rows.sort_values(["total_bytes", "bpb"], kind="stable").drop_duplicates(["total_bytes", "bpb"])
     on_front = pareto(rows.assign(over_cap=False))
     fixed_front = pareto(rows.assign(over_cap=rows.family == "solver"))

@@ -129,11 +129,9 @@ def _t_test(
     """Two-sided t test of a difference by its standard error."""
     if not error:  # p would be 0
         return Comparison(delta, f"{method}: the same difference in each")
-    half = special.stdtrit(dof, 1 - ALPHA / 2) * error
-    p = float(2 * special.stdtr(dof, -abs(delta) / error))
-    return Comparison(
-        float(delta), method, _verdict(delta, p), float(delta - half), float(delta + half), p, std, paired
-    )
+    half = float(special.stdtrit(dof, 1 - ALPHA / 2) * error)
+    delta, p = float(delta), float(2 * special.stdtr(dof, -abs(delta) / error))
+    return Comparison(delta, method, _verdict(delta, p), delta - half, delta + half, p, std, paired)
 
 
 def _verdict(delta: float, p: float) -> str:

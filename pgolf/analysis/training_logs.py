@@ -291,8 +291,8 @@ def _settings(line: str) -> dict:
         found = [(head, re.sub(r"^([\d.]+) [a-z ]+$", r"\1", under))]
     else:
         return {}
-    counters = re.compile(r"\d+/\d+")  # warmup_step:1/20
-    return {k.lower(): _typed(v) for k, v in found if not NOT_CONFIG.fullmatch(k) and not counters.fullmatch(v)}
+    # 1/20 is a counter: warmup_step:1/20.
+    return {k.lower(): _typed(v) for k, v in found if not (NOT_CONFIG.fullmatch(k) or re.fullmatch(r"\d+/\d+", v))}
 
 
 def _typed(text: str) -> object:
