@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -41,11 +40,7 @@ class Batch(NamedTuple):
 
     def keys(self) -> list[bytes]:
         """Hash of each document's tokens after BOS; b"" for an empty document."""
-        content, ends = memoryview(self.tokens).cast("B"), [*self.starts[1:].tolist(), len(self.tokens)]
-        return [
-            hashlib.blake2b(content[2 * start + 2 : 2 * end], digest_size=16).digest() if end - start > 1 else b""
-            for start, end in zip(self.starts.tolist(), ends, strict=True)
-        ]
+        return [hashlib.blake2b(row[1:], digest_size=16).digest() if len(row) > 1 else b"" for row in self.rows()]
 
 
 def batches(paths: list[Path], bos: int) -> Iterator[Batch]:
@@ -66,36 +61,25 @@ def batches(paths: list[Path], bos: int) -> Iterator[Batch]:
 
 
 class SplitStats:
-    """Statistics of one split; `add` takes its batches in order."""
+    """Statistics of one split; `add` takes its batches in order. documents: the source texts, if they are known."""
 
-    def __init__(self, name: str, dataset: Dataset, thorough: bool):
+    def __init__(self, name: str, dataset: Dataset, thorough: bool, documents: Iterable[str] | None = None):
         self.name, self.dataset, self.tokenizer, self.thorough = name, dataset, dataset.tokenizer, thorough
+        self.sources = None if documents is None else iter(documents)  # those that were not compared yet
         self.shards = dataset.val_shards if name == "val" else dataset.train_shards
         self.available = dataset.description[f"{name}_tokens"]
         table = dataset.byte_table
         self.base, self.boundary = table.base_bytes.numpy(), table.is_boundary.numpy()
         self.full = self.base + table.has_leading_space.numpy()
         self.control = np.array([i != self.tokenizer.bos and p.boundary for i, p in enumerate(self.tokenizer.pieces)])
-        self.mark = [byte_token(self.tokenizer, value) for value in MARK.encode()]
-        self.parts: list[np.ndarray] = [np.empty((2, 0), np.int64)]  # per batch: (2, d) tokens, bytes of documents
-        self.tokens = self.headless = 0  # headless: documents without BOS
-        self.spelled_spaces = 0  # lone spaces spelled by the three byte tokens of MARK
+        self.bytes: list[int] = []  # bytes of each document by the table
+        self.tokens = self.headless = self.longest = 0  # headless: documents without BOS; longest: tokens
         self.inside: dict[int, list] = {}  # control token inside a document -> [count, document of the first]
         # Compared with the source texts if they are given, else with the decoded tokens: documents, their bytes by the
         # table, bytes of their text, documents in which these differ, and the first of them.
         self.compared = self.counted = self.true = self.differing = 0
         self.first_differing = ""
         self.decoded = self.encoded = self.retokenized = 0  # documents decoded; encoded again; giving other tokens
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each document, (d,); read after the last `add`."""
-        return np.concatenate(self.parts, 1)[0]
-
-    @cached_property
-    def bytes(self) -> np.ndarray:
-        """Bytes of each document by the table, (d,); read after the last `add`."""
-        return np.concatenate(self.parts, 1)[1]
 
     @property
     def documents(self) -> int:
@@ -109,40 +93,34 @@ class SplitStats:
         counts[after] = self.base[tokens[after]]
         return counts
 
-    def add(self, batch: Batch, sources: Iterator[str] | None = None) -> None:
-        """Add a batch. `sources` iterates over the split's source texts and goes on with those of its documents."""
+    def add(self, batch: Batch) -> None:
         tokens, starts, first = batch
         sizes = np.add.reduceat(self.count(tokens), starts, dtype=np.int64)
+        self.bytes += sizes.tolist()
+        self.longest = max(self.longest, int(np.diff(starts, append=len(tokens)).max()))
         self.tokens += len(tokens)
         self.headless += int((tokens[starts] != self.tokenizer.bos).sum())
-        self.parts.append(np.stack([np.diff(starts, append=len(tokens)), sizes]))
         for at in np.flatnonzero(self.control[tokens]):
             document = first + int(np.searchsorted(starts, at, "right")) - 1
             self.inside.setdefault(int(tokens[at]), [0, document])[0] += 1
-        if isinstance(self.tokenizer, SentencePiece) and None not in self.mark:
-            at = np.flatnonzero(tokens[:-2] == self.mark[0])
-            self.spelled_spaces += int(((tokens[at + 1] == self.mark[1]) & (tokens[at + 2] == self.mark[2])).sum())
         per_batch, to_decode, to_encode = SAMPLES[self.name, self.thorough]
-        rows = batch.rows() if per_batch and self.decoded < to_decode else []
-        rows = rows[: min(per_batch, to_decode - self.decoded)]
+        rows = batch.rows()[: min(per_batch, to_decode - self.decoded)]
         texts = self.tokenizer.decode([row.tolist() for row in rows])
         again = self.tokenizer.encode(texts[: to_encode - self.encoded])
         self.decoded += len(texts)
         self.encoded += len(again)
         self.retokenized += sum(not np.array_equal(new, row) for new, row in zip(again, rows, strict=False))
-        if sources is not None:
+        if self.sources is not None:
             prefix = self.tokenizer.normalize("a").removesuffix("a")  # the space that some models prepend is not text
-            texts = [self.tokenizer.normalize(text).removeprefix(prefix) for text in islice(sources, len(starts))]
-        true = np.array([len(text.encode()) for text in texts], np.int64)
-        counted = sizes[: len(true)]
-        different = np.flatnonzero(counted != true)
-        if len(different) and not self.differing:
-            i = different[0]
-            self.first_differing = f"document {first + i:,}, {counted[i]:,} not {true[i]:,}"
-        self.compared += len(true)
-        self.counted += int(counted.sum())
-        self.true += int(true.sum())
-        self.differing += len(different)
+            texts = [self.tokenizer.normalize(text).removeprefix(prefix) for text in islice(self.sources, len(starts))]
+        for document, (counted, text) in enumerate(zip(sizes.tolist(), texts, strict=False), first):
+            true = len(text.encode())
+            if counted != true:
+                self.differing += 1
+                self.first_differing = self.first_differing or f"document {document:,}, {counted:,} not {true:,}"
+            self.compared += 1
+            self.counted += counted
+            self.true += true
 
     def figures(self) -> dict:
         """JSON-ready figures; all but shards and tokens describe the tokens_read."""
@@ -151,9 +129,9 @@ class SplitStats:
             "tokens": self.available,
             "tokens_read": self.tokens,
             "documents": self.documents,
-            "bytes": int(self.bytes.sum()),
-            "empty_documents": int((self.bytes == 0).sum()),
-            "longest_document": int(self.lengths.max(initial=0)),  # tokens
+            "bytes": sum(self.bytes),
+            "empty_documents": self.bytes.count(0),
+            "longest_document": self.longest,
             "decoded_documents": self.decoded,
         }
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from support.corpus import MORE_HARD_TEXTS
 
 from pgolf.data import audit as audits
-from pgolf.data.audit import audit, format_audit
+from pgolf.data.audit import audit
 from pgolf.data.tokenizers import SPECIAL, Bytes, load
 from pgolf_core.config import ROOT
-from pgolf_core.tokens import ByteTable
 
 FINEWEB = ROOT.parent / "shared" / "tokenizers" / "fineweb_8192_bpe.model"
 BOS = 1
@@ -62,7 +61,7 @@ def test_a_planted_miscount_is_named(dataset, miscount):
     result = audit(planted, thorough=False, seq_len=64)
     assert not result.ok
     (table,), (text,) = messages(result, "table"), messages(result, "bytes")
-    assert re.search(miscount, table) and table.partition(";")[0] in text
+    assert re.search(miscount, table)
     wrong, right = (audit(data, thorough=False).figures["val"]["bytes"] for data in (planted, dataset))
     assert f"counts {wrong:,} bytes, and their text has {right:,} ({wrong / right - 1:+.2%})" in text
 
@@ -89,13 +88,6 @@ def test_any_one_wrong_entry_is_found(dataset, data):
     assert f" {dataset.tokenizer.processor.id_to_piece(i)} " in message
 
 
-def test_table_of_another_size(dataset):
-    small = ByteTable(*(getattr(dataset.byte_table, f.name)[:1000] for f in dataclasses.fields(ByteTable)))
-    result = audit(dataclasses.replace(dataset, byte_table=small))
-    assert "1000 and 1000 and 1000 entries, and the tokenizer 1024 tokens" in only(result, "table")
-    assert "overlap    not checked" in format_audit(result)
-
-
 # The tokenizer
 
 
@@ -119,13 +111,13 @@ def test_no_token_for_a_space(make_folder, embedded, tmp_path, dataset, how):
     broken = make_folder([[[BOS, 300, 301]]], [[document]], tokenizer=path)
     for thorough in (True, False):
         message = only(audit(broken, seq_len=8, thorough=thorough), "tokenizer")
-        assert message.startswith("no token ▁ in the tokenizer") and "E2 96 81" in message and "5 × in val" in message
+        assert message.startswith("no token ▁ in the tokenizer") and "E2 96 81" in message
     assert messages(audit(broken, seq_len=8, documents=[text]), "bytes")[0].startswith("1 of 1 val documents")
 
     # Shards made by such a tokenizer are found even with an intact tokenizer beside them.
     (space,) = load(embedded / "tokenizer.model").encode(["the words"])
     mixed = make_folder([[[BOS, 300, 301]]], [[document, space]], name="mixed")
-    assert any("a token ▁ in the tokenizer" in message for message in messages(audit(mixed, seq_len=8), "tokenizer"))
+    assert "1 of 2 validation documents are not the tokens" in only(audit(mixed, seq_len=8), "tokenizer", "warning")
 
 
 def test_no_byte_tokens(make_folder, tmp_path):
