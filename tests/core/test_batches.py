@@ -1,4 +1,4 @@
-"""Batches against recorded ones, and streams that give every token in order and go on from any place."""
+"""Shards byte by byte, batches against recorded ones, streams that give every token in order and go on anywhere."""
 
 import json
 from concurrent.futures import wait
@@ -12,12 +12,28 @@ from hypothesis import strategies as st
 from support.shards import write_shard
 
 from pgolf_core.batches import Batches, DocumentStream, TokenStream, training_stream
+from pgolf_core.files import DataError
 from pgolf_core.knobs import DataConfig
 from pgolf_core.shards import read_shard, shard_paths
 
 RECORDED = json.loads(golden_path("loader.json").read_text())
 PATHS = shard_paths(golden_path("shards"), "train")
 CORPUS = np.concatenate([read_shard(path) for path in PATHS])
+
+
+def test_shard_bytes(tmp_path):
+    path = write_shard(tmp_path / "x.bin", [1, 0x0203, 65535])
+    content = path.read_bytes()
+    header = np.frombuffer(content[:1024], "<i4")
+    assert header[:3].tolist() == [20240520, 1, 3] and not header[3:].any()
+    assert content[1024:] == b"\x01\x00\x03\x02\xff\xff" and read_shard(path).tolist() == [1, 0x0203, 65535]
+
+
+def test_no_shards(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*nowhere; `pgolf data embedded`"):
+        shard_paths(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match=r"no fineweb_val_\*\.bin in .*`pgolf data embedded`"):
+        shard_paths(tmp_path, "val")
 
 
 def config(**knobs):
@@ -49,14 +65,6 @@ def test_any_number_of_passes_trains_a_rank_on_the_same_sequences_in_the_same_or
             assert len(steps[0][0]) == 1024 // 32 // ranks // passes
             assert batches.position == (0, 2 * 8 * (1024 // 8 + 1))
         assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
-
-
-def test_batches_are_the_tokens_in_order():
-    batches = Batches(TokenStream(PATHS), config())
-    for i in range(3 * len(CORPUS) // 17):
-        x, y = batches.next()
-        expected = np.take(CORPUS, range(17 * i, 17 * i + 17), mode="wrap").tolist()
-        assert x.flatten().tolist() == expected[:-1] and y.flatten().tolist() == expected[1:]
 
 
 def test_position_is_of_the_batch_that_was_given_not_of_the_one_made_ahead():

@@ -31,13 +31,10 @@ def state():
     return generated_state()
 
 
-def knobs_of(case: dict):
-    return RunConfig(**{name.lower(): value for name, value in case["env"].items()}).export
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c["env"].values())))
 def test_decisions_and_bytes_are_those_of_the_reference_and_the_file_gives_back_what_went_in(state, case, tmp_path):
-    quantized = quantize_state(state, knobs_of(case))
+    config = RunConfig(**{name.lower(): value for name, value in case["env"].items()}).export
+    quantized = quantize_state(state, config)
     assert sorted(quantized.tensors) == sorted(case["quantized"])
     assert sorted(quantized.floats) == sorted(case["passthrough"])
     assert {name: t.axis for name, t in quantized.tensors.items()} == case["axis"]
@@ -45,7 +42,7 @@ def test_decisions_and_bytes_are_those_of_the_reference_and_the_file_gives_back_
     expected = quantized.state_dict()
     errors = {name: relative_error(state[name], t) for name, t in expected.items()}
     assert errors == pytest.approx(case["rel_mse"], rel=1e-4, abs=1e-12)
-    account = export(state, knobs_of(case), tmp_path / "artifact")
+    account = export(state, config, tmp_path / "artifact")
     assert account.payload == case["stats"]["int8_payload_bytes"]
     # Ours is a container of arrays, theirs a pickled object: 0.24 to 0.42 % smaller on these tensors.
     assert 0.995 < account.artifact / case["torch_save_zlib9_bytes"] < 1.0
@@ -104,13 +101,9 @@ def test_permutation_keeps_the_function_and_wins_bytes_on_rows_of_unequal_size(s
 @given(
     shapes=st.lists(st.sampled_from([(3,), (1, 70_000), (257, 256), (2, 3), (0,), ()]), min_size=1, max_size=4),
     quantizer=st.sampled_from(["absmax", "sdclip:5:8", "step:0.02", "step:1:row", "ternary", "codebook:16:1"]),
-    codec=st.sampled_from(["zlib", "lzma", "brotli", "ans"]),
-    keep=st.sampled_from([0, 65_536]),
-    bits=st.integers(2, 8),
-    axis=st.sampled_from(["auto", "row", "col"]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    zero_row=st.booleans(),
-    seed=st.integers(0, 2**16),
+    codec=st.sampled_from(["zlib", "lzma", "brotli", "ans"]), keep=st.sampled_from([0, 65_536]),
+    bits=st.integers(2, 8), axis=st.sampled_from(["auto", "row", "col"]), zero_row=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), seed=st.integers(0, 2**16),
 )  # fmt: skip
 def test_round_trip_of_any_state(shapes, quantizer, codec, keep, bits, axis, dtype, zero_row, seed):
     g = torch.Generator().manual_seed(seed)
@@ -124,11 +117,10 @@ def test_round_trip_of_any_state(shapes, quantizer, codec, keep, bits, axis, dty
     assert all(torch.equal(loaded[name], expected[name]) and loaded[name].shape == t.shape for name, t in state.items())
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_refuses_a_diverged_model(state, bad, tmp_path):
-    broken = dict(state) | {"q_gains": torch.full((6, 6), bad)}
-    with pytest.raises(ValueError, match="q_gains holds NaN or infinity"):
-        export(broken, RunConfig().export, tmp_path / "artifact")
+def test_refuses_a_diverged_model(state, tmp_path):
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="q_gains holds NaN or infinity"):
+            export(state | {"q_gains": torch.full((6, 6), bad)}, RunConfig().export, tmp_path / "artifact")
     assert not list(tmp_path.iterdir())
 
 

@@ -47,22 +47,6 @@ def test_no_token_sees_the_future_or_past_its_window(window):
     assert window or differs[-1]
 
 
-def test_shared_blocks_hold_fewer_parameters_and_factorised_embeddings_too():
-    def size(**knobs):
-        return sum(p.numel() for p in trained(**knobs).parameters())
-
-    block = size(num_layers=2) - size(num_layers=2, num_unique_blocks=1)
-    assert size() - size(num_unique_blocks=2) == 2 * block
-    assert size() - size(embed_dim=8) == 61 * 32 - (61 * 8 + 8 * 32)
-
-
-def test_everything_at_once_trains():
-    model = trained(num_unique_blocks=2, window_size=3, embed_dim=16, tie_embeddings=False, num_kv_heads=1)
-    ids = torch.randint(61, (2, 17))
-    model.loss(ids[:, :-1], ids[:, 1:]).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-
-
 def test_initial_loss_is_a_uniform_guess():
     torch.manual_seed(1)
     model = GPT(ModelConfig(**TINY))

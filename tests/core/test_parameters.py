@@ -79,9 +79,5 @@ def test_what_cannot_be_declared_says_why():
 
 
 def test_tensor_place():
-    places = {
-        "blocks.3.mlp.fc.weight": (3, "mlp.fc"),
-        "tok_emb.weight": (None, "tok_emb"),
-        "q_gains": (None, "q_gains"),
-    }
+    places = {"blocks.3.mlp.fc.weight": (3, "mlp.fc"), "tok_emb.weight": (None, "tok_emb"), "gains": (None, "gains")}
     assert {name: tensor_place(name) for name in places} == places

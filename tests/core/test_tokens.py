@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.corpus import MORE_HARD_TEXTS
 
@@ -29,19 +29,16 @@ def count_row(table, ids):
     return int(table.count(ids[:-1], ids[1:]))
 
 
-@pytest.mark.parametrize("text", MORE_HARD_TEXTS)
-def test_bytes_of_hard_text(tokenizer, text):
-    sp, table = tokenizer
-    ids = sp.encode(text, add_bos=True)
-    assert count_row(table, ids) == len(sp.decode(ids).encode())
-
-
 @settings(max_examples=50, deadline=None)
 @given(text=st.text())
 def test_bytes_of_any_text(tokenizer, text):
     sp, table = tokenizer
     ids = sp.encode(text, add_bos=True)
     assert count_row(table, ids) == len(sp.decode(ids).encode())
+
+
+for hard in MORE_HARD_TEXTS:
+    test_bytes_of_any_text = example(text=hard)(test_bytes_of_any_text)
 
 
 @pytest.mark.parametrize("tokenizer", ["embedded"], indirect=True)
@@ -62,14 +59,8 @@ def test_byte_table_rules(tokenizer):
     assert len(table.base_bytes) == len(table.is_boundary) == 1024
     assert table.is_boundary.nonzero().flatten().tolist() == [0, 1, 2, 3]
     rows = {
-        (the, the): 4,
-        (bos, the): 3,
-        (unk, the): 3,
-        (the, bos): 0,
-        (the, byte): 1,
-        (the, space): 1,
-        (bos, space): 0,
-    }
+        (the, the): 4, (bos, the): 3, (unk, the): 3, (the, bos): 0, (the, byte): 1, (the, space): 1, (bos, space): 0,
+    }  # fmt: skip
     assert {row: count_row(table, row) for row in rows} == rows
     ids = torch.tensor([[the, the], [bos, byte]])
     assert int(table.to("cpu").count(ids, ids)) == 4 + 4 + 0 + 1

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pgolf_core.artifact import codec
 from pgolf_core.artifact.codec import CODECS, coded_bytes, decode, encode, smallest, split
+from pgolf_core.artifact.container import DTYPES as NAMES
 
-DTYPES = [np.dtype(name) for name in ("int8", "uint8", "int16", "float16", "float32")]
+DTYPES = [np.dtype(name) for name in NAMES]
 SHAPES = [(48, 375), (192, 384), (20_000,)]
 
 
@@ -33,20 +34,12 @@ def tensors(draw, spread: float, seed: int = 0, dtype=np.int8) -> list[np.ndarra
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from(DTYPES[:3]),
-    st.integers(0, 40),
-    st.integers(1, 80),
-    st.integers(0, 2**32 - 1),
-    st.floats(0.01, 1e4),
-)
-def test_lines_that_differ_in_spread_round_trip_and_their_bytes_are_known_without_coding(
-    dtype, rows, cols, seed, spread
-):
+@given(st.sampled_from(DTYPES[:3]), st.integers(0, 40), st.integers(1, 80), st.integers(0, 999), st.floats(0.01, 1e4))
+def test_lines_that_differ_in_rms_round_trip_and_their_bytes_are_known_without_coding(dtype, rows, cols, seed, rms):
     rng = np.random.default_rng(seed)
-    scales = np.exp(rng.normal(size=(rows, 1))) * np.exp(rng.normal(size=cols))
+    scales = rms * np.exp(rng.normal(size=(rows, 1))) * np.exp(rng.normal(size=cols))
     info = np.iinfo(dtype)
-    q = np.rint(rng.laplace(size=(rows, cols)) * scales * spread).clip(info.min, info.max).astype(dtype)
+    q = np.rint(rng.laplace(size=(rows, cols)) * scales).clip(info.min, info.max).astype(dtype)
     blob = encode([q], "ans")
     assert_decodes(blob, [q], "ans")
     assert abs(coded_bytes(q) - len(blob)) <= max(6, 0.001 * len(blob))
@@ -71,13 +64,6 @@ def test_extremes_and_constants(dtype):
     assert sizes[0] < 400  # a bit for each of 2,550
     assert sizes[1] < 40
     assert sizes[4] == 0
-
-
-def test_layout_does_not_matter():
-    q = tensors("normal", 2.0)[1]
-    flipped = np.asfortranarray(q).astype(">i2")
-    assert encode([flipped], "ans") == encode([q.astype(np.int16)], "ans")
-    assert encode([q.T], "zlib") == encode([np.ascontiguousarray(q.T)], "zlib")
 
 
 @pytest.mark.parametrize("draw", ["normal", "laplace"])

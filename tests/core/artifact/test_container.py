@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import zlib
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -89,8 +90,7 @@ def test_round_trip_and_account(model, files, codec):
         sizes = [unpacked.array_bytes[n] for n in parts if parts[n] == part]
         if name == "ans":
             assert packed.parts[part] - 2 * len(sizes) <= sum(sizes) < packed.parts[part]
-        else:
-            assert set(sizes) == {None}
+        assert name == "ans" or set(sizes) == {None}
 
 
 any_array = st.sampled_from(DTYPES).flatmap(
@@ -107,16 +107,10 @@ def test_any_arrays_round_trip(arrays, data, codec):
     assert bits(unpack_arrays(packed.bytes).arrays) == bits(arrays)
 
 
-def test_auto_is_never_above_a_codec(files):
-    for codec in CODECS:
-        sizes = files[codec].parts
-        assert all(size <= sizes[part] for part, size in files["auto"].parts.items() if part != "metadata")
-        assert len(files["auto"].bytes) < len(files[codec].bytes) + 60  # names of several codecs and libraries
-
-
 def test_equal_arrays_give_equal_files_with_a_lean_header(model, good):
     arrays, parts = model
-    backwards = {n: np.array(arrays[n], order="F") for n in reversed(arrays)}
+    big_endian = {n: array.astype(array.dtype.newbyteorder(">"), order="F") for n, array in arrays.items()}
+    backwards = dict(reversed(big_endian.items()))
     about = dict(reversed(ABOUT.items()))
     assert pack_arrays(backwards, dict(reversed(parts.items())), about, "ans").bytes == good
     assert len(arrays) == 28 and unpack_arrays(good).parts["metadata"] < 600
@@ -165,31 +159,25 @@ def test_damage_is_located(good):
 
 
 class Bomb:
-    """Leaves a file behind where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+    def __reduce__(self):  # leaves a folder behind where it is unpickled
+        return os.mkdir, ("was_run",)
 
 
-def test_other_files_are_recognised_and_not_run(good, tmp_path):
-    trace = tmp_path / "was_run"
-    torch.save({"bomb": Bomb(trace)}, tmp_path / "saved")
+def test_other_files_are_recognised_and_not_run(good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"bomb": Bomb()}, "saved")
     aliens = {
-        "a pickle": pickle.dumps(Bomb(trace)),
-        "a zip archive": (tmp_path / "saved").read_bytes(),
-        "a zlib stream": zlib.compress(pickle.dumps(Bomb(trace)), 9),
+        "a pickle": pickle.dumps(Bomb()), "a zip archive": Path("saved").read_bytes(),
+        "a zlib stream": zlib.compress(pickle.dumps(Bomb()), 9),
         "line ends were changed": good.replace(b"\r\n", b"\n"),
-    }
+    }  # fmt: skip
     for kind, content in aliens.items():
         with pytest.raises(ArtifactError, match=f"not a pgolf artifact; begins like .*{kind}"):
             unpack_arrays(content)
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n", good[1:]):
         with pytest.raises(ArtifactError, match="not a pgolf artifact"):
             unpack_arrays(content)
-    assert not trace.exists()
+    assert not Path("was_run").exists()
 
 
 def test_claims_are_not_believed(good):
@@ -229,20 +217,17 @@ def test_claims_are_not_believed(good):
             pytest.fail(f"believed {str(lie)[:300]}")
 
 
-@pytest.mark.parametrize("codec", ["zlib", "lzma", "brotli"])
-def test_bombs_are_not_unfolded(codec):
-    header, _ = taken_apart(pack_arrays({"a": np.zeros(100, np.int8)}, {"a": "weights"}, {}, codec).bytes)
-    with pytest.raises(ArtifactError, match="does not hold the 100 bytes"):
-        unpack_arrays(with_sections(header, [encode([np.zeros(3 * 10**6, np.int8)], codec)]))
-
-
 @pytest.mark.parametrize("codec", CODECS)
-def test_another_number_of_bytes_is_refused(files, codec):
+def test_another_number_of_bytes_is_refused_and_a_bomb_not_unfolded(files, codec):
     header, sections = taken_apart(files[codec].bytes)
     names, dtypes, shapes = header["arrays"]
     for other in ([[3], *shapes[1:]], [*shapes[:-1], [25, 40]], [*shapes[:-1], [23, 40]]):
         with pytest.raises(ArtifactError, match=r"cannot be decoded|decode to other bytes"):
             unpack_arrays(file_of(header | {"arrays": [names, dtypes, other]}, sections))
+    if codec != "ans":
+        header, _ = taken_apart(pack_arrays({"a": np.zeros(100, np.int8)}, {"a": "weights"}, {}, codec).bytes)
+        with pytest.raises(ArtifactError, match="does not hold the 100 bytes"):
+            unpack_arrays(with_sections(header, [encode([np.zeros(3 * 10**6, np.int8)], codec)]))
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -252,7 +237,7 @@ def test_hostile_sections_raise_only_artifact_errors(files, codec):
     header, sections = taken_apart(files[codec].bytes)
     heads = {i: np.cumsum([0, *(len(body) + 2 for body in split(b, header["sections"][i][2])[:-1])])
              for i, b in enumerate(sections) if codec == "ans"}  # fmt: skip
-    for trial in range(300 if codec == "ans" else 60):
+    for trial in range(200 if codec == "ans" else 60):
         damaged = bytearray(sections[trial % 3])
         for _ in range(1 + trial % 4):
             near = int(rng.choice(heads.get(trial % 3, [0])) + rng.integers(40))
