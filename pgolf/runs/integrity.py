@@ -1,6 +1,5 @@
 """Integrity of a run's files: what is damaged, and what is missing before its machine may be given up."""
 
-import json
 from pathlib import Path
 
 from pgolf.disk import checksum, read_json
@@ -21,8 +20,8 @@ def is_complete(run_dir: Path) -> bool:
 def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
     """Name of the first damaged file of a complete run, '' if there is none. result: content of result.json.
 
-    Logs are compared with their checksums; artifact and checkpoint with their sizes, and with their checksums if they
-    are newer than result.json, or thorough. Checkpoint and log.txt may have been deleted to save space.
+    Logs are compared with their checksums, the artifact with its size; artifact and checkpoint with their checksums if
+    they are newer than result.json, or thorough. Checkpoint and log.txt may have been deleted to save space.
     """
     for name in ("job.json", "import.json"):
         if (run_dir / name).exists() and read_json(run_dir / name) is None:
@@ -44,7 +43,7 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
         if artifact.stat().st_size != size or not _is(artifact, result["artifact_sha256"], since):
             return ARTIFACT
     own = result["kind"] == "train" and result["checkpoint_sha256"]  # an export's is its source's
-    whole = not own or not checkpoint.exists() or (_whole_safetensors(checkpoint) and _is(checkpoint, own, since))
+    whole = not own or not checkpoint.exists() or _is(checkpoint, own, since)
     return "" if whole else CHECKPOINT
 
 
@@ -80,18 +79,3 @@ def _whole_notebook(path: Path) -> bool:
         head = f.read(64)
         f.seek(max(0, path.stat().st_size - 64))
         return head.lstrip()[:1] == b"{" and f.read().rstrip()[-1:] == b"}"
-
-
-def _whole_safetensors(path: Path) -> bool:
-    """True if the header is readable and its sizes add up to the size of the file."""
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if not 0 < length <= size - 8:
-            return False
-        try:
-            header = json.loads(f.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return 8 + length + max(ends, default=0) == size

@@ -54,8 +54,7 @@ def _scored_texts(table: pd.DataFrame) -> pd.Series:
     facts = zip(table.data_fingerprint, table.roundtrip_tokens, table.roundtrip_bytes, strict=True)
     same = [f"{data}, {tokens} tokens, {size} bytes" for data, tokens, size in facts]
     named = table.scored_text.notna()
-    # Equal data, tokens and bytes mean equal text.
-    known = {key: text for key, text, is_known in zip(same, table.scored_text, named, strict=True) if is_known}
+    known = dict(zip(pd.Series(same)[named], table.scored_text[named], strict=True))  # these three equal: equal text
     return table.scored_text.where(named, [known.get(key, key) for key in same])
 
 
@@ -103,20 +102,20 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     if config is None:
         return row | {"status": "damaged", "problem": "config.json"}
     row |= {k: v for k, v in config.items() if k in RunConfig.model_fields}
-    if not (run_dir / "import.json").exists():
-        row = with_defaults(row)
     if (imported := read_json(run_dir / "import.json")) is not None:
         row |= {"kind": "import", "flags": imported.get("flags") or []}
+    else:
+        row = with_defaults(row)
     try:
         result = read_result(run_dir)
     except RunError:
         return row | {"status": "damaged", "problem": "result.json"}
     if result is None:
-        if failure := read_failure(run_dir):
-            error, message = failure
-            interrupted = error == INTERRUPTED
-            row["status"] = "interrupted" if interrupted else "failed"
-            row["problem"] = message if interrupted else f"{error}: {message}"
+        error, message = read_failure(run_dir) or ("", "")
+        if error == INTERRUPTED:
+            row |= {"status": "interrupted", "problem": message}
+        elif error:
+            row |= {"status": "failed", "problem": f"{error}: {message}"}
         return row
     same = result.kind == "import" or result.config_hash == digest(
         {k: v for k, v in config.items() if k not in HASH_EXCLUDED}
