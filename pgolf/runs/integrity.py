@@ -43,8 +43,7 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
         if artifact.stat().st_size != size or not _is(artifact, result["artifact_sha256"], since):
             return ARTIFACT
     own = result["kind"] == "train" and result["checkpoint_sha256"]  # an export's is its source's
-    whole = not own or not checkpoint.exists() or _is(checkpoint, own, since)
-    return "" if whole else CHECKPOINT
+    return CHECKPOINT if own and checkpoint.exists() and not _is(checkpoint, own, since) else ""
 
 
 def lacking(run_dir: Path, training: bool = True) -> list[str]:

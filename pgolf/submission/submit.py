@@ -76,33 +76,35 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     return out
 
 
-def _refuse(run_dir: Path, problems: dict[str, bool]) -> None:
-    """Raise SubmissionError with all problems that there are."""
-    if listed := "".join(f"\n  - {problem}" for problem, there in problems.items() if there):
-        raise SubmissionError(f"{run_dir}: nothing to submit{listed}")
+def _refuse(run_dir: Path, problems: list[str]) -> None:
+    """Raise SubmissionError with all problems, if there are any."""
+    if problems:
+        raise SubmissionError("\n  - ".join([f"{run_dir}: nothing to submit", *problems]))
 
 
-def _problems(result: Result, dataset: Dataset, code: bytes, found: audit.Audit) -> dict[str, bool]:
-    """Why the run cannot be submitted, as far as can be said without scoring it, and whether it is so."""
-    other_data = dataset.fingerprint != result.data_fingerprint
-    return {finding.message: finding.level == "error" for finding in found.findings} | {
-        f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}": not result.fits,
-        f"the code of this checkout has {len(code):,} bytes, that of the run had {result.bytes['code']:,}: check "
-        f"out its commit {result.environment['git_commit']}, or run it again": len(code) != result.bytes["code"],
-        f"{dataset.directory} is not the data that was scored: its fingerprint is another": other_data,
-    }
+def _problems(result: Result, dataset: Dataset, code: bytes, found: audit.Audit) -> list[str]:
+    """Why the run cannot be submitted, as far as can be said without scoring it."""
+    problems = [finding.message for finding in found.findings if finding.level == "error"]
+    if not result.fits:
+        problems.append(f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}")
+    if len(code) != result.bytes["code"]:
+        sizes = f"the code of this checkout has {len(code):,} bytes, that of the run had {result.bytes['code']:,}"
+        problems.append(f"{sizes}: check out its commit {result.environment['git_commit']}, or run it again")
+    if dataset.fingerprint != result.data_fingerprint:
+        problems.append(f"{dataset.directory} is not the data that was scored: its fingerprint is another")
+    return problems
 
 
-def _differences(result: Result, again: Score, here: dict) -> dict[str, bool]:
-    """Whether a second score of the same text contradicts the run; a smaller tolerance on an equal machine."""
+def _differences(result: Result, again: Score, here: dict) -> list[str]:
+    """How a second score of the same text contradicts the run; a smaller tolerance on an equal machine."""
     machine = ("device", "device_name", "platform", "torch", "numpy")
     same = all(result.environment.get(name) == here[name] for name in machine)
-    tolerance = SAME_MACHINE if same else OTHER_MACHINE
     ours = (again.val_bpb, again.val_loss, again.tokens, again.bytes)
     theirs = (result.roundtrip_val_bpb, result.roundtrip_val_loss, result.roundtrip_tokens, result.roundtrip_bytes)
-    alike = all(abs(a - b) <= tolerance for a, b in zip(ours, theirs, strict=True))
+    if all(abs(a - b) <= (SAME_MACHINE if same else OTHER_MACHINE) for a, b in zip(ours, theirs, strict=True)):
+        return []
     text = "{:.8f} bpb, {:.8f} nats a token, {:,} tokens of {:,} bytes"
-    return {f"scored again the file has {text.format(*ours)}; the run says {text.format(*theirs)}": not alike}
+    return [f"scored again the file has {text.format(*ours)}; the run says {text.format(*theirs)}"]
 
 
 def _claims(run_dir: Path, result: Result, score: Score, found: audit.Audit) -> dict:
