@@ -1,11 +1,9 @@
-"""Score of the model with one tensor changed at a time, exact and estimated.
+"""Exact score of the model with one tensor changed at a time.
 
-The exact scores are those of `evaluate` for each such model, to the last bit. Outputs of the blocks before the first
-use of the changed one are recorded once and replayed. The estimate needs no evaluation: the change times the
-gradient, plus half its square times the Fisher information.
+The scores are those of `evaluate` for each such model, to the last bit. Outputs of the blocks before the first use of
+the changed one are recorded once and replayed.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -19,13 +17,9 @@ from pgolf_core.evaluate import Score, batches, evaluating, score_of, scored_nat
 from pgolf_core.knobs import EvalConfig
 from pgolf_core.model import GPT
 from pgolf_core.parameters import roles_of
-from pgolf_core.quantization.calibration import Calibration
 from pgolf_core.tokens import ByteTable
 
 Changes = dict[str, Tensor]  # parameter name -> tensor of its shape
-
-GRADIENT_WINDOWS = 2  # the estimate's gradient is of every second window
-GRADIENT_BATCH_TOKENS = 4096  # activations of so many are held at a time
 
 
 def exact_scores(
@@ -102,34 +96,3 @@ def _blocks_called_by(call: Callable, model: GPT) -> Iterator[None]:
     finally:
         for block in model.blocks:
             del block.forward  # the class's own is visible again
-
-
-def estimated_rises(
-    model: GPT, changes: Changes, tokens: Tensor, byte_table: ByteTable, config: EvalConfig, calibration: Calibration
-) -> dict[str, float]:
-    """Name -> predicted rise in bits per byte on tokens (n,) when that one tensor of the float32 model is changed.
-
-    First order: gradient · change of the scored loss, on every second window of these very tokens. Second order:
-    half of Fisher · change², from `calibrate` on training text. An export never sees the former:
-    it is most of what there is in small changes and in late layers.
-    Limits: the first order is half a sample, so rises below about 1e-4 bpb (8 bits) come in no reliable order. The
-    second order takes weights and positions for independent and the loss for a parabola; it is two to five times
-    too low for mlp.fc, and worse for changes that ruin the model.
-    """
-    windows = max(1, GRADIENT_BATCH_TOKENS // config.eval_seq_len)
-    small = config.model_copy(update={"val_batch_size": GRADIENT_BATCH_TOKENS, "sw_eval_batch": windows})
-    device, targets, text_bytes = next(model.parameters()).device, 0, 0
-    for batch in batches(tokens, byte_table, small, device, every=GRADIENT_WINDOWS):
-        scored_nats(model(batch.ids), batch, small).sum().backward()
-        targets += batch.tokens
-        text_bytes += batch.bytes.item()
-    bpb_per_nat = targets / text_bytes / math.log(2)
-    rises = {}
-    for name, changed in changes.items():
-        weight = model.get_parameter(name)
-        change = changed.float().cpu() - weight.detach().float().cpu()
-        first = (weight.grad.cpu() / targets * change).sum(dtype=torch.float64).item()
-        second = calibration[name].cost(change) if name in calibration else 0.0
-        rises[name] = (first + second) * bpb_per_nat
-    model.zero_grad()
-    return rises

@@ -42,7 +42,7 @@ def test_estimate_ranks_as_the_exact_map(trained):
 
 def test_estimate_of_a_small_change_is_its_derivative(trained, monkeypatch):
     """With the gradient of every window, and a change so small that the second order is nothing."""
-    monkeypatch.setattr("pgolf.studies.exact_map.GRADIENT_WINDOWS", 1)
+    monkeypatch.setattr("pgolf.studies.sensitivity.GRADIENT_WINDOWS", 1)
     state, config, dataset = trained
     name = "blocks.1.attn.c_v.weight"
     tokens = dataset.validation(64, 2048)
