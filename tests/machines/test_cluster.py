@@ -31,9 +31,9 @@ from pgolf.training.inputs import open_dataset
 from pgolf.training.run import train
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 
-TINY = training.TINY | dict(iterations=4, warmdown_iters=0, val_loss_every=0, cpu_threads=1)
+TINY = training.TINY | dict(model_dim=96, iterations=4, warmdown_iters=0, val_loss_every=0, cpu_threads=1)
 del TINY["track"]
-LONG = TINY | dict(iterations=200, resume_every_seconds=0.1)
+LONG = TINY | dict(iterations=60, resume_every_seconds=0.1)
 
 
 @pytest.fixture
