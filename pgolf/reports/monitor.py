@@ -51,18 +51,14 @@ def state(root: str | Path = RUNS, sweep: str = "", hours: float = 12.0, now: fl
     one of STATES, with the details in note. bpb: pre-quant while a run trains, of its artifact once it is complete.
     step_seconds: pace of the last lines. seconds_left: of training that runs, without the scoring and export after it.
     seconds: what a complete run took in all. wrote, now: seconds since 1970. sweep_runs: whether a process runs the
-    sweep. '.' = runs in root itself. Writes nothing.
-
-    Raises RunError if there is no sweep of that name.
+    sweep. '.' = runs in root itself. Writes nothing. Raises RunError if there is no sweep of that name.
     """
     root, now = Path(root), time.time() if now is None else now
     if sweep and not (root / sweep).is_dir():
         raise RunError(f"no sweep {sweep!r} in {root}; there are {', '.join(_folders(root)) or 'none'}")
     found = [_sweep(root, name, now) for name in ([sweep] if sweep else [*_folders(root), "."])]
-    recent = [
-        table for table in found
-        if len(table) and (sweep or table.state.ne("complete").any() or now - table.wrote.max() < 3600 * hours)
-    ]  # fmt: skip
+    since = -math.inf if sweep else now - 3600 * hours
+    recent = [t for t in found if len(t) and (t.state.ne("complete").any() or t.wrote.max() > since)]
     recent.sort(key=lambda table: -table.wrote.fillna(0).max())
     return pd.concat(recent, ignore_index=True) if recent else pd.DataFrame(columns=COLUMNS)
 
@@ -84,14 +80,13 @@ def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
     folder = root / sweep
     about = read_json(folder / "sweep.json") or {}
     named = [str(name) for part in ("runs", "stages") for name in about.get(part) or []]
-    found = {}
-    for name in dict.fromkeys([*named, *_folders(folder)]):
-        files = _file_times(folder / name)
-        if (name in named or files.keys() - {".lock"}) and "import.json" not in files:  # imported: trained elsewhere
-            found[name] = files
+    found = {name: _file_times(folder / name) for name in dict.fromkeys([*named, *_folders(folder)])}
     sweep_runs = any("result.json" not in files for files in found.values()) and is_held(folder / ".lock")
     began = None if not sweep_runs else (folder / "sweep.json").stat().st_mtime if about else 0.0
-    rows = [_row(folder / name, files, began, now) for name, files in found.items()]
+    rows = [
+        _row(folder / name, files, began, now) for name, files in found.items()
+        if (name in named or files.keys() - {".lock"}) and "import.json" not in files  # imported: trained elsewhere
+    ]  # fmt: skip
     table = pd.DataFrame(rows, columns=COLUMNS).assign(sweep="" if sweep == "." else sweep, sweep_runs=sweep_runs)
     return table.astype(dict.fromkeys(NUMBERS, float))
 
@@ -112,10 +107,9 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
         return _row(run_dir, _file_times(run_dir), began, now)
     else:
         state, note = _ended(row, files, config, began, now)
-    left = row.pop("seconds_left", None)
-    if state == "running" and left is not None:
-        row["seconds_left"] = max(0.0, left - max(0.0, now - row["wrote"]))
-    return row | {"state": state, "note": note}
+    left = row.get("seconds_left") if state == "running" else None
+    left = None if left is None else max(0.0, left - max(0.0, now - row["wrote"]))
+    return row | {"state": state, "note": note, "seconds_left": left}
 
 
 @lru_cache(maxsize=50_000)  # a complete run is read once
@@ -165,11 +159,10 @@ def _alive(row: dict, rows: list[dict], config: dict, now: float) -> tuple[str, 
         done = sum((row["path"] / name / "result.json").exists() for name in _folders(row["path"]))
         return "running", f"a stage: no lines to follow, {done} files so far"
     every, trained = config.get("val_loss_every"), row.get("seconds_left") == 0
-    validated = bool(rows) and "val_bpb" in rows[-1]
     doing = "training" if rows else "starting"
-    if trained and validated:
-        doing = "scoring and storing"
-    elif rows and not validated and (trained or (every and row["step"] % every == 0)):
+    if rows and "val_bpb" in rows[-1]:
+        doing = "scoring and storing" if trained else doing
+    elif rows and (trained or (every and row["step"] % every == 0)):
         doing = "validating"
     times = [r["train_seconds"] for r in rows if "train_seconds" in r][-RECENT:]
     usual = median([b - a for a, b in pairwise(times) if b > a] or [0.0])
@@ -182,10 +175,9 @@ def _alive(row: dict, rows: list[dict], config: dict, now: float) -> tuple[str, 
 
 def _ended(row: dict, files: dict[str, float], config: dict, began: float | None, now: float) -> tuple[str, str]:
     """State and note of a run that nobody holds and that has no result."""
-    why, said = why_it_failed(row["path"]), last_words(row["path"])
-    if not why and re.match(r"[A-Za-z_][\w.]*: |the kernel died", said):  # an error, and no warning
-        why = said
-    why = shorten(why, 300, placeholder=" …")
+    said = last_words(row["path"])
+    said = said if re.match(r"[A-Za-z_][\w.]*: |the kernel died", said) else ""  # an error, and no warning
+    why = shorten(why_it_failed(row["path"]) or said, 300, placeholder=" …")
     at = f"at step {row['step']}" if "step" in row else "before its first line"
     again = "goes on from its last resume file" if "resume.pt" in files else "starts anew"
     job = files.get("job.json", 0.0)
