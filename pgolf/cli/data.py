@@ -1,16 +1,21 @@
 """`pgolf data`: make data, and audit it."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from pgolf.cli.arguments import add_command, count, existing_file
+from pgolf.cli.arguments import count, existing_file
 from pgolf_core.config import ROOT
 
 
 def add_commands(commands) -> None:
-    data = add_command(commands, lambda _: data.print_help() or 0, "data", "make data, and audit it")
-    source = partial(add_command, data.add_subparsers(metavar="SOURCE"))
+    data = commands.add_parser("data", help="make data, and audit it")
+    data.set_defaults(command=lambda _: data.print_help() or 0)
+    sources = data.add_subparsers(metavar="SOURCE")
+
+    def source(function, name: str, text: str) -> argparse.ArgumentParser:
+        sub = sources.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
 
     sub = source(embedded, "embedded", "docstrings of the installed packages: 17 MB of English, no download")
     _add_tokenizer(sub)
@@ -23,12 +28,17 @@ def add_commands(commands) -> None:
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder of shards; default: data/fineweb10B_<variant>")
 
     sub = source(docs, "docs", "shards of documents: your own, or those the challenge published")
-    _add_documents(sub)
+    sub.add_argument("source", nargs="?", type=Path, metavar="PATH", help="a .jsonl, .txt, .parquet file, or a folder")
+    sub.add_argument("--documents", type=count, default=0, metavar="N", help="take the first N; default: all")
+    sub.add_argument("--val-documents", type=count, default=0, metavar="N", help="validate on the first N")
+    sub.add_argument("--val-share", type=float, default=0.0, metavar="S", help="validate on a share, chosen by hash")
+    sub.add_argument("--field", default="text", metavar="NAME", help="field of a .jsonl or .parquet row with the text")
+    sub.add_argument("--split", default="auto", metavar="HOW", help="a .txt document is a file, blank (lines) or line")
+    sub.add_argument("--keep-overlap", action="store_true", help="keep training documents that are validation ones too")
     _add_tokenizer(sub)
     sub.add_argument("--tokenizer-path", type=existing_file, metavar="FILE", help="an existing tokenizer, instead")
-    sub.add_argument(
-        "--tokenizer-documents", type=count, default=500_000, metavar="K", help="train the tokenizer on the first K"
-    )
+    text = "train the tokenizer on the first K"
+    sub.add_argument("--tokenizer-documents", type=count, default=500_000, metavar="K", help=text)
     sub.add_argument("--workers", type=count, default=0, metavar="W", help="threads; default: one per core")
     _add_hub(sub)
     sub.add_argument("--download", type=Path, metavar="DIR", help="folder of published documents; default: data/docs")
@@ -41,18 +51,6 @@ def add_commands(commands) -> None:
     sub.add_argument("--max-tokens", type=count, default=0, metavar="N", help="tokens that are scored; default: all")
     sub.add_argument("--max-documents", type=count, default=0, metavar="N", help="documents scored; default: all")
     sub.add_argument("--source", type=Path, metavar="PATH", help="source documents, whose bytes must be counted")
-
-
-def _add_documents(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "source", nargs="?", type=Path, metavar="PATH", help="a .jsonl, .txt or .parquet file, or a folder"
-    )
-    sub.add_argument("--documents", type=count, default=0, metavar="N", help="take the first N; default: all")
-    sub.add_argument("--val-documents", type=count, default=0, metavar="N", help="validate on the first N")
-    sub.add_argument("--val-share", type=float, default=0.0, metavar="S", help="validate on a share, chosen by hash")
-    sub.add_argument("--field", default="text", metavar="NAME", help="field of a .jsonl or .parquet row with the text")
-    sub.add_argument("--split", default="auto", metavar="HOW", help="a .txt document is a file, blank (lines) or line")
-    sub.add_argument("--keep-overlap", action="store_true", help="keep training documents that are validation ones too")
 
 
 def _add_tokenizer(sub: argparse.ArgumentParser) -> None:
@@ -88,18 +86,12 @@ def docs(arguments: argparse.Namespace) -> int:
     from pgolf.data import documents, hub, prepare, train_tokenizer
     from pgolf_core.files import DataError
 
-    published, wanted = arguments.source is None, arguments.documents
+    published, wanted, val_documents = arguments.source is None, arguments.documents, arguments.val_documents
     kind, vocab_size, tokenizer_path = arguments.tokenizer, _vocab_size(arguments), arguments.tokenizer_path
     if tokenizer_path and arguments.vocab_size:
         raise DataError("--vocab-size: the tokenizer at --tokenizer-path has its own size; name one of them")
-    if not tokenizer_path:
-        train_tokenizer.check(kind, vocab_size)
-    path, val_documents = arguments.source, arguments.val_documents
-    if published:
-        trained_on = 0 if tokenizer_path or kind == "bytes" else arguments.tokenizer_documents
-        folder = arguments.download and arguments.download.absolute()
-        path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint, folder)
-        val_documents = val_documents or (0 if arguments.val_share else 50_000)
+    if not val_documents and not arguments.val_share:
+        val_documents = 50_000 if published else 0
     request = prepare.BuildRequest(
         kind=kind,
         vocab_size=vocab_size,
@@ -111,9 +103,14 @@ def docs(arguments: argparse.Namespace) -> int:
         tokenizer_sees_val=published,  # like the published tokenizers
         keep_overlap=arguments.keep_overlap or published,
     )
-    stem, name = "docs" if published else path.stem, train_tokenizer.name_of(kind, vocab_size)
-    stem += f"_{wanted}_" if wanted else "_"
-    out = arguments.out or ROOT / "data" / f"{stem}{tokenizer_path.stem if tokenizer_path else name}"
+    path = arguments.source
+    if published:
+        trained_on = 0 if tokenizer_path or kind == "bytes" else arguments.tokenizer_documents
+        folder = arguments.download and arguments.download.absolute()
+        path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint, folder)
+    tokenizer = tokenizer_path.stem if tokenizer_path else train_tokenizer.name_of(kind, vocab_size)
+    name = "_".join(["docs" if published else path.stem, *([f"{wanted}"] if wanted else []), tokenizer])
+    out = arguments.out or ROOT / "data" / name
     source = documents.open_source(path.resolve(), arguments.field, arguments.split)
     prepare.build(source, out.absolute(), request, arguments.workers)
     return 0
@@ -128,16 +125,16 @@ def audit(arguments: argparse.Namespace) -> int:
     folder = arguments.folder.absolute()
     if not folder.is_dir():
         raise DataError(f"{arguments.folder}: no such folder")
-    limits = dict(max_tokens=arguments.max_tokens, max_documents=arguments.max_documents)
-    options = dict(seq_len=max(1, arguments.seq_len), thorough=not arguments.fast)
+    limits, texts = dict(max_tokens=arguments.max_tokens, max_documents=arguments.max_documents), None
     if arguments.source:
         made_of = Dataset.open(folder).about.get("source", {})
         field, split = made_of.get("field", "text"), made_of.get("split", "auto")
         source = documents.open_source(arguments.source.resolve(), field, split)
         if any(made_of.get(name) != value for name, value in source.about().items()):
             raise DataError(f"{arguments.source}: not what {arguments.folder} was made of, by its dataset.json")
-        options["documents"] = prepare.validation_texts(source, made_of)
-    found = audit.audit_folder(folder, **options, **limits)
+        texts = prepare.validation_texts(source, made_of)
+    thorough = not arguments.fast
+    found = audit.audit_folder(folder, seq_len=max(1, arguments.seq_len), thorough=thorough, documents=texts, **limits)
     print(audit.format_audit(found))
     if found.thorough and not any(limits.values()):
         audit.store(Dataset.open(folder), found)  # runs on this data state it, or refuse the data

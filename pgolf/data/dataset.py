@@ -35,31 +35,21 @@ def validation_tokens(
     Whole windows of seq_len, at most max_tokens (0 = all), and one token more. With max_documents, the first
     max_documents whole documents instead: the same text for every tokenizer. DataError if no window is left.
     """
-    paths = shard_paths(directory, "val")
+    stream = TokenStream(shard_paths(directory, "val"))
+    available, limit = stream.starts[-1], f"val_max_tokens={max_tokens or 'all'}"
+    count = min(available - 1, max_tokens or available) // seq_len * seq_len + 1
     if max_documents:
-        return _first_documents(directory, paths, seq_len, max_documents, bos)
-    available = sum(len(read_shard(path)) for path in paths)
-    scored = min(available - 1, max_tokens or available) // seq_len * seq_len
-    if scored < 1:
+        limit = f"val_max_documents={max_documents}"
+        starts = np.flatnonzero(stream.take(available) == bos)  # the stream is at its first token again
+        if len(starts) < max_documents:
+            raise DataError(f"{limit}: {directory} has {len(starts)} validation documents")
+        count = [*starts, available][max_documents]
+    if count <= seq_len:
         raise DataError(
-            f"{directory}: {available} validation tokens, at most {max_tokens or 'all'} of them, "
-            f"hold no window of {seq_len} and one more; shorten eval_seq_len or train_seq_len"
+            f"{directory}: its {available} validation tokens with {limit} hold no window of {seq_len} and one more; "
+            "score more, or shorten eval_seq_len or train_seq_len"
         )
-    return torch.from_numpy(TokenStream(paths).take(scored + 1).astype(np.int64))
-
-
-def _first_documents(directory: str | Path, paths: list[Path], seq_len: int, count: int, bos: int) -> Tensor:
-    tokens = np.concatenate([read_shard(path) for path in paths])
-    starts = np.flatnonzero(tokens == bos)
-    if len(starts) < count:
-        raise DataError(f"val_max_documents={count}: {directory} has {len(starts)} validation documents")
-    tokens = tokens[: starts[count]] if count < len(starts) else tokens
-    if len(tokens) <= seq_len:
-        raise DataError(
-            f"val_max_documents={count}: these documents of {directory} have {len(tokens)} tokens, which hold no "
-            f"window of {seq_len} and one more; score more documents, or shorten eval_seq_len or train_seq_len"
-        )
-    return torch.from_numpy(tokens.astype(np.int64))
+    return torch.from_numpy(stream.take(count).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -101,29 +91,23 @@ class Dataset:
                 f"vocab_size={vocab_size}, but the tokenizer {tokenizer_path} has vocab_size={tokenizer.vocab_size}; "
                 f"set vocab_size={tokenizer.vocab_size} or name another tokenizer_path"
             )
-        facts, problems = _shard_facts(directory, shards["train"] + shards["val"])
-        for name, fact in facts.items():
-            if fact["max_token"] >= tokenizer.vocab_size:
-                problems[name] = (
-                    f"{directory / name}: holds token {fact['max_token']}, and the tokenizer's last is "
-                    f"{tokenizer.vocab_size - 1} (vocab_size={tokenizer.vocab_size}); shards and tokenizer do not "
-                    "belong together"
-                )
+        facts, problems = _shard_facts(directory, shards["train"] + shards["val"], tokenizer.vocab_size)
         listed = listed_shards(about)
         for name in listed | facts if listed else ():
             fact = facts.get(name, {})
             if name not in problems and any(fact.get(key) != listed.get(name, {}).get(key) for key in LISTED):
                 problems[name] = _not_as_listed(directory / name)
-        description = {"tokenizer_sha256": checksum(tokenizer_path)}
-        if about.get("tokenizer_sha256", description["tokenizer_sha256"]) != description["tokenizer_sha256"]:
+        sha256 = checksum(tokenizer_path)
+        if about.get("tokenizer_sha256", sha256) != sha256:
             problems["tokenizer"] = _not_as_listed(tokenizer_path)
         if problems:
             raise DataError("\n".join(problems.values()))
+        description = {"tokenizer_sha256": sha256}
         for split, paths in shards.items():
             description[split] = [{key: facts[path.name][key] for key in LISTED} for path in paths]
             description[f"{split}_tokens"] = sum(shard["tokens"] for shard in description[split])
-        train, val, table = shards["train"], shards["val"], ByteTable.of(tokenizer.pieces)
-        return cls(directory, tokenizer_path, tokenizer, train, val, table, description, about)
+        table = ByteTable.of(tokenizer.pieces)
+        return cls(directory, tokenizer_path, tokenizer, shards["train"], shards["val"], table, description, about)
 
     @property
     def shards(self) -> dict[str, dict]:
@@ -202,8 +186,8 @@ def _not_as_listed(path: Path) -> str:
     return f"{path}: {'' if path.exists() else 'missing, '}not as {DESCRIPTION} lists; {command}"
 
 
-def _shard_facts(directory: Path, paths: list[Path]) -> tuple[dict[str, dict], dict[str, str]]:
-    """name -> name, size, mtime_ns, tokens, max_token, sha256 of each shard; name -> error of each damaged one.
+def _shard_facts(directory: Path, paths: list[Path], vocab_size: int) -> tuple[dict[str, dict], dict[str, str]]:
+    """name -> name, size, mtime_ns, tokens, max_token, sha256 of each shard; name -> what is wrong with a damaged one.
 
     Files whose size and mtime are cached are not read again, headers are.
     """
@@ -216,13 +200,15 @@ def _shard_facts(directory: Path, paths: list[Path]) -> tuple[dict[str, dict], d
             errors[path.name] = str(error)
             continue
         stat = path.stat()
-        fact = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        known = cache.get(path.name, {})
-        if fact.items() <= known.items():
-            fact = known
-        else:
-            fact |= {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
-        facts[path.name] = fact
+        fact, known = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}, cache.get(path.name, {})
+        if not fact.items() <= known.items():
+            known = fact | {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
+        facts[path.name] = known
+        if known["max_token"] >= vocab_size:
+            errors[path.name] = (
+                f"{path}: holds token {known['max_token']}, and the tokenizer's last is {vocab_size - 1} "
+                f"(vocab_size={vocab_size}); shards and tokenizer do not belong together"
+            )
     if facts != cache:
         _write_cache(cache_path, facts)
     return {name: {"name": name} | fact for name, fact in facts.items()}, errors

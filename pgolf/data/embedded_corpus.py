@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -52,19 +51,13 @@ def embedded_documents(large: bool = False) -> list[Document]:
     the same order on every machine, and every package is spread over the whole corpus. Sources are read, not imported.
     """
     documents, seen = [], set()
-    collecting = gc.isenabled()
-    gc.disable()  # syntax trees hold millions of objects and no cycles: saves a quarter of the time
-    try:
-        modules = _modules(LARGE_PACKAGES if large else PACKAGES)
-        for name, path in sorted(modules, key=lambda m: (hashlib.sha256(m[0].encode()).digest(), m[1].name)):
-            texts = [*_docstrings(path, LARGE_MIN_TEXT), *_comments(path)] if large else _docstrings(path)
-            unseen = [text for text in dict.fromkeys(texts) if text not in seen]
-            seen.update(unseen)
-            if unseen:
-                documents.append(Document(name, "\n\n".join(unseen)))
-    finally:
-        if collecting:
-            gc.enable()
+    modules = _modules(LARGE_PACKAGES if large else PACKAGES)
+    for name, path in sorted(modules, key=lambda m: (hashlib.sha256(m[0].encode()).digest(), m[1].name)):
+        texts = [*_docstrings(path, LARGE_MIN_TEXT), *_comments(path)] if large else _docstrings(path)
+        unseen = [text for text in dict.fromkeys(texts) if text not in seen]
+        seen.update(unseen)
+        if unseen:
+            documents.append(Document(name, "\n\n".join(unseen)))
     return documents
 
 
@@ -95,15 +88,10 @@ def _docstrings(path: Path, min_length: int = MIN_DOCSTRING) -> list[str]:
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text) > min_length:
-                texts.append(text)
-        # Visit statements only: ast.walk would visit every expression too.
-        for field in ("finalbody", "orelse", "cases", "handlers", "body"):
-            below = getattr(node, field, None)
-            if isinstance(below, list):
-                todo.extend(reversed(below))
-    return texts
+            texts.append(ast.get_docstring(node) or "")
+        for field in ("finalbody", "orelse", "cases", "handlers", "body"):  # ast.walk would visit expressions too
+            todo.extend(reversed(getattr(node, field, ())))
+    return [text for text in texts if len(text) > min_length]
 
 
 def _comments(path: Path) -> list[str]:
@@ -113,18 +101,16 @@ def _comments(path: Path) -> list[str]:
             source = f.read()
     except (SyntaxError, UnicodeDecodeError):  # unknown encoding, so not a module
         return []
-    texts, lines, end = [], [], 0
+    blocks, end = [], 0
     for match in LEXEME.finditer(source):
         if match[1] is None:
             continue
         between = source[end : match.start()]
-        if between.strip() or between.count("\n") > 1:
-            texts.append("\n".join(lines))
-            lines = []
-        lines.append(match[1].lstrip("#").strip())
+        if not blocks or between.strip() or between.count("\n") > 1:
+            blocks.append([])
+        blocks[-1].append(match[1].lstrip("#").strip())
         end = match.end()
-    texts.append("\n".join(lines))
-    return [text for text in texts if len(text) > LARGE_MIN_TEXT]
+    return [text for text in map("\n".join, blocks) if len(text) > LARGE_MIN_TEXT]
 
 
 def build_embedded(
@@ -138,16 +124,14 @@ def build_embedded(
     train_tokenizer.check(kind, vocab_size)
     name = "embedded_large" if large else "embedded"
     directory = Path(directory or ROOT / "data" / f"{name}_{train_tokenizer.name_of(kind, vocab_size)}")
-    packages = LARGE_PACKAGES if large else PACKAGES
-    if not _complete(directory):
+    packages, described = LARGE_PACKAGES if large else PACKAGES, directory / DESCRIPTION
+    if not described.exists():
         with explain_disk_errors(directory), exclusive(directory):  # build() takes the same lock again
-            if not _complete(directory):  # another process may have built it meanwhile
+            if not described.exists():  # another process may have built it meanwhile
                 print(f"embedded corpus: reading the docstrings of {', '.join(packages)} …", flush=True)
                 texts = [document.text for document in embedded_documents(large)]
-                request = prepare.BuildRequest(
-                    kind=kind, vocab_size=vocab_size, val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0,
-                    shard_tokens=SHARD_TOKENS,
-                )  # fmt: skip
+                options = dict(val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0, shard_tokens=SHARD_TOKENS)
+                request = prepare.BuildRequest(kind, vocab_size, **options)
                 prepare.build(Texts(texts, name), directory, request, about={"versions": _versions(packages)})
     built = read_about(directory)
     source = built.get("source", {"name": "embedded", "tokenizer": {"kind": "bpe"}})  # missing in the oldest folders
@@ -164,10 +148,6 @@ def build_embedded(
             f"data_path={directory}"
         )
     return directory
-
-
-def _complete(directory: Path) -> bool:
-    return (directory / DESCRIPTION).exists() and not (directory / prepare.PROGRESS).exists()
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -108,13 +108,19 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["data", "docs", "OWN", "--field", "body"], ["no field 'body', only 'text'"]),
         (["data", "docs", "OWN", "--tokenizer", "wordpiece"], ["tokenizer=wordpiece: choose one of bpe, unigram, byt"]),
         (["data", "docs", "OWN", "--val-documents", "many"], ["many: expected a whole number"]),
+        (["data", "docs", "OWN", "--vocab-size", "70000"], ["vocab_size=70000: shards hold tokens of vocab_size <="]),
+        (["data", "docs", "OWN", "--tokenizer", "bytes", "--val-documents", "300"], ["300 documents give 0 for train"]),
+        (["data", "docs", "OWN", "--val-documents", "3", "--val-share", "0.1"], ["set either val_documents", "=0.1"]),
         (["data", "fineweb", "--variant", "../x"], ["not the name of a variant"]),
+        (["data", "fineweb", "--train-shards", "0"], ["--train-shards 0: training needs at least one shard"]),
+        (["data", "fineweb", "--endpoint", "http://127.0.0.1:1"], ["pgolf: http://127.0.0.1:1/", "cannot be fetched"]),
         (["data", "embedded", "--vocab-size", "300", "--tokenizer", "bytes"], ["set vocab_size=260"]),
         (["data", "audit", "nowhere", "--max-tokens", "-3"], ["-3: expected a whole number"]),
         (["swep"], ["swep"]),
     ],
 )  # fmt: skip
-def test_a_bad_request_ends_with_one_message_and_writes_nothing(capfd, own, tmp_path, root, words, says):
+def test_a_bad_request_ends_with_one_message_and_writes_nothing(capfd, own, tmp_path, root, words, says, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     bad = tmp_path / "bad.yaml"
     bad.write_text("runs: {a: {num_heads: 5}}", encoding="utf-8")
     out = ["--out", tmp_path / "out"] if words[1:2] in (["docs"], ["fineweb"]) else []
@@ -217,12 +223,3 @@ def test_own_documents_become_a_run(capfd, own, tmp_path, root):
     shard.write_bytes(shard.read_bytes()[:-3])
     status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
     assert status == 1 and "fineweb_val_000000.bin: the header promises" in " ".join(out.split())
-
-
-def test_published_data(capfd, tmp_path, monkeypatch):
-    """The command reaches the hub it is told of; tests/data/test_hub.py has the rest."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    words = ("--endpoint", "http://127.0.0.1:1", "--out", tmp_path / "data")
-    status, _, err = pgolf(capfd, "data", "fineweb", "--train-shards", 2, *words)
-    assert status == 2 and err.startswith("pgolf: http://127.0.0.1:1/") and "cannot be fetched" in err
-    assert not (tmp_path / "data").exists()

@@ -9,7 +9,6 @@ import torch
 from support.shards import write_shard
 
 from pgolf.data.dataset import Dataset, describe, validation_tokens
-from pgolf.data.tokenizers import NORMALIZATION, Bytes, load
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard
 from pgolf_core.tokens import ByteTable
@@ -37,11 +36,6 @@ def test_validation_tokens(folder, seq_len, max_tokens, scored):
     tokens = validation_tokens(folder, seq_len, max_tokens)
     assert tokens.dtype == torch.int64
     assert tokens.tolist() == (np.arange(scored + 1) * 7 % 1024).tolist()
-
-
-def test_validation_tokens_spans_shards(folder):
-    write_shard(folder / "fineweb_val_000001.bin", [9] * 100)
-    assert validation_tokens(folder, 16)[199:].tolist() == [199 * 7 % 1024] + [9] * 89
 
 
 def documents_of(folder, *lengths):
@@ -73,38 +67,21 @@ def test_a_text_is_remembered_until_the_shards_change(folder):
         Dataset.open(folder).scored_text(16)
 
 
-def test_too_few_validation_documents(folder):
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ((200,), "its 70 validation tokens with val_max_tokens=all hold no window of 200 and one more"),
+        ((64, 63), "its 70 validation tokens with val_max_tokens=63 hold no window of 64 and one more"),
+        ((30, 0, 1), "its 70 validation tokens with val_max_documents=1 hold no window of 30 and one more"),
+        ((16, 0, 3), "val_max_documents=3: .* has 2 validation documents"),
+    ],
+)
+def test_too_little_to_score(folder, limits, message):
+    for path in folder.glob("fineweb_val_*.bin"):
+        path.unlink()
     documents_of(folder, 30, 40)
-    with pytest.raises(DataError, match=r"val_max_documents=3: .* has 2 validation documents"):
-        validation_tokens(folder, 16, 0, 3)
-    with pytest.raises(DataError, match="have 30 tokens, which hold no window of 30 and one more"):
-        validation_tokens(folder, 30, 0, 1)
-
-
-def test_text_is_the_same_for_every_tokenizer(embedded, tmp_path):
-    texts = ["A  text, ﬁrst.", "", " 日本語 and\ttabs\n"]
-    folders = {"tokenizer.model": (embedded / "tokenizer.model").read_bytes()}
-    folders["tokenizer.json"] = Bytes(NORMALIZATION).to_json().encode()
-    found = []
-    for name, content in folders.items():
-        folder = tmp_path / name.partition(".")[2]
-        folder.mkdir()
-        (folder / name).write_bytes(content)
-        tokens = np.concatenate(load(folder / name).encode(texts))
-        for split in ("train", "val"):
-            write_shard(folder / f"fineweb_{split}_000000.bin", tokens)
-        dataset = Dataset.open(folder)
-        scored = dataset.validation(4, 0, 3)
-        found.append((dataset.text_sha256(scored), int(dataset.byte_table.count(scored[:-1], scored[1:]))))
-        assert dataset.text_sha256(dataset.validation(4, 0, 2)) != found[-1][0]
-    assert found[0] == found[1]
-    assert found[0][1] == sum(len(dataset.tokenizer.normalize(text).encode()) for text in texts)
-
-
-@pytest.mark.parametrize(("seq_len", "max_tokens"), [(200, 0), (64, 63)])
-def test_validation_too_short(folder, seq_len, max_tokens):
-    with pytest.raises(DataError, match=f"200 validation tokens.* no window of {seq_len} and one more"):
-        validation_tokens(folder, seq_len, max_tokens)
+    with pytest.raises(DataError, match=message):
+        validation_tokens(folder, *limits)
 
 
 @pytest.mark.parametrize(("cap", "score"), [("val_max_tokens", "val"), ("roundtrip_val_max_tokens", "roundtrip_val")])
@@ -144,11 +121,7 @@ def header_with(index, value):
 def test_damaged_shards(folder, damage, message):
     path = folder / "fineweb_val_000000.bin"
     path.write_bytes(damage(path.read_bytes()))
-    for read in (
-        read_shard,
-        lambda _: Dataset.open(folder, vocab_size=1024),
-        lambda _: validation_tokens(folder, 16),
-    ):
+    for read in (read_shard, lambda path: Dataset.open(path.parent)):
         with pytest.raises(DataError, match=message) as error:
             read(path)
         assert str(path) in str(error.value)
@@ -203,11 +176,6 @@ def test_folder_that_cannot_be_written(folder):
     assert sorted(folder.iterdir()) == before
 
 
-def test_wrong_vocabulary(folder):
-    with pytest.raises(DataError, match=r"vocab_size=4096, .* has vocab_size=1024; set vocab_size=1024"):
-        Dataset.open(folder, vocab_size=4096)
-
-
 def test_description(folder):
     dataset = describe(folder, source={"kind": "test"}, val={"documents": 3})
     about = json.loads((folder / "dataset.json").read_text())
@@ -253,3 +221,5 @@ def test_tokenizer_elsewhere(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("tokenizer") / "t.model"
     shutil.move(folder / "tokenizer.model", elsewhere)
     assert Dataset.open(folder, elsewhere, vocab_size=1024).tokenizer_path == elsewhere
+    with pytest.raises(DataError, match=r"vocab_size=4096, .* has vocab_size=1024; set vocab_size=1024"):
+        Dataset.open(folder, elsewhere, vocab_size=4096)

@@ -136,6 +136,7 @@ def test_build_embedded(small, tmp_path, monkeypatch, capsys):
     again = embedded_corpus.build_embedded(320, tmp_path / "again")
     assert Dataset.open(again, vocab_size=320).fingerprint == dataset.fingerprint
     capsys.readouterr()
+    (directory / "progress.json").write_text("{}")  # of a build that was killed after it moved the folder into place
     assert embedded_corpus.build_embedded(320, tmp_path / "data") == directory
     assert capsys.readouterr().out == ""
 
@@ -160,36 +161,42 @@ def test_other_embedded_corpora(small, tmp_path, monkeypatch, kind):
         embedded_corpus.build_embedded(300, directory, "bytes" if kind != "bytes" else "bpe")
 
 
-def test_an_older_folder(small, tmp_path):
-    """The first dataset.json files named neither tokenizer nor source."""
+@pytest.fixture
+def built(small, tmp_path):
+    """(folder, content of its dataset.json, function that writes another content)."""
     directory = embedded_corpus.build_embedded(320, tmp_path / "data")
-    built = json.loads((directory / "dataset.json").read_text())
-    figures = {split: {"documents": built[split]["documents"]} for split in ("train", "val")}
-    old = {"versions": built["versions"], "vocab_size": 320} | figures
-    (directory / "dataset.json").write_text(json.dumps(old))
+    path = directory / "dataset.json"
+    return directory, json.loads(path.read_text()), lambda content: path.write_text(json.dumps(content))
+
+
+def test_a_folder_of_the_first_version_is_used(built):
+    """It named neither tokenizer nor source."""
+    directory, about, write = built
+    write({"versions": about["versions"], "vocab_size": 320, "train": {"documents": 60}, "val": {"documents": 200}})
     assert embedded_corpus.build_embedded(320, directory) == directory
+
+
+def test_a_folder_of_another_corpus_or_of_other_packages_is_refused(built):
+    directory, about, write = built
+    with pytest.raises(DataError, match="built for vocab_size=320, not 330"):
+        embedded_corpus.build_embedded(330, directory)
     with pytest.raises(DataError, match="built for corpus=embedded, not embedded_large"):
         embedded_corpus.build_embedded(320, directory, large=True)
-
-
-def test_changed_packages(small, tmp_path):
-    directory = embedded_corpus.build_embedded(320, tmp_path / "data")
-    built = json.loads((directory / "dataset.json").read_text())
-    built["versions"]["sympy"] = "0.7"
-    (directory / "dataset.json").write_text(json.dumps(built))
+    write(about | {"versions": about["versions"] | {"sympy": "0.7"}})
     with pytest.raises(DataError, match=r"built from sympy 0\.7 \(now .*Delete that folder.*data_path=") as error:
         embedded_corpus.build_embedded(320, directory)
     assert str(directory) in str(error.value) and "numpy" not in str(error.value)
     assert embedded_corpus.resolve(DataConfig(data_path=str(directory)), 320) == directory
-
-
-def test_folder_in_the_way(small, tmp_path):
-    directory = embedded_corpus.build_embedded(320, tmp_path / "data")
-    with pytest.raises(DataError, match="built for vocab_size=320, not 330"):
-        embedded_corpus.build_embedded(330, directory)
-    (directory / "dataset.json").unlink()
-    with pytest.raises(DataError, match="without a complete corpus; delete it"):
+    write(about | {"vocab_size": 330})
+    with pytest.raises(DataError, match="built for vocab_size=330, not 320"):
         embedded_corpus.build_embedded(320, directory)
+
+
+def test_a_folder_in_the_way_is_left_alone(small, tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="exists without a complete corpus; delete it"):
+        embedded_corpus.build_embedded(320, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
 
 
 @pytest.mark.slow

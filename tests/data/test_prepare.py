@@ -1,4 +1,3 @@
-import gzip
 import hashlib
 import json
 import os
@@ -58,12 +57,10 @@ def test_documents_of_the_tokenizer(tmp_path, sees_val):
 
 
 def test_same_bytes_for_all_workers_and_blocks(tmp_path, tokenizers, source, monkeypatch):
-    built = []
+    options, built = dict(tokenizer_path=tokenizers["bpe330"], val_share=0.2, shard_tokens=700), []
     for workers, size in ((1, 1 << 19), (2, 1), (5, 200), (1, 1000)):
         monkeypatch.setattr(documents, "BLOCK_BYTES", size)
-        directory = tmp_path / f"{workers}-{size}"
-        build(source, directory, tokenizer_path=tokenizers["bpe330"], val_share=0.2, workers=workers, shard_tokens=700)
-        built.append(content(directory))
+        built.append(content(build(source, tmp_path / f"{workers}-{size}", workers=workers, **options)))
     assert built[0] == built[1] == built[2] == built[3] and len(built[0]) > 8
     about = json.loads(built[0]["dataset.json"])
     assert [shard["tokens"] for shard in about["train"]["shards"]][:-1] == [700] * (len(about["train"]["shards"]) - 1)
@@ -89,18 +86,11 @@ def test_fewer_documents_are_the_first(tmp_path, tokenizers, source, small_block
         assert rows(part, "train") == rows(whole, "train")[: count - 7]
 
 
-@pytest.mark.parametrize("kind", ["docs.txt", "docs.jsonl.gz", "folder", "blank.txt"])
-def test_other_sources(tmp_path, tokenizers, small_blocks, kind):
-    texts, path = words(40), tmp_path / kind
-    if kind == "folder":
-        path.mkdir()
-        for i, text in enumerate(texts):
-            (path / f"{i:03}.txt").write_text(text, encoding="utf-8")
-    elif kind == "docs.jsonl.gz":
-        path.write_bytes(gzip.compress("".join(json.dumps({"text": t}) + "\n" for t in texts).encode()))
-    else:  # blank.txt: whole blocks without a document
-        path.write_text(("\n" * 1000 if kind == "blank.txt" else "\n\n").join(texts), encoding="utf-8")
-    directory = build(open_source(path), tmp_path / "out", tokenizer_path=tokenizers["bpe330"], val_documents=3)
+def test_blocks_without_a_document(tmp_path, tokenizers, small_blocks):
+    texts = words(9)
+    (tmp_path / "docs.txt").write_text(("\n" * 1000).join(texts), encoding="utf-8")
+    options = dict(tokenizer_path=tokenizers["bpe330"], val_documents=3)
+    directory = build(open_source(tmp_path / "docs.txt"), tmp_path / "out", **options)
     assert rows(directory, "val") + rows(directory, "train") == encoded(directory, texts)
 
 

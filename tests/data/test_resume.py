@@ -1,6 +1,5 @@
 """A build that was killed, interrupted or ran out of disk ends with the bytes of an undisturbed one."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from build_helpers import TEXTS, build, content, undisturbed, words, written
 from pgolf.data import dataset as data
 from pgolf.data import documents, prepare, shard_writer, train_tokenizer
 from pgolf.data.documents import Texts
+from pgolf.disk import read_json
 from pgolf_core.files import DataError
 
 
@@ -123,54 +123,31 @@ prepare.build(documents.open_source(source), out, request, workers=2)
 """
 
 
-def start(tmp_path, tokenizers):
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, tmp_path / "docs.jsonl", tmp_path / "out", tokenizers["bpe330"]],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-        env=os.environ | {"PYTHONUTF8": "1"},
-    )  # fmt: skip
-
-
-def wait_for_documents(tmp_path, process, count):
-    """Wait for a record of so many documents."""
-    path, recorded = tmp_path / "out.unfinished" / "progress.json", -1
-    while recorded < count and process.poll() is None:
-        try:
-            recorded = json.loads(path.read_text())["documents"]
-        except (OSError, ValueError):  # missing, or just being replaced
-            time.sleep(0.005)
-
-
-@pytest.mark.slow
-def test_kill_and_resume(tmp_path, tokenizers):
-    source = written(tmp_path / "docs.jsonl")
-    expected = undisturbed(
-        tmp_path, source, tokenizer_path=tokenizers["bpe330"], val_share=0.2, shard_tokens=500, workers=1
-    )
-    for i, count in enumerate((1, 90)):
-        process = start(tmp_path, tokenizers)
-        wait_for_documents(tmp_path, process, count)
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        out, errors = process.communicate(timeout=10)
-        assert not psutil.wait_procs(family, timeout=5)[1], "workers outlived their parent"
-        assert ("resuming after" in out) == (i > 0) and errors == "" and not (tmp_path / "out").exists()
-        (tmp_path / "out.unfinished" / ".progress.json.1-2.tmp").write_text("killed as it wrote this")
-    process = start(tmp_path, tokenizers)
-    assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
-    assert content(tmp_path / "out") == expected
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
-def test_interrupted(tmp_path, tokenizers):
-    written(tmp_path / "docs.jsonl")
-    process = start(tmp_path, tokenizers)
-    wait_for_documents(tmp_path, process, 20)
-    process.send_signal(signal.SIGINT)
-    begin = time.monotonic()
-    errors = process.communicate(timeout=10)[1]
-    assert time.monotonic() - begin < 3 and process.returncode and errors.count("Traceback") == 1
+def test_a_build_killed_and_interrupted_again_and_again(tmp_path, tokenizers):
+    source, record = written(tmp_path / "docs.jsonl"), tmp_path / "out.unfinished" / "progress.json"
+    command = [sys.executable, "-c", SLOW, tmp_path / "docs.jsonl", tmp_path / "out", tokenizers["bpe330"]]
+    for count, end in ((1, signal.SIGKILL), (90, signal.SIGINT), (9999, None)):
+        process = subprocess.Popen(
+            command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+            env=os.environ | {"PYTHONUTF8": "1"},
+        )  # fmt: skip
+        while process.poll() is None and (read_json(record) or {"documents": 0})["documents"] < count:
+            time.sleep(0.005)
+        if end:
+            family, begin = psutil.Process(process.pid).children(recursive=True), time.monotonic()
+            process.send_signal(end)
+        out, errors = process.communicate(timeout=60)
+        assert ("resuming after" in out) == (count > 1)
+        assert errors.count("Traceback") == (end == signal.SIGINT)
+        assert (process.returncode == 0) == (end is None) == (tmp_path / "out").exists()
+        if end:
+            assert time.monotonic() - begin < 3
+            assert not psutil.wait_procs(family, timeout=5)[1], "workers outlived their parent"
+            (tmp_path / "out.unfinished" / ".progress.json.1-2.tmp").write_text("killed as it wrote this")
+    options = dict(tokenizer_path=tokenizers["bpe330"], val_share=0.2, shard_tokens=500, workers=1)
+    assert content(tmp_path / "out") == undisturbed(tmp_path, source, **options)
 
 
 def test_interrupted_while_the_tokenizer_is_made(tmp_path, monkeypatch):
