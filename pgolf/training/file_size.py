@@ -18,7 +18,7 @@ from pgolf_core.parameters import Role, tensor_place
 from pgolf_core.quantization.allocation import MAX_REL_STEP
 from pgolf_core.quantization.lowrank import LowRank
 from pgolf_core.quantization.schemes.step import Step
-from pgolf_core.quantization.stored import Quantized, Stored, form
+from pgolf_core.quantization.stored import Quantized, form
 from pgolf_core.scheme import FitContext, QuantScheme
 
 SAMPLES = {"ans": 1 << 22, "zlib": 1 << 20, "lzma": 1 << 19, "brotli": 1 << 18}  # weights coded: a second of each
@@ -55,23 +55,21 @@ class Sizes:
 
     def parts(self, state: dict[str, Tensor]) -> dict[str, float]:
         """Bytes by part of the artifact."""
-        tensors: dict[str, Stored] = {}
-        floats: dict[str, Tensor] = {}
-        parts = dict.fromkeys(ACCOUNT, 0.0)
+        stored, parts = Quantized({}, {}, {}), dict.fromkeys(ACCOUNT, 0.0)
         for name, t in state.items():
             scheme = self.scheme(name, t)
             if scheme is None:
-                floats[name] = stored_float(t, self.roles[name], self.config)
+                stored.floats[name] = stored_float(t, self.roles[name], self.config)
             elif (bits := scheme.bits_per_weight()) is not None:
                 parts["weights"] += self.copies[name] * t.numel() * bits / 8
                 parts["scales"] = max(parts["scales"], scheme.shared_bytes())
             else:
-                tensors |= scheme.fit_all({name: t}, {name: self.context(name, t, scheme)})
-        arrays, about = to_arrays(Quantized(tensors, {}, floats))
+                stored.tensors.update(scheme.fit_all({name: t}, {name: self.context(name, t, scheme)}))
+        arrays, about = to_arrays(stored)
         codec = "ans" if self.config.codec == "auto" else self.config.codec  # the smallest for weights without repeats
         for part in sorted({part_of(name) for name in arrays}):
             parts[part] += self._coded({n: a for n, a in arrays.items() if part_of(n) == part}, codec)
-        parts["residuals"] = self._residuals([name for name in tensors if state[name].ndim == 2], state)
+        parts["residuals"] = self._residuals([name for name in stored.tensors if state[name].ndim == 2], state)
         parts["metadata"] = self._metadata(arrays, about, codec)
         return parts
 

@@ -111,17 +111,13 @@ class Law:
 
     def observed_pace(self, state: dict[str, Tensor], roles: dict[str, Role], area: float) -> float:
         """Median ratio of observed to predicted change of a checkpoint's matrices that began at zero; 1 without any."""
-        from_zero = {_part(name) for name, t in initial_state(self.model).items() if not t.any()}
+        from_zero = {tensor_place(name)[1] for name, t in initial_state(self.model).items() if not t.any()}
         ratios = [
             t.square().mean().sqrt().item() / self.change(roles[name], t.shape, area)
             for name, t in state.items()
-            if _part(name) in from_zero and not roles[name].is_control
+            if tensor_place(name)[1] in from_zero and not roles[name].is_control
         ]
         return float(np.median(ratios)) if ratios else 1.0
-
-
-def _part(name: str) -> str:
-    return tensor_place(name)[1]
 
 
 def _line_rms(count: int, spreads: tuple[float, ...], area: float, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ as the squared gradient of a whole sequence: unbiased too, since drawn labels ma
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,35 +64,48 @@ class Statistics:
 Calibration = dict[str, Statistics]
 
 
-@torch.enable_grad()
 def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> Calibration:
     """Statistics, on the CPU, of every declared weight that is no control parameter.
 
-    sequences: token ids, (B, T) int64 each. seed: draws the labels. A copy of the model is run, in evaluation mode.
-    Raises RoleError naming a weight that the model does not use.
+    sequences: token ids, (B, T) int64 each. seed: draws the labels. The model is run in evaluation mode and left as it
+    was. Raises RoleError naming a weight that the model does not use.
     """
-    model = deepcopy(model).eval().requires_grad_(False)  # only activations have gradients
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     weights = {name: model.get_parameter(name) for name, role in roles_of(model).items() if not role.is_control}
     zeros = partial(torch.zeros, device=device)
     sums = {name: Statistics(zeros(len(w)), zeros(w.size(1), w.size(1))) for name, w in weights.items()}
     batches = list(sequences)
-    with _Recorder(weights, sums) as probe:
-        model(batches[0][:1].to(device))
-    recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
-    by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
-    for ids in (ids.to(device) for batch in batches for ids in batch.split(1 if by_sequence else len(batch))):
-        with recorder:
-            logits = model(ids).float().flatten(0, 1)
-        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
-        F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
-        for name, weight in by_sequence.items():
-            if weight.grad is None:
-                raise RoleError(f"weight {name} is declared, but the model does not use it")
-            sums[name].add_lookup(torch.arange(len(weight), device=device), weight.grad)
-            weight.grad = None
+    with _without_weight_gradients(model):
+        with _Recorder(weights, sums) as probe:
+            model(batches[0][:1].to(device))
+        recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
+        by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
+        for ids in (ids.to(device) for batch in batches for ids in batch.split(1 if by_sequence else len(batch))):
+            with recorder:
+                logits = model(ids).float().flatten(0, 1)
+            drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
+            F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+            for name, weight in by_sequence.items():
+                if weight.grad is None:
+                    raise RoleError(f"weight {name} is declared, but the model does not use it")
+                sums[name].add_lookup(torch.arange(len(weight), device=device), weight.grad)
+                weight.grad = None
     tokens = sum(batch.numel() for batch in batches)
     return {name: Statistics(s.row_fisher.cpu(), s.hessian.cpu(), tokens) for name, s in sums.items()}
+
+
+@contextmanager
+def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the block only activations have gradients, and the model is in evaluation mode."""
+    training, wanted = model.training, {p: p.requires_grad for p in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        model.train(training)
+        for parameter, requires_grad in wanted.items():
+            parameter.requires_grad_(requires_grad)
 
 
 class _Recorder(TorchFunctionMode):

@@ -1,7 +1,10 @@
 """A run of seconds on the embedded corpus, and what equal runs must agree in."""
 
+import torch
+
 from pgolf.runs.result import Result
 from pgolf_core.config import RunConfig
+from pgolf_core.model import GPT
 
 TINY = dict(
     track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
@@ -21,3 +24,11 @@ def what_counts(result: Result) -> dict:
 
 def tiny(**knobs) -> RunConfig:
     return RunConfig(**TINY | knobs)
+
+
+def gaussian_state(config: RunConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A state dict for the model, Gaussian with one rms."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in GPT(config.model).state_dict().items()}
+    return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}

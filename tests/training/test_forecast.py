@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from support import training
+from support.training import gaussian_state
 
 import pgolf.training.file_size as file_size
 import pgolf.training.forecast as forecast_module
@@ -19,20 +20,11 @@ from pgolf.training.run import RESUME, TrainError, train
 from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.config import RunConfig
 from pgolf_core.export import export
-from pgolf_core.model import GPT
 from pgolf_core.optim import lr_factor
 
 TINY = training.TINY | dict(
     warmdown_iters=0, val_loss_every=0, roundtrip_val_max_tokens=2048, keep_float_max_numel=2048
 )
-
-
-def gaussian_state(config: RunConfig, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A state dict for the model, Gaussian with one rms."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in GPT(config.model).state_dict().items()}
-    return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 CHECKPOINTS = [
@@ -133,12 +125,8 @@ def test_a_sweep_over_its_cap_is_refused_whole(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
     path = tmp_path / "s.yaml"
     small = TINY | dict(cap_bytes=80_000)
-    wanted = {
-        "fits": dict(cap_bytes=900_000),
-        "large": {},
-        "coarse": dict(quantizer="step:1.5"),
-        "deep": dict(num_layers=4),
-    }
+    coarse, deep = dict(quantizer="step:1.5"), dict(num_layers=4)
+    wanted = {"fits": dict(cap_bytes=900_000), "large": {}, "coarse": coarse, "deep": deep}
     path.write_text(yaml.safe_dump({"base": small, "runs": wanted}), encoding="utf-8")
     with pytest.raises(ForecastError) as refusal:
         run_sweep(path)

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from support.training import gaussian_state
 from torch import nn
 
 from pgolf.runs.result import ARTIFACT, CHECKPOINT
@@ -99,10 +100,7 @@ def test_new_parameters_train_resume_solve_read_back_and_map(embedded, extended,
 
 def test_new_parameters_are_part_of_the_forecast(extended, tmp_path):
     config = RunConfig(**KNOBS)
-    generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in GPT(config.model).state_dict().items()}
-    state = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    state = gaussian_state(config)
     account = export(state, config.export, tmp_path / "file", roles=roles(config.model))
     seen, before = forecast_from(state, config, 1.0), forecast(config)
     assert seen.bytes == pytest.approx(account.total, rel=0.01) and seen.without == ()
