@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+from nbformat.v4 import new_code_cell, new_notebook
 from traitlets import default
 
 from pgolf.processes import SWEEP_PID, end_with_sweep
@@ -59,8 +62,7 @@ def execute(notebook: Path, output: Path, parameters: dict, **options) -> str | 
     options: papermill's `cwd`, and the kernel: `km`, a manager whose kernel stays, or `kernel_manager_class` for one
     that ends with the notebook.
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
+    import papermill  # slow, and a Dask worker only needs start
 
     options |= dict(kernel_name="python3", progress_bar=False)
     try:
@@ -72,51 +74,39 @@ def execute(notebook: Path, output: Path, parameters: dict, **options) -> str | 
     return None
 
 
-class SharedKernel:
+class SharedKernel(AbstractContextManager):
     """Executes notebooks one after another in one kernel, whose namespace is emptied before each.
 
     Starting a kernel and its imports takes longer than most report pages. Not for training: what one run leaves behind
     in the kernel must not reach the next. Each thread may have one: none changes the working directory.
     """
 
-    def __enter__(self) -> Self:
+    def __init__(self):
         self._start()
-        return self
+
+    def _start(self) -> None:
+        self._kernel = OwnKernel(kernel_name="python3")
+        run_sync(self._kernel.start_kernel)(stderr=subprocess.DEVNULL)  # the kernel's own warnings
 
     def __exit__(self, *_) -> None:
         run_sync(self._kernel.shutdown_kernel)(now=True)
 
-    def _start(self) -> None:
-        self._kernel = OwnKernel(kernel_name="python3")
-        own = os.environ | {SWEEP_PID: str(os.getpid())}
-        run_sync(self._kernel.start_kernel)(env=own, stderr=subprocess.DEVNULL)
-
     def run(self, notebook: Path, output: Path, parameters: dict) -> str | None:
         """Execute a notebook and wait for it. Returns why it failed, in one line, or None."""
-        if run_sync(self._kernel.is_alive)():
-            run_sync(self._empty)()
-        else:
+        if not run_sync(self._kernel.is_alive)():
             run_sync(self._kernel.cleanup_resources)()  # its connection file
             self._start()
+        reset = new_notebook(cells=[new_code_cell("%reset -f")])
+        NotebookClient(reset, km=self._kernel).execute()
         return execute(notebook, output, parameters, km=self._kernel)
 
-    async def _empty(self) -> None:
-        client = self._kernel.client()
-        client.start_channels()
-        await client.wait_for_ready()
-        await client.execute_interactive("%reset -f", silent=True)
-        client.stop_channels()
 
-
-def main() -> int:
+def main() -> None:
     end_with_sweep()
     os.environ[SWEEP_PID] = str(os.getpid())  # the kernel ends with this process
     job = json.loads(Path(sys.argv[1]).read_bytes())
-    reason = execute(**job, cwd=str(Path(job["notebook"]).parent), kernel_manager_class=OwnKernel)
-    if reason:
-        print(reason, file=sys.stderr)
-    return 1 if reason else 0
+    sys.exit(execute(**job, cwd=str(Path(job["notebook"]).parent), kernel_manager_class=OwnKernel))  # 1 and the reason
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -29,7 +29,7 @@ def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
     pool: any object with the methods of LocalPool.
     """
     waiting, active, failures, lost = list(jobs), {}, [], Counter()  # active: job -> when it started
-    done = bar.n
+    done_before = bar.n
     try:
         while waiting or active:
             pool.refresh()
@@ -39,24 +39,23 @@ def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
             except OSError as error:  # a full disk, say
                 job = waiting.pop(0)
                 failures.append(failed(job.name, str(error), job.log))
-                done += 1
             time.sleep(POLL_SECONDS)
             for job in list(active):
                 try:
-                    if (returncode := pool.poll(job)) is None:
-                        continue
-                    failures += finish(job, returncode, time.perf_counter() - active.pop(job))
+                    if (returncode := pool.poll(job)) is not None:
+                        failures += finish(job, returncode, time.perf_counter() - active.pop(job))
                 except WorkerLost as error:
                     del active[job]
                     lost[job] += 1
                     if lost[job] <= MAX_LOST_WORKERS:
                         say(f"{error}; its run {job.name} goes to another")
                         waiting.insert(0, job)
-                        continue
-                    failures.append(failed(job.name, f"given up after {lost[job]} workers; the last: {error}", job.log))
-                done += 1
+                    else:
+                        why = f"given up after {lost[job]} workers; the last: {error}"
+                        failures.append(failed(job.name, why, job.log))
             states = [progress(job) for job in active]
-            bar.n = done + sum(fraction for fraction, _ in states)
+            done = len(jobs) - len(waiting) - len(active)
+            bar.n = done_before + done + sum(fraction for fraction, _ in states)
             bar.set_postfix_str(", ".join(text for _, text in states), refresh=True)
     finally:
         for job in active:
