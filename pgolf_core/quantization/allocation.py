@@ -130,9 +130,5 @@ def residuals_worth_their_bytes(
     config: ExportConfig,
 ) -> tuple[str, ...]:
     """Tensors whose low-rank residual wins more nats per byte than finer steps do."""
-    chosen = []
-    for name, t in quantized.tensors.items():
-        _, size, benefit = fit_low_rank(weights[name] - t.dequantize(), calibration[name], config)
-        if benefit > nats_per_byte * size:
-            chosen.append(name)
-    return tuple(chosen)
+    fits = {n: fit_low_rank(weights[n] - t.dequantize(), calibration[n], config) for n, t in quantized.tensors.items()}
+    return tuple(name for name, (_, size, benefit) in fits.items() if benefit > nats_per_byte * size)
