@@ -138,7 +138,7 @@ def phases(state: TrainState, steps: int) -> dict[str, float]:
     with ExitStack() as patches:
         for owner, name, phase in (
             (state.batches, "next", "data"),
-            (state, "loss", "forward"),
+            (state, "loss_fn", "forward"),
             (state.gradients, "add", "gradients"),
             (state.gradients, "finish", "gradients"),
             (core, "accumulate_gradients", "passes"),
