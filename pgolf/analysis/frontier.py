@@ -62,7 +62,7 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
     """One comparison group's runs, baselines first, then by bpb. Raises ValueError if runs are not comparable.
 
     headroom: cap − total bytes. delta_bpb: mean of the run's config − the sweep's baseline, for an export − the run it
-    exports; delta_half, verdict, method, needed: its statistics, see seed_groups.by_config. quantisation_bpb: round
+    exports; delta_half, verdict, method, detectable: its statistics, see seed_groups.by_config. quantisation_bpb: round
     trip − pre-quant bpb on the same tokens; quantisation_half: half of its 95 % interval over other text.
     """
     groups = comparison_groups(table)
@@ -76,7 +76,8 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         total_bytes=table.total_bytes.astype("int64"),
         headroom=(table.cap_bytes.astype(float) - table.total_bytes).astype("int64"),
         delta_bpb=config.delta.mask(config.is_baseline, 0.0), delta_half=config.half,
-        verdict=config.verdict.fillna(""), method=config.method, needed=config.needed, seeds=config.seeds.str.len(),
+        verdict=config.verdict.fillna(""), method=config.method, detectable=config.detectable,
+        seeds=config.seeds.str.len(),
         quantisation_bpb=table.bpb - table.prequant_val_bpb.astype(float),
         quantisation_half=_half(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes),
         parameters=table.parameters, steps=table.steps, train_seconds=table.train_seconds.astype(float),

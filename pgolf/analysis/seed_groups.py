@@ -12,7 +12,7 @@ from pgolf.analysis import statistics
 from pgolf.analysis.statistics import Comparison, SeedNoise
 from pgolf.runs.table import KNOBS
 
-COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half"]
+COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half", "detectable"]
 CONFIG = {  # by_config's column: the runs' column and its aggregate over a config
     "sweep": ("sweep", "first"), "arm": ("arm", "first"), "kind": ("kind", "first"),
     "is_baseline": ("is_baseline", "any"), "runs": ("run", list),
@@ -74,10 +74,10 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
     Columns: sweep, arm (the config's name in its sweep file), kind, is_baseline; runs, seeds (lists), index (labels
     of the rows of `runs`); n (samples), bpb (their mean), sd; total_bytes (of the largest run), over_cap (any run);
     cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); samples (bpb by seed); delta, low, high,
-    p, method, verdict, half, needed of its statistics.Comparison.
+    p, method, verdict, half, detectable of its statistics.Comparison.
 
-    A trained config is compared with the sweep's baseline, an export with the run that it exports, by the text. p is
-    Holm-adjusted over the trained configs of a sweep, and over its exports.
+    A trained config is compared with the sweep's baseline, an export with the run that it exports, by the text. p and
+    interval are simultaneous over the trained configs of a sweep, and over its exports.
     """
     facts = runs.assign(
         is_baseline=(runs.run == runs.control) & (runs.kind == "train"),
@@ -94,8 +94,7 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
     table = table.assign(samples=samples, **scores)
     found = {} if across_sweeps else _comparisons(runs, table)
     found = [found.get(label, UNKNOWN) for label in table.index]
-    needed = pd.Series([one.needed for one in found], table.index, dtype=object)
-    table = table.assign(**{name: [getattr(one, name) for one in found] for name in COMPARED}, needed=needed)
+    table = table.assign(**{name: [getattr(one, name) for one in found] for name in COMPARED})
     return table.iloc[np.lexsort((table.bpb, ~table.is_baseline.astype(bool), table.sweep))]
 
 
@@ -104,38 +103,37 @@ def _comparisons(runs: pd.DataFrame, table: pd.DataFrame) -> dict[int, Compariso
     noises, found = noise_by_track(runs), {}
     for _, sweep in table.groupby("sweep"):
         is_trained = sweep.kind == "train"
-        with_baseline, with_source = {}, {}
         for _, baseline in sweep[sweep.is_baseline][:1].iterrows():
-            others = sweep[is_trained & ~sweep.is_baseline]
-            with_baseline = {j: _compare(runs, config, baseline, noises) for j, config in others.iterrows()}
-        for j, labels in sweep["index"][~is_trained].items():
+            found |= _compare(runs, sweep[is_trained & ~sweep.is_baseline], baseline, noises)
+        exports = sweep["index"][~is_trained]
+        for j, labels in exports.items():
             same = runs.checkpoint_sha256 == runs.checkpoint_sha256[labels[0]]
             source = runs.index[same & (runs.kind == "train")]
-            with_source[j] = _compare_files(runs, labels, list(source)) or UNKNOWN
-        for family in (with_baseline, with_source):
-            found |= zip(family, statistics.holm(list(family.values())), strict=True)
+            found[j] = _compare_files(runs, labels, list(source), len(exports)) or UNKNOWN
     return found
 
 
 def _compare(
-    runs: pd.DataFrame, config: pd.Series, other: pd.Series, noises: dict[tuple[str, float], SeedNoise | None]
-) -> Comparison:
-    """A config compared with another. Two ways to store or score one checkpoint are compared by the text."""
-    by_text = _compare_files(runs, config["index"], other["index"])
-    if by_text and not math.isnan(by_text.delta):
-        return by_text
-    limits = (config.track, config.time_limit)  # the noise of others holds for neither
-    noise = noises.get(limits) if limits == (other.track, other.time_limit) else None
-    return statistics.compare(config.samples, other.samples, noise)
+    runs: pd.DataFrame, configs: pd.DataFrame, other: pd.Series, noises: dict[tuple[str, float], SeedNoise | None]
+) -> dict[int, Comparison]:
+    """Configs compared with another at once, by row label; those of the other's checkpoint are compared by the text."""
+    by_text = {j: _compare_files(runs, labels, other["index"], len(configs)) for j, labels in configs["index"].items()}
+    found = {j: one for j, one in by_text.items() if one and not math.isnan(one.delta)}
+    # The noise of others holds for no config of another track or time limit.
+    same = (configs.track == other.track) & (configs.time_limit == other.time_limit)
+    for is_same, group in configs.drop(list(found)).groupby(same):
+        noise = noises.get((other.track, other.time_limit)) if is_same else None
+        found |= zip(group.index, statistics.compare(list(group.samples), other.samples, noise), strict=True)
+    return found
 
 
-def _compare_files(runs: pd.DataFrame, ours: list, theirs: list) -> Comparison | None:
+def _compare_files(runs: pd.DataFrame, ours: list, theirs: list, family: int) -> Comparison | None:
     """Files of one checkpoint, given by row labels, compared by the text; None if there are several checkpoints."""
     weights = runs.checkpoint_sha256[[*ours, *theirs]]
     if not theirs or weights.isna().any() or weights.nunique() > 1:
         return None
     a, b = runs.loc[ours[0]], runs.loc[theirs[0]]
-    return statistics.compare_blocks(a.roundtrip_block_nats, b.roundtrip_block_nats, a.roundtrip_bytes)
+    return statistics.compare_blocks(a.roundtrip_block_nats, b.roundtrip_block_nats, a.roundtrip_bytes, family)
 
 
 def candidates(runs: pd.DataFrame) -> pd.DataFrame:
@@ -152,30 +150,42 @@ def candidates(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def leaders(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """For each cap the config of lowest mean bpb that fits with all its runs, and the next best. table: candidates.
+    """For each cap the config of lowest bound that fits with all its runs, and the next best. table: candidates.
 
-    Columns: cap_bytes, candidates, config (row label of table), second (row label, None without one); delta, half, p,
-    verdict, method of the second − the first; record, record_p: does the first beat the second by the challenge's
-    rule. A config of exactly the first's score is the same file, and no second.
+    bound: statistics.upper_bound of the mean, so that one lucky seed does not lead several good ones.
+
+    Columns: cap_bytes, candidates, config (row label of table), bound, second (row label, None without one); delta,
+    half, p, verdict, method of the second − the first; record, record_p: does the first beat the second by the
+    challenge's rule. A config of exactly the first's score is the same file, and no second.
     """
     # The tokenizer with the most tokens has the fewest nats per token, so no other choice makes a record easier.
     nats_per_bit = math.log(2) * float(runs.roundtrip_bytes.max()) / float(runs.roundtrip_tokens.max())
     rows, noises = [], noise_by_track(runs)
     for cap, group in table[~table.over_cap].groupby("cap_bytes"):
-        ranked = group.sort_values(["bpb", "total_bytes"])
+        noise = [_noise_of(config, noises) for config in group.itertuples()]
+        facts = zip(group.bpb, group.seeds, noise, strict=True)
+        bounds = [statistics.upper_bound(bpb, len(set(seeds)), own, len(group)) for bpb, seeds, own in facts]
+        ranked = group.assign(bound=bounds).sort_values(["bound", "bpb", "total_bytes"])
         first = ranked.iloc[0]
-        row = {"cap_bytes": cap, "candidates": len(group), "config": first.name, "second": None}
-        for _, second in ranked[ranked.bpb != first.bpb][:1].iterrows():
-            found = _compare(runs, second, first, noises)
+        row = {"cap_bytes": cap, "candidates": len(group), "config": first.name, "bound": first.bound, "second": None}
+        for label, second in ranked[ranked.bpb != first.bpb][:1].iterrows():
+            found = _compare(runs, ranked.loc[[label]], first, noises)[label]
             record, p = statistics.is_record(first.samples * nats_per_bit, second.samples * nats_per_bit)
             row |= {name: getattr(found, name) for name in COMPARED}
             row |= {"second": second.name, "record": record, "record_p": p}
         rows.append(row)
-    return pd.DataFrame(rows, columns=["cap_bytes", "candidates", "config", "second", *COMPARED, "record", "record_p"])
+    columns = ["cap_bytes", "candidates", "config", "bound", "second", *COMPARED, "record", "record_p"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _noise_of(config, noises: dict[tuple[str, float], SeedNoise | None]) -> SeedNoise | None:
+    """The noise of a config's own track and time limit, else the largest that is known."""
+    known = [noise for noise in noises.values() if noise]
+    return noises.get((config.track, config.time_limit)) or max(known, key=lambda noise: noise.std, default=None)
 
 
 def history(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """How the lead changed as runs finished. table: candidates.
+    """How the lowest mean changed as runs finished. table: candidates.
 
     Columns: finished (time), cap_bytes, config (row label of table), bpb (mean over the seeds finished by then),
     total_bytes (of the largest run). A config leaves the lead when one of its runs is over the cap.

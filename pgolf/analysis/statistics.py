@@ -1,25 +1,31 @@
-"""Is it better, or was it luck? Tests of a difference in bits per byte, and how many seeds a claim needs.
+"""Is it better, or was it luck? Tests of differences in bits per byte, and the differences that a design can find.
 
-One sample is the score of one seed, averaged over its repeats. Common seeds give a paired t test, other seeds Welch's;
-a single sample is tested against the track's seed noise, the standard deviation pooled over all configs with several.
-Repeats of one seed are samples only if the run is time-limited, where they measure the machine's speed. That speed is
-shared by all runs of one hour, so such repeats are tested against the seed noise and never by their own spread.
+One sample is the score of one seed, averaged over its repeats. The configs of a sweep are compared with its baseline at
+once, by Dunnett's test with the error pooled over them: verdict and interval both hold for all configs together. Seeds
+that all of them share are blocks, since a seed's luck is common to them. Single samples are tested against the
+track's seed noise, the standard deviation pooled over all configs with several. Repeats of one seed are samples only if
+the run is time-limited, where they measure the machine's speed. That speed is shared by all runs of one hour, so such
+repeats are tested against the seed noise and never by their own spread.
 """
 
 import bisect
+import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import special  # scipy.stats takes seconds to import
 
-ALPHA = 0.05  # two-sided level of "better" and "worse"; intervals cover 1 − ALPHA
-POWER = 0.9  # probability that seeds_needed finds the difference asked for
+from pgolf.analysis import dunnett
+
+ALPHA = 0.05  # family-wise two-sided level of "better" and "worse"; intervals cover 1 − ALPHA
+POWER = 0.9  # probability that a difference of `detectable` is found
 RECORD_NATS, RECORD_ALPHA = 0.005, 0.01  # the challenge's rule for a record: nats per token, one-sided p
 MAX_SEEDS = 1000
 ROUNDING = 1e-12  # double rounding error of a difference
+SPREAD_ALPHA = 0.05  # Bartlett's test: below it configs spread too differently to pool their error
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,9 @@ class Comparison:
     """A difference to the baseline. delta: mean of the samples − mean of the baseline's, in bpb or nats.
 
     method: the test and its samples. verdict: "better" or "worse" if p ≤ ALPHA (smaller is better), else "not
-    significant"; "equal" if no sample differs; "not known" if there is one sample and no seed noise. low, high: 95 %
-    interval of delta, nan if unknown. std, paired: as seeds_needed takes them.
+    significant"; "equal" if no sample differs; "not known" if nothing tells the error. low, high: interval of delta,
+    nan if unknown. p and interval are adjusted for all comparisons made together. detectable: the smallest true
+    difference that such a comparison finds with probability POWER, None if unknown.
     """
 
     delta: float
@@ -47,18 +54,12 @@ class Comparison:
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
-    std: float | None = None
-    paired: bool = False
+    detectable: float | None = None
 
     @property
     def half(self) -> float:
         """Half the width of the interval: delta ± half."""
         return (self.high - self.low) / 2
-
-    @property
-    def needed(self) -> float | None:
-        """Seeds per config that would make the difference significant; None if unknown, inf above MAX_SEEDS."""
-        return seeds_needed(self.delta, self.std, self.paired)
 
 
 def samples(seeds: Iterable[int], scores: Iterable[float], time_limited: bool = False) -> pd.Series:
@@ -69,25 +70,91 @@ def samples(seeds: Iterable[int], scores: Iterable[float], time_limited: bool = 
     return scores.sort_index() if scores.index.is_unique else scores.groupby(level=0).mean()
 
 
-def compare(ours: pd.Series, baseline: pd.Series, noise: SeedNoise | None = None) -> Comparison:
-    """Compare two configs by their `samples`."""
-    if ours.index.is_unique and ours.equals(baseline):
-        return Comparison(0.0, _pairs(len(ours)), "equal", 0.0, 0.0)
-    if by_seeds := _by_seeds(ours, baseline):
-        return _t_test(*by_seeds)
-    delta = ours.mean() - baseline.mean()
+def compare(configs: Sequence[pd.Series], baseline: pd.Series, noise: SeedNoise | None = None) -> list[Comparison]:
+    """Compare configs with one baseline, all at once, by their `samples`."""
+    tested = [one for one in configs if not one.equals(baseline) and not math.isnan(one.mean(skipna=False))]
+    answers = iter(_compare_at_once(tested, baseline, noise) if tested else ())
+    equal = Comparison(0.0, _pairs(len(baseline)), "equal", 0.0, 0.0)
+    diverged = Comparison(math.nan, "a seed diverged")
+    return [
+        equal if one.equals(baseline) else diverged if math.isnan(one.mean(skipna=False)) else next(answers)
+        for one in configs
+    ]
+
+
+def _compare_at_once(configs: list[pd.Series], baseline: pd.Series, noise: SeedNoise | None) -> list[Comparison]:
+    everyone = [baseline, *configs]
+    if math.isnan(baseline.mean(skipna=False)):
+        return [Comparison(math.nan, "a seed of the baseline diverged") for _ in configs]
+    unique = all(one.index.is_unique for one in everyone)  # not repeats of one seed
+    common = functools.reduce(pd.Index.intersection, (one.index for one in everyone))
+    together = f", {len(configs)} configs at once" if len(configs) > 1 else ""
+    if unique and len(common) > 1:
+        # A seed that only some have would move their mean by a draw that the others never saw.
+        scores = [one[common].to_numpy() for one in everyone]
+        luck = np.mean(scores, axis=0)
+        apart, dof = [own - luck for own in scores], len(configs) * (len(common) - 1)
+        method = _pairs(len(common)) + together
+    elif unique and min(map(len, everyone)) > 1:
+        if len(configs) == 1:  # nothing to pool with
+            return [_alone(configs[0], baseline)]
+        scores = apart = [one.to_numpy() for one in everyone]
+        dof, counts = sum(len(own) - 1 for own in scores), [len(own) for own in configs]
+        seeds = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
+        method = f"{seeds} seeds against {len(baseline)}{together}"
+    else:
+        return _against_noise(everyone, noise, together)
+    if (p := _spread_p(apart)) < SPREAD_ALPHA:
+        why = f"; spreads differ (p {p:.2g}), so each by its own"
+        return [_alone(one, baseline, len(configs), why) for one in configs]
+    squares = sum(((own - own.mean()) ** 2).sum() for own in apart)
+    std = 0.0 if squares < ROUNDING**2 else math.sqrt(squares / dof)
+    return _dunnett([own.mean() for own in scores], [len(own) for own in scores], std, dof, method)
+
+
+def _against_noise(everyone: list[pd.Series], noise: SeedNoise | None, together: str) -> list[Comparison]:
+    """Dunnett's test with the noise of other configs, for those that do not tell their own."""
+    means = [one.mean() for one in everyone]
     if noise is None:
-        return Comparison(delta, "one seed each" if len(ours) == len(baseline) == 1 else "one seed on one side")
-    error = noise.std * math.sqrt(1 / len(ours) + 1 / len(baseline))
+        singles = ["one seed each" if len(one) == len(everyone[0]) == 1 else "one seed on one side" for one in everyone]
+        return [Comparison(mean - means[0], why) for mean, why in zip(means[1:], singles[1:], strict=True)]
+    counts = [len(one) if noise.repeats else one.index.nunique() for one in everyone]
     source = "noise of repeats of one seed" if noise.repeats else "seed noise"
-    return _t_test(delta, error, noise.dof, f"track's {source}, {noise.dof} degrees of freedom", noise.std)
+    method = f"track's {source}, {noise.dof} degrees of freedom{together}"
+    return _dunnett(means, counts, noise.std, noise.dof, method)
 
 
-def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes: int) -> Comparison:
+def _dunnett(means: list[float], counts: list[int], std: float, dof: float, method: str) -> list[Comparison]:
+    """Comparisons of all but the first with the first, by a standard deviation of samples with dof."""
+    deltas = [float(mean - means[0]) for mean in means[1:]]
+    if not std:  # p would be 0
+        return [Comparison(delta, f"{method}: the same difference in each") for delta in deltas]
+    limit, found = dunnett.critical(ALPHA, tuple(counts[1:]), counts[0], dof), []
+    for delta, count in zip(deltas, counts[1:], strict=True):
+        error = std * math.sqrt(1 / count + 1 / counts[0])
+        p = dunnett.p_value(delta / error, counts[1:], counts[0], dof)
+        found.append(_judged(delta, error, dof, method, limit, p))
+    return found
+
+
+def _spread_p(groups: list[np.ndarray]) -> float:
+    """p of Bartlett's test (1937) that all spread alike; 1 for two groups, whose blocks leave them one spread."""
+    freedom = np.array([len(own) - 1 for own in groups])
+    variances = np.array([own.var(ddof=1) for own in groups]) + ROUNDING**2
+    if len(groups) < 3:
+        return 1.0
+    pooled = freedom @ variances / freedom.sum()
+    correction = 1 + ((1 / freedom).sum() - 1 / freedom.sum()) / 3 / (len(groups) - 1)
+    statistic = (freedom.sum() * math.log(pooled) - freedom @ np.log(variances)) / correction
+    return float(special.chdtrc(len(groups) - 1, statistic))
+
+
+def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes: int, family: int = 1) -> Comparison:
     """Compare two scores of one text, as of two files of the same weights, paired by its blocks; delta in bpb.
 
-    nats, baseline: of each block (blocks,). text_bytes: of the whole text. The interval covers other text, not other
-    seeds.
+    nats, baseline: of each block (blocks,). text_bytes: of the whole text. family: comparisons made together; the level
+    is divided by it, since files of one checkpoint spread too differently to pool. The interval covers other text, not
+    other seeds.
     """
     if not 1 < len(nats) == len(baseline):
         return Comparison(math.nan, "no blocks of text to compare")
@@ -95,26 +162,28 @@ def compare_blocks(nats: Sequence[float], baseline: Sequence[float], text_bytes:
     method = f"paired, {len(difference)} blocks of text"
     if not difference.any():
         return Comparison(0.0, method, "equal", 0.0, 0.0)
-    return _t_test(*_mean(difference), method)
+    return _t_test(*_mean(difference), method, family)
 
 
-def _by_seeds(ours: pd.Series, baseline: pd.Series) -> tuple[float, float, float, str, float, bool] | None:
-    """The arguments of _t_test; None without several seeds each."""
+def _alone(ours: pd.Series, baseline: pd.Series, family: int = 1, why: str = "") -> Comparison:
+    delta, error, dof, method = _by_seeds(ours, baseline)
+    return _t_test(delta, error, dof, f"{method}{why}", family)
+
+
+def _by_seeds(ours: pd.Series, baseline: pd.Series) -> tuple[float, float, float, str] | None:
+    """Mean difference, its standard error, degrees of freedom and the test's name; None without several seeds each."""
     if not (ours.index.is_unique and baseline.index.is_unique):
         return None
     common = ours.index.intersection(baseline.index)
     if len(common) > 1:
-        # A seed that only one side has would move the difference by a draw that the other side never saw.
-        difference = (ours[common] - baseline[common]).to_numpy()
-        return *_mean(difference), _pairs(len(common)), difference.std(ddof=1), True
+        return *_mean((ours[common] - baseline[common]).to_numpy()), _pairs(len(common))
     if min(len(ours), len(baseline)) < 2:
         return None
     counts = np.array([len(ours), len(baseline)])
     variances = np.array([ours.var(), baseline.var()]) / counts
     dof = variances.sum() ** 2 / ((variances**2 / (counts - 1)).sum() or 1.0)
     method = f"Welch, {len(ours)} and {len(baseline)} seeds"
-    std = math.sqrt((ours.var() + baseline.var()) / 2)
-    return ours.mean() - baseline.mean(), math.sqrt(variances.sum()), dof, method, std, False
+    return ours.mean() - baseline.mean(), math.sqrt(variances.sum()), dof, method
 
 
 def _mean(difference: np.ndarray) -> tuple[float, float, int]:
@@ -123,38 +192,26 @@ def _mean(difference: np.ndarray) -> tuple[float, float, int]:
     return difference.mean(), error, len(difference) - 1
 
 
-def _t_test(
-    delta: float, error: float, dof: float, method: str, std: float | None = None, paired: bool = False
-) -> Comparison:
-    """Two-sided t test of a difference by its standard error."""
+def _t_test(delta: float, error: float, dof: float, method: str, family: int = 1) -> Comparison:
+    """Two-sided t test of a difference by its standard error, at ALPHA / family (Bonferroni)."""
     if not error:  # p would be 0
-        return Comparison(delta, f"{method}: the same difference in each")
-    half = float(special.stdtrit(dof, 1 - ALPHA / 2) * error)
-    delta, p = float(delta), float(2 * special.stdtr(dof, -abs(delta) / error))
-    return Comparison(delta, method, _verdict(delta, p), delta - half, delta + half, p, std, paired)
+        return Comparison(float(delta), f"{method}: the same difference in each")
+    limit = float(special.stdtrit(dof, 1 - ALPHA / 2 / family))
+    p = min(1.0, float(2 * special.stdtr(dof, -abs(delta) / error)) * family)
+    return _judged(float(delta), float(error), dof, method, limit, p)
 
 
-def _verdict(delta: float, p: float) -> str:
-    if not p <= ALPHA:  # nor if p is nan, of a run that diverged
-        return "not significant"
-    return "better" if delta < 0 else "worse"
+def _judged(delta: float, error: float, dof: float, method: str, limit: float, p: float) -> Comparison:
+    """The comparison whose interval is delta ± limit · error."""
+    verdict = "not significant"
+    if p <= ALPHA:
+        verdict = "better" if delta < 0 else "worse"
+    half, found = limit * error, float(special.nctdtrinc(dof, 1 - POWER, limit)) * error
+    return Comparison(delta, method, verdict, delta - half, delta + half, p, found)
 
 
 def _pairs(count: int) -> str:
     return f"paired, {count} seed{'s' if count > 1 else ''}"
-
-
-def holm(comparisons: list[Comparison]) -> list[Comparison]:
-    """The comparisons with p and verdict adjusted for making all of them at once (Holm 1979).
-
-    Intervals stay those of the single comparisons.
-    """
-    tested = sorted((i for i, c in enumerate(comparisons) if not math.isnan(c.p)), key=lambda i: comparisons[i].p)
-    adjusted, largest = list(comparisons), 0.0
-    for rank, i in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - rank) * comparisons[i].p))
-        adjusted[i] = replace(comparisons[i], p=largest, verdict=_verdict(comparisons[i].delta, largest))
-    return adjusted
 
 
 def seed_noise(configs: Iterable[pd.Series]) -> SeedNoise | None:
@@ -172,23 +229,32 @@ def seed_noise(configs: Iterable[pd.Series]) -> SeedNoise | None:
     return SeedNoise(math.sqrt(squares / dof), dof, len(pooled), not with_seeds)
 
 
-def seeds_needed(delta: float, std: float | None, paired: bool = True) -> float | None:
-    """Seeds per config that find a true difference of delta with POWER at ALPHA; inf above MAX_SEEDS.
+def detectable(seeds: int, std: float, configs: int = 1) -> float:
+    """Smallest true difference that is found with POWER when this many configs and a baseline have `seeds` each.
 
-    std: of the paired differences, or of single runs if they are not paired. None if delta or std is 0 or
-    unknown. Power from the noncentral t distribution.
+    std: of single runs between seeds. inf for one seed.
     """
-    if not (std or 0) * abs(delta) > 0:  # nor if one is nan
-        return None
+    if seeds < 2:
+        return math.inf
+    dof = (configs + 1) * (seeds - 1)
+    limit = dunnett.critical(ALPHA, (seeds,) * configs, seeds, dof)
+    return float(special.nctdtrinc(dof, 1 - POWER, limit)) * std * math.sqrt(2 / seeds)
 
-    def power(n: int) -> float:
-        dof = n - 1 if paired else 2 * (n - 1)
-        noncentrality = abs(delta) / std * math.sqrt(n if paired else n / 2)
-        missed = special.nctdtr(dof, noncentrality, special.stdtrit(dof, 1 - ALPHA / 2))
-        return 1 - np.nan_to_num(missed)  # nan if it underflows
 
-    n = bisect.bisect_left(range(2, MAX_SEEDS + 1), POWER, key=power) + 2
+def seeds_needed(difference: float, std: float, configs: int = 1) -> float:
+    """Seeds per config and of the baseline that find a true difference, see detectable; inf above MAX_SEEDS."""
+    n = bisect.bisect_left(range(2, MAX_SEEDS + 1), True, key=lambda n: detectable(n, std, configs) <= difference) + 2
     return n if n <= MAX_SEEDS else math.inf
+
+
+def upper_bound(mean: float, seeds: int, noise: SeedNoise | None, candidates: int) -> float:
+    """Upper end of the interval of a config's mean, simultaneous over the candidates; the mean if no noise is known.
+
+    Ranked by it, of configs that are equally good one with few seeds does not lead because one of them was lucky.
+    """
+    if noise is None:
+        return mean
+    return mean + special.stdtrit(noise.dof, 1 - ALPHA / 2 / candidates) * noise.std / math.sqrt(seeds)
 
 
 def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:
@@ -200,6 +266,6 @@ def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:
     by_seeds = _by_seeds(nats, best)
     if not by_seeds or not by_seeds[1]:
         return False, math.nan
-    delta, error, dof, *_ = by_seeds
+    delta, error, dof, _ = by_seeds
     p = float(special.stdtr(dof, (delta + RECORD_NATS) / error))
     return p < RECORD_ALPHA, p

@@ -1,6 +1,7 @@
 """Argument types and shared options of the `pgolf` commands."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,16 @@ def count(text: str) -> int:
     if not digits.isdecimal():
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number, like 50,000")
     return int(digits)
+
+
+def positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0, like 0.002")
+    return number
 
 
 def existing_file(name: str) -> Path:

@@ -8,7 +8,16 @@ from importlib import metadata
 from pathlib import Path
 
 from pgolf.cli import cluster, data, remote
-from pgolf.cli.arguments import add_command, add_knobs, add_overrides, add_workers, existing_file, overrides
+from pgolf.cli.arguments import (
+    add_command,
+    add_knobs,
+    add_overrides,
+    add_workers,
+    count,
+    existing_file,
+    overrides,
+    positive,
+)
 from pgolf.runs import directory
 from pgolf.runs.result import RunError
 from pgolf_core.config import ROOT, RunConfig
@@ -89,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(diff, "diff", "print what differs between two runs or logs, and check whether only that was claimed")
     sub.add_argument("runs", nargs=2, metavar="RUN", help="sweep/run below runs/, or a folder")
     sub.add_argument("--claim", nargs="*", metavar="KNOB", help="knobs claimed to be the only change")
+
+    sub = command(plan, "plan", "how many seeds find a difference, from the seed noise of the runs that are there")
+    sub.add_argument("--effect", type=positive, required=True, metavar="BPB", help="true difference to be found")
+    sub.add_argument(
+        "--runs", type=count, default=1, metavar="N", help="configs compared with one baseline; default: 1"
+    )
+    sub.add_argument("--track", metavar="TRACK", help="only this track; default: all that have several seeds")
 
     sub = command(report, "report", "write the reports of all runs: index.html and the pages it links")
     sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR", help="folder; default: reports")
@@ -218,6 +234,13 @@ def diff(arguments: argparse.Namespace) -> int:
 def _run_dir(name: str) -> Path:
     """The folder of that name, else the run below runs/."""
     return Path(name) if Path(name).is_dir() else directory.RUNS / name
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from pgolf.analysis.plan import plan
+
+    print(*plan(directory.RUNS, arguments.effect, arguments.runs, arguments.track), sep="\n")
+    return 0
 
 
 def report(arguments: argparse.Namespace) -> int:

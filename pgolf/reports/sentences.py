@@ -123,7 +123,10 @@ def describe_leaders(leaders: pd.DataFrame, rows: pd.DataFrame, group: pd.DataFr
         first = rows.loc[leader.config]
         files = ", ".join(f"{group.run[i]} (seed {group.seed[i]:.0f}) {group.bpb[i]:.4f}" for i in first["index"])
         text = f"**{first.sweep}/{first.arm}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
-        text += f"{first.total_bytes:,} bytes, the lowest of {leader.candidates} that fit; all its runs: {files}."
+        text += (
+            f"{first.total_bytes:,} bytes, the lowest upper bound of {leader.candidates} that fit ({leader.bound:.4f})"
+        )
+        text += f"{', from one seed' if len(set(first.seeds)) == 1 else ''}; all its runs: {files}."
         texts.append(text)
         if leader.second is not None and not pd.isna(leader.second):
             second = rows.loc[leader.second]

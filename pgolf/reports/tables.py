@@ -57,11 +57,6 @@ def format_verdict(row) -> str:
     return {"not known": row.method, "equal": "equal to the last bit"}.get(row.verdict, row.verdict)
 
 
-def format_count(count: float) -> str:
-    """A number of seeds as statistics.seeds_needed gives it, not None."""
-    return f"over {statistics.MAX_SEEDS:,}" if count == np.inf else f"{count:,.0f}"
-
-
 def format_seeds(seeds: list[int]) -> str:
     """'1337, 1338'; '1337 × 3' for repeats."""
     counts = pd.Series(seeds).value_counts(sort=False)
@@ -155,7 +150,7 @@ def sweep_columns(rows: pd.DataFrame, reference: pd.DataFrame) -> list[Column]:
     """Columns for a sweep's configs. reference: arm, bpb, bytes of the reference's own runs; may be empty."""
     columns: list[Column] = [
         ("run", "arm", ""), ("seeds", "seeds", format_seeds), BPB4, ("Δ baseline", ("delta", "half"), ".4f"),
-        ("p", "p", ".2g"), NOTE, ("seeds needed", "needed", format_count), SIZE,
+        ("p", "p", ".2g"), NOTE, ("would be found", "detectable", ".4f"), SIZE,
     ]  # fmt: skip
     if (rows.time_limit > 0).any():  # the steps that a time limit leaves explain most of a score
         columns.append(("steps", "steps", lambda ends: " to ".join(f"{end:,.0f}" for end in dict.fromkeys(ends))))
@@ -179,9 +174,8 @@ SEED_NOISE: list[Column] = [
     ("sampled", lambda rows: np.where(rows.repeats, "repeats of one seed", "seeds"), ""),
     ("two runs differ significantly by (milli-bpb)",
      lambda rows: special.stdtrit(rows.dof, 1 - statistics.ALPHA / 2) * rows["std"] * 2**0.5, (".1f", 1e3)),
-    *((f"seeds per config for {milli}", lambda rows, milli=milli:
-       [statistics.seeds_needed(1e-3 * milli, std, paired=False) for std in rows["std"]], format_count)
-      for milli in (5, 2, 1)),
+    *((f"found with {seeds} seeds each (milli-bpb)", lambda rows, seeds=seeds:
+       [statistics.detectable(seeds, std) for std in rows["std"]], MILLI) for seeds in (3, 5, 10)),
 ]  # fmt: skip
 
 

@@ -102,6 +102,8 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["sweep", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["sweep", "BAD"], ["bad.yaml", "run", "num_heads=5"]),
         (["runs", "nothing"], ["has no sweep nothing"]),
+        (["plan", "--effect", "-1"], ["--effect: -1: expected a number above 0"]),
+        (["plan", "--effect", "0.002", "--runs", "7"], ["no config of any track was trained with several seeds"]),
         (["artifact", __file__], ["test_main.py: not a pgolf artifact"]),
         (["data", "published"], ["published"]),
         (["data", "docs", "nowhere.jsonl"], ["nowhere.jsonl: no such file or folder"]),
