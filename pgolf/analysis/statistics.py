@@ -248,13 +248,12 @@ def seeds_needed(difference: float, std: float, configs: int = 1) -> float:
 
 
 def upper_bound(mean: float, seeds: int, noise: SeedNoise | None, candidates: int) -> float:
-    """Upper end of the interval of a config's mean, simultaneous over the candidates; the mean if no noise is known.
+    """mean + z · std / √seeds, with z of Bonferroni's normal interval over the candidates; the mean without a noise.
 
-    Ranked by it, of configs that are equally good one with few seeds does not lead because one of them was lucky.
+    Ranked by it, of equally good configs one with few seeds does not lead because one of them was lucky. It is a rank,
+    not an interval: that the noise itself is uncertain is the same for all candidates and left out.
     """
-    if noise is None:
-        return mean
-    return mean + special.stdtrit(noise.dof, 1 - ALPHA / 2 / candidates) * noise.std / math.sqrt(seeds)
+    return mean if noise is None else mean + special.ndtri(1 - ALPHA / 2 / candidates) * noise.std / math.sqrt(seeds)
 
 
 def is_record(nats: pd.Series, best: pd.Series) -> tuple[bool, float]:

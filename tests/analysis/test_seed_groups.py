@@ -102,7 +102,7 @@ def test_the_leader_is_the_lowest_mean_that_fits(tmp_path):
 
 def test_one_lucky_run_does_not_lead(tmp_path):
     make_config(tmp_path, "control", [2.50, 2.51, 2.49], seeds=(1, 2, 3))
-    make_run(tmp_path, "s/lucky-s1", bpb=2.49, knobs={"seed": 1, "num_layers": 3})
+    make_run(tmp_path, "s/lucky-s1", bpb=2.493, knobs={"seed": 1, "num_layers": 3})
     write_sweep(tmp_path, ["control", "lucky"], seeds=(1, 2, 3))
     runs = only_group(tmp_path)
     rows = seed_groups.candidates(runs)
