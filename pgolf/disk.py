@@ -76,6 +76,6 @@ def parse_object(text: str) -> dict | None:
     """The JSON object in a text; None if it is damaged or another JSON value."""
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -100,7 +100,7 @@ def batches(
     spans = all_windows(tokens, config)[::every]
     tokens = tokens.to(device)
     sums = summing_device(device)
-    byte_table = byte_table.to(sums)
+    sizes = byte_table.sizes(tokens).to(sums)
     batch = config.sw_eval_batch if config.eval_stride else config.val_batch_size // L
     batch = max(1, min(batch, MAX_LOGITS // (L * len(byte_table.base_bytes))))
     offsets = torch.arange(L, device=device)
@@ -110,7 +110,7 @@ def batches(
         index = start[:, None] + offsets  # (B, L), of each input token
         x, y = tokens[index], tokens[index + 1]
         scored = (index >= first[:, None]).flatten().to(sums)
-        byte_count = byte_table.count(x.flatten().to(sums)[scored], y.flatten().to(sums)[scored])
+        byte_count = sizes[index.flatten().to(sums)[scored]].sum(dtype=torch.int64)
         count = sum(s + L - max(s, f) for s, f in spans[i : i + batch])
         yield Batch(x, y, scored, count, byte_count, slice(i, i + len(x)))
 

@@ -1,7 +1,8 @@
 """Shards: files of tokens.
 
 `fineweb_{train,val}_NNNNNN.bin` is 256 little-endian int32 of header (magic, version, token count, zeros), then
-uint16 tokens. Every document starts with BOS and may continue in the next shard.
+uint16 tokens. Every document starts with BOS and may continue in the next shard. A byte sidecar,
+`fineweb_val_bytes_NNNNNN.bin`, holds the bytes of original text per token instead, for tokens that spell altered text.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ def header(tokens: int) -> bytes:
 
 def read_shard(path: str | Path) -> np.memmap:
     """Tokens of a shard, (n,) uint16, memory-mapped. Raises DataError on anything but a complete shard."""
-    size = Path(path).stat().st_size
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
     if size < HEADER_BYTES:
         raise DataError(f"{path}: {size} bytes are no shard; its header alone has {HEADER_BYTES}")
     magic, version, count = (int(v) for v in np.fromfile(path, dtype="<i4", count=3))
@@ -46,7 +47,12 @@ def shard_paths(directory: str | Path, split: str) -> list[Path]:
     """Shards of split 'train' or 'val' in reading order. Raises DataError if there are none."""
     if not Path(directory).is_dir():
         raise DataError(f"data_path: no folder {directory}; `pgolf data embedded` builds one")
-    paths = sorted(Path(directory).glob(f"fineweb_{split}_*.bin"))
+    paths = [path for path in sorted(Path(directory).glob(f"fineweb_{split}_*.bin")) if "_bytes_" not in path.name]
     if not paths:
         raise DataError(f"data_path: no fineweb_{split}_*.bin in {directory}; `pgolf data embedded` makes some")
     return paths
+
+
+def sidecar_paths(directory: str | Path) -> list[Path]:
+    """Byte sidecar of split 'val' in reading order; [] without one."""
+    return sorted(Path(directory).glob("fineweb_val_bytes_*.bin"))

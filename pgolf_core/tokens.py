@@ -57,15 +57,17 @@ def pieces_of(processor: sentencepiece.SentencePieceProcessor) -> list[Piece]:
 
 @dataclass(frozen=True)
 class ByteTable:
-    """UTF-8 bytes per token; three tensors of (vocab_size,).
+    """UTF-8 bytes per token; three tensors of (vocab_size,), and a byte sidecar if the data have one.
 
     base_bytes: bytes of the decoded piece without its leading space. has_leading_space: one byte more, unless the
-    previous token is a boundary. is_boundary: control, unknown and unused pieces, which have no text.
+    previous token is a boundary. is_boundary: control, unknown and unused pieces, which have no text. sidecar: bytes
+    of original text of every token of the validation split, (n,), which count instead of the table's.
     """
 
     base_bytes: Tensor
     has_leading_space: Tensor
     is_boundary: Tensor
+    sidecar: Tensor | None = None
 
     @classmethod
     def from_sentencepiece(cls, path: str | Path) -> ByteTable:
@@ -81,10 +83,14 @@ class ByteTable:
             torch.tensor([piece.boundary for piece in pieces]),
         )
 
-    def to(self, device: torch.device | str) -> ByteTable:
-        return ByteTable(self.base_bytes.to(device), self.has_leading_space.to(device), self.is_boundary.to(device))
+    def sizes(self, tokens: Tensor) -> Tensor:
+        """Bytes of every target in tokens (n,), (n - 1,); with a sidecar, tokens begin the validation split."""
+        if self.sidecar is not None:
+            return self.sidecar[1 : len(tokens)].to(tokens.device)
+        columns = self.base_bytes, self.has_leading_space, self.is_boundary
+        base_bytes, has_leading_space, is_boundary = (column.to(tokens.device) for column in columns)
+        return base_bytes[tokens[1:]] + (has_leading_space[tokens[1:]] & ~is_boundary[tokens[:-1]])
 
-    def count(self, previous_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """Bytes of all targets together, () int64; previous_ids[i] is the token before target_ids[i]."""
-        spaces = self.has_leading_space[target_ids] & ~self.is_boundary[previous_ids]
-        return (self.base_bytes[target_ids] + spaces).sum(dtype=torch.int64)
+    def count(self, tokens: Tensor) -> int:
+        """Bytes of all targets in tokens (n,) together."""
+        return int(self.sizes(tokens).sum(dtype=torch.int64))

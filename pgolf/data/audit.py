@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pgolf.data.dataset import DESCRIPTION, SPLITS, Dataset
 from pgolf.data.split_stats import MARK, SplitStats, batches, byte_token
@@ -22,7 +24,7 @@ from pgolf.data.tokenizers import SentencePiece, Tokenizer
 from pgolf.disk import checksum, read_json
 from pgolf_core.files import DataError, atomic_write
 
-VERSION = 1  # version of the checks; an audit.json of another version is ignored
+VERSION = 2  # version of the checks; an audit.json of another version is ignored
 STORED = "audit.json"
 CHECKS = {  # in the order of a report
     "shards": "whole files, tokens in the vocabulary",
@@ -30,11 +32,16 @@ CHECKS = {  # in the order of a report
     "tokenizer": "no text is lost, a space is one byte",
     "table": "every token counts the bytes it decodes to",
     "bytes": "every document counts the bytes it decodes to",
+    "marks": "no characters that altered text has and original text has not",
+    "size": "enough validation documents, none of which decides the score",
     "overlap": "no validation document in the training shards",
     "published": "a published validation split is whole",
     "scored": "all of the validation split is scored",
 }
 KEPT_OVERLAP = 0.01  # largest tolerated overlap of a published split, as a share of its validation bytes
+SEEN_MARKS, FALSE_MARKS = 0.0001, 0.001  # shares of bytes: crawled text has fewer, scores are false
+SIDECAR_TOLERANCE = 0.001  # a letter and its capital may differ in bytes
+THIN = 20  # validation documents of one size that are as telling as those there are
 FAST_READ = 5_000_000  # training tokens read by a fast audit
 PUBLISHED = {  # validation split -> vocab_size, window, tokens in whole windows, as printed in the challenge's logs
     "fineweb10B_sp1024": (1024, 1024, 62_021_632),
@@ -106,6 +113,8 @@ def audit(
             "tokenizer": _check_tokenizer(val),
             "table": _check_table(dataset),
             "bytes": [*_check_bytes(val), *_check_bytes(train)],
+            "marks": _check_marks(val),
+            "size": _check_size(val),
             "overlap": _check_overlap(val, train, hits, *first) if hits else (),
             "published": _check_published(val),
             "scored": partly,
@@ -148,7 +157,10 @@ def _check_table(dataset: Dataset) -> Results:
     byte = np.isin(np.arange(count), [byte_token(tokenizer, value) for value in range(256)])
     control = np.array([piece.boundary for piece in tokenizer.pieces])  # <unk> and unused tokens decode to text
     alone = tokenizer.decode([[i] for i in range(count)])
-    letter = next(i for i in range(count) if alone[i].isalpha() and not control[i])
+    letter = next((i for i in range(count) if alone[i].isalpha() and not control[i]), None)
+    if letter is None:
+        yield "error", "no token of the tokenizer is a letter"
+        return
     texts = [text.removeprefix(alone[letter]) for text in tokenizer.decode([[letter, i] for i in range(count)])]
     true_boundary = control | np.array([text == "" for text in texts])
     # A byte token >= 0x80 alone decodes to U+FFFD, and the byte token of a space has no leading space.
@@ -214,14 +226,48 @@ def _check_bytes(split: SplitStats) -> Results:
     given = 0 if split.sources is None else split.compared + len(list(split.sources))
     if split.sources is not None and given != len(split.bytes):
         yield "error", f"{len(split.bytes):,} validation documents, and {given:,} texts were given"
+    by = "table" if split.sidecar is None else "byte sidecar"
+    if split.sidecar is not None:
+        change = sum(split.bytes) / max(1, split.by_table) - 1
+        yield "note", f"val: counted by the byte sidecar, {sum(split.bytes):,} bytes, {change:+.2%} against the table"
     if split.differing:
         message = (
-            f"{split.differing:,} of {split.compared:,} {split.name} documents: the table counts {split.counted:,} "
+            f"{split.differing:,} of {split.compared:,} {split.name} documents: the {by} counts {split.counted:,} "
             f"bytes, and their {'text' if split.sources is None else 'source text, normalised,'} has {split.true:,} "
             f"({split.counted / max(1, split.true) - 1:+.2%}); the first: {split.first_differing}; without another "
             "finding the cause is bytes that are not UTF-8, or a space at the start"
         )
-        yield "error", message
+        if split.added:
+            message += f"; the source has not: {_characters(split.added)}"
+        close = split.deviation <= SIDECAR_TOLERANCE * split.true
+        yield "warning" if split.sidecar is not None and split.sources is None and close else "error", message
+
+
+def _characters(counts: Counter[str]) -> str:
+    shown = [f"U+{ord(character):04X} × {count:,}" for character, count in counts.most_common(4)]
+    return ", ".join(shown + ["…"] * (len(counts) > 4))
+
+
+def _check_marks(val: SplitStats) -> Results:
+    """Marks are counted as text, 3 bytes each for U+E000 to U+F8FF, unless a byte sidecar counts."""
+    size = sum(len(character.encode()) * count for character, count in val.foreign.items())
+    if not size:
+        return
+    share = size / max(1, val.decoded_bytes)
+    message = f"val: private-use marks or control characters, {_characters(val.foreign)}"
+    if val.sidecar is not None:
+        yield "note", f"{message}: the byte sidecar counts the original text without them"
+        return
+    message += f": {size:,} of {val.decoded_bytes:,} bytes; if they are not in the original text, bits per byte come "
+    message += f"out {share:.2%} too low; put a byte sidecar of the original text, fineweb_val_bytes_*.bin, beside them"
+    yield "error" if share >= FALSE_MARKS else "warning" if share >= SEEN_MARKS else "note", message
+
+
+def _check_size(val: SplitStats) -> Results:
+    sizes = np.array(val.bytes, dtype=float)
+    if sizes.sum() ** 2 < THIN * (sizes**2).sum():
+        message = f"the validation split is thin: {len(sizes):,} documents, the largest {sizes.max() / sizes.sum():.0%}"
+        yield "warning", f"{message} of its bytes; a score on it says little about other text"
 
 
 def _check_overlap(val: SplitStats, train: SplitStats, hits: list[int], document: int, tokens: np.ndarray) -> Results:
@@ -264,7 +310,7 @@ def _scored(val: SplitStats, seq_len: int, max_tokens: int, max_documents: int) 
     except DataError as error:
         return {}, [("error", str(error))]
     scored, documents = len(tokens) - 1, int(np.count_nonzero(tokens == val.tokenizer.bos))
-    size = int(val.count(tokens)[1:].sum())
+    size = val.dataset.byte_table.count(torch.from_numpy(tokens))
     figures = {"scored_tokens": scored, "scored_documents": documents, "scored_bytes": size}
     figures["scored_fraction"] = fraction = size / max(1, sum(val.bytes))
     if scored >= (val.available - 1) // seq_len * seq_len:
@@ -307,7 +353,10 @@ def stored(dataset: Dataset) -> Audit | None:
     content = read_json(dataset.directory / STORED) or {}
     if not _key(dataset).items() <= content.items():
         return None
-    return Audit([Finding(**finding) for finding in content["findings"]], content["figures"], thorough=True)
+    try:
+        return Audit([Finding(**finding) for finding in content["findings"]], content["figures"], thorough=True)
+    except (KeyError, TypeError):
+        return None
 
 
 def _key(dataset: Dataset) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from pgolf.disk import checksum, read_json
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, atomic_write
-from pgolf_core.shards import read_shard, shard_paths
+from pgolf_core.shards import read_shard, shard_paths, sidecar_paths
 from pgolf_core.tokens import ByteTable
 
 DESCRIPTION = "dataset.json"
 SPLITS = ("train", "val")
+SIDECAR = "val_bytes"  # key of the byte sidecar beside those of the splits
 LISTED = ("name", "tokens", "sha256")  # facts of a shard in dataset.json
 
 
@@ -91,9 +93,19 @@ class Dataset:
                 f"vocab_size={vocab_size}, but the tokenizer {tokenizer_path} has vocab_size={tokenizer.vocab_size}; "
                 f"set vocab_size={tokenizer.vocab_size} or name another tokenizer_path"
             )
-        facts, problems = _shard_facts(directory, shards["train"] + shards["val"], tokenizer.vocab_size)
+        if sidecar := sidecar_paths(directory):
+            shards[SIDECAR] = sidecar
+        facts, problems = _shard_facts(directory, [path for paths in shards.values() for path in paths])
+        for path in shards["train"] + shards["val"]:
+            if (last := facts.get(path.name, {}).get("max_token", 0)) >= tokenizer.vocab_size:
+                problems[path.name] = (
+                    f"{path}: holds token {last}, and the tokenizer's last is {tokenizer.vocab_size - 1} "
+                    f"(vocab_size={tokenizer.vocab_size}); shards and tokenizer do not belong together"
+                )
         listed = listed_shards(about)
-        for name in listed | facts if listed else ():
+        # A sidecar may come later to a folder of published shards, which lists none.
+        named = listed | {name: fact for name, fact in facts.items() if SIDECAR in about or SIDECAR not in name}
+        for name in named if listed else ():
             fact = facts.get(name, {})
             if name not in problems and any(fact.get(key) != listed.get(name, {}).get(key) for key in LISTED):
                 problems[name] = _not_as_listed(directory / name)
@@ -107,18 +119,27 @@ class Dataset:
             description[split] = [{key: facts[path.name][key] for key in LISTED} for path in paths]
             description[f"{split}_tokens"] = sum(shard["tokens"] for shard in description[split])
         table = ByteTable.of(tokenizer.pieces)
+        if sidecar:
+            if description[f"{SIDECAR}_tokens"] != description["val_tokens"]:
+                raise DataError(
+                    f"{sidecar[0]}: the byte sidecar states the bytes of {description[f'{SIDECAR}_tokens']:,} tokens, "
+                    f"and the validation split has {description['val_tokens']:,}; get the one of these shards"
+                )
+            sizes = np.concatenate([read_shard(path) for path in sidecar]).astype(np.int32)
+            table = dataclasses.replace(table, sidecar=torch.from_numpy(sizes))
         return cls(directory, tokenizer_path, tokenizer, shards["train"], shards["val"], table, description, about)
 
     @property
     def shards(self) -> dict[str, dict]:
         """Name -> name, tokens, sha256 of every shard, as measured."""
-        return {shard["name"]: shard for split in SPLITS for shard in self.description[split]}
+        return {shard["name"]: shard for key in (*SPLITS, SIDECAR) for shard in self.description.get(key, [])}
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the tokenizer and of every shard in order, hex; independent of names and places."""
-        hashes = {split: [shard["sha256"] for shard in self.description[split]] for split in SPLITS}
-        content = json.dumps([self.description["tokenizer_sha256"], hashes["val"], hashes["train"]])
+        keys = [key for key in ("val", "train", SIDECAR) if key in self.description]
+        hashes = [[shard["sha256"] for shard in self.description[key]] for key in keys]
+        content = json.dumps([self.description["tokenizer_sha256"], *hashes])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def validation(self, seq_len: int, max_tokens: int = 0, max_documents: int = 0) -> Tensor:
@@ -140,7 +161,10 @@ class Dataset:
         path = self.directory / ".texts.json"
         shards = [self.description["tokenizer_sha256"], *(shard["sha256"] for shard in self.description["val"])]
         key = hashlib.sha256(json.dumps([shards, seq_len, max_tokens, max_documents]).encode()).hexdigest()
+        here = [_identity(each) for each in (self.tokenizer_path, *self.val_shards)]
         cache = read_json(path) or {}
+        if cache.get("files") != here:
+            cache = {"files": here}
         if key not in cache:
             cache[key] = self.text_sha256(self.validation(seq_len, max_tokens, max_documents))
             _write_cache(path, cache)
@@ -156,7 +180,7 @@ def describe(directory: str | Path, **about: object) -> Dataset:
     for torn in directory.glob(".*.tmp"):  # left by a killed process
         torn.unlink()
     dataset = Dataset._read(directory, {})
-    for split in SPLITS:
+    for split in [key for key in (*SPLITS, SIDECAR) if key in dataset.description]:
         shards = dataset.description[split]
         about[split] = about.get(split, {}) | {"tokens": dataset.description[f"{split}_tokens"], "shards": shards}
     about |= {"vocab_size": dataset.tokenizer.vocab_size, "tokenizer_sha256": dataset.description["tokenizer_sha256"]}
@@ -178,7 +202,7 @@ def read_about(directory: Path) -> dict:
 
 def listed_shards(about: dict) -> dict[str, dict]:
     """Name -> name, tokens, sha256 of every shard that a dataset.json lists."""
-    return {shard["name"]: shard for split in SPLITS for shard in about.get(split, {}).get("shards", [])}
+    return {shard["name"]: shard for key in (*SPLITS, SIDECAR) for shard in about.get(key, {}).get("shards", [])}
 
 
 def _not_as_listed(path: Path) -> str:
@@ -186,10 +210,11 @@ def _not_as_listed(path: Path) -> str:
     return f"{path}: {'' if path.exists() else 'missing, '}not as {DESCRIPTION} lists; {command}"
 
 
-def _shard_facts(directory: Path, paths: list[Path], vocab_size: int) -> tuple[dict[str, dict], dict[str, str]]:
+def _shard_facts(directory: Path, paths: list[Path]) -> tuple[dict[str, dict], dict[str, str]]:
     """name -> name, size, mtime_ns, tokens, max_token, sha256 of each shard; name -> what is wrong with a damaged one.
 
-    Files whose size and mtime are cached are not read again, headers are.
+    Files whose identity on this machine is cached are not read again, headers are: a cache that came with a copied
+    folder vouches for nothing.
     """
     cache_path = directory / ".shards.json"
     cache, facts, errors = read_json(cache_path) or {}, {}, {}
@@ -199,19 +224,19 @@ def _shard_facts(directory: Path, paths: list[Path], vocab_size: int) -> tuple[d
         except DataError as error:
             errors[path.name] = str(error)
             continue
-        stat = path.stat()
-        fact, known = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}, cache.get(path.name, {})
-        if not fact.items() <= known.items():
+        fact, known = _identity(path), cache.get(path.name)
+        if not isinstance(known, dict) or not fact.items() <= known.items():
             known = fact | {"tokens": len(tokens), "max_token": int(tokens.max()), "sha256": checksum(path)}
         facts[path.name] = known
-        if known["max_token"] >= vocab_size:
-            errors[path.name] = (
-                f"{path}: holds token {known['max_token']}, and the tokenizer's last is {vocab_size - 1} "
-                f"(vocab_size={vocab_size}); shards and tokenizer do not belong together"
-            )
     if facts != cache:
         _write_cache(cache_path, facts)
     return {name: {"name": name} | fact for name, fact in facts.items()}, errors
+
+
+def _identity(path: Path) -> dict[str, int]:
+    """A file of this machine: another file there, or another content, has other numbers."""
+    stat = path.stat()
+    return {key: getattr(stat, f"st_{key}") for key in ("dev", "ino", "size", "mtime_ns", "ctime_ns")}
 
 
 def _write_cache(path: Path, content: dict) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pgolf_core.files import DataError
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".md", ".parquet")
 PLAIN = (".txt", ".md")
 BLOCK_BYTES = 1 << 19  # smallest block, unless the source ends
+LONGEST = 1 << 27  # bytes of a document, unpacked; more may be a bomb
 BLOCK_ROWS = 256  # rows of .parquet, or texts in memory, per block
 
 Position = tuple[int, int, int]  # file; offset in it: unpacked bytes, or rows of .parquet; lines before it
@@ -51,6 +53,7 @@ class Files:
     paths: tuple[Path, ...]
     field: str
     split: str
+    skipped: str = ""  # number and kinds of the files in the folder that are not read
 
     @cached_property
     def size(self) -> int:
@@ -130,8 +133,13 @@ def open_source(path: str | Path, field: str = "text", split: str = "auto") -> F
     if split == "auto":
         split = "file" if path.is_dir() else "blank"
     below = sorted(path.rglob("*"), key=partial(_name, root=path)) if path.is_dir() else [path]
-    below = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    files = Files(path, tuple(file for file in below if _is(file, *SUFFIXES) and file.is_file()), field, split)
+    below = [file for file in below if not file.is_dir() or file.is_symlink()]
+    hidden = {file for file in below if any(part.startswith(".") for part in file.relative_to(path).parts)}
+    paths = tuple(file for file in below if file not in hidden and _is(file, *SUFFIXES) and file.is_file())
+    chosen = set(paths)
+    kinds = Counter("hidden" if file in hidden else _kind(file) for file in below if file not in chosen)
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    files = Files(path, paths, field, split, f"{kinds.total():,} files skipped: {listed}" if kinds else "")
     if not files.paths:
         problem = "nothing to read" if path.exists() else "no such file or folder"
         raise DataError(f"{path}: {problem}; documents come from {', '.join(SUFFIXES)}, or a folder of them")
@@ -152,6 +160,13 @@ def _is(path: Path, *suffixes: str) -> bool:
     return path.name.lower().endswith(suffixes)
 
 
+def _kind(path: Path) -> str:
+    """Kind of a file that is not read."""
+    if path.is_dir():
+        return "linked folders"
+    return (path.suffix.lower() or "without suffix") if path.is_file() else "not files"
+
+
 def _name(path: Path, root: Path) -> str:
     """Path below the root, equal on every system."""
     return path.relative_to(root).as_posix()
@@ -169,6 +184,9 @@ def _read(path: Path, offset: int, last: Callable[[bytes], int]) -> Iterator[tup
                     offset += end
                     yield raw[:end], offset if f is file else file.tell()
                     raw = raw[end:]
+                if len(raw) > LONGEST:
+                    why = f"the document at unpacked byte {offset:,} is longer than {LONGEST:,} bytes"
+                    raise DataError(f"{path}: {why}; split it, or put a line end after every document")
             if raw:
                 yield raw, path.stat().st_size
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

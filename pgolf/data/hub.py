@@ -75,7 +75,8 @@ def _complete(directory: Path, about: dict, snapshot: Snapshot, variant: str, tr
     train, val = ([f"fineweb_{split}_{i:06d}.bin" for i in range(stats[f"files_{split}"])] for split in SPLITS)
     if train_shards > len(train):
         raise DataError(f"--train-shards {train_shards}: {variant} has {len(train)} train shards")
-    present = {path.name for path in directory.glob("fineweb_*.bin")}  # some perhaps of a killed process
+    # Some are perhaps of a killed process; a byte sidecar is the user's.
+    present = {path.name for path in directory.glob("fineweb_*.bin") if "_bytes_" not in path.name}
     if strange := sorted(present - {*train, *val}):
         raise DataError(f"{directory / strange[0]}: is none of the published shards; move it away")
     present |= listed_shards(about).keys()

@@ -67,8 +67,8 @@ class BuildRequest:
             raise DataError(f"val_documents={self.val_documents}: {left}")
         if self.tokenizer_path:
             tokenizer, limit = tokenizers.load(self.tokenizer_path), train_tokenizer.MAX_VOCABULARY
-            if tokenizer.vocab_size > limit or tokenizer.bos < 0:
-                raise DataError(f"tokenizer_path: {self.tokenizer_path} has no BOS, or vocab_size > {limit}")
+            if tokenizer.vocab_size > limit:
+                raise DataError(f"tokenizer_path: {self.tokenizer_path} has vocab_size > {limit}")
         else:
             train_tokenizer.check(self.kind, self.vocab_size)
 
@@ -95,6 +95,8 @@ def build(
     documents_sha256 of a split is h after all of its documents, h = sha256(h + sha256(text)), from 32 zero bytes.
     """
     directory, asked = Path(directory), request.describe(source)
+    if skipped := getattr(source, "skipped", ""):
+        print(f"{asked['name']}: {skipped}", flush=True)
     with explain_disk_errors(directory), exclusive(directory):
         if directory.exists():
             _check_finished(directory, source, asked)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,6 +27,8 @@ SAMPLES = {
     ("train", False): (0, 0, 0),
 }
 MARK = "▁"  # SentencePiece's space
+# Private use, noncharacters and control characters: no text has them, altered text has them as operators.
+FOREIGN = re.compile("[\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff\0-\x08\x0e-\x1f\x7f]")
 
 
 class Batch(NamedTuple):
@@ -77,8 +81,13 @@ class SplitStats:
         self.inside: dict[int, list] = {}  # control token inside a document -> [count, document of the first]
         # Compared with the source texts if they are given, else with the decoded tokens: documents, their bytes by the
         # table, bytes of their text, documents in which these differ, and the first of them.
-        self.compared = self.counted = self.true = self.differing = 0
+        self.compared = self.counted = self.true = self.differing = self.deviation = 0
         self.first_differing = ""
+        self.foreign: Counter[str] = Counter()  # FOREIGN characters of the decoded documents
+        self.added: Counter[str] = Counter()  # characters that decoded documents have and their source texts have not
+        self.decoded_bytes = 0
+        self.sidecar = table.sidecar.numpy() if name == "val" and table.sidecar is not None else None
+        self.by_table = 0  # bytes as the table counts them, even if a sidecar counts
         self.decoded = self.encoded = self.retokenized = 0  # documents decoded; encoded again; giving other tokens
 
     @property
@@ -96,6 +105,10 @@ class SplitStats:
     def add(self, batch: Batch) -> None:
         tokens, starts, first = batch
         sizes = np.add.reduceat(self.count(tokens), starts, dtype=np.int64)
+        self.by_table += int(sizes.sum())
+        if self.sidecar is not None:
+            stated = self.sidecar[self.tokens : self.tokens + len(tokens)]
+            sizes = np.add.reduceat(stated, starts, dtype=np.int64)
         self.bytes += sizes.tolist()
         self.longest = max(self.longest, int(np.diff(starts, append=len(tokens)).max()))
         self.tokens += len(tokens)
@@ -110,13 +123,23 @@ class SplitStats:
         self.decoded += len(texts)
         self.encoded += len(again)
         self.retokenized += sum(not np.array_equal(new, row) for new, row in zip(again, rows, strict=False))
+        for text in texts:
+            self.foreign.update(FOREIGN.findall(text))
+            self.decoded_bytes += len(text.encode())
         if self.sources is not None:
+            decoded = texts
             prefix = self.tokenizer.normalize("a").removesuffix("a")  # the space that some models prepend is not text
             texts = [self.tokenizer.normalize(text).removeprefix(prefix) for text in islice(self.sources, len(starts))]
+            for text, source in zip(decoded, texts, strict=False):
+                if text != source:
+                    self.added.update(Counter(text) - Counter(source))
+        elif self.sidecar is not None:
+            texts = [FOREIGN.sub("", text) for text in texts]
         for document, (counted, text) in enumerate(zip(sizes.tolist(), texts, strict=False), first):
             true = len(text.encode())
             if counted != true:
                 self.differing += 1
+                self.deviation += abs(counted - true)
                 self.first_differing = self.first_differing or f"document {document:,}, {counted:,} not {true:,}"
             self.compared += 1
             self.counted += counted

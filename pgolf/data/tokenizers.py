@@ -91,20 +91,24 @@ def normalizer(rule: str) -> sentencepiece.SentencePieceNormalizer:
 
 def beside(directory: Path) -> Path | None:
     """The tokenizer file beside the shards of a folder."""
-    return next((directory / name for name in NAMES if (directory / name).exists()), None)
+    return next((directory / name for name in NAMES if (directory / name).is_file()), None)
 
 
 def load(path: str | Path) -> Tokenizer:
     """The tokenizer of a .model or .json file. Raises DataError naming the file if it is neither."""
     path = Path(path)
     if path.suffix != ".json" or not path.is_file():
-        return SentencePiece(read_sentencepiece(path))
+        tokenizer = SentencePiece(read_sentencepiece(path))
+        if tokenizer.bos < 0:
+            why = "no BOS: it has no control token <s> that begins a document, or <s> is a user-defined symbol"
+            raise DataError(f"tokenizer_path: {path} has {why}; train one with bos_id=1")
+        return tokenizer
     try:
         stated = json.loads(path.read_bytes())
         tokenizer = Bytes(stated.get("normalization_rule_name", ""))
         if json.loads(tokenizer.to_json()) == stated:
             return tokenizer
-    except (ValueError, AttributeError, RuntimeError):
+    except (ValueError, AttributeError, RuntimeError, TypeError):  # RecursionError is a RuntimeError
         pass
     raise DataError(
         f"tokenizer_path: {path} is no tokenizer of 260 bytes like the published fineweb_pure_byte_260.json"

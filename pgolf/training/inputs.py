@@ -31,7 +31,7 @@ def scored_tokens(dataset: Dataset, seq_len: int, config: EvalConfig, roundtrip:
 def tokens_per_byte(dataset: Dataset, seq_len: int) -> float:
     """Mean of the first validation tokens; turns a training loss into approximate bits per byte."""
     sample = dataset.validation(seq_len, 65_536)
-    return (len(sample) - 1) / dataset.byte_table.count(sample[:-1], sample[1:]).item()
+    return (len(sample) - 1) / dataset.byte_table.count(sample)
 
 
 def check_scored(dataset: Dataset, seq_len: int, config: EvalConfig) -> None:

@@ -19,7 +19,7 @@ PUBLISHED = """{
 
 def count_bytes(tokenizer, tokens) -> int:
     ids = torch.from_numpy(tokens.astype(np.int64))
-    return int(ByteTable.of(tokenizer.pieces).count(ids[:-1], ids[1:]))
+    return int(ByteTable.of(tokenizer.pieces).count(ids))
 
 
 def test_raw_bytes(tmp_path):
