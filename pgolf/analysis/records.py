@@ -89,12 +89,24 @@ def _read(path: Path) -> Source | None:
         content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b"\0"
     except OSError as error:
         raise LogError(f"{path}: cannot be read: {error.strerror}") from None
-    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # a Windows console writes it
-    text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
+    text = _decoded(content)
     log = training_logs.read("" if "\0" in text else text)
     above = path.resolve().parents
     record = next((folder for folder in above[:3] if (folder / SUBMISSION).is_file()), above[0])
     return Source(path, record, content, log) if log.rows or log.scores else None
+
+
+def _decoded(content: bytes) -> str:
+    """Text of a log with \\n between lines, without zeros at its end, which a crash of the machine leaves."""
+    head, codec = content[:2], "utf-8-sig"
+    if head in (b"\xff\xfe", b"\xfe\xff"):  # a Windows console writes it
+        codec = "utf-16"
+    elif head[1:] == b"\0" and head[:1].isascii():  # without a mark
+        codec = "utf-16-le"
+    text = content.decode(codec, errors="replace")
+    text = text if "\n" in text else text.replace("\r", "\n")
+    kept = text.rstrip("\0\r\n")
+    return f"{kept}\n" if "\0" in text[len(kept) :] else text
 
 
 def _logs_of(record: Path, known: dict[Path, Source]) -> dict[Path, Source]:
@@ -137,6 +149,8 @@ def _claims_by_seed(submission: dict) -> tuple[list[str], dict[str, dict]]:
     results, seeds = submission.get("seed_results"), submission.get("seeds")
     if isinstance(results, list):
         results = {entry.get("seed"): entry for entry in results if isinstance(entry, dict)}
+    if isinstance(seeds, dict):  # the figures of each
+        results, seeds = seeds, list(seeds)
     results = results if isinstance(results, dict) else {}
     claims = {str(seed): own if isinstance(own, dict) else {"val_bpb": own} for seed, own in results.items()}
     return [str(seed) for seed in seeds] if isinstance(seeds, list) else list(claims), claims

@@ -13,7 +13,11 @@ from pathlib import PureWindowsPath
 CAP_BYTES = 16_000_000  # the challenge's cap; pgolf's logs name theirs
 MAX_LINE = 4096  # longer lines are no metrics, and some patterns take quadratic time
 
-STAMP = re.compile(r"\d{10}\.\d+ ")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+RANK = re.compile(r"\[(?:rank|default)(\d+)\]: ?")  # torchrun's
+STAMP = re.compile(  # of a run script, or of Python's logging
+    r"\d{10}\.\d+ |\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?(?: ?\[?INFO\]?:?)? "
+)
 RULE = re.compile(r"={20,}")  # separates the trainer's source, the machine and the training
 IMPORT = re.compile(r"import [\w.]+|from [\w.]+ import ")
 DEFINITION = re.compile(r"(async )?def \w+\(|class \w+.*:$")
@@ -25,6 +29,7 @@ SCORE = re.compile(rf"([A-Za-z][\w.+-]*(?: +[\w.+-]+)*?)(?::done)?\s+(?:stride:\
 SIZE = re.compile(
     r"(?:(Serialized model|Code size|Total submission size)(?: \(?([\w.+-]+)\)?)?: |serialized_model_(\w+):)(\d+) bytes"
 )
+TOTAL = re.compile(r"(?:budget:(\d+)/(\d+)|Total submission: ([\d,]+))(?=\s|$)")  # of the file and its code
 TRAIN_TIME = re.compile(r"train_time:\s*([\d.]+)(ms|s|m)\b")
 SECONDS = {"ms": 0.001, "s": 1, "m": 60}
 
@@ -35,7 +40,7 @@ NOT_CONFIG = re.compile(r"val_bpb|val_loss|forecast|nohup|warning|error|note|inf
 VAL_LOADER = {"pattern": "val_files", "tokens": "val_tokens"}  # names that are ambiguous outside of that line
 
 PREQUANT = re.compile(r"pre[-_ ]?quant|post[-_ ]?ema|^(raw|ema|swa)\b", re.IGNORECASE)
-QUANTIZED = re.compile(r"quantized|int\d|roundtrip", re.IGNORECASE)
+QUANTIZED = re.compile(r"quantized|int\d|roundtrip|ternary|binary|^final", re.IGNORECASE)
 NOT_FINAL = re.compile(r"diagnostic|delta|gap", re.IGNORECASE)
 
 
@@ -229,6 +234,10 @@ def read(text: str) -> Log:
             log.sizes.append(Size(match[1] or "Serialized model", codec, int(match[4]), number))
             if cap := re.search(r"\(.*\bcap:(\d+)", line):
                 log.cap = int(cap[1])
+        elif match := TOTAL.match(line):
+            total = int((match[1] or match[3]).replace(",", ""))
+            log.sizes.append(Size("Total submission size", "of the artifact", total, number))
+            log.cap = int(match[2] or log.cap)
         elif match := re.match(r"stopping_early:\s*(\w+)", line):
             log.stopped_by = "wallclock" if match[1].startswith("wallclock") else match[1]
             log.seconds = _train_seconds(line) or log.seconds
@@ -251,19 +260,30 @@ def _lines(text: str) -> tuple[list[tuple[int, str]], str]:
     A last line without a newline is complete if it ends like one: both figures of a score have as many digits.
     """
     raw = text.split("\n")
-    lines = [(n, STAMP.sub("", line.rstrip().rpartition("\r")[2], count=1)) for n, line in enumerate(raw, 1)]
-    last = lines[-1][1][-MAX_LINE:]
+    plain = ((n, _plain(line)) for n, line in enumerate(raw, 1))
+    lines = [(n, line) for n, line in plain if line is not None]
+    last = lines[-1][1][-MAX_LINE:] if lines and lines[-1][0] == len(raw) else ""
     if score := re.search(rf"{VALIDATION}(?:\s.*)?$", last):
         complete = _digits(score[1]) == _digits(score[2])
     else:
         complete = re.search(r"\d bytes( \(.*\))?$", raw[-1][-MAX_LINE:])
-    cut = last if raw[-1] and not complete else ""
+    cut = last if last and not complete else ""
     sections = [[]]
     for line in lines[: -1 if cut else None]:
         sections[-1].append(line)
         if RULE.fullmatch(line[1]):
             sections.append([])
     return [line for part in sections if not _is_source(part) for line in part if len(line[1]) <= MAX_LINE], cut
+
+
+def _plain(line: str) -> str | None:
+    """A line without the colours, progress bars, ranks and times around it; None for all ranks but the first."""
+    line = COLOUR.sub("", line.rstrip().rpartition("\r")[2])
+    if rank := RANK.match(line):
+        if int(rank[1]):
+            return None
+        line = line[rank.end() :]
+    return line[stamp.end() :] if (stamp := STAMP.match(line)) else line
 
 
 def _is_source(section: list[tuple[int, str]]) -> bool:

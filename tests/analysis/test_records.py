@@ -214,11 +214,29 @@ def test_a_submission_of_another_shape(text, record, root):
     assert found == ([] if text.startswith("{") else ["submission.json is not readable"])
 
 
-def test_logs_of_a_windows_console(record, root):
+@pytest.mark.parametrize(
+    "content",
+    [
+        REFERENCE.replace("\n", "\r\n").encode("utf-16"),  # of a Windows console
+        REFERENCE.encode("utf-16-le"),
+        REFERENCE.replace("\n", "\r").encode(),
+        REFERENCE.encode() + b"\0\0\0\0\n",  # of a machine that crashed
+        REFERENCE.encode() + b"caf\xe9 closed\n",
+        REFERENCE.encode() + "ü".encode()[:1],
+    ],
+)
+def test_encodings_and_ends_of_a_log(content, record, root):
     folder = record({"train.log": ""})
-    (folder / "train.log").write_bytes(REFERENCE.replace("\n", "\r\n").encode("utf-16"))
+    (folder / "train.log").write_bytes(content)
     [run], _ = records.import_logs([folder], None, root)
-    assert run.bpb == 1.2345678
+    assert (run.bpb, run.total_bytes) == (1.2345678, 15_750_000)
+
+
+def test_claims_in_a_mapping_of_seeds(record, root):
+    claims = {"val_bpb": 1.1, "seeds": {"1337": {"val_bpb": 1.15, "bytes_total": 15750000}, "3": {"val_bpb": 1.0}}}
+    imported, said = records.import_logs([record({"train.log": REFERENCE, "submission.json": claims})], None, root)
+    assert imported[0].remarks == ["seed_results 1337 val_bpb 1.15 in submission.json, 1.2345678 in the log"]
+    assert said == ["2026-01-01_Some Record: no log of seed 3, which submission.json lists"]
 
 
 def test_a_log_of_ours_is_read_as_the_run_it_is_of(finished, root):

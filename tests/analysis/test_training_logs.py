@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from support.logs import LEGAL_TTT, MACHINE, REFERENCE, SLIDING, SOURCE, TUNED, UNSCORED
@@ -167,10 +168,46 @@ def test_a_hostile_line_takes_no_time(line):
 
 
 @pytest.mark.parametrize("text", [REFERENCE, TUNED.format(seed=3), SLIDING + LEGAL_TTT])
-def test_stamps_and_carriage_returns_change_nothing(text):
-    plain = read(text)
-    assert read(text.replace("\n", "\r\n")) == plain
-    assert read("".join(f"1700000000.135 {line}\n" for line in text.splitlines())) == plain
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}\r",
+        "1700000000.135 {}",
+        "2026-03-20 10:00:05,123 INFO {}",
+        "2026-03-20T10:00:05.000Z {}",
+        "[2026-03-20 10:00:05+00:00] {}",
+        "\x1b[32m{}\x1b[0m",
+        "  5%|#     | 5/100 [00:01<00:20]\r{}",
+        "[rank0]: {}",
+        "[default0]:{}\n[default1]:{}\n[default12]:step:9/10 val_loss:1.0 val_bpb:0.1",
+    ],
+)
+def test_what_stands_around_each_line_changes_nothing(text, around):
+    found, plain = read("".join(around.replace("{}", line) + "\n" for line in text.splitlines())), read(text)
+    assert (found.config, found.rows) == (plain.config, plain.rows)
+    assert [replace(s, line=0) for s in found.scores] == [replace(s, line=0) for s in plain.scores]
+    assert [replace(s, line=0) for s in found.sizes] == [replace(s, line=0) for s in plain.sizes]
+    assert (found.final.val_bpb, found.artifact, found.flags) == (plain.final.val_bpb, plain.artifact, plain.flags)
+
+
+@pytest.mark.parametrize(
+    ("size", "cap"),
+    [
+        ("budget:15270000/15900000 (15.27/15.90MB) FITS", 15_900_000),
+        ("Total submission: 15270000 bytes", 16_000_000),
+        ("Total submission: 15,270,000", 16_000_000),
+    ],
+)
+def test_the_last_score_counts_whatever_its_label_and_a_size_in_a_line_of_its_own(size, cap):
+    """Ternary and binary records name neither a codec nor a quantised model."""
+    log = read(
+        "seed:5\nstep:200/200 val_loss:3.1000 val_bpb:1.2000 train_time:90000ms\n"
+        f"artifact:15.20MB ternary:60000000(13000000B) fp:2500000(2520000B) code:70000\n{size}\n"
+        "final_ternary_roundtrip val_loss:3.0500 val_bpb:1.1900\ntemp_scaling optimal_T:0.90 time:400ms\n"
+        "final_sliding val_loss:2.9900 val_bpb:1.1600 (stride=16, T=0.90) eval_time:400000ms\n"
+    )
+    assert (log.final.val_bpb, log.final.stride, log.final.seconds) == (1.16, 16, 400.0)
+    assert log.artifact["total"] == 15_270_000 and log.cap == cap
 
 
 def test_a_second_training_in_one_file_replaces_the_first():
