@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import reprlib
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache, partial
@@ -28,6 +29,8 @@ from pgolf_core.tracks import TRACKS
 # so that a notebook, papermill and the command line mean the same file whatever their working directory.
 ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
 
+QUOTE = reprlib.Repr()
+QUOTE.maxstring = QUOTE.maxother = 100
 HASH_EXCLUDED = {"allow_over_cap"}  # left out of the config hash: it does not affect results
 
 
@@ -58,14 +61,14 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
     def __init__(self, **knobs):
         known = {name: value for name, value in knobs.items() if name in RunConfig.model_fields}
         unknown = [name for name in knobs if name not in known]
-        bad = {name: f"{name}: no such knob{did_you_mean(name, RunConfig.model_fields)}" for name in unknown}
+        bad = {name: f"{name[:100]}: no such knob{did_you_mean(name, RunConfig.model_fields)}" for name in unknown}
         try:
             super().__init__(**known)
         except ValidationError as error:
             for e in error.errors():
                 name = str(e["loc"][0]).lower()
                 source = "" if name in known else f" (from the environment, {name.upper()})"
-                bad[name] = f"{name}={e['input']!r}{source}: {e['msg'][0].lower()}{e['msg'][1:]}"
+                bad[name] = f"{name}={shown(e['input'])}{source}: {e['msg'][0].lower()}{e['msg'][1:]}"
             # With defaults in place of the bad knobs the rules are still checked, so that one message says it all.
             super().__init__(**known | {n: f.default for n, f in RunConfig.model_fields.items() if n in bad})
         broken = [message for names, holds, message in RULES if not bad.keys() & names and not holds(self)]
@@ -124,6 +127,14 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
 def digest(content: dict) -> str:
     """12 hex digits of a JSON object's content, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: its repr, of anything long only the ends."""
+    try:
+        return QUOTE.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,6 +17,8 @@ EMBEDDED = ("embedded", "embedded_large")  # values of data_path that are built 
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+Width = Annotated[int, Field(gt=0, le=1_000_000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -37,14 +39,14 @@ class Group(BaseModel):
 
 class ModelConfig(Group):
     vocab_size: int = Field(1024, gt=3, le=65536, description="tokens of the tokenizer; shards are uint16")
-    num_layers: Positive = Field(9, description="layers; the first half feeds skip connections to the second")
+    num_layers: Layers = Field(9, description="layers; the first half feeds skip connections to the second")
     num_unique_blocks: Count = Field(0, description="blocks of weights, layer i using block i mod this; 0 = num_layers")
     num_heads: Positive = Field(8, description="query heads; divides model_dim into an even head dimension")
     num_kv_heads: Positive = Field(4, description="key/value heads, shared by groups of query heads; divides num_heads")
-    model_dim: Positive = Field(512, description="width of the residual stream")
+    model_dim: Width = Field(512, description="width of the residual stream")
     embed_dim: Count = Field(0, description="width of the embedding table; smaller than model_dim adds a projection; "
                              "0 = model_dim")  # fmt: skip
-    mlp_mult: Positive = Field(2, description="hidden units of an MLP, in units of model_dim")
+    mlp_mult: Layers = Field(2, description="hidden units of an MLP, in units of model_dim")
     window_size: Count = Field(0, description="tokens a query attends to, itself included; 0 = all before it")
     tie_embeddings: bool = Field(True, description="the output matrix is the embedding table; 0 = a head of its own")
     rope_base: Above0 = Field(10000.0, description="base of the rotary embedding's wavelengths")

@@ -2,8 +2,25 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
+
+# Whatever a terminal obeys; not its "one line up", by which progress bars draw.
+CONTROLS = re.compile("(?!\x1b\\[A)[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_controls(stream: TextIO, keep: str) -> None:
+    """From now on the stream writes control characters, which a log or a name may bring, as `\\x1b`."""
+    if "write" in vars(stream):
+        return
+    write = stream.write
+
+    def as_text(found: re.Match) -> str:
+        return found[0] if found[0] in keep else repr(found[0])[1:-1]
+
+    stream.write = lambda text: write(CONTROLS.sub(as_text, text))
 
 
 def add_command(commands, function: Callable, name: str, text: str) -> argparse.ArgumentParser:

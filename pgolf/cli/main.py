@@ -14,6 +14,7 @@ from pgolf.cli.arguments import (
     add_overrides,
     add_workers,
     count,
+    escape_controls,
     existing_file,
     overrides,
     positive,
@@ -30,6 +31,7 @@ def main(words: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a redirected Windows console cannot encode Δ
+            escape_controls(stream, keep="\r" if stream is sys.stderr else "")
     parser = _parser()
     arguments = parser.parse_args(words)
     if "command" not in arguments:

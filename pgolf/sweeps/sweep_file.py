@@ -22,6 +22,8 @@ One entry of runs: or grid:, over all seeds and repeats, is a seed group: statis
 import ast
 import itertools
 import json
+import math
+import re
 import string
 from collections import defaultdict
 from collections.abc import Collection
@@ -35,11 +37,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, V
 from pgolf.runs import directory
 from pgolf.runs.directory import folder_name
 from pgolf.sweeps.proxy import proxy_config, proxy_parameters
-from pgolf_core.config import ROOT, ConfigError, RunConfig, did_you_mean
+from pgolf_core.config import ROOT, ConfigError, RunConfig, did_you_mean, shown
 
 NOTEBOOKS = ROOT / "notebooks"
 GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; stages get `source` too
 NEEDED_BY_STAGES = ("final_roundtrip_eval", "save_raw_checkpoint")
+MAX_BYTES, MAX_DEPTH, MAX_VALUES, MAX_RUNS = 1_000_000, 20, 20_000, 1_000
+MAX_NAMED = 10  # problems, or names in one of them
+OTHER_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")  # octal and base 60, which YAML 1.1 knows
+MERGE, TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 LETTERS = string.ascii_lowercase  # suffixes of repeats
 
 
@@ -101,22 +107,68 @@ class _Content(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose keys are text as written (`010`, `on`), each at most once.
+    """YAML whose keys are text, each at most once, and whose numbers are what they look like.
 
-    Plain YAML reads `010` as 8 and lets the second of two equal run names win silently.
+    Plain YAML reads `010` as 8, `2:00` as 120 and `on` as true, and lets the second of two equal names win silently.
     """
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
+        for i, (key, value) in enumerate(node.value):
+            line = f"line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                raise SweepError(f"line {key.start_mark.line + 1}: a key must be text")
+                raise SweepError(f'{line}: a key must be text; quote what begins with a bracket: "{{{{ x }}}}"')
             if key.value in seen:
-                raise SweepError(f"line {key.start_mark.line + 1}: {key.value} is there twice")
+                raise SweepError(f"{line}: {key.value[:100]} is there twice")
             seen.add(key.value)
-            if key.tag != "tag:yaml.org,2002:merge":
-                key.tag = "tag:yaml.org,2002:str"
-        return super().construct_mapping(node, deep)
+            if key.tag != MERGE:
+                if str(read := self.construct_object(key)) != key.value:
+                    raise SweepError(f'{line}: the key {key.value[:100]} is {shown(read)} in YAML: write "{key.value}"')
+                node.value[i] = yaml.ScalarNode(TEXT, key.value, key.start_mark, key.end_mark), value
+        return node
+
+    def construct_object(self, node, deep=False):
+        line = f"line {node.start_mark.line + 1}"
+        try:
+            read = super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, SweepError):
+                raise
+            raise SweepError(f"{line}: {shown(node.value)} is no {node.tag.rpartition(':')[2]}") from error
+        is_plain, text = isinstance(node, yaml.ScalarNode) and node.style is None, str(node.value)[:100]
+        if isinstance(read, int) and read.bit_length() > 64:
+            raise SweepError(f"{line}: {text} is larger than any knob")
+        if is_plain and isinstance(read, int | float) and OTHER_NUMBER.fullmatch(node.value):
+            raise SweepError(f'{line}: {text} is {shown(read)} in YAML: write that, or "{text}"')
+        return read
+
+
+def _check_size(text: str) -> None:
+    """SweepError if the file, with every alias written out, is deeper or larger than any sweep is."""
+    anchors, opened, total = {}, [], 0  # anchor -> values below it and their depth; the same of each open node
+    for event in yaml.parse(text, yaml.SafeLoader):
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, values, depth = opened.pop()
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append([event.anchor, 1, 1])
+            if len(opened) > MAX_DEPTH:
+                raise SweepError(f"{line}: nested more than {MAX_DEPTH} deep")
+            continue
+        elif isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, *_ in opened):
+                raise SweepError(f"{line}: *{event.anchor[:100]} holds itself")
+            anchor, (values, depth) = None, anchors.get(event.anchor, (1, 1))
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, values, depth = event.anchor, 1, 1
+        else:
+            continue
+        anchors |= {anchor: (values, depth)} if anchor else {}
+        if opened:
+            opened[-1][1:] = opened[-1][1] + values, max(opened[-1][2], depth + 1)
+        total = max(total, values)
+        if total > MAX_VALUES or len(opened) + depth > MAX_DEPTH:
+            raise SweepError(f"{line}: more than {MAX_VALUES:,} values, or {MAX_DEPTH} levels, once aliases are read")
 
 
 def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", seeds: list[int] | None = None) -> Sweep:
@@ -131,7 +183,11 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
     if scale not in ("", "nano"):
         raise SweepError(_no_such("scale", scale, ["nano"]))
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if path.stat().st_size > MAX_BYTES:
+            raise SweepError(f"more than {MAX_BYTES:,} bytes: no sweep")
+        text = path.read_text(encoding="utf-8")
+        _check_size(text)
+        content = yaml.load(text, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, SweepError) as error:
         raise SweepError(f"{path}: {error}") from error
     if not isinstance(content, dict):
@@ -142,18 +198,22 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
     else:
+        ways = math.prod(map(len, checked.grid.values())) if checked.grid else 0
+        if (many := (ways + len(checked.runs)) * max(len(checked.seeds), 1) * checked.repeats) > MAX_RUNS:
+            raise SweepError(f"{path}: {shown(many)} runs by grid, runs, seeds and repeats; at most {MAX_RUNS:,}")
         sweep, problems = _check(checked, knobs or {}, shrink=scale == "nano" != checked.track)
     if problems:
-        raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        more = [f"and {len(problems) - MAX_NAMED} problems more"] * (len(problems) > MAX_NAMED)
+        raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems[:MAX_NAMED] + more))
     return sweep
 
 
 def _explain(problem: dict) -> str:
     """One of pydantic's problems: 'runs: a: input should be a valid dictionary, found 3'."""
-    place, message = ": ".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+    place, message = ": ".join(str(part)[:100] for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return _no_such("key", place, _Content.model_fields)
-    return f"{place}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+    return f"{place}: {message[0].lower()}{message[1:]}, found {shown(problem['input'])}"
 
 
 def _check(content: _Content, knobs: dict, shrink: bool) -> tuple[Sweep, list[str]]:
@@ -185,7 +245,7 @@ def _check(content: _Content, knobs: dict, shrink: bool) -> tuple[Sweep, list[st
     configs = _resolve(runs, knobs, shrink, problems)
     for knob in NEEDED_BY_STAGES if stages else ():
         if lacking := [run for run, config in configs.items() if not getattr(config, knob)]:
-            problems.append(f"run {', '.join(lacking)}: {knob}=0, and the stages after training need it")
+            problems.append(f"run {_names(lacking)}: {knob}=0, and the stages after training need it")
     groups = {name: group for name, group, _ in runs}
     return Sweep(
         content.name + "-nano" * shrink, content.question, content.control, configs, groups, changes,
@@ -197,6 +257,8 @@ def _resolve(runs: list[tuple[str, str, dict]], knobs: dict, shrink: bool, probl
     """Every run's config. A problem that several runs share is reported once, naming them all."""
     configs, bad, same = {}, defaultdict(list), {}
     for name, group, own in runs:
+        if sum(map(len, bad.values())) > 3 * MAX_NAMED:
+            break
         try:
             config = configs[name] = proxy_config(RunConfig(**own), knobs) if shrink else RunConfig(**own | knobs)
         except ConfigError as error:
@@ -208,14 +270,14 @@ def _resolve(runs: list[tuple[str, str, dict]], knobs: dict, shrink: bool, probl
             at_scale = " at scale nano, which sets steps, batches and heads itself" if shrink else ""
             problems.append(f"runs {twin} and {name} have the same knobs{at_scale}; one is enough")
     for problem, names in bad.items():
-        problems.append(("every run" if len(names) == len(runs) else "run " + ", ".join(names)) + f": {problem}")
+        problems.append(("every run" if len(names) == len(runs) else "run " + _names(names)) + f": {problem}")
     return configs
 
 
 def _check_names(sweep: str, names: list[str], problems: list[str]) -> None:
     """Names are folders: on Windows too, and on disks that ignore case."""
     rule = "cannot be a folder everywhere; use letters, digits, . _ + = -, at most 100 of them"
-    problems += [f"name {name!r}: {rule}" for name in [sweep, *names] if name != folder_name(name)]
+    problems += [f"name {shown(name)}: {rule}" for name in [sweep, *names] if name != folder_name(name)]
     seen: dict[str, str] = {}
     for name in names:
         if same := seen.get(name.lower()):
@@ -262,4 +324,9 @@ def parameter_names(notebook: str | Path) -> list[str]:
 
 
 def _no_such(what: str, name: str, known: Collection[str]) -> str:
-    return f"{what} {name}: no such" + (did_you_mean(name, known) or f"; there are {', '.join(known)}")
+    return f"{what} {name[:100]}: no such" + (did_you_mean(name, known) or f"; there are {_names([*known])}")
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(name[:100] for name in names[:MAX_NAMED]) + more

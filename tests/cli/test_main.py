@@ -225,3 +225,9 @@ def test_own_documents_become_a_run(capfd, own, tmp_path, root):
     shard.write_bytes(shard.read_bytes()[:-3])
     status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
     assert status == 1 and "fineweb_val_000000.bin: the header promises" in " ".join(out.split())
+
+
+def test_control_characters_never_reach_the_terminal(capfd):
+    status, _, said = pgolf(capfd, "train", "-k", "quantizer=\x1b]0;title\x07\x1b[2J\u202e\x9b1A")
+    assert status == 2 and "title" in said
+    assert not set("\x1b\x07\x9b\u202e") & set(said)
