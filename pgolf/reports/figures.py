@@ -45,6 +45,7 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "axes.titlelocation": "left", "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8,
     "ytick.labelsize": 8, "grid.color": "0.92", "legend.frameon": False,
+    "text.parse_math": False,  # a run may be called $x$
 }  # fmt: skip
 
 
@@ -289,4 +290,5 @@ def save(figure: Figure, out: str | Path | None, name: str):
     plt.close(figure)
     if out:
         atomic_write(Path(out) / "figures" / f"{name}.png", png.getvalue())
-    return Image(png.getvalue(), width=round(96 * figure.get_figwidth()), alt=name.replace("_", " "))
+    look = dict(width=round(96 * figure.get_figwidth()), alt=name.replace("_", " "))
+    return Image(png.getvalue(), **look, metadata={"file": f"{name}.png"})

@@ -1,5 +1,6 @@
-"""Labels beside points that cover no other label, few points and little of the lines drawn."""
+"""Foreign strings as text, and labels beside points that cover no other label and little of the lines drawn."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -14,8 +15,23 @@ NEAR = 10  # points; labels farther away get a leader line
 ANGLES = np.deg2rad(np.arange(0, 360, 15))
 
 
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+MARKUP = re.compile(r"[\\`*{}\[\]<>&#!|~$\"'^]|(?<!\w)_|_(?!\w)|:(?=//)")
+
+
+def printable(text: object) -> str:
+    """A foreign string on one line, its control characters, direction marks and lone surrogates as \\x1b, \\u202e."""
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], " ".join(str(text).split()))
+
+
+def md(text: object) -> str:
+    """A foreign string for Markdown: shown whole and as it is, never as markup, in Markdown or HTML."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", printable(text))
+
+
 def short(name: str) -> str:
-    """A name that fits beside its point; tables have it whole."""
+    """A name that fits beside its point; tables have it whole. A legend would leave out a name that begins with _."""
+    name = " " * name.startswith("_") + printable(name)
     return name if len(name) <= 36 else f"{name[:20]}…{name[-15:]}"
 
 

@@ -23,7 +23,7 @@ from pandas.io.formats.style import Styler
 from pgolf.disk import read_json
 from pgolf.reports import curves, tables
 from pgolf.reports.figures import RED
-from pgolf.reports.labels import short
+from pgolf.reports.labels import md, short
 from pgolf.reports.sentences import listed
 from pgolf.runs.directory import INTERRUPTED, RUNS, is_held, last_words, metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
@@ -216,7 +216,7 @@ def overview(table: pd.DataFrame, now: float | None = None) -> str:
     """Markdown, one line per sweep: runs complete, at work, in trouble; time left. Complete sweeps share a line."""
     now, lines, whole = time.time() if now is None else now, [], []
     for sweep, rows in table.groupby("sweep", sort=False):
-        name, counts, left = sweep or "without a sweep", rows.state.value_counts(), seconds_left(rows)
+        name, counts, left = md(sweep or "without a sweep"), rows.state.value_counts(), seconds_left(rows)
         complete, more = counts.get("complete", 0), ""
         if complete == len(rows):
             whole.append(f"{name} ({complete:,})")

@@ -1,7 +1,7 @@
 """A report notebook's runs, and how it shows texts, tables and figures and leaves them on disk."""
 
-import html
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from pgolf.reports import figures
+from pgolf.reports.labels import md
 from pgolf.runs.directory import RUNS
 from pgolf.runs.table import load_runs
 from pgolf_core.config import ROOT
@@ -27,37 +28,44 @@ class Page:
     runs: pd.DataFrame
 
     def show(self, *content) -> None:
-        """Display Markdown texts, whose HTML is escaped, and tables; '' is left out."""
+        """Display Markdown texts, whose HTML is escaped but for `md`'s entities, and tables; '' is left out."""
         for one in content:
             if not isinstance(one, str):
                 display(one)
             elif one:
-                display(Markdown(html.escape(one, quote=False)))
+                display(Markdown(re.sub(r"&(?!#\d+;)", "&amp;", one).replace("<", "&lt;")))
 
     def heading(self, text: str, level: int = 2) -> None:
-        self.show(f"{'#' * level} {text or 'runs without a sweep'}")
+        self.show(f"{'#' * level} {md(text or 'runs without a sweep')}")
 
     def figure(self, figure: Figure, *name) -> None:
-        """Display a figure and write it as figures/<name>.png, its parts joined by _."""
-        display(figures.save(figure, self.out, "_".join(str(part) for part in name).replace("/", "_")))
+        """Display a figure and write it as figures/<name>.png, its parts cut to 60 characters and joined by _."""
+        display(figures.save(figure, self.out, "_".join(re.sub(r"[^\w.-]", "_", str(part))[:60] for part in name)))
 
     def csv(self, name: str, rows: pd.DataFrame | list[pd.DataFrame]) -> None:
         rows = rows if isinstance(rows, pd.DataFrame) else pd.concat(rows) if rows else pd.DataFrame()
         if self.out:
-            atomic_write(self.out / "tables" / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n"))
+            atomic_write(
+                self.out / "tables" / f"{name}.csv",
+                rows.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"),
+            )
 
     def none_yet(self, found, what: str, how: str) -> None:
         """Say that there are none yet, and how to make some, unless some were found."""
         if not len(found):
-            self.show(f"**There are no {what} in `{os.path.relpath(self.root, ROOT)}` yet.** {how}")
+            self.show(f"**There are no {what} in {md(os.path.relpath(self.root, ROOT))} yet.** {how}")
 
     def links(self, runs: pd.DataFrame) -> str:
         """Markdown links to the executed notebooks of runs; relative, unless they lie on two drives."""
         here, links = (self.out or self.root).resolve(), []
         for run in runs.itertuples():
             path = (run.path / "notebook.ipynb").resolve()
-            href = quote(Path(os.path.relpath(path, here)).as_posix()) if path.drive == here.drive else path.as_uri()
-            links.append(f"[{run.sweep}/{run.run}]({href})")
+            href = (
+                quote(os.fsencode(Path(os.path.relpath(path, here)).as_posix()))
+                if path.drive == here.drive
+                else path.as_uri()
+            )
+            links.append(f"[{md(run.sweep)}/{md(run.run)}]({href})")
         return ", ".join(links)
 
 

@@ -1,17 +1,22 @@
 """Report pages: notebooks/report_<page>.ipynb executed over a folder of runs, and an index that links them."""
 
 import html
+import json
 import os
+import re
 import tempfile
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from string import Template
+from threading import Event
 from urllib.parse import quote
 
 import nbformat
 
+from pgolf.disk import read_json
+from pgolf.reports.labels import printable
 from pgolf.runs.directory import RUNS
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.kernel_process import SharedKernel
@@ -30,6 +35,7 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
 }
 SLOWEST = ("frontier", "sweep", "curves")  # started first
 AT_ONCE = 2  # pages; each is a kernel of some hundred MB
+TAGS = ["style", "table", "thead", "tbody", "tr", "th", "td", "caption"]  # HTML of the pages' outputs: tables alone
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
 
@@ -40,20 +46,32 @@ class ReportError(RuntimeError):
 def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iterable[str] = PAGES) -> list[Path]:
     """Execute notebooks/report_<page>.ipynb over the runs below root; write out/<page>.html, figures/ and tables/.
 
-    Returns out/index.html and the pages; the index is written even if pages fail. Pages need no network. Every file is
-    written atomically; figures of a page's former version that this one does not have are removed. Raises ReportError
-    naming all pages that failed.
+    Returns out/index.html and the pages. Pages need no network and run no script. Every file is written atomically.
+    figures/<page>.json lists the figures of a page: those that its next version does not have are removed, and nothing
+    else. A page that fails says so, and the index is written; then ReportError names all that failed. OSError if out
+    cannot be written to. An interrupt kills the kernels.
     """
+    root, out = Path(root).resolve(), Path(out).resolve()
+    for folder in (out / "figures", out / "tables"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.resolve() != folder:
+            raise ReportError(f"{folder} leads out of {out}: remove the link, or name another --out")
+        tempfile.TemporaryFile(dir=folder).close()  # a folder that is read-only ends here
     waiting = iter(sorted(only, key=lambda page: page not in SLOWEST))  # the kernels share it
-    written, failed = {}, []
+    written, failed, kernels, interrupted = {}, [], [], Event()
 
     def draw() -> None:
         with SharedKernel() as kernel:
+            kernels.append(kernel)
             for page in waiting:
                 try:
-                    written[page] = _write_page(kernel, Path(root).resolve(), Path(out).resolve(), page)
-                except (ReportError, OSError) as error:
-                    failed.append(str(error))
+                    written[page] = _write_page(kernel, root, out, page)
+                except Exception as error:  # whatever a page fails of, the others are drawn
+                    if interrupted.is_set():
+                        return
+                    failed.append(f"report_{page}.ipynb: {error or type(error).__name__}")
+                    with suppress(OSError):
+                        _write_failure(out, page, failed[-1])
 
     count = min(AT_ONCE, os.cpu_count() or 1)
     with ThreadPoolExecutor(count) as pool:
@@ -61,9 +79,13 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
         try:
             for kernel in drawing:
                 kernel.result()
-        finally:
-            list(waiting)  # after an interrupt no kernel begins another page
-    index = _write_index(Path(root), Path(out))
+        except BaseException:
+            interrupted.set()
+            list(waiting)  # no kernel begins another page
+            for kernel in kernels:
+                kernel.kill()
+            raise
+    index = _write_index(root, out)
     if failed:
         raise ReportError("\n".join(failed))
     return [index, *(written[page] for page in only)]
@@ -71,20 +93,38 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
 
 def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
     from nbconvert import HTMLExporter  # slow to import, and only reports need it
+    from nbconvert.preprocessors.sanitize import SanitizeHTML
 
     notebook = ROOT / "notebooks" / f"report_{page}.ipynb"
-    start = time.time()
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / "report.ipynb"
         if reason := kernel.run(notebook, executed, {"root": str(root), "out": str(out)}):
-            raise ReportError(f"{notebook.name}: {reason}")
+            raise ReportError(reason)
         cells = nbformat.read(executed, as_version=4)
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    clean = SanitizeHTML(tags=TAGS, attributes={"*": ["class", "id", "style"]}, enabled=True)
+    look = dict(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(**look, preprocessors=[clean])
     body, _ = exporter.from_notebook_node(cells)
-    for figure in (out / "figures").glob(f"{page}_*.png"):
-        if figure.stat().st_mtime < start - 2:  # file systems round times
-            figure.unlink()
+    outputs = [output.get("metadata", {}) for cell in cells.cells for output in cell.get("outputs", [])]
+    drawn = [about["image/png"]["file"] for about in outputs if "file" in about.get("image/png", {})]
+    for figure in set(_figures(out, page)) - set(drawn):
+        with suppress(OSError):  # it is gone
+            (out / "figures" / figure).unlink()
+    atomic_write(out / "figures" / f"{page}.json", json.dumps({"figures": drawn}, indent=1) + "\n")
     return atomic_write(out / f"{page}.html", PAGE.substitute(title=PAGES[page][0], nav=_links(page), body=body))
+
+
+def _figures(out: Path, page: str) -> list[str]:
+    """Figures in out/figures that figures/<page>.json lists."""
+    listed = (read_json(out / "figures" / f"{page}.json") or {}).get("figures")
+    listed = listed if isinstance(listed, list) else []
+    return [name for name in listed if isinstance(name, str) and re.fullmatch(rf"{page}_[\w.-]+\.png", name)]
+
+
+def _write_failure(out: Path, page: str, reason: str) -> None:
+    title = PAGES[page][0]
+    body = f"<h1>{title}</h1><p><b>This page could not be drawn.</b> {html.escape(printable(reason))}</p>"
+    atomic_write(out / f"{page}.html", PAGE.substitute(title=title, nav=_links(page), body=body))
 
 
 def _write_index(root: Path, out: Path) -> Path:
@@ -93,8 +133,8 @@ def _write_index(root: Path, out: Path) -> Path:
     body = [f"<h1>pgolf</h1><p>{len(table):,} runs: {counts}.</p>"]
     for page, (title, question) in PAGES.items():
         body.append(f'<h2><a href="{page}.html">{title}</a></h2><p>{question}</p>')
-        for figure in sorted((out / "figures").glob(f"{page}_*.png"))[:1]:
-            name = html.escape(quote(figure.name))
+        for figure in _figures(out, page)[:1]:
+            name = html.escape(quote(figure))
             body.append(f'<a href="{page}.html"><img src="figures/{name}" alt="{title}" width="560"></a>')
     return atomic_write(out / "index.html", PAGE.substitute(title="pgolf", nav=_links("index"), body="\n".join(body)))
 

@@ -10,6 +10,7 @@ import pandas as pd
 from pgolf.analysis import diff, frontier
 from pgolf.disk import read_json
 from pgolf.reports.figures import rank_correlation
+from pgolf.reports.labels import md
 from pgolf.reports.tables import format_interval
 
 
@@ -35,7 +36,9 @@ def run_counts(runs: pd.DataFrame) -> str:
 def best_run(rows: pd.DataFrame) -> str:
     """The best of a frontier_table that fits its cap."""
     for run in rows[~rows.over_cap].nsmallest(1, "bpb").itertuples():
-        text = f"Best that fits its cap, of {len(rows):,} runs: **{run.sweep}/{run.run}**, {run.bpb:.4f} bpb in "
+        text = (
+            f"Best that fits its cap, of {len(rows):,} runs: **{md(run.sweep)}/{md(run.run)}**, {run.bpb:.4f} bpb in "
+        )
         return f"{text}{run.total_bytes:,} bytes."
     return f"{len(rows):,} runs, none fits its cap."
 
@@ -55,11 +58,11 @@ def describe_data(group: pd.DataFrame) -> str:
     texts = []
     for told in {json.dumps(told, sort_keys=True): told for told in known}.values():
         share = told["scored_fraction"]
-        text = f"{told['folder']}: {'all' if share > 0.999 else f'{share:.1%}'} of its validation split"
-        text += f", the published {told['published']}" if told["published"] else ", which is not published data"
+        text = f"{md(told['folder'])}: {'all' if share > 0.999 else f'{share:.1%}'} of its validation split"
+        text += f", the published {md(told['published'])}" if told["published"] else ", which is not published data"
         found = [finding for finding in told["findings"] if "of the validation split is scored" not in finding]
-        text += f"; {told['train_tokens']:,} training tokens; {told['audit']} audit: "
-        texts.append(text + ("; ".join(found) or "nothing found") + ".")
+        text += f"; {told['train_tokens']:,} training tokens; {md(told['audit'])} audit: "
+        texts.append(text + md("; ".join(found) or "nothing found") + ".")
     if len(group) > len(known):
         texts.append("Older runs were not audited." if texts else "These runs were not audited.")
     return "Scored: " + " ".join(sorted(texts))
@@ -70,8 +73,8 @@ def made(runs: pd.DataFrame) -> str:
     columns = ["git_commit", "git_dirty", "torch", "python", "platform"]
     table = pd.DataFrame(list(frontier.scored(runs).environment)).reindex(columns=columns).fillna("").astype(str)
     texts = [
-        f"{run.n:,} runs: commit {run.git_commit[:9] or 'unknown'}{' with changes' * (run.git_dirty == 'True')}, "
-        f"torch {run.torch}, Python {run.python}, {run.platform}"
+        f"{run.n:,} runs: commit {md(run.git_commit[:9]) or 'unknown'}{' with changes' * (run.git_dirty == 'True')}, "
+        f"torch {md(run.torch)}, Python {md(run.python)}, {md(run.platform)}"
         for run in table.value_counts().reset_index(name="n").itertuples()
     ]
     return f"Written {time.strftime('%Y-%m-%d %H:%M')}.\n\n" + lines(texts)
@@ -80,7 +83,7 @@ def made(runs: pd.DataFrame) -> str:
 def left_out(runs: pd.DataFrame) -> str:
     """Runs that are counted nowhere, and why."""
     rows = frontier.not_counted(runs)
-    texts = [f"{run.run}: {run.why}" for run in rows.itertuples()]
+    texts = [md(f"{run.run}: {run.why}") for run in rows.itertuples()]
     return "Counted nowhere:\n\n" + lines(texts) if texts else ""
 
 
@@ -97,7 +100,7 @@ def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[s
                 if problem := diff.judge(differs, ({*changes[config.arm]} | own) - {"seed"}):
                     problems.setdefault(problem, []).append(group.run[i])
             for problem, names in problems.items():
-                texts.append(f"**{', '.join(names)}: not a clean comparison**: {problem}.")
+                texts.append(f"**{md(', '.join(names))}: not a clean comparison**: {md(problem)}.")
     return texts
 
 
@@ -106,14 +109,14 @@ def about_sweep(folder: Path) -> str:
     about = read_json(folder / "sweep.json")
     if about is None and (folder / "sweep.json").exists():
         return "**sweep.json is damaged**: the next `pgolf sweep` writes it; until then no baseline run is known."
-    return (about or {}).get("question") or ""
+    return md((about or {}).get("question") or "")
 
 
 def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: dict) -> str:
     """What it means for one group's rows that a sweep is in several comparison groups; '' if it is in one."""
     lost = bool(about.get("control")) and not rows.is_baseline.any()
     more = " Its baseline run was scored on other text or in other windows: nothing can be said between them."
-    return "" if groups < 2 else f"**{title}**: not comparable with the others of this sweep.{more * lost}"
+    return "" if groups < 2 else f"**{md(title)}**: not comparable with the others of this sweep.{more * lost}"
 
 
 def describe_leaders(leaders: pd.DataFrame, rows: pd.DataFrame, group: pd.DataFrame) -> list[str]:
@@ -121,8 +124,8 @@ def describe_leaders(leaders: pd.DataFrame, rows: pd.DataFrame, group: pd.DataFr
     texts = [] if len(leaders) else [f"{len(group):,} runs, and none fits its cap: no leader."]
     for leader in leaders.itertuples():
         first = rows.loc[leader.config]
-        files = ", ".join(f"{group.run[i]} (seed {group.seed[i]:.0f}) {group.bpb[i]:.4f}" for i in first["index"])
-        text = f"**{first.sweep}/{first.arm}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
+        files = ", ".join(f"{md(group.run[i])} (seed {group.seed[i]:.0f}) {group.bpb[i]:.4f}" for i in first["index"])
+        text = f"**{md(first.sweep)}/{md(first.arm)}** leads under {leader.cap_bytes:,} bytes: {first.bpb:.4f} bpb in "
         text += (
             f"{first.total_bytes:,} bytes, the lowest upper bound of {leader.candidates} that fit ({leader.bound:.4f})"
         )
@@ -131,7 +134,7 @@ def describe_leaders(leaders: pd.DataFrame, rows: pd.DataFrame, group: pd.DataFr
         if leader.second is not None and not pd.isna(leader.second):
             second = rows.loc[leader.second]
             delta = format_interval(leader.delta, leader.half, ".4f")
-            texts.append(f"Next: {second.sweep}/{second.arm}, {delta} bpb. {_how_sure(leader)}")
+            texts.append(f"Next: {md(second.sweep)}/{md(second.arm)}, {delta} bpb. {_how_sure(leader)}")
     return texts
 
 
@@ -157,8 +160,8 @@ def describe_repeats(rows: pd.DataFrame) -> list[str]:
         found = f"zero spread{' and all artifacts of a set are the same file' if own.same_file.all() else ''}"
         if worst.spread:
             why = ": their time limit ends them at different steps" if limited else ", and they must not"
-            found = f"**they differ by up to {worst.spread:.4f} bpb** ({listed(worst.places, 4)}){why}"
-        text = f"{track or 'no track'}, {'time-limited' if limited else 'fixed steps'}: {own.n.sum()} runs in "
+            found = f"**they differ by up to {worst.spread:.4f} bpb** ({md(listed(worst.places, 4))}){why}"
+        text = f"{md(track or 'no track')}, {'time-limited' if limited else 'fixed steps'}: {own.n.sum()} runs in "
         texts.append(f"{text}{len(own)} sets of equal knobs and seed; {found}.")
     return texts
 
@@ -170,14 +173,14 @@ def noise_known(noise: pd.DataFrame) -> str:
 
 
 def scored_on(title: str, links: str) -> str:
-    return f"Scored on {title}." + (f" Notebooks: {links}." if links else "")
+    return f"Scored on {md(title)}." + (f" Notebooks: {links}." if links else "")
 
 
 def describe_map(rows: pd.DataFrame, link: str) -> str:
     """How a sensitivity stage changed its tensors, or that it is too old to draw."""
     if not is_map(rows):
         return f"{link} is of an older version; delete that folder and run it again."
-    text = f"{link}: each of {len(rows) - 1} tensors changed by `{rows.change.iloc[0]}`. "
+    text = f"{link}: each of {len(rows) - 1} tensors changed by {md(rows.change.iloc[0])}. "
     return f"{text}Spearman rank correlation of estimated and exact rise of bpb: {rank_correlation(rows):.2f}."
 
 
@@ -188,4 +191,6 @@ def is_map(rows: pd.DataFrame) -> bool:
 def remarks(logs: pd.DataFrame) -> list[str]:
     """What is odd about imported logs, and where they disagree with what was claimed."""
     found = [(run.run, read_json(run.path / "import.json") or {}) for run in logs.itertuples()]
-    return [f"{run}: {text}" for run, log in found for kind in ("flags", "disagreements") for text in log.get(kind, [])]
+    return [
+        md(f"{run}: {text}") for run, log in found for kind in ("flags", "disagreements") for text in log.get(kind, [])
+    ]

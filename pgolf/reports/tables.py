@@ -14,6 +14,7 @@ from pandas.io.formats.style import Styler
 from scipy import special
 
 from pgolf.analysis import statistics
+from pgolf.reports.labels import printable
 from pgolf.runs.result import Result
 
 Column = tuple[str, str | tuple[str, str] | Callable[[pd.DataFrame], Iterable], str | tuple[str, float] | Callable]
@@ -34,7 +35,7 @@ def _format_column(rows: pd.DataFrame, source, form) -> list[str]:
         return [format_interval(*pair, spec, factor) for pair in zip(rows[value], rows[half], strict=True)]
     values = source(rows) if callable(source) else rows[source]
     write = spec if callable(spec) else str if not spec else lambda value: format_number(value, spec, factor)
-    return [MISSING if np.ndim(value) == 0 and pd.isna(value) else write(value) for value in values]
+    return [MISSING if np.ndim(value) == 0 and pd.isna(value) else printable(write(value)) for value in values]
 
 
 def format_number(value: float | None, form: str, factor: float = 1.0) -> str:

@@ -21,7 +21,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 from traitlets import default
 
-from pgolf.processes import SWEEP_PID, end_with_sweep
+from pgolf.processes import SWEEP_PID, end_with_sweep, kill_family
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
 
@@ -90,6 +90,10 @@ class SharedKernel(AbstractContextManager):
 
     def __exit__(self, *_) -> None:
         run_sync(self._kernel.shutdown_kernel)(now=True)
+
+    def kill(self) -> None:
+        """End the kernel at once: a notebook that another thread executes in it fails."""
+        kill_family(self._kernel.provisioner.pid)
 
     def run(self, notebook: Path, output: Path, parameters: dict) -> str | None:
         """Execute a notebook and wait for it. Returns why it failed, in one line, or None."""

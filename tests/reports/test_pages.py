@@ -1,7 +1,12 @@
 """Report pages of synthetic runs, of exports, and without any run."""
 
 import importlib.util
+import json
 import os
+import re
+import signal
+import threading
+import time
 from contextlib import nullcontext
 
 import nbformat
@@ -11,7 +16,7 @@ from matplotlib import pyplot as plt
 from support.runs import make_exports, make_run
 
 from pgolf.analysis import frontier
-from pgolf.reports import pages
+from pgolf.reports import labels, pages
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.kernel_process import SharedKernel
 from pgolf_core.config import ROOT
@@ -50,18 +55,22 @@ def one_kernel_draws_all_pages(kernel, monkeypatch):
 def test_the_frontier_page_counts_complete_runs_and_drops_stale_figures(tmp_path):
     bench_report.make_runs(tmp_path / "runs", 40, sweeps=3)
     make_run(tmp_path / "runs", "sweep00/torn").joinpath("result.json").write_text("{")
-    stale = tmp_path / "out" / "figures" / "frontier_9.png"
-    atomic_write(stale, b"")
-    os.utime(stale, (0, 0))
+    figures = tmp_path / "out" / "figures"
+    stale, mine, outside = figures / "frontier_9.png", figures / "frontier_8.png", figures / ".." / "a.png"
+    for figure in (stale, mine, outside):
+        atomic_write(figure, b"")
+    listed = ["frontier_9.png", "../a.png", "frontier_../../a.png", 3]
+    atomic_write(tmp_path / "out" / "figures" / "frontier.json", json.dumps({"figures": listed}))
     _, page = pages.write_reports(tmp_path / "runs", tmp_path / "out", ["frontier"])
     text = page.read_text(encoding="utf-8")
     for words in ("Not complete: counted nowhere", "damaged: result.json", "over cap", "on the front"):
         assert words in text, words
     for key, _ in frontier.comparison_groups(load_runs(tmp_path / "runs")):
         assert frontier.group_title(key) in text
-    drawn = {path.name: path for path in (tmp_path / "out" / "figures").iterdir()}
+    assert mine.exists() and outside.exists() and not stale.exists()
+    mine.unlink()
+    drawn = {path.name: path for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert {"frontier_1.png", "frontier_1_bytes.png", "frontier_1_curves.png"} <= drawn.keys()
-    assert "frontier_9.png" not in drawn
     for path in drawn.values():
         assert plt.imread(path)[..., :3].std() > 0.05
     csv = pd.read_csv(tmp_path / "out" / "tables" / "frontier.csv")
@@ -75,17 +84,12 @@ def test_the_export_page_shows_fronts_and_sensitivity_maps(tmp_path):
     make_run(tmp_path / "runs", "a/map", kind="sensitivity", table=MAP, **stage)
     make_run(tmp_path / "runs", "a/old-map", kind="sensitivity", table=[{"tensor": "", "bpb": 2.5}], **stage)
     make_run(tmp_path / "runs", "a/lab", kind="export_lab", table=[{"variant": "plain"}], **stage)
-    stale, other = (tmp_path / "out" / "figures" / f"{page}_9.png" for page in ("export", "frontier"))
-    for figure in (stale, other):
-        atomic_write(figure, b"")
-        os.utime(figure, (0, 0))
     _, page = pages.write_reports(tmp_path / "runs", tmp_path / "out", ["export"])
     text = page.read_text(encoding="utf-8")
     words = (" of 51 files, smallest first", "a/control", "file-00", "as trained", "best of the others")
     for word in (*words, "Spearman", "tok_emb.weight", "older version", "a/lab/notebook.ipynb"):
         assert word in text, word
     assert "file-41" not in text  # neither on a front nor int8 zlib
-    assert not stale.exists() and other.exists()
     for name in ("export_1_a_control", "export_map_1_a_control", "export_map_1_a_control_estimates"):
         assert plt.imread(tmp_path / "out" / "figures" / f"{name}.png")[..., :3].std() > 0.05
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "export.csv")) == 51
@@ -107,3 +111,95 @@ def test_the_kernel_that_drew_pages_and_imports_the_monitor_has_no_torch(kernel,
     code = "import sys\nfrom pgolf.reports import monitor\nassert 'torch' not in sys.modules"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "in.ipynb")
     assert kernel.run(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {}) is None
+
+
+def test_a_failed_page_says_so_and_costs_no_other(kernel, tmp_path, monkeypatch):
+    run = kernel.run
+    why = "TypeError: expected <class 'str'>, not <script>alert(1)</script>"
+    fails = lambda notebook, *more: why if "curves" in notebook.name else run(notebook, *more)  # noqa: E731
+    monkeypatch.setattr(kernel, "run", fails)
+    with pytest.raises(pages.ReportError, match=r"report_curves.ipynb: TypeError: expected <class 'str'>"):
+        pages.write_reports(tmp_path / "runs", tmp_path / "out", ["curves", "imports"])
+    text = (tmp_path / "out" / "curves.html").read_text(encoding="utf-8")
+    assert "could not be drawn" in text and "expected &lt;class &#x27;str&#x27;&gt;" in text and "<script" not in text
+    assert (tmp_path / "out" / "imports.html").exists() and (tmp_path / "out" / "index.html").exists()
+
+
+def test_a_report_follows_no_link_out_of_its_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "figures").symlink_to(tmp_path / "mine", target_is_directory=True)
+    with pytest.raises(pages.ReportError, match="leads out of"):
+        pages.write_reports(tmp_path / "runs", tmp_path / "out")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_an_interrupt_ends_pages_at_once(tmp_path, monkeypatch):
+    code = f"open({str(tmp_path / 'begun')!r}, 'w').close(); import time; time.sleep(60)"
+    cells = [nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
+    about = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=about), tmp_path / "notebooks" / "report_curves.ipynb"
+    )
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "SharedKernel", SharedKernel)
+    at = []
+
+    def interrupt() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        at.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        pages.write_reports(tmp_path / "runs", tmp_path / "out", ["curves"])
+    assert time.monotonic() - at[0] < 10
+    assert not list((tmp_path / "out").glob("*.html"))
+
+
+HOSTILE = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "![x](http://127.0.0.1:9/x.png)",
+    "[x](javascript:alert(1))", "</style><script>alert(1)</script>", "`<b>` expected <class 'str'>", "$x$ $\\frac$",
+    "_x", "&lt;img src=x onerror=alert(1)&gt;", "<http://127.0.0.1:9/>", "a\n\n# b\x1b[31m\u202e",
+    "&#60;script&#62;alert(1)",
+]  # fmt: skip
+
+
+def hostile_runs(root) -> None:
+    """Runs, logs and sweeps whose every string is somebody else's."""
+    for i, text in enumerate(HOSTILE):
+        name = text.replace("/", "\u2215").replace("\n", " ")
+        told = dict(folder=text, scored_fraction=1.0, published=text, findings=[text], train_tokens=5, audit=text)
+        environment = {"git_commit": text, "git_dirty": False, "torch": text, "python": text, "platform": text}
+        for seed in (1, 2):
+            make_run(
+                root, f"{name}/{seed} {name}", knobs={"seed": seed}, data=told, environment=environment, track=text
+            )
+        log = make_run(root, f"log {i}/{name}", kind="import", protocol=text)
+        atomic_write(log / "import.json", json.dumps({"flags": [text], "disagreements": [text]}))
+        atomic_write(root / name / "sweep.json", json.dumps({"question": text, "control": text, "file": text}))
+        failed = make_run(root, f"{name}/failed {name}")
+        (failed / "result.json").unlink()
+        atomic_write(failed / "error.json", json.dumps({"error": text, "message": text}))
+    make_exports(root, f"{HOSTILE[1]}/source {HOSTILE[1]}", 3)
+
+
+def test_foreign_strings_are_text_in_every_page(tmp_path):
+    hostile_runs(tmp_path / "runs")
+    written = pages.write_reports(tmp_path / "runs", tmp_path / "out")
+    for page in written:
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r"<(?:script|class|b>|img[^>]*(?:\sonerror=|src=.http))", text.split("<nav>")[1]) == [], page
+        assert set(re.findall(r'href="([a-z]+):', text)) == set(), page
+        assert "default-src 'none'" in text
+    assert "expected &lt;class 'str'&gt;" in (tmp_path / "out" / "imports.html").read_text(encoding="utf-8")
+
+
+def test_md_shows_any_text_as_it_is():
+    from nbconvert.filters import markdown2html
+
+    for text in HOSTILE:
+        html = str(markdown2html(labels.md(text)))
+        assert re.findall(r"<(?!/?p>)", html) == [], html
