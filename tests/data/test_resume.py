@@ -143,7 +143,7 @@ def test_a_build_killed_and_interrupted_again_and_again(tmp_path, tokenizers):
         assert errors.count("Traceback") == (end == signal.SIGINT)
         assert (process.returncode == 0) == (end is None) == (tmp_path / "out").exists()
         if end:
-            assert time.monotonic() - begin < 3
+            assert time.monotonic() - begin < 20  # it does not wait for its work
             assert not psutil.wait_procs(family, timeout=5)[1], "workers outlived their parent"
             (tmp_path / "out.unfinished" / ".progress.json.1-2.tmp").write_text("killed as it wrote this")
     options = dict(tokenizer_path=tokenizers["bpe330"], val_share=0.2, shard_tokens=500, workers=1)
@@ -158,7 +158,7 @@ def test_interrupted_while_the_tokenizer_is_made(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         build(Texts(TEXTS, "x"), tmp_path / "out", val_documents=3)
     released.set()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20  # the training would take 30
 
 
 def test_disk_runs_full(tmp_path, tokenizers, monkeypatch, small_disk):
