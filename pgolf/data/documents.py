@@ -19,6 +19,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from pgolf.disk import checksum
 from pgolf_core.files import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".md", ".parquet")
@@ -74,6 +75,10 @@ class Files:
         """Last modification of a file in ns, which also shows an edit that `about` misses."""
         return max(path.stat().st_mtime_ns for path in self.paths)
 
+    def content(self) -> list[str]:
+        """sha256 of each whole file: shows whether a file with another time holds other text."""
+        return [checksum(path) for path in self.paths]
+
     def blocks(self, begin: Position = START) -> Iterator[Block]:
         """All documents after a position."""
         before = 0  # bytes of earlier files
@@ -108,6 +113,9 @@ class Texts:
 
     def modified(self) -> int:
         return 0
+
+    def content(self) -> list[str]:
+        return []
 
     def blocks(self, begin: Position = START) -> Iterator[Block]:
         done = sum(map(len, self.documents[: begin[1]]))

@@ -143,17 +143,20 @@ def _differences(found: dict, asked: dict) -> str:
 
 
 def _resume_or_start(staging: Path, source: Source, asked: dict) -> dict:
-    """The last progress record of a build with the same arguments, or the first one of a new one in an empty folder."""
+    """The last progress record of a build with the same arguments, or the first one of a new one in an empty folder.
+
+    A touched file has another time and perhaps the same content: hours of work are not deleted for that.
+    """
     record = read_json(staging / PROGRESS)
-    if record and record["request"] == asked:
+    then = record["request"] if record else {}
+    touched = then != asked and then | {"modified": 0} == asked | {"modified": 0}
+    if record and (then == asked or (touched and record.get("content") == source.content())):
         if record["documents"]:
             print(f"{staging}: resuming after {record['documents']:,} documents", flush=True)
-        return record
+        return record | {"request": asked}
     if record and record["documents"]:
-        differences = _differences(record["request"], asked)
-        problem = f"{staging}: holds {record['documents']:,} documents of another build ({differences})"
-        # A touched file has another time and perhaps the same content: hours of work are not deleted for that.
-        if source.about().items() <= record["request"].items():
+        problem = f"{staging}: holds {record['documents']:,} documents of another build ({_differences(then, asked)})"
+        if source.about().items() <= then.items():
             todo = "run that one again, which resumes it, delete this folder to start over, or name another"
             raise DataError(f"{problem}; {todo}")
         print(f"{problem}; starting over", flush=True)
@@ -161,6 +164,7 @@ def _resume_or_start(staging: Path, source: Source, asked: dict) -> dict:
         shutil.rmtree(staging)
     staging.mkdir()
     record = {"request": asked, "position": START, "documents": 0, "left_out": 0, "train": {}, "val": {}}
+    record["content"] = source.content()
     atomic_write(staging / PROGRESS, json.dumps(record))
     return record
 
