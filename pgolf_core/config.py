@@ -30,7 +30,7 @@ from pgolf_core.tracks import TRACKS
 ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
 
 QUOTE = reprlib.Repr()
-QUOTE.maxstring = QUOTE.maxother = 100
+QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlevel = 100, 100, 2
 HASH_EXCLUDED = {"allow_over_cap"}  # left out of the config hash: it does not affect results
 
 
@@ -88,7 +88,7 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
         """Knobs from a YAML or JSON file (also a run's config.json); keywords override them."""
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}: not YAML or JSON ({' '.join(str(error).split())})") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"{path}: expected a mapping of knobs, found {type(loaded).__name__}")

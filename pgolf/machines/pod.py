@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pgolf_core.config import did_you_mean
+from pgolf_core.config import did_you_mean, shown
 
 Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]*$")]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -155,7 +155,7 @@ def load_pod(path: str | Path) -> Pod:
         pod = Pod.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise RemoteError("\n  - ".join([f"{path}:", *map(_explain, error.errors())])) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not pod.key:
         return pod
@@ -172,4 +172,4 @@ def _explain(error: dict) -> str:
         return f"{name}: no such key; the keys are {', '.join(Pod.model_fields)}{did_you_mean(name, Pod.model_fields)}"
     if error["type"] == "string_pattern_mismatch":
         expected = Pod.model_fields[name].description or expected
-    return f"{name}: {expected[0].lower()}{expected[1:]}, found {error['input']!r}"
+    return f"{name}: {expected[0].lower()}{expected[1:]}, found {shown(error['input'])}"

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from pgolf.machines.pod import RemoteError, load_pod
 from pgolf.sweeps.sweep_file import SweepError, load_sweep
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 15))
@@ -63,3 +64,11 @@ def test_merge_keys_and_quoted_names_are_read(tmp_path):
     quoted = 'track: nano\nruns: {"on": {iterations: "0100", compile: off}, 7: {matrix_lr: 4e-2}}'
     runs = load(tmp_path, quoted).runs
     assert list(runs) == ["on", "7"] and (runs["on"].iterations, runs["7"].matrix_lr) == (100, 0.04)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, LAUGHS + "host: *a14\n"], ids=["deep", "aliases"])
+def test_a_pod_file_that_unfolds_without_end_is_refused_shortly(tmp_path, text):
+    (tmp_path / "pod.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RemoteError) as refusal:
+        load_pod(tmp_path / "pod.yaml")
+    assert len(str(refusal.value)) < 10_000
