@@ -61,7 +61,8 @@ def _data_facts(
     directory: Path, fingerprint: str, tokenizer_path: Path, seq_len: int, max_tokens: int, max_documents: int
 ) -> tuple[dict, str]:
     dataset = Dataset.open(directory, tokenizer_path)
-    assert dataset.fingerprint == fingerprint, f"{directory} changed while a run used it"
+    if dataset.fingerprint != fingerprint:
+        raise DataError(f"{directory}: changed while a run used it; build or download it again, and run again")
     text = dataset.scored_text(seq_len, max_tokens, max_documents)
     found = audit.audit(dataset, seq_len=seq_len, max_tokens=max_tokens, max_documents=max_documents, thorough=False)
     whole = audit.stored(dataset)
