@@ -102,7 +102,7 @@ def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
             raise ReportError(reason)
         cells = nbformat.read(executed, as_version=4)
     clean = SanitizeHTML(tags=TAGS, attributes={"*": ["class", "id", "style"]}, enabled=True)
-    look = dict(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    look = dict(template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True)
     exporter = HTMLExporter(**look, preprocessors=[clean])
     body, _ = exporter.from_notebook_node(cells)
     outputs = [output.get("metadata", {}) for cell in cells.cells for output in cell.get("outputs", [])]

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from support.hostile import hostile_runs
+
+from pgolf.reports import pages as report_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("browser", ROOT / "tools" / "browser.py")
@@ -121,6 +124,18 @@ def test_pages(context, tmp_path):
     for (planted, words), seen in zip(PLANTED.items(), rest, strict=True):
         assert any(words in finding for finding in seen.findings), (planted, seen.findings)
         assert len(seen.findings) <= 2, seen.findings
+
+
+def test_foreign_strings_run_nothing_and_ask_for_nothing(context, tmp_path):
+    hostile_runs(tmp_path / "runs")
+    pages = report_pages.write_reports(tmp_path / "runs", tmp_path / "out")
+    dialogs, errors = [], []
+    context.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    for seen in browser.check_pages(context, pages, tmp_path):
+        assert [finding for finding in seen.findings if "network" in finding or "did not load" in finding] == [], seen
+        assert seen.name != "frontier.html" or seen.figures >= 3  # the policy lets a page's own figures through
+    assert dialogs == errors == []
 
 
 def test_exit_status(browser_type_launch_args, tmp_path):
