@@ -32,15 +32,9 @@ def sweep(rng, seeds: int, effect: float = 0.0, shared: float = 0.0, configs: in
     return [config(own, range(seeds) if shared else range(100 * i, 100 * i + seeds)) for i, own in enumerate(scores)]
 
 
-@pytest.mark.parametrize(
-    ("seeds", "shared"),
-    [
-        (3, 0.5),
-        (5, 0.0),
-        pytest.param(3, 0.0, marks=pytest.mark.slow),
-        pytest.param(5, 0.5, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [0.0, 0.5])
+@pytest.mark.parametrize("seeds", [3, 5])
 def test_a_sweep_is_wrong_in_five_percent_and_finds_four_deviations(seeds, shared, monkeypatch):
     """Seven configs against a baseline. p, whose integral is slow, is checked against the interval in a few draws."""
 

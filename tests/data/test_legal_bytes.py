@@ -91,6 +91,7 @@ def test_a_byte_sidecar_counts_and_is_no_validation_shard(operators):
     assert "byte sidecar counts" in messages(audit(dataset, documents=longer), "bytes")[0]
 
 
+@pytest.mark.slow
 def test_a_score_counts_the_sidecar_in_every_window(operators):
     directory, counts = operators
     without = Dataset.open(directory)

@@ -160,6 +160,7 @@ def test_an_interrupt_ends_pages_at_once(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("*.html"))
 
 
+@pytest.mark.slow
 def test_foreign_strings_are_text_in_every_page(tmp_path):
     hostile_runs(tmp_path / "runs")
     written = pages.write_reports(tmp_path / "runs", tmp_path / "out")
