@@ -91,7 +91,8 @@ def _result(config: RunConfig, kind: str, source: str | None, rng: random.Random
         bytes={**parts, "code": total - sum(parts.values()), "total": total},
         total_bytes=total, cap_bytes=config.cap_bytes, artifact_sha256="0" * 64, parameters=total * 2, steps=120,
         tokens=120 * 4096, stopped_by="iterations", train_seconds=rng.uniform(30, 90), eval_seconds=2.0,
-        export_seconds=0.2, data_fingerprint="5138ca61" * 8, protocol=evaluation_protocol(config.eval),
+        export_seconds=0.2, data_fingerprint="5138ca61" * 8,
+        protocol=evaluation_protocol(config.eval, config.train, "cpu"),
         environment={"git_commit": "0" * 40, "git_dirty": False, "torch": "2.13.0", "python": "3.12.0"},
     )  # fmt: skip
 

@@ -119,6 +119,11 @@ class TrainConfig(Group):
     cpu_threads: Count = Field(0, description="threads per run on a CPU; their number affects the bits; 0 = all cores")
     resume_every_seconds: Weight = Field(60.0, description="training lost to a kill, at most; 0 = no resume file")
 
+    def precision_on(self, device: str) -> str:
+        """Name of the dtype of matrix products on a kind of device (cpu, cuda, mps)."""
+        usual = "bfloat16" if device == "cuda" else "float32"
+        return usual if self.precision == "auto" else self.precision
+
 
 class RegularizerConfig(Group):
     compression_reg_weight: Weight = Field(0.0, description="factor of absmax rounding's error plus the terms below; "

@@ -8,7 +8,7 @@ from pathlib import Path
 from pgolf.disk import checksum, read_json
 from pgolf_core.config import RunConfig, digest
 from pgolf_core.files import atomic_write
-from pgolf_core.knobs import EvalConfig
+from pgolf_core.knobs import EvalConfig, TrainConfig
 
 ARTIFACT = "artifact.pgolf"
 CHECKPOINT = "checkpoint.safetensors"
@@ -83,12 +83,29 @@ class Result:
         return over if over and over > self.train_seconds / self.steps else 0.0
 
 
-def evaluation_protocol(config: EvalConfig) -> str:
-    """Window and stride of the evaluation, which decide the context of each target; only equal ones are comparable.
+def evaluation_protocol(config: EvalConfig, train: TrainConfig, device: str) -> str:
+    """How a kind of device (cpu, cuda, mps) scores; only equal ones are comparable.
 
-    The n-gram cache is not part of it: it predicts the same targets from the same context.
+    Window and stride decide the context of each target. Precision and device, named unless they are float32 and cpu,
+    round all losses alike: a paired test would call that a difference. The n-gram cache is not part of it: it predicts
+    the same targets from the same context.
     """
-    return f"window {config.eval_seq_len}, stride {config.eval_stride or config.eval_seq_len}"
+    window = f"window {config.eval_seq_len}, stride {config.eval_stride or config.eval_seq_len}"
+    return f"{window}{computed_in(train.precision_on(device), device)}"
+
+
+def computed_in(precision: str, device: str) -> str:
+    """The end of a protocol: '' or ', bfloat16 on cuda'."""
+    return "" if (precision, device) == ("float32", "cpu") else f", {precision} on {device}"
+
+
+def whole_protocol(result: Result, precision: str) -> str | None:
+    """The result's protocol; precision (the knob) and device end it in results of versions that left them out."""
+    device = result.environment.get("device") if isinstance(result.environment, dict) else None
+    if result.kind == "import" or not isinstance(device, str) or " on " in str(result.protocol):
+        return result.protocol
+    end = computed_in(TrainConfig.model_construct(precision=precision).precision_on(device), device)
+    return f"{result.protocol or 'window unknown'}{end}" if end else result.protocol
 
 
 def write_result(run_dir: Path, result: Result) -> Result:

@@ -9,7 +9,7 @@ import pandas as pd
 from pgolf.disk import read_json
 from pgolf.runs import integrity
 from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, read_failure, run_directories, with_defaults
-from pgolf.runs.result import TIME, Result, RunError, read_result
+from pgolf.runs.result import TIME, Result, RunError, read_result, whole_protocol
 from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest
 
 KNOBS = [name for name in RunConfig.model_fields if name not in HASH_EXCLUDED]  # knobs that change a run's result
@@ -71,8 +71,8 @@ def best_training_run(runs_table: pd.DataFrame) -> pd.Series:
         )
     if table.groupby([*COMPARABLE, "cap_bytes"], dropna=False).ngroups > 1:
         raise RunError(
-            f"the runs {', '.join(table.run[:5])} … were scored on different text, in different windows or under "
-            "different caps, so none of them is the best; name the run you mean"
+            f"the runs {', '.join(table.run[:5])} … were scored on different text, in different windows, precision or "
+            "kinds of device, or under different caps, so none of them is the best; name the run you mean"
         )
     legal = table[~table.over_cap.astype(bool)]
     if legal.empty:
@@ -122,7 +122,8 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     )
     if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
         return row | {"status": "damaged", "problem": problem}
-    row |= vars(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb}
+    protocol = whole_protocol(result, row.get("precision", "auto"))
+    row |= vars(result) | {"status": "complete", "bpb": result.roundtrip_val_bpb, "protocol": protocol}
     if not result.finished:  # written by a version without this field
         row["finished"] = time.strftime(TIME, time.gmtime((run_dir / "result.json").stat().st_mtime))
     if result.fits is not None:

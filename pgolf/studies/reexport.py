@@ -54,12 +54,13 @@ def export_checkpoint(
         state = load_checkpoint(Path(source_dir) / CHECKPOINT)
         trip = round_trip(state, config, dataset, Path(run_dir) / ARTIFACT, calibration)
         raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
-        was = (source.data_fingerprint, source.environment["device"], trained.precision, trained.eval)
-        same = was == (dataset.fingerprint, device.type, config.precision, config.eval)
+        was = evaluation_protocol(trained.eval, trained.train, source.environment["device"])
+        same = was == evaluation_protocol(config.eval, config.train, device.type) and trained.eval == config.eval
+        same = same and source.data_fingerprint == dataset.fingerprint
         if not (raw_nats and same and source.roundtrip_tokens == trip.score.tokens):
             raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True)
             raw_bpb, raw_nats = raw.val_bpb, raw.block_nats
-        fields = roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config.train_seq_len, config.eval)
+        fields = roundtrip_fields(trip, raw_bpb, raw_nats, dataset, config)
         return replace(source, kind="export", **fields)
 
     return derive(source_dir, run_dir, knobs, export)
@@ -67,7 +68,8 @@ def export_checkpoint(
 
 def study(kind: str, source: Result, config: RunConfig, rows: list[dict], data_fingerprint: str) -> Result:
     """What a study of source's checkpoint found: a table, and no score of its own that a frontier would take."""
-    facts = dict(checkpoint_sha256=source.checkpoint_sha256, protocol=evaluation_protocol(config.eval))
+    protocol = evaluation_protocol(config.eval, config.train, pick_device(config.train).type)
+    facts = dict(checkpoint_sha256=source.checkpoint_sha256, protocol=protocol)
     return Result(kind, config.hash, source.seed, source.track, data_fingerprint=data_fingerprint, table=rows, **facts)
 
 

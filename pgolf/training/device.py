@@ -37,9 +37,7 @@ def pick_device(config: TrainConfig) -> torch.device:
 
 def pick_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The dtype of matrix products; precision=auto is bfloat16 on cuda, float32 elsewhere."""
-    if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, config.precision)
+    return getattr(torch, config.precision_on(device.type))
 
 
 def not_compiled(config: TrainConfig, device: torch.device) -> str:

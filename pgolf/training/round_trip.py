@@ -21,7 +21,6 @@ from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
-from pgolf_core.knobs import EvalConfig
 from pgolf_core.model import GPT, roles
 from pgolf_core.quantization.calibration import Calibration, calibrate
 from pgolf_core.train import cast_embedding
@@ -110,16 +109,15 @@ def score_model(
 
 
 def roundtrip_fields(
-    trip: RoundTrip, prequant_bpb: float, prequant_nats: Sequence[float], dataset: Dataset, seq_len: int,
-    config: EvalConfig,
-) -> dict:  # fmt: skip
+    trip: RoundTrip, prequant_bpb: float, prequant_nats: Sequence[float], dataset: Dataset, config: RunConfig
+) -> dict:
     """The fields of a Result that a round trip decides; prequant_*: of the unquantized weights on the same tokens."""
-    facts, text = data_facts(dataset, seq_len, config)
+    facts, text = data_facts(dataset, config.train_seq_len, config.eval)
     score, account = trip.score, trip.account
     return dict(
         roundtrip_val_loss=score.val_loss, roundtrip_val_bpb=score.val_bpb, prequant_val_bpb=prequant_bpb,
         roundtrip_tokens=score.tokens, roundtrip_bytes=score.bytes,
-        scored_text=text, protocol=evaluation_protocol(config),
+        scored_text=text, protocol=evaluation_protocol(config.eval, config.train, pick_device(config.train).type),
         roundtrip_block_nats=list(score.block_nats), prequant_block_nats=list(prequant_nats),
         bytes=account.rows(), total_bytes=account.total, cap_bytes=account.cap, artifact_sha256=trip.artifact_sha256,
         export_seconds=trip.export_seconds, eval_seconds=trip.eval_seconds,

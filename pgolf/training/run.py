@@ -177,9 +177,7 @@ def finish(run: Run, config: RunConfig) -> Result:
         if trip.score.tokens != prequant.tokens:
             prequant = score_model(state.model, config, dataset, roundtrip=True, ranks=ranks)
         run.log.round_trip(trip, export_name(config.export))
-        fields = roundtrip_fields(
-            trip, prequant.val_bpb, prequant.block_nats, dataset, config.train_seq_len, config.eval
-        )
+        fields = roundtrip_fields(trip, prequant.val_bpb, prequant.block_nats, dataset, config)
         result = replace(result, budget=run.timer.budget(trip.calibration_seconds), **fields)
     run.log.budget(result.budget, result.overtime)
     if ranks.first:
@@ -201,8 +199,8 @@ def _train_result(run: Run, config: RunConfig) -> Result:
         train_seconds=timer.trained_s, budget=timer.budget(), peak_memory_bytes=flops.peak_memory(state.device),
         flops_per_token=flops.flops_per_token(config),
         mfu=flops.utilisation(config, tokens, timer.trained_s, state.device),
-        data_fingerprint=run.dataset.fingerprint, data=run.facts, protocol=evaluation_protocol(config.eval),
-        environment=run.environment,
+        data_fingerprint=run.dataset.fingerprint, data=run.facts,
+        protocol=evaluation_protocol(config.eval, config.train, state.device.type), environment=run.environment,
     )  # fmt: skip
 
 

@@ -37,13 +37,19 @@ def test_runs_scored_otherwise_are_in_other_groups(tmp_path):
     make_run(tmp_path, "a/slid", bpb=2.1, knobs={"eval_stride": 64})
     make_run(tmp_path, "a/fewer", bpb=2.0, roundtrip_tokens=1024, roundtrip_bytes=2_500)
     make_run(tmp_path, "a/elsewhere", bpb=1.9, data_fingerprint="f" * 64)
+    old = dict(protocol="window 256, stride 256", environment={"device": "cuda"})  # named neither
+    make_run(tmp_path, "a/gpu", bpb=1.8, **old)
+    make_run(tmp_path, "a/gpu32", bpb=1.8, knobs={"precision": "float32"}, **old)
     make_run(tmp_path, "a/ngram-cache", bpb=2.3, knobs={"eval_cache_size": 8})  # not part of the protocol
     make_run(tmp_path, "a/new", bpb=2.4, scored_text="ab" * 32)  # older results get the text of their folder
     table = load_runs(tmp_path)
     groups = frontier.comparison_groups(table)
     assert sorted(groups[0][1].run) == ["control", "new", "ngram-cache", "wide"]
-    assert sorted(run for _, own in groups[1:] for run in own.run) == ["elsewhere", "fewer", "slid"]
+    assert sorted(run for _, own in groups[1:] for run in own.run) == ["elsewhere", "fewer", "gpu", "gpu32", "slid"]
     assert frontier.group_title(groups[0][0]) == "160,112 bytes of validation text abababab, window 256, stride 256"
+    assert {key.protocol for key, _ in groups} >= {
+        f"window 256, stride 256, {p} on cuda" for p in ("bfloat16", "float32")
+    }
     with pytest.raises(ValueError, match=r"not comparable: .* stride 64"):
         frontier.frontier_table(table)
     assert frontier.comparison_groups(load_runs(tmp_path / "absent")) == []

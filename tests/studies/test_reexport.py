@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 from support.training import tiny
 
+from pgolf.analysis.frontier import comparison_groups
 from pgolf.runs.result import RunError, read_result, write_result
+from pgolf.runs.table import load_runs
 from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.run import train
 from pgolf_core.config import ConfigError
@@ -25,6 +27,19 @@ def test_reexport_with_other_knobs(finished, tmp_path):
         export_checkpoint(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"matrix_lr=9\.0: the run was trained with matrix_lr=0\.04"):
         export_checkpoint(run_dir, tmp_path / "out", matrix_lr=9)
+
+
+def test_scores_of_another_precision_are_another_group(finished, tmp_path):
+    """One file, scored in float32 and in bfloat16, is no pair for a test over blocks."""
+    run_dir, source = finished
+    in_bfloat16 = export_checkpoint(run_dir, tmp_path / "runs" / "s" / "bfloat16", precision="bfloat16")
+    assert in_bfloat16.artifact_sha256 == source.artifact_sha256
+    assert in_bfloat16.roundtrip_val_bpb != source.roundtrip_val_bpb
+    assert in_bfloat16.prequant_val_bpb != source.prequant_val_bpb  # scored again as well
+    shutil.copytree(run_dir, tmp_path / "runs" / "s" / "float32")
+    assert [key.protocol for key, _ in comparison_groups(load_runs(tmp_path / "runs"))] == [
+        "window 64, stride 64", "window 64, stride 64, bfloat16 on cpu",
+    ]  # fmt: skip
 
 
 def test_reexport_of_an_earlier_training_is_refused(finished, tmp_path):

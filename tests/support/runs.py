@@ -27,7 +27,7 @@ def make_run(
         prequant_val_bpb=bpb, roundtrip_tokens=65_536, roundtrip_bytes=160_112, total_bytes=total, steps=120,
         bytes={"weights": total - 20_000, "code": 20_000, "total": total} if total else {}, cap_bytes=config.cap_bytes,
         parameters=total, train_seconds=30.0, data_fingerprint="5138ca61" * 8,
-        protocol=evaluation_protocol(config.eval),
+        protocol=evaluation_protocol(config.eval, config.train, "cpu"),
     )  # fmt: skip
     (run_dir / "config.json").write_text(json.dumps(config.model_dump()))
     (run_dir / "metrics.jsonl").write_text('{"step": 10, "train_loss": 5.0}\n{"step": 120, "val_bpb": 2.4}\n')
