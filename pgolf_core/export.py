@@ -25,7 +25,7 @@ from pgolf_core.quantization.residuals import choose_residuals
 from pgolf_core.quantization.schemes.absmax import Absmax
 from pgolf_core.quantization.schemes.float16 import Float16
 from pgolf_core.quantization.stored import Quantized, Stored
-from pgolf_core.scheme import FitContext, QuantScheme, parse_scheme
+from pgolf_core.scheme import ExportError, FitContext, QuantScheme, parse_scheme
 
 State = dict[str, Tensor]
 Roles = dict[str, Role] | None  # None = by the names of GPT's parameters
@@ -88,16 +88,18 @@ def quantize_state(
     """The stored form of a state dict, residuals included.
 
     calibration: needed if config.needs_calibration. roles: of every tensor, as `model.roles` gives them. Raises
-    ValueError on NaN or infinity, on a cap that allocation=solve cannot meet and, as RoleError, on a tensor without
-    a role.
+    ExportError on NaN, infinity and weights too large for float16 scales, AllocationError on a cap that
+    allocation=solve cannot meet, RoleError on a tensor without a role.
     """
     roles = roles_by_name(state) if roles is None else roles_for(state, roles)
     state = {name: t.detach().cpu() for name, t in state.items()}
     if broken := [name for name, t in state.items() if not torch.isfinite(t).all()]:
-        raise ValueError(f"tensor {broken[0]} holds NaN or infinity; this checkpoint cannot be exported")
+        raise ExportError(f"tensor {broken[0]} holds NaN or infinity; this checkpoint cannot be exported")
+    if broken := [name for name, s in (calibration or {}).items() if not torch.isfinite(s.hessian).all()]:
+        raise ExportError.too_large(broken[0])
     if config.needs_calibration and calibration is None:
         needs = "gptq, fisher steps, low-rank residuals, allocation=solve"
-        raise ValueError(f"these export knobs need calibration: {needs}")
+        raise ExportError(f"these export knobs need calibration: {needs}")
     if config.allocation == "solve":
         floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if name not in calibration}
         weights = {name: state[name] for name in calibration}
@@ -105,16 +107,28 @@ def quantize_state(
         def file_bytes(quantized: Quantized) -> int:
             return len(pack(quantized, config.codec).bytes) + len(code_archive(*quantized.forms))
 
-        return solve(weights, floats, calibration, config, file_bytes)
+        return _storable(solve(weights, floats, calibration, config, file_bytes))
     schemes = {name: scheme_of(t, roles[name], config) for name, t in state.items()}
     floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if schemes[name] is None}
     weights = {name: t for name, t in state.items() if name not in floats}
     tensors = _fit(weights, schemes, roles, config, calibration or {})
+    _storable(Quantized(tensors, {}, floats))  # residuals are fitted to finite errors
     if config.mlp_permutation:
         for name, (order, axis) in neuron_permutations(tensors).items():
             weights[name] = weights[name].index_select(axis, order)
             tensors[name] = permute(tensors[name], order, axis)
-    return Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)
+    return _storable(Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats))
+
+
+def _storable(quantized: Quantized) -> Quantized:
+    """The same. ExportError naming a tensor with a number that float16 could not hold."""
+    arrays = {name: (t,) for name, t in quantized.floats.items()}
+    for stored in (quantized.tensors, quantized.residuals):
+        arrays |= {name: (*arrays.get(name, ()), *form.arrays().values()) for name, form in stored.items()}
+    for name, own in arrays.items():
+        if not all(torch.isfinite(t).all() for t in own):
+            raise ExportError.too_large(name)
+    return quantized
 
 
 def scheme_of(t: Tensor, role: Role, config: ExportConfig) -> QuantScheme | None:
@@ -143,7 +157,7 @@ def _fit(
     used = dict.fromkeys(schemes[name] for name in weights)
     for scheme in used:
         if scheme.per_model and sum(type(other) is type(scheme) for other in used) > 1:
-            raise ValueError(f"one {scheme.word} per model: the tensors with it share its arrays; use equal arguments")
+            raise ExportError(f"one {scheme.word} per model: the tensors with it share its arrays; use equal arguments")
         own = {name: w for name, w in weights.items() if schemes[name] == scheme}
         contexts = {name: fit_context(name, w, scheme, roles[name], config, calibration) for name, w in own.items()}
         stored |= scheme.fit_all(own, contexts)
@@ -153,14 +167,14 @@ def _fit(
 def fit_context(
     name: str, w: Tensor, scheme: QuantScheme, role: Role, config: ExportConfig, calibration: Calibration
 ) -> FitContext:
-    """Inputs of the scheme for this tensor. Raises ValueError if it needs statistics and there are none."""
+    """Inputs of the scheme for this tensor. Raises ExportError if it needs statistics and there are none."""
     bits = config.embed_bits if role.kind == "embedding" else config.weight_quantization_bits
     context = FitContext(bits, config.int8_axis_mode, gptq_block=config.gptq_block)
     gptq = config.gptq and scheme.uses_gptq and w.ndim == 2
     if not gptq and not scheme.needs_calibration:
         return context
     if (statistics := calibration.get(name)) is None:
-        raise ValueError(f"tensor {name} was not seen in calibration, which gptq and fisher steps need")
+        raise ExportError(f"tensor {name} was not seen in calibration, which gptq and fisher steps need")
     factor = factorize_hessian(statistics.hessian, config.gptq_damp, config.gptq_act_order)
     rows, cols = statistics.row_weight, factor.column_weight
     return replace(context, row_weight=rows, col_weight=cols, factor=factor if gptq else None)

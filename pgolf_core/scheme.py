@@ -22,6 +22,15 @@ FOLDER = Path(__file__).parent / "quantization" / "schemes"
 SCHEMES: dict[str, type[QuantScheme]] = {}  # word -> class, of the modules loaded so far
 
 
+class ExportError(ValueError):
+    """Weights or knobs that cannot be exported; the message names the tensor or knob and what would be right."""
+
+    @classmethod
+    def too_large(cls, name: str) -> ExportError:
+        limit = "scales and float tensors end at 65,504; lower matrix_lr or scalar_lr"
+        return cls(f"tensor {name}: weights too large to store, {limit}")
+
+
 @dataclass(frozen=True)
 class FitContext:
     """Inputs of a scheme besides a tensor's weights (rows, cols)."""

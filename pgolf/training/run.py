@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -173,7 +174,11 @@ def finish(run: Run, config: RunConfig) -> Result:
         atomic_write(run.directory / CHECKPOINT, checkpoint)
         result = replace(result, checkpoint_sha256=hashlib.sha256(checkpoint).hexdigest())
     if config.final_roundtrip_eval:
-        trip = round_trip(weights, config, dataset, run.directory / ARTIFACT, ranks=ranks)
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always")
+            trip = round_trip(weights, config, dataset, run.directory / ARTIFACT, ranks=ranks)
+        for remark in dict.fromkeys(str(remark.message) for remark in remarks):
+            run.log(f"warning:{remark}")
         if trip.score.tokens != prequant.tokens:
             prequant = score_model(state.model, config, dataset, roundtrip=True, ranks=ranks)
         run.log.round_trip(trip, export_name(config.export))

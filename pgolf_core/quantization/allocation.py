@@ -18,10 +18,12 @@ from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian
 from pgolf_core.quantization.grids import Grid, geometric_mean, rms, step_grid
 from pgolf_core.quantization.residuals import fit_low_rank
 from pgolf_core.quantization.stored import Quantized
+from pgolf_core.scheme import ExportError
 
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
 MAX_REL_STEP = 64.0  # geometric mean of the steps in σ of a tensor; above it almost all weights round to zero
+MAX_SCALE = 32_768.0  # half of what float16 holds
 MAX_LEVEL = 8_000  # levels on each side of zero; int16 holds four times that, room for error compensation
 
 
@@ -60,6 +62,8 @@ def solve(
         for name, w in weights.items():
             grid = grid_at(lam, w, calibration[name], factors[name])
             integers[name] = grid.round(w, factors[name], config.gptq_block)
+            if not integers[name].scale.isfinite():
+                raise ExportError.too_large(name)
             error = w - integers[name].dequantize()
             if name in residuals:
                 low_ranks[name], _, _ = fit_low_rank(error, calibration[name], config)
@@ -84,7 +88,8 @@ def grid_at(lam: float, w: Tensor, statistics: Statistics, factor: HessianFactor
     """Grid of w with steps lam / √sensitivity; sensitivity (row, col) = row_weight · column_weight, nats / error²."""
     row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
     sensitivity = geometric_mean(row_weight) * geometric_mean(col_weight)
-    c = min(lam / math.sqrt(max(sensitivity, 1e-38)) / max(rms(w).item(), 1e-38), MAX_REL_STEP)
+    size = max(rms(w).item(), 1e-38)
+    c = min(lam / math.sqrt(max(sensitivity, 1e-38)) / size, MAX_REL_STEP, MAX_SCALE / size)
     levels = (w.abs() / step_grid(w, 1.0, row_weight, col_weight).step_size()).max().item()
     return step_grid(w, max(c, levels / MAX_LEVEL), row_weight, col_weight)
 

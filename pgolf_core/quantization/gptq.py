@@ -5,10 +5,15 @@ H being the second moments of the layer's inputs. With compensation column j con
 Hinv is the upper Cholesky factor of H⁻¹.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pgolf_core.scheme import ExportError
+
+MAX_DAMP = 10.0  # times the mean diagonal; above it columns are just rounded
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,33 @@ class HessianFactor:
 def factorize_hessian(H: Tensor, damp: float = 0.01, act_order: bool = True) -> HessianFactor:
     """Factor H (cols, cols) once, for any number of `gptq` calls.
 
-    damp: fraction of the mean diagonal added to the diagonal. act_order: columns of large inputs come first.
+    damp: fraction of the mean diagonal added to the diagonal; where few tokens were seen and it is too small for a
+    factor, it is raised tenfold until there is one, with a warning. act_order: columns of large inputs come first.
     """
     diagonal = H.diagonal()
     perm = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
-    damped = H.double()[perm][:, perm]
+    H, mean, used = H.double()[perm][:, perm], diagonal.double().mean().item(), damp
+    while (Hinv := _inverse_factor(H, used * mean)) is None:
+        if used >= MAX_DAMP:
+            raise ExportError(f"second moments of inputs (mean {mean:.3g}) have no factor even at gptq_damp={used:g}")
+        used = min(10 * used, MAX_DAMP)
+    if used != damp:
+        few = "calibration_tokens are few for it, or some inputs are far larger than others"
+        warnings.warn(f"gptq_damp={damp:g} leaves second moments singular ({few}); raised to {used:g}", stacklevel=2)
+    return HessianFactor(perm, Hinv)
+
+
+def _inverse_factor(H: Tensor, damp: float) -> Tensor | None:
+    """Upper Cholesky factor of (H + damp · I)⁻¹, float32; None if it is not finite or has a zero on its diagonal."""
+    damped = H.clone()
     # The floor keeps a weight that no token reached (H = 0) factorizable: its columns are then just rounded.
-    damped.diagonal().add_(max(damp * diagonal.double().mean().item(), 1e-12))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return HessianFactor(perm, torch.linalg.cholesky(inverse, upper=True).float())
+    damped.diagonal().add_(max(damp, 1e-12))
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return None
+    Hinv, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    Hinv = Hinv.float()
+    return None if failed or not (Hinv.isfinite().all() and Hinv.diagonal().all()) else Hinv
 
 
 def gptq(W: Tensor, scale: Tensor, factor: HessianFactor, qmax: int, block_size: int = 128) -> Tensor:

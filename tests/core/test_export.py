@@ -21,7 +21,9 @@ from pgolf_core.export import export, quantize_state
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.model import GPT
 from pgolf_core.parameters import matrix
+from pgolf_core.quantization.calibration import Statistics
 from pgolf_core.quantization.primitives import relative_error
+from pgolf_core.scheme import ExportError
 
 CASES = json.loads(golden_path("export.json").read_text())["cases"]
 
@@ -122,6 +124,25 @@ def test_refuses_a_diverged_model(state, tmp_path):
         with pytest.raises(ValueError, match="q_gains holds NaN or infinity"):
             export(state | {"q_gains": torch.full((6, 6), bad)}, RunConfig().export, tmp_path / "artifact")
     assert not list(tmp_path.iterdir())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    quantizer=st.sampled_from(["absmax", "sdclip:5:8", "step:0.02", "step:1:row", "ternary", "codebook:4:1", "solve"]),
+    power=st.integers(-40, 38), rank=st.sampled_from([0, 1, 2]), keep=st.sampled_from([0, 65_536]),
+)  # fmt: skip
+def test_weights_of_any_size_are_stored_or_named(quantizer, power, rank, keep):
+    g = torch.Generator().manual_seed(power)
+    w = (torch.randn(24, 16, generator=g) * 10.0**power).clamp(-3e38, 3e38)
+    solved = dict(allocation="solve", cap_bytes=50_000) if quantizer == "solve" else dict(quantizer=quantizer)
+    knobs = solved | dict(int8_residual_rank=rank, int8_residual_budget_bytes=500, keep_float_max_numel=keep)
+    statistics = Statistics(torch.ones(24), torch.eye(16), 1)
+    try:
+        state = quantize_state({"t": w}, RunConfig(**knobs).export, {"t": statistics}, {"t": matrix()}).state_dict()
+    except ExportError as error:
+        assert power > 2 and re.match("tensor t: weights too large to store", str(error))
+    else:
+        assert torch.isfinite(state["t"]).all()
 
 
 def test_what_is_no_artifact_is_refused_with_the_files_name(tmp_path):

@@ -1,10 +1,13 @@
 """GPTQ against its definition: rounding in order with the least-squares mending of what is left."""
 
+import warnings
+
 import pytest
 import torch
 
 from pgolf_core.quantization.gptq import factorize_hessian, gptq
 from pgolf_core.quantization.grids import UNCLIPPED
+from pgolf_core.scheme import ExportError
 
 
 def problem(rows=24, cols=40, seed=0):
@@ -63,6 +66,27 @@ def test_column_weight_is_what_an_error_costs():
     error = gptq(w, steps, order, UNCLIPPED) * steps - w
     expected = len(w) * (steps.square() / 12 * order.column_weight).sum().item()
     assert cost(error, hessian) == pytest.approx(expected, rel=0.03)
+
+
+def few_tokens(cols=256):
+    x = torch.randn(40, cols, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, cols)
+    return x.T @ x  # rank 40
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
+@pytest.mark.parametrize("damp", [1e-4, 1e-8, 1e-12])
+def test_damping_too_small_for_few_tokens_is_raised_and_said(damp, size):
+    dead = torch.diag((torch.arange(64) % 2).float())
+    for hessian in (few_tokens(), torch.ones(64, 64), dead):
+        with warnings.catch_warnings(record=True) as said:
+            factor = factorize_hessian(size * hessian, damp)
+        q = gptq(torch.randn(8, len(hessian)), torch.tensor(0.3), factor, 127)
+        assert torch.isfinite(q).all() and torch.isfinite(factor.column_weight).all()
+        assert all(f"gptq_damp={damp:g}" in str(remark.message) for remark in said)
+    with pytest.warns(UserWarning, match=r"gptq_damp=1e-12 leaves second moments singular .*; raised to 1e-0"):
+        factorize_hessian(few_tokens(), 1e-12)
+    with pytest.raises(ExportError, match="no factor even at gptq_damp=10"):
+        factorize_hessian(torch.full((4, 4), float("inf")), damp)
 
 
 def test_clips_and_survives_a_silent_layer():
