@@ -1,7 +1,7 @@
 """The configuration of one run: `RunConfig(**knobs)` takes flat names and gives groups.
 
-A knob not given comes from the environment (`NUM_LAYERS=12`), then from the track, then from its default in
-knobs.py. The groups read as `.model .data .train .regularizer .export .eval`.
+A knob not given comes from the environment (`PGOLF_NUM_LAYERS=12`, outside of sweeps also `NUM_LAYERS=12`), then from
+the track, then from its default in knobs.py. The groups read as `.model .data .train .regularizer .export .eval`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 import reprlib
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pgolf_core.knobs import DataConfig, EvalConfig, ExportConfig, Group, ModelConfig, RegularizerConfig, TrainConfig
 from pgolf_core.rules import RULES
@@ -27,7 +27,8 @@ from pgolf_core.tracks import TRACKS
 
 # The checkout (editable install). Relative paths of knobs and the runs/ and reports/ folders start here,
 # so that a notebook, papermill and the command line mean the same file whatever their working directory.
-ROOT = Path(os.environ.get("PGOLF_ROOT", Path(__file__).resolve().parents[1]))
+ROOT = Path(os.environ.get("PGOLF_ROOT") or Path(__file__).resolve().parents[1])
+PREFIX = "PGOLF_"  # of environment variables that set knobs everywhere, sweeps included
 
 QUOTE = reprlib.Repr()
 QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlevel = 100, 100, 2
@@ -45,43 +46,39 @@ def _knobs_of(group: type[Group], config: RunConfig) -> Group:
     return group.model_construct(**{name: values[name] for name in group.model_fields})
 
 
-class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig):
+class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig):
     """All knobs of one run, flat. Raises ConfigError naming every bad knob of the call at once.
 
     `RunConfig(track="nano", num_layers=6)`; unset knobs come from the environment, then the track, then
     the defaults. Frozen; `config.with_knobs(seed=2)` returns another one.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
-
     track: Literal["", "nano", "quick", "roundtrip", "fixed_step", "h100"] = Field(
         "", description="named set of values for knobs that are not given otherwise; '' = none"
     )
 
-    def __init__(self, **knobs):
+    def __init__(self, environment: dict[str, str] | None = None, /, **knobs):
+        """environment: knobs from outside; None = environment_knobs(), and the number of processes under torchrun."""
+        outside = environment_knobs(torchrun=True) if environment is None else environment
         known = {name: value for name, value in knobs.items() if name in RunConfig.model_fields}
         unknown = [name for name in knobs if name not in known]
         bad = {name: f"{name[:100]}: no such knob{did_you_mean(name, RunConfig.model_fields)}" for name in unknown}
+        given = TRACKS.get(str((outside | known).get("track", "")), {}) | outside | known
         try:
-            super().__init__(**known)
+            super().__init__(**given)
         except ValidationError as error:
             for e in error.errors():
-                name = str(e["loc"][0]).lower()
-                source = "" if name in known else f" (from the environment, {name.upper()})"
+                name = str(e["loc"][0])
+                source = "" if name in known else f" (from the environment, {_variable(name)})"
                 bad[name] = f"{name}={shown(e['input'])}{source}: {e['msg'][0].lower()}{e['msg'][1:]}"
             # With defaults in place of the bad knobs the rules are still checked, so that one message says it all.
-            super().__init__(**known | {n: f.default for n, f in RunConfig.model_fields.items() if n in bad})
+            super().__init__(**{name: value for name, value in given.items() if name not in bad})
         broken = [message for names, holds, message in RULES if not bad.keys() & names and not holds(self)]
         problems = [*bad.values(), *(message.format(c=self) for message in broken)]
         if problems:
             raise ConfigError("these knobs cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
         for variable, knob in _misspelt(tuple(os.environ)).items():
             warnings.warn(f"environment variable {variable} is no knob; did you mean {knob}?", stacklevel=2)
-
-    @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **unused):
-        track = init_settings.init_kwargs.get("track", env_settings.env_vars.get("track", ""))
-        return init_settings, env_settings, InitSettingsSource(settings_cls, TRACKS.get(track, {}))
 
     @classmethod
     def from_file(cls, path: str | Path, **knobs) -> RunConfig:
@@ -118,6 +115,15 @@ class RunConfig(BaseSettings, ModelConfig, DataConfig, TrainConfig, RegularizerC
         """12 hex digits that name these knobs."""
         return digest(self.model_dump(exclude=HASH_EXCLUDED))
 
+    def taken_from(self, environment: dict[str, str]) -> dict[str, str]:
+        """The part of environment_knobs() that this config took: not what a keyword overrode."""
+        took = {}
+        for name, text in environment.items():
+            with suppress(ValidationError):
+                if TypeAdapter(RunConfig.model_fields[name].annotation).validate_python(text) == getattr(self, name):
+                    took[name] = text
+        return took
+
     def differences(self, other: RunConfig) -> dict[str, tuple]:
         """Knob -> (value here, value in other) for each knob in which the two differ."""
         ours, theirs = self.model_dump(), other.model_dump()
@@ -143,17 +149,30 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def environment_knobs() -> dict[str, str]:
-    """Knobs that the environment sets now: name -> text."""
-    by_torchrun = {"WORLD_SIZE"} if "TORCHELASTIC_RUN_ID" in os.environ else set()
-    given = {name.lower(): value for name, value in os.environ.items() if value and name not in by_torchrun}
-    return {name: value for name, value in given.items() if name in RunConfig.model_fields}
+def environment_knobs(prefixed: bool = False, torchrun: bool = False) -> dict[str, str]:
+    """Knobs that the environment sets now: name -> text.
+
+    prefixed: only by variables that begin with PREFIX, since anything may have set SEED or DEVICE. torchrun: with
+    the WORLD_SIZE that torchrun sets for its processes.
+    """
+    given = {name.lower(): value for name, value in os.environ.items() if value}
+    if "torchelastic_run_id" in given and not torchrun:
+        given.pop("world_size", "")
+    ours = {name: given[PREFIX.lower() + name] for name in RunConfig.model_fields if PREFIX.lower() + name in given}
+    return ours if prefixed else {name: given[name] for name in RunConfig.model_fields if name in given} | ours
+
+
+def _variable(knob: str) -> str:
+    """The environment variable that sets a knob."""
+    names = {name.lower(): name for name, value in os.environ.items() if value}
+    return names.get(PREFIX.lower() + knob) or names.get(knob, knob.upper())
 
 
 @lru_cache(maxsize=8)
 def _misspelt(variables: tuple[str, ...]) -> dict[str, str]:
     """Environment variable -> the knob whose name it nearly is. Cached: the search takes tens of milliseconds."""
     names = [name.upper() for name in RunConfig.model_fields if "_" in name]
-    candidates = [v for v in variables if "_" in v and v.lower() not in RunConfig.model_fields]
-    nearest = {v: difflib.get_close_matches(v, names, n=1, cutoff=0.88) for v in candidates}
+    candidates = {v: v.removeprefix(PREFIX) for v in variables if "_" in v.removeprefix(PREFIX)}
+    unknown = {v: name for v, name in candidates.items() if name.lower() not in RunConfig.model_fields}
+    nearest = {v: difflib.get_close_matches(name, names, n=1, cutoff=0.88) for v, name in unknown.items()}
     return {variable: found[0] for variable, found in nearest.items() if found}

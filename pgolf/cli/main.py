@@ -167,12 +167,14 @@ def _dry_run(checked) -> None:
     from pgolf.runs.table import load_runs
     from pgolf.sweeps.pool import worker_environments
     from pgolf.sweeps.runner import missing
+    from pgolf.sweeps.sweep_file import said_of_environment
     from pgolf.training.forecast import check
 
     jobs, stages = missing(checked)
     to_run = {job.name for job in jobs} | set(stages)
     status = dict(load_runs(checked.directory)[["run", "status"]].itertuples(index=False))
     print(f"{checked.name}: {checked.question}" if checked.question else checked.name)
+    print(*(f"{line}\n" for line in said_of_environment()), sep="", end="")
     for name in [*checked.runs, *checked.stages]:
         print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
     print(f"{len(to_run)} to run, {len(worker_environments([job.config for job in jobs]))} at a time")

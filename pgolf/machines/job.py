@@ -17,7 +17,7 @@ from pgolf.machines.local_runs import forget_errors
 from pgolf.machines.pod import JOB_SCRIPT, Pod, RemoteError, UnreachableError, load_pod
 from pgolf.runs import directory
 from pgolf.sweeps.sweep_file import Sweep, load_sweep
-from pgolf_core.config import RunConfig, digest, environment_knobs
+from pgolf_core.config import PREFIX, RunConfig, digest, environment_knobs
 from pgolf_core.files import atomic_write
 
 Say = Callable[[str], None]
@@ -71,7 +71,7 @@ class Job:
         """settings.sh of job.sh: how an attempt runs `pgolf sweep`, with the local knobs alone."""
         pod, files = self.pod, [f'"$job"/{shlex.quote(name)}' for name in self.files]
         lines = [f"python={shlex.quote(pod.python)} setup={shlex.quote(pod.setup.strip())} gpus={pod.gpus}"]
-        lines += [f"unset {' '.join(name.upper() for name in RunConfig.model_fields)}"]
+        lines += [f"unset {' '.join(PREFIX + name.upper() for name in RunConfig.model_fields)}"]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in _knobs().items()]
         return "\n".join([*lines, f"set -- {' '.join(files)} {shlex.join(self.words)}\n"])
 
@@ -106,8 +106,8 @@ class Job:
 
 
 def _knobs() -> dict[str, str]:
-    """The environment variables that set knobs here."""
-    return {name.upper(): value for name, value in sorted(environment_knobs().items())}
+    """The environment variables that set knobs of sweeps here."""
+    return {PREFIX + name.upper(): value for name, value in sorted(environment_knobs(prefixed=True).items())}
 
 
 def load_job(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from pgolf.disk import parse_object, read_json
-from pgolf.processes import end_with_sweep
+from pgolf.processes import SWEEP_PID, end_with_sweep
 from pgolf.runs.code import code_digest
 from pgolf.runs.result import RunError
 from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
@@ -31,7 +31,7 @@ except ImportError:  # Windows has no shared locks
 if TYPE_CHECKING:  # the CLI needs this module without torch, which takes seconds
     import torch
 
-RUNS = Path(os.environ.get("PGOLF_RUNS", ROOT / "runs"))
+RUNS = Path(os.environ.get("PGOLF_RUNS") or ROOT / "runs")
 INTERRUPTED = "Interrupted"  # error.json of a run that was ended from outside
 LOCK_PATIENCE_SECONDS = 20  # a killed sweep's kernel holds its lock for some seconds
 
@@ -145,10 +145,15 @@ def with_defaults(stored: dict) -> dict:
     return {name: field.default for name, field in RunConfig.model_fields.items()} | stored
 
 
+def outside_knobs() -> dict[str, str]:
+    """Knobs that this run may have from the environment; in a sweep only by prefixed names."""
+    return environment_knobs(prefixed=SWEEP_PID in os.environ)
+
+
 def write_environment(run_dir: Path, device: "torch.device") -> None:
     """environment.json, written at the start, since a failed run has no result to hold it."""
     packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
-    content = describe_environment(device) | {"knobs": environment_knobs(), "packages": dict(sorted(packages.items()))}
+    content = describe_environment(device) | {"knobs": outside_knobs(), "packages": dict(sorted(packages.items()))}
     atomic_write(run_dir / "environment.json", json.dumps(content, indent=1))
 
 

@@ -13,7 +13,7 @@ from pgolf.runs.result import RunError, read_result, stored_result
 from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
 from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments
-from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Sweep, SweepError, load_sweep
+from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Sweep, SweepError, load_sweep, said_of_environment
 from pgolf.training.forecast import check
 from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ConfigError, RunConfig
@@ -126,6 +126,8 @@ def run_sweep(
     with hold_lock(sweep.directory / ".lock", 0, busy):
         for unfinished in sweep.directory.glob(".*.tmp"):  # files of a sweep that was killed
             unfinished.unlink()
+        for line in said_of_environment():
+            say(line)
         jobs, stages = missing(sweep)
         check({job.name: job.config for job in jobs}, say)
         _write_about(sweep, Path(path).stem)

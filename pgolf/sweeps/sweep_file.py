@@ -37,7 +37,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, V
 from pgolf.runs import directory
 from pgolf.runs.directory import folder_name
 from pgolf.sweeps.proxy import proxy_config, proxy_parameters
-from pgolf_core.config import ROOT, ConfigError, RunConfig, did_you_mean, shown
+from pgolf_core.config import PREFIX, ROOT, ConfigError, RunConfig, did_you_mean, environment_knobs, shown
 
 NOTEBOOKS = ROOT / "notebooks"
 GIVEN = ("sweep", "run", "track", "knobs")  # parameters that a sweep gives every notebook; stages get `source` too
@@ -256,11 +256,13 @@ def _check(content: _Content, knobs: dict, shrink: bool) -> tuple[Sweep, list[st
 def _resolve(runs: list[tuple[str, str, dict]], knobs: dict, shrink: bool, problems: list[str]) -> dict[str, RunConfig]:
     """Every run's config. A problem that several runs share is reported once, naming them all."""
     configs, bad, same = {}, defaultdict(list), {}
+    outside = environment_knobs(prefixed=True)
     for name, group, own in runs:
         if sum(map(len, bad.values())) > 3 * MAX_NAMED:
             break
         try:
-            config = configs[name] = proxy_config(RunConfig(**own), knobs) if shrink else RunConfig(**own | knobs)
+            config = RunConfig(outside, **own if shrink else own | knobs)
+            config = configs[name] = proxy_config(config, knobs) if shrink else config
         except ConfigError as error:
             for problem in str(error).splitlines()[1:]:
                 bad[problem.removeprefix("  - ")].append(name)
@@ -272,6 +274,15 @@ def _resolve(runs: list[tuple[str, str, dict]], knobs: dict, shrink: bool, probl
     for problem, names in bad.items():
         problems.append(("every run" if len(names) == len(runs) else "run " + _names(names)) + f": {problem}")
     return configs
+
+
+def said_of_environment() -> list[str]:
+    """Lines about environment variables that set knobs of sweeps, and about those that would only of single runs."""
+    ours, all_names = environment_knobs(prefixed=True), environment_knobs()
+    taken = " ".join(f"{name}={shown(text)}" for name, text in sorted(ours.items()))
+    others = ", ".join(name.upper() for name in sorted(all_names.keys() - ours.keys()))
+    lines = [f"knobs from the environment: {taken}"] * bool(taken)
+    return lines + [f"environment: a sweep does not take {others}; for its runs write {PREFIX}NAME"] * bool(others)
 
 
 def _check_names(sweep: str, names: list[str], problems: list[str]) -> None:

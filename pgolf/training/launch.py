@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pgolf.processes import SWEEP_PID, end_with, end_with_sweep, kill_family
-from pgolf.runs.directory import why_it_failed, write_failure
+from pgolf.runs.directory import outside_knobs, why_it_failed, write_failure
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.files import atomic_write
@@ -111,6 +111,8 @@ def launch(config: RunConfig, run_dir: Path, initial: dict[str, Tensor] | None, 
     say(line) gets rank 0's output. Raises RankError with the content of error.json. No started process outlives this.
     """
     before = why_it_failed(run_dir)
+    if knobs := config.taken_from(outside_knobs()):  # its ranks are given them all
+        say("environment:" + " ".join(f"{name}={value}" for name, value in sorted(knobs.items())))
     with tempfile.TemporaryDirectory() as folder:
         knobs, weights, errors = (Path(folder) / name for name in ("config.json", "initial.safetensors", "stderr"))
         knobs.write_text(json.dumps(config.model_dump()), encoding="utf-8")

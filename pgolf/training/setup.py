@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pgolf.data.dataset import Dataset
-from pgolf.runs.directory import describe_environment
+from pgolf.runs.directory import describe_environment, outside_knobs
 from pgolf.training.device import deterministic_kernels, not_compiled, pick_device, pick_dtype
 from pgolf.training.forecast import Forecast, forecast
 from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
@@ -20,7 +20,7 @@ from pgolf.training.resume import RESUME, TrainError, check_resume, read_resume
 from pgolf.training.round_trip import calibration_of
 from pgolf.training.timer import TrainTimer, seconds_since
 from pgolf_core.batches import training_stream
-from pgolf_core.config import RunConfig, environment_knobs
+from pgolf_core.config import RunConfig
 from pgolf_core.distributed import Ranks
 from pgolf_core.evaluate import Score
 from pgolf_core.optim import newton_schulz_dtype
@@ -113,7 +113,7 @@ def _log_heading(run: Run, config: RunConfig, why_eager: str, muon_dtype: torch.
     log(f"data:{dataset.directory.name} fingerprint:{dataset.fingerprint[:12]} config:{config.hash}")
     share = f"{facts['scored_fraction']:.2%} of the validation split scored"
     log(f"audit:{facts['audit']}, {share}{''.join(f'; {finding}' for finding in facts['findings'])}")
-    if knobs := environment_knobs():
+    if knobs := config.taken_from(outside_knobs()):
         log("environment:" + " ".join(f"{k}={v}" for k, v in sorted(knobs.items())))
     log(f"forecast:{run.expected.verdict(config.cap_bytes)}")
 

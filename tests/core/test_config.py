@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.config import ConfigError, RunConfig, environment_knobs
 from pgolf_core.knobs import TrainConfig
 from pgolf_core.tracks import TRACKS
 
@@ -58,6 +58,22 @@ def test_keyword_beats_environment_beats_track(monkeypatch):
     assert (c.iterations, c.num_layers, c.model_dim, c.tie_embeddings) == (300, 5, 48, False)
     assert RunConfig(track="nano", num_layers=3).num_layers == 3
     assert RunConfig(track="nano").train_seq_len == TRACKS["nano"]["train_seq_len"]
+
+
+def test_prefixed_names_win_and_a_run_knows_what_it_took(monkeypatch):
+    for name, value in {"SEED": "1", "PGOLF_SEED": "2", "COMPILE": "yes", "WIDTH": "3", "PGOLF_RUNS": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert (environment_knobs(), environment_knobs(prefixed=True)) == ({"seed": "2", "compile": "yes"}, {"seed": "2"})
+    c = RunConfig()
+    assert (c.seed, c.compile, c.taken_from(environment_knobs())) == (2, True, environment_knobs())
+    assert RunConfig(seed=3).taken_from(environment_knobs()) == {"compile": "yes"}
+    assert RunConfig(environment_knobs(prefixed=True)).compile is False
+    monkeypatch.setenv("PGOLF_SEED", "many")
+    with pytest.raises(ConfigError, match=r"seed='many' \(from the environment, PGOLF_SEED\)"):
+        RunConfig()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert RunConfig(seed=1).world_size == 2 and "world_size" not in environment_knobs()
 
 
 def test_file_round_trip(tmp_path):

@@ -100,12 +100,12 @@ def test_a_job_of_another_user_or_folder_of_the_machine_is_another_job(job):
 
 
 def test_the_command_and_settings_of_a_job_hold_the_local_knobs(job, tmp_path, monkeypatch):
-    monkeypatch.setenv("NUM_LAYERS", "3")
+    monkeypatch.setenv("PGOLF_NUM_LAYERS", "3")
     monkeypatch.setenv("PGOLF_RUNS", "/my runs")
-    assert job.command.startswith("env NUM_LAYERS=3 'PGOLF_RUNS=/my runs' pgolf remote run ")
+    assert job.command.startswith("env PGOLF_NUM_LAYERS=3 'PGOLF_RUNS=/my runs' pgolf remote run ")
     (tmp_path / "settings.sh").write_text(job.settings)
-    script = '. ./settings.sh; echo "$NUM_LAYERS-$MODEL_DIM-$1-$python"'
-    environment = os.environ | {"MODEL_DIM": "5", "job": "/jobs/1"}
+    script = '. ./settings.sh; echo "$PGOLF_NUM_LAYERS-$PGOLF_MODEL_DIM-$1-$python"'
+    environment = os.environ | {"PGOLF_MODEL_DIM": "5", "job": "/jobs/1"}
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "3--/jobs/1/0-small/small.yaml-/usr/bin/python3\n"
 

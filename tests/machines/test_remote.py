@@ -292,13 +292,13 @@ def test_a_job_that_dies_again_and_again_is_given_up(make, pod, said):
 
 def test_python_setup_and_words_of_an_attempt(local, pod, said, tmp_path, monkeypatch):
     """install.py makes a .venv there, of a python that only prints what it is asked."""
-    monkeypatch.setenv("MATRIX_LR", "0.03")
+    monkeypatch.setenv("PGOLF_MATRIX_LR", "0.03")
     monkeypatch.setattr(remote, "check", lambda job, say: None)
     (local / "tools").mkdir()
     (local / "tools/install.py").write_text(
         "import os, pathlib\npathlib.Path('.venv/bin').mkdir(parents=True, exist_ok=True)\n"
         "pathlib.Path('.venv/bin/python').write_text('#!/bin/sh\\n"
-        'echo "$@"; cat up "$4"; echo $MATRIX_LR $NUM_LAYERS; echo $PGOLF_RUNS; exit 9\')\n'
+        'echo "$@"; cat up "$4"; echo $PGOLF_MATRIX_LR $PGOLF_NUM_LAYERS; echo $PGOLF_RUNS; exit 9\')\n'
         "os.chmod('.venv/bin/python', 0o755)\n"
     )
     (local / "pgolf_core/old.py").touch()
@@ -383,7 +383,7 @@ def test_a_network_that_is_cut_and_a_full_disk_here_are_waited_out(small_disk, m
 
 def test_a_real_sweep_end_to_end(embedded, pod, tmp_path, monkeypatch, said):
     monkeypatch.setattr(directory, "RUNS", tmp_path / "runs")
-    monkeypatch.setenv("MATRIX_LR", "0.03")  # set locally, not on the machine
+    monkeypatch.setenv("PGOLF_MATRIX_LR", "0.03")  # set locally, not on the machine
     base = {"num_layers": 1, "model_dim": 32, "num_heads": 2, "num_kv_heads": 1, "iterations": 4, "cpu_threads": 1}
     base |= {"val_max_tokens": 1024, "roundtrip_val_max_tokens": 1024, "val_batch_size": 1024}
     file = tmp_path / "real sweep.yaml"

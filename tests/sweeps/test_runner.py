@@ -18,7 +18,7 @@ from pgolf.runs.result import ARTIFACT, RunError, read_result, write_result
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.jobs import progress
 from pgolf.sweeps.runner import is_stage_complete, missing, plan, run_sweep, stage_job
-from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names
+from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names, said_of_environment
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 from pgolf_core.export import load
@@ -52,7 +52,9 @@ def test_the_demo_is_a_sound_sweep():
 
 
 def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):
-    monkeypatch.setenv("NUM_LAYERS", "6")
+    monkeypatch.setenv("PGOLF_NUM_LAYERS", "6")
+    for name, value in {"SEED": "1", "MODEL_DIM": "96", "DEVICE": "cuda", "CODEC": "x", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)  # set by something else: no knob of a sweep
     path = sweeps({"track": "nano", "base": {"model_dim": 160}, "runs": {"a": None, "b": {"num_layers": 3}}})
     a, b = plan(load_sweep(path, {"seed": "7"}))
     assert (a.config.num_layers, b.config.num_layers) == (6, 3)
@@ -60,6 +62,10 @@ def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):
     monkeypatch.setenv("NUM_LAYERS", "5")  # a kernel may find this
     assert RunConfig(track="nano", **a.parameters["knobs"]) == a.config
     assert (a.config.num_layers, a.config.model_dim, a.config.seed) == (6, 160, 7)
+    assert (a.config.device, a.config.codec, a.config.world_size) == ("auto", "zlib", 1)
+    taken, ignored = said_of_environment()
+    assert taken == "knobs from the environment: num_layers='6'"
+    assert ignored.startswith("environment: a sweep does not take CODEC, DEVICE, MODEL_DIM, SEED, WORLD_SIZE; ")
     assert a.run_dir == directory.RUNS / "s" / "a"
 
 
