@@ -26,7 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def atomic_write(path: str | Path, content: bytes | str) -> Path:
+def atomic_write(path: str | Path, content: bytes | memoryview | str) -> Path:
     """Write content (text as UTF-8, newlines unchanged) atomically; returns the path."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

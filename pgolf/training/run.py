@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
+from pgolf.disk import explain_disk_errors
 from pgolf.processes import SWEEP_PID
 from pgolf.runs import directory
 from pgolf.runs.directory import locked, run_name, why_it_failed, write_environment
@@ -54,7 +55,11 @@ def train(config: RunConfig, run_dir: str | Path, initial: dict | None = None) -
         if config.world_size > 1 and not under_torchrun():
             launch(config, run_dir, initial, say=tqdm.write)
             return read_result(run_dir)
-    with joined(config.world_size, run_dir) as ranks, locked(run_dir, config) if ranks.first else nullcontext():
+    with (
+        explain_disk_errors(run_dir),
+        joined(config.world_size, run_dir) as ranks,
+        locked(run_dir, config) if ranks.first else nullcontext(),
+    ):
         return _train_if_missing(config, run_dir, initial, ranks)
 
 
@@ -71,7 +76,8 @@ def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ra
             train_loop(run, config)
             return finish(run, config)
     except Exception as error:
-        write_end(run_dir, error)
+        with suppress(OSError):  # a full disk has no room for the reason either
+            write_end(run_dir, error)
         raise
 
 
@@ -86,6 +92,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
             last = timer.expired or state.step == config.iterations
             if last or is_due(state.step, config.val_loss_every):
                 with timer.excluded("validation"):
+                    check_same(run)
                     run.val = evaluate(
                         state.model, run.val_tokens, run.dataset.byte_table, evaluation, state.dtype, ranks
                     )
@@ -108,8 +115,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
                 seconds = timer.seconds()
                 nats = ranks.add_(loss).item() / ranks.size
                 check_finite(nats, "training", state.step)
-                if not ranks.hold_same(state.model.parameters()):  # only rank 0's would be saved
-                    raise TrainError(f"ranks hold different weights at step {state.step}; train with deterministic=1")
+                check_same(run)
                 log.training(state.step, nats, penalty.item(), lr_scale, seconds, config.train_batch_tokens)
                 bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{nats / math.log(2) * run.tokens_per_byte:.3f}")
             timer.update(state.step, ranks)
@@ -132,6 +138,12 @@ def check_finite(nats: float, what: str, step: int) -> None:
         raise TrainError(
             f"{what} loss is {nats} at step {step}; lower matrix_lr, scalar_lr or tied_embed_lr, or set grad_clip_norm"
         )
+
+
+def check_same(run: Run) -> None:
+    """TrainError, on every rank at once, if their weights differ in a bit; a nan on one rank is such a difference."""
+    if not run.ranks.hold_same(run.state.model.parameters()):  # only rank 0's would be saved
+        raise TrainError(f"ranks hold different weights at step {run.state.step}; train with deterministic=1")
 
 
 def check_size_early(run: Run, config: RunConfig) -> None:

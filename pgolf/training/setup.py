@@ -16,7 +16,7 @@ from pgolf.training.device import deterministic_kernels, not_compiled, pick_devi
 from pgolf.training.forecast import Forecast, forecast
 from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
-from pgolf.training.resume import RESUME, TrainError, check_resume, read_resume
+from pgolf.training.resume import RESUME, TrainError, check_resume, naming, read_resume
 from pgolf.training.round_trip import calibration_of
 from pgolf.training.timer import TrainTimer, seconds_since
 from pgolf_core.batches import training_stream
@@ -93,8 +93,9 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
     if config.max_wallclock_seconds and config.final_roundtrip_eval and config.export.needs_calibration:
         _reserve_calibration(run, config, resume)
     if resume:
-        state.load_state_dict(resume["train"])
-        run.timer.load_state_dict(resume["timer"])
+        with naming(run_dir / RESUME):
+            state.load_state_dict(resume["train"])
+            run.timer.load_state_dict(resume["timer"])
         run.resumed, run.forecast_at_tenth = resume["resumed"] + 1, resume["forecast_at_tenth"]
         log(f"resumed at step:{state.step} for the {run.resumed}. time")
     return run

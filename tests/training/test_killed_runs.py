@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -107,6 +108,43 @@ def test_resume_refuses_other_code_and_other_data(embedded, tmp_path, monkeypatc
             train(config, tmp_path / "run")
     torch.save(state, path)
     assert train(config, tmp_path / "run").resumed == 1
+
+
+def test_torn_and_foreign_resume_files_are_named(embedded, tmp_path, killed_at):
+    config, path = tiny(resume_every_seconds=1e-9), tmp_path / "run" / RESUME
+    killed_at(5, config, tmp_path / "run")
+    good = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    luck = random.Random(0)
+    bad = [b"", b"x", good[: len(good) // 2], good[:-1], *(good[: luck.randrange(len(good))] for _ in range(5))]
+    other = state["train"] | {"model": {"w": torch.zeros(2)}}
+    for content in ([1], {"a": 1}, state | {"train": 3}, state | {"train": other}, state | {"timer": {}}):
+        torch.save(content, path)
+        bad.append(path.read_bytes())
+    for content in bad:
+        path.write_bytes(content)
+        with pytest.raises(TrainError, match=r"resume\.pt: torn, or .*; put a good copy .* or delete it to train anew"):
+            train(config, tmp_path / "run")
+    path.write_bytes(good)
+    assert train(config, tmp_path / "run").resumed == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on a file's size")
+@pytest.mark.parametrize("limit", [300, 3000, 200_000, 700_000])
+def test_full_disk_ends_in_one_line_and_nothing_half_written(embedded, tmp_path, limit):
+    """A limit on the size of files stands for the disk: logs, the resume file or the checkpoint do not fit."""
+    script = (
+        "import errno, os, resource, signal, sys; from pgolf.cli.main import main; import pgolf.disk as disk\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); errno.ENOSPC = errno.EFBIG\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.exit(main(sys.argv[1:]))"
+    )
+    words = [f"-k{name}={value}" for name, value in (TINY | dict(resume_every_seconds=0.01)).items()]
+    words = [sys.executable, "-c", script, "train", *words, "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "step/s" not in line]
+    assert done.returncode == 2 and len(said) == 1 and said[0].endswith("which resumes"), done.stderr
+    assert said[0].startswith(f"pgolf: {tmp_path / 'run'}: the disk is full")
+    assert not [*tmp_path.rglob("result.json"), *tmp_path.rglob("*.tmp")]
 
 
 def test_two_writers_cannot_share_a_directory(embedded, tmp_path, monkeypatch):

@@ -151,6 +151,32 @@ def test_ranks_with_other_weights_are_seen(tmp_path):
     assert ALONE.hold_same([torch.ones(3)])
 
 
+@pytest.mark.slow
+@GLOO
+@pytest.mark.parametrize("change", ["float('nan')", "p[0] + 1e-3"])
+def test_a_rank_with_other_weights_ends_all_at_once(embedded, tmp_path, change):
+    script = tmp_path / "drift.py"
+    script.write_text(
+        "import os, sys\nfrom pgolf.training import run\nstep = run.train_step\n"
+        "def drifting(state, lr_scale):\n"
+        "    result = step(state, lr_scale)\n"
+        "    if state.step == 3 and os.environ['RANK'] == '1':\n"
+        "        p = state.model.q_gains.data\n"
+        f"        p[0] = {change}\n"
+        "    return result\n"
+        "run.train_step = drifting\nsys.exit(run.main())\n"
+    )
+    (tmp_path / "knobs.yaml").write_text(json.dumps(TINY | {"world_size": 2}))
+    words = ["--nproc_per_node=2", str(script), "--config", str(tmp_path / "knobs.yaml")]
+    began = time.monotonic()
+    done = subprocess.run([*TORCHRUN, *words, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode and time.monotonic() - began < 120
+    assert json.loads((tmp_path / "run" / "error.json").read_text()) == {
+        "error": "TrainError",
+        "message": "ranks hold different weights at step 3; train with deterministic=1",
+    }
+
+
 def test_one_process_adds_nothing():
     p = torch.nn.Parameter(torch.ones(3))
     gradients = GradientSum([p], ALONE)
