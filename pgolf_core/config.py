@@ -113,7 +113,7 @@ class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportC
     @property
     def hash(self) -> str:
         """12 hex digits that name these knobs."""
-        return digest(self.model_dump(exclude=HASH_EXCLUDED))
+        return hash_of(self.model_dump())
 
     def taken_from(self, environment: dict[str, str]) -> dict[str, str]:
         """The part of environment_knobs() that this config took: not what a keyword overrode."""
@@ -128,6 +128,13 @@ class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportC
         """Knob -> (value here, value in other) for each knob in which the two differ."""
         ours, theirs = self.model_dump(), other.model_dump()
         return {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k]}
+
+
+def hash_of(knobs: dict) -> str:
+    """12 hex digits of the knobs that differ from their defaults: a knob of a later version renames no run."""
+    fields = RunConfig.model_fields
+    changed = {name: v for name, v in knobs.items() if name not in fields or v != fields[name].default}
+    return digest({name: v for name, v in changed.items() if name not in HASH_EXCLUDED})
 
 
 def digest(content: dict) -> str:

@@ -10,18 +10,21 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from pgolf.disk import read_json
+from pgolf.runs.code import code_of
 from pgolf.runs.directory import with_defaults
 from pgolf.runs.result import RunError
 from pgolf_core.config import HASH_EXCLUDED
+from pgolf_core.knobs import ModelConfig
 
 # Settings that name a run or the place it wrote to, and change nothing that it computes.
 IDENTITY = re.compile(
     r"run_id|run_name|logfile|log_path|artifact_dir|model_path|quantized_model_path|.*_(log|out)_?(dir|path|file)"
 )
 OUTSIDE = (
-    "scored_text", "data_fingerprint", "git_commit", "git_dirty", "device_name", "platform", "python", "torch", "numpy",
+    "scored_text", "data_fingerprint", "parameters", "code", "device_name", "platform", "python", "torch", "numpy",
 )  # fmt: skip
 SHARDING = ("data_path", "tokenizer", "tokenizer_path", "vocab_size")  # knobs that change data_fingerprint
+SHAPE = tuple(ModelConfig.model_fields)  # knobs that change the number of parameters
 MACHINE = ("device_name", "platform", "python", "numpy")  # in OUTSIDE, but rarely the cause of a difference
 
 
@@ -34,7 +37,8 @@ def settings(run_dir: str | Path) -> dict:
     if not (run_dir / "import.json").exists():
         config = with_defaults(config)
     result = read_json(run_dir / "result.json") or {}
-    outside = result | (result.get("environment") or {})
+    environment = result.get("environment") or {}
+    outside = result | environment | {"code": code_of(environment) or None}
     knobs = {name: value for name, value in config.items() if name not in HASH_EXCLUDED}
     return knobs | {name: outside[name] for name in OUTSIDE if outside.get(name) is not None}
 
@@ -42,17 +46,21 @@ def settings(run_dir: str | Path) -> dict:
 def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
     """One row per setting that differs: setting, ours, theirs (None if that side has no such knob), kind.
 
-    kind: knob; chance (the seed); identity (names and paths); outside (data, code, machine, versions); follows (other
-    shards of the same scored text, a consequence of another tokenizer).
+    kind: knob; chance (the seed); identity (names and paths); outside (data, code, machine, versions, parameters);
+    follows (other shards of the same scored text, a consequence of another tokenizer; parameters, of another shape).
+    Two runs of code with uncommitted changes of which no digest is known differ in `code`.
     """
     a, b = settings(ours), settings(theirs)
     one_text = a.get("scored_text") is not None and a.get("scored_text") == b.get("scored_text")
     resharded = one_text and any(a.get(name) != b.get(name) for name in SHARDING)
+    reshaped = any(a.get(name) != b.get(name) for name in SHAPE)
+    follows = {"data_fingerprint": resharded, "parameters": reshaped}
     rows = []
     for name in {**a, **b}:
         x, y = a.get(name), b.get(name)
-        if x != y and not (name in OUTSIDE and None in (x, y)):
-            kind = "follows" if resharded and name == "data_fingerprint" else _kind(name, x, y)
+        unknown = name == "code" and str(x).endswith(" with changes")  # equal words, and perhaps other code
+        if (x != y or unknown) and not (name in OUTSIDE and None in (x, y)):
+            kind = "follows" if follows.get(name) else _kind(name, x, y)
             rows.append((name, x, y, kind))
     return pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
 

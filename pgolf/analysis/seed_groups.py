@@ -10,6 +10,7 @@ import pandas as pd
 
 from pgolf.analysis import statistics
 from pgolf.analysis.statistics import Comparison, SeedNoise
+from pgolf.runs.code import code_of
 from pgolf.runs.table import KNOBS
 
 COMPARED = ["delta", "low", "high", "p", "method", "verdict", "half", "detectable"]
@@ -19,7 +20,7 @@ CONFIG = {  # by_config's column: the runs' column and its aggregate over a conf
     "seeds": ("seed", lambda seeds: [int(seed) for seed in seeds]), "index": ("label", list),
     "total_bytes": ("total_bytes", "max"), "over_cap": ("over_cap", "any"), "cap_bytes": ("cap_bytes", "first"),
     "steps": ("steps", lambda steps: (int(steps.min()), int(steps.max()))),
-    "track": ("track", "first"), "time_limit": ("time_limit", "first"),
+    "track": ("track", "first"), "time_limit": ("time_limit", "first"), "code": ("code", "first"),
 }  # fmt: skip
 REPEATS = {  # repeats' column, likewise, over a set of repeats
     "track": ("track", "first"), "time_limited": ("time_limited", "first"),
@@ -27,14 +28,15 @@ REPEATS = {  # repeats' column, likewise, over a set of repeats
     "spread": ("bpb", lambda bpb: bpb.max() - bpb.min()),
     "same_file": ("artifact_sha256", lambda files: bool(files.notna().all() and files.nunique() == 1)),
 }  # fmt: skip
-MACHINE = ("device_name", "torch", "python", "git_commit")
+MACHINE = ("device_name", "torch", "python")
 UNKNOWN = Comparison(math.nan, "", "")  # a baseline compared with itself
 
 
 def same_knobs(table: pd.DataFrame, ignored: tuple[str, ...] = ("seed",)) -> pd.Series:
-    """A hash per run, equal for runs of equal data and equal knobs, `ignored` apart."""
+    """A hash per run, equal for runs of equal data, equal code and equal knobs, `ignored` apart."""
     columns = ["data_fingerprint", *(name for name in KNOBS if name not in ignored)]
-    return pd.util.hash_pandas_object(table[columns].astype(str), index=False)
+    facts = table[columns].assign(code=table.environment.map(code_of))
+    return pd.util.hash_pandas_object(facts.astype(str), index=False)
 
 
 def noise_by_track(runs: pd.DataFrame) -> dict[tuple[str, float], SeedNoise | None]:
@@ -49,7 +51,7 @@ def noise_by_track(runs: pd.DataFrame) -> dict[tuple[str, float], SeedNoise | No
 
 
 def repeats(runs: pd.DataFrame) -> pd.DataFrame:
-    """Trained runs of equal knobs, seed, machine and commit, whatever their sweeps: one row per set of several.
+    """Trained runs of equal knobs, seed, machine and code, whatever their sweeps: one row per set of several.
 
     Columns: track, time_limited, seed, places (list of sweep/run), n, spread (highest − lowest bpb), same_file (all
     artifacts have equal bytes).
@@ -69,20 +71,23 @@ def repeats(runs: pd.DataFrame) -> pd.DataFrame:
 def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
     """One row per config: the runs of one sweep that differ in seed and repeat only. Baselines first, then by bpb.
 
+    Runs of other code (see code_of) are another config.
+
     across_sweeps: group the runs of all sweeps together and compare nothing with a baseline.
 
     Columns: sweep, arm (the config's name in its sweep file), kind, is_baseline; runs, seeds (lists), index (labels
     of the rows of `runs`); n (samples), bpb (their mean), sd; total_bytes (of the largest run), over_cap (any run);
-    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); samples (bpb by seed); delta, low, high,
-    p, method, verdict, half, detectable of its statistics.Comparison.
+    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); code; samples (bpb by seed); delta,
+    low, high, p, method, verdict, half, detectable of its statistics.Comparison.
 
-    A trained config is compared with the sweep's baseline, an export with the run that it exports, by the text. p and
-    interval are simultaneous over the trained configs of a sweep, and over its exports.
+    A trained config is compared with its baseline_of, an export with the run that it exports, by the text. p and
+    interval are simultaneous over the trained configs of one baseline, and over a sweep's exports.
     """
     facts = runs.assign(
         is_baseline=(runs.run == runs.control) & (runs.kind == "train"),
         time_limit=runs.max_wallclock_seconds.astype(float),
         label=runs.index,
+        code=runs.environment.map(code_of),
     )
     keys = [*([] if across_sweeps else [runs.sweep]), runs.kind, same_knobs(runs)]
     groups = facts.groupby(keys, sort=False)
@@ -103,14 +108,21 @@ def _comparisons(runs: pd.DataFrame, table: pd.DataFrame) -> dict[int, Compariso
     noises, found = noise_by_track(runs), {}
     for _, sweep in table.groupby("sweep"):
         is_trained = sweep.kind == "train"
-        for _, baseline in sweep[sweep.is_baseline][:1].iterrows():
-            found |= _compare(runs, sweep[is_trained & ~sweep.is_baseline], baseline, noises)
+        rest = sweep[is_trained & ~sweep.is_baseline]
+        for baseline, own in rest.groupby(baseline_of(sweep, rest)):
+            found |= _compare(runs, own, sweep.loc[baseline], noises)
         exports = sweep["index"][~is_trained]
         for j, labels in exports.items():
             same = runs.checkpoint_sha256 == runs.checkpoint_sha256[labels[0]]
             source = runs.index[same & (runs.kind == "train")]
             found[j] = _compare_files(runs, labels, list(source), len(exports)) or UNKNOWN
     return found
+
+
+def baseline_of(table: pd.DataFrame, configs: pd.DataFrame) -> pd.Series:
+    """For each config the row label of its baseline in by_config's table: that of its code, else the first; or None."""
+    labels = {code: label for label, code in reversed(list(table.code[table.is_baseline].items()))}
+    return configs.code.map(lambda code: labels.get(code, next(reversed(labels.values()), None)))
 
 
 def _compare(

@@ -166,7 +166,7 @@ def sweep(arguments: argparse.Namespace) -> int:
 def _dry_run(checked) -> None:
     from pgolf.runs.table import load_runs
     from pgolf.sweeps.pool import worker_environments
-    from pgolf.sweeps.runner import missing
+    from pgolf.sweeps.runner import done_by_other_code, missing
     from pgolf.sweeps.sweep_file import said_of_environment
     from pgolf.training.forecast import check
 
@@ -174,7 +174,7 @@ def _dry_run(checked) -> None:
     to_run = {job.name for job in jobs} | set(stages)
     status = dict(load_runs(checked.directory)[["run", "status"]].itertuples(index=False))
     print(f"{checked.name}: {checked.question}" if checked.question else checked.name)
-    print(*(f"{line}\n" for line in said_of_environment()), sep="", end="")
+    print(*(f"{line}\n" for line in [*said_of_environment(), *done_by_other_code(checked)]), sep="", end="")
     for name in [*checked.runs, *checked.stages]:
         print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
     print(f"{len(to_run)} to run, {len(worker_environments([job.config for job in jobs]))} at a time")
@@ -186,7 +186,8 @@ def train(arguments: argparse.Namespace) -> int:
 
     knobs = dict(arguments.knobs)
     config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
-    run_dir = arguments.run_dir or directory.RUNS / "explore" / directory.run_name(config)
+    explore = directory.RUNS / "explore"
+    run_dir = arguments.run_dir or explore / directory.run_name(config, explore)
     train(config, run_dir)
     print(run_dir)
     return 0

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from pgolf.analysis import diff, frontier
+from pgolf.analysis import diff, frontier, seed_groups
 from pgolf.disk import read_json
 from pgolf.reports.figures import rank_correlation
 from pgolf.reports.labels import md
 from pgolf.reports.tables import format_interval
+from pgolf.runs.code import short_code
 
 
 def listed(items: Sequence[str], most: int, between: str = ", ") -> str:
@@ -90,9 +91,15 @@ def left_out(runs: pd.DataFrame) -> str:
 def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[str, list[str]]) -> list[str]:
     """One sentence per config of a sweep that did not change just what its file says. changes: of sweep.json."""
     texts = []
-    for baseline in rows[rows.is_baseline][:1].itertuples():
+    for arm, own in rows[rows.kind == "train"].groupby("arm"):
+        if own.code.nunique() > 1:
+            parts = [f"{md(', '.join(one.runs))} ({short_code(one.code)})" for one in own.itertuples()]
+            texts.append(f"**{md(arm)}: made by several versions of the code**, not pooled: {'; '.join(parts)}.")
+    changed = rows[~rows.is_baseline & rows.arm.isin(changes.keys())]
+    for label, configs in changed.groupby(seed_groups.baseline_of(rows, changed)):
+        (baseline,) = rows.loc[[label]].itertuples()
         base = {int(group.seed[i]): group.path[i] for i in reversed(baseline.index)}
-        for config in rows[~rows.is_baseline & rows.arm.isin(changes.keys())].itertuples():
+        for config in configs.itertuples():
             problems = {}
             for i in config.index:
                 differs = diff.between(group.path[i], base.get(int(group.seed[i]), group.path[baseline.index[0]]))

@@ -19,7 +19,7 @@ import filelock
 
 from pgolf.disk import parse_object, read_json
 from pgolf.processes import SWEEP_PID, end_with_sweep
-from pgolf.runs.code import code_digest
+from pgolf.runs.code import check_code, code_digest
 from pgolf.runs.result import RunError
 from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
 from pgolf_core.files import atomic_write
@@ -36,10 +36,14 @@ INTERRUPTED = "Interrupted"  # error.json of a run that was ended from outside
 LOCK_PATIENCE_SECONDS = 20  # a killed sweep's kernel holds its lock for some seconds
 
 
-def describe_environment(device: "torch.device") -> dict:
-    """Versions, device, digest of the code, git commit, and whether the checkout differs from it."""
+def describe_environment(device: "torch.device", studies: bool = False) -> dict:
+    """Versions, device, digest of the code (see code_digest), git commit, and whether the checkout differs from it.
+
+    Raises RunError if the code was edited since this process loaded it.
+    """
     import torch
 
+    check_code(studies)
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain")
@@ -51,7 +55,7 @@ def describe_environment(device: "torch.device") -> dict:
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
-        "code": code_digest(),
+        "code": code_digest(studies=studies),
         "git_commit": commit,
         "git_dirty": None if dirty is None else bool(dirty),
     }
@@ -66,9 +70,16 @@ def git(*words: str) -> str | None:
     return answer.stdout.strip()
 
 
-def run_name(config: RunConfig) -> str:
-    """Directory name derived from the knobs: equal knobs give equal names."""
-    return f"{config.track or 'run'}-{config.hash}"
+def run_name(config: RunConfig, folder: Path) -> str:
+    """Directory name derived from the knobs, or the name that an older version gave to a run of these knobs there."""
+    prefix = config.track or "run"
+    if not (folder / f"{prefix}-{config.hash}").exists():
+        for other in sorted(folder.glob(f"{prefix}-{'[0-9a-f]' * 12}")):
+            with suppress(ConfigError, RunError):
+                check_config(other, config)
+                if (other / "config.json").exists():
+                    return other.name
+    return f"{prefix}-{config.hash}"
 
 
 def folder_name(name: str) -> str:

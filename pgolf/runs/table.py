@@ -10,7 +10,7 @@ from pgolf.disk import read_json
 from pgolf.runs import integrity
 from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, read_failure, run_directories, with_defaults
 from pgolf.runs.result import TIME, Result, RunError, read_result, whole_protocol
-from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest
+from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest, hash_of
 
 KNOBS = [name for name in RunConfig.model_fields if name not in HASH_EXCLUDED]  # knobs that change a run's result
 COMPARABLE = ("scored_text", "roundtrip_bytes", "protocol")  # columns that two comparable scores share
@@ -117,9 +117,8 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
         elif error:
             row |= {"status": "failed", "problem": f"{error}: {message}"}
         return row
-    same = result.kind == "import" or result.config_hash == digest(
-        {k: v for k, v in config.items() if k not in HASH_EXCLUDED}
-    )
+    of_older_versions = digest({k: v for k, v in config.items() if k not in HASH_EXCLUDED})
+    same = result.kind == "import" or result.config_hash in (hash_of(config), of_older_versions)
     if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
         return row | {"status": "damaged", "problem": problem}
     protocol = whole_protocol(result, row.get("precision", "auto"))

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
+from pgolf.runs.code import other_code
 from pgolf.runs.directory import describe_environment, locked
 from pgolf.runs.result import (
     ARTIFACT,
@@ -91,8 +94,10 @@ def derive(
     with locked(run_dir, config), cpu_threads(config.cpu_threads):
         stored = stored_result(run_dir, source_dir, source)
         if stored is not None and answers(stored):
+            if made := other_code(stored):
+                tqdm.write(f"{run_dir.name}: complete, {made}; to make it anew, name another run or delete {run_dir}")
             return stored
+        environment = describe_environment(pick_device(config.train), studies=True)
         made = make(source, trained, config)
         name = f"{source_dir.parent.name}/{source_dir.name}"
-        environment = describe_environment(pick_device(config.train))
         return write_result(run_dir, replace(made, source=name, config_hash=config.hash, environment=environment))

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pgolf.processes import interactive
+from pgolf.runs.code import other_code
 from pgolf.runs.directory import last_words, metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
 from pgolf_core.config import RunConfig
@@ -58,6 +59,8 @@ def finish(job: Job, returncode: int, seconds: float) -> list[Failure]:
     else:
         line += f"on {result.source}"
     say(f"{line}  {seconds:.0f} s")
+    if made := other_code(result):
+        say(f"  {job.name}: {made}; its figures are not pooled with runs of that code")
     if reason:
         say(f"  complete, but its notebook ended early: {reason} (see {job.log})")
     return []

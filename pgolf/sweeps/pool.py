@@ -10,12 +10,14 @@ from tqdm import tqdm
 
 from pgolf.processes import gpu_environments, kill_family, visible_gpus
 from pgolf.runs import directory
+from pgolf.runs.code import code_digest
 from pgolf.sweeps import kernel_process
 from pgolf.sweeps.jobs import Failure, Job, failed, finish, progress, say
 from pgolf.sweeps.sweep_file import SweepError
 from pgolf_core.config import RunConfig
 
 POLL_SECONDS = 0.5
+CODE_CHANGED = "not started: the code was edited while the sweep ran; run the sweep again to go on with the new code"
 MAX_LOST_WORKERS = 5  # per run; then it is given up
 
 
@@ -26,13 +28,20 @@ class WorkerLost(Exception):
 def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
     """Execute all jobs. A job whose worker is lost is the next to start; however this ends, no process goes on.
 
+    After an edit of the code, or of a notebook, no further job is started, and those that run go on.
+
     pool: any object with the methods of LocalPool.
     """
+    notebooks = {job.notebook.name for job in jobs}
+    code = code_digest(notebooks)
     waiting, active, failures, lost = list(jobs), {}, [], Counter()  # active: job -> when it started
     done_before = bar.n
     try:
         while waiting or active:
             pool.refresh()
+            if waiting and code_digest(notebooks, fresh=True) != code:
+                failures += [failed(job.name, CODE_CHANGED, job.log) for job in waiting]
+                waiting.clear()
             try:
                 while waiting and pool.start(waiting[0]):
                     active[waiting.pop(0)] = time.perf_counter()

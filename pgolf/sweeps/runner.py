@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pgolf.disk import read_json
 from pgolf.runs import directory, integrity
+from pgolf.runs.code import other_code
 from pgolf.runs.directory import check_config, hold_lock
 from pgolf.runs.result import RunError, read_result, stored_result
 from pgolf.runs.table import best_training_run, load_runs
@@ -97,6 +98,17 @@ def is_stage_complete(stage: Job) -> bool:
     return True
 
 
+def done_by_other_code(sweep: Sweep) -> list[str]:
+    """One line per other code that made complete runs of this sweep. They stay, and are not pooled with new ones."""
+    runs: dict[str, list[str]] = {}
+    for name in [*sweep.runs, *sweep.stages]:
+        result = read_result(sweep.directory / name)
+        if result is not None and (made := other_code(result)):
+            runs.setdefault(made, []).append(name)
+    way = "they stay, and are not pooled with runs of this code; delete their folders to run them again"
+    return [f"complete, {made}: {', '.join(names)}; {way}" for made, names in runs.items()]
+
+
 def datasets(configs: Iterable[RunConfig]) -> dict[str, RunConfig]:
     """Fingerprint of each dataset that runs use -> a config that uses it; builds embedded corpora. Raises DataError."""
     distinct = {(c.data_path, c.tokenizer_path, c.vocab_size): c for c in configs}
@@ -129,6 +141,8 @@ def run_sweep(
         for line in said_of_environment():
             say(line)
         jobs, stages = missing(sweep)
+        for line in done_by_other_code(sweep):
+            say(line)
         check({job.name: job.config for job in jobs}, say)
         _write_about(sweep, Path(path).stem)
         datasets(job.config for job in jobs)  # built once, and its problems reported before anything runs

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pgolf.disk import explain_disk_errors
 from pgolf.processes import SWEEP_PID
 from pgolf.runs import directory
+from pgolf.runs.code import other_code
 from pgolf.runs.directory import locked, run_name, why_it_failed, write_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, evaluation_protocol, read_result, write_result
 from pgolf.training import flops
@@ -67,6 +68,8 @@ def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ra
     if (result := ranks.share(read_result(run_dir))) is not None:
         if ranks.first:
             (run_dir / RESUME).unlink(missing_ok=True)  # left by a kill right after result.json was written
+            if made := other_code(result):
+                tqdm.write(f"{run_dir.name}: complete, {made}; to train it anew, name another run or delete {run_dir}")
         return result
     try:
         with cpu_threads(config.cpu_threads):
@@ -234,7 +237,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         knobs = dict(pair.partition("=")[::2] for pair in arguments.knobs)
         config = RunConfig.from_file(arguments.config, **knobs) if arguments.config else RunConfig(**knobs)
-        run_dir = arguments.run_dir or directory.RUNS / "explore" / run_name(config)
+        explore = directory.RUNS / "explore"
+        run_dir = arguments.run_dir or explore / run_name(config, explore)
         train(config, run_dir, load_checkpoint(arguments.initial) if arguments.initial else None)
     except Exception as error:
         return _end_rank(error, run_dir, first)

@@ -17,6 +17,8 @@ from pathlib import Path
 from python_minifier import minify
 
 PACKAGE = Path(__file__).parents[1]
+# Read with the package: an edit while a run trains must not get into its artifact.
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
 # Names that a reader calls, by module.
 ENTRY_POINTS = {
@@ -67,7 +69,7 @@ def reader_modules(*forms: type) -> dict[str, str]:
     while todo:
         module, name = todo.pop()
         if module not in modules:
-            modules[module] = _definitions((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+            modules[module] = _definitions(SOURCES[f"{module.replace('.', '/')}.py"])
             todo.append((module, FUTURE))
         statement = modules[module].get(name)
         if statement is None or statement in kept:

@@ -23,13 +23,23 @@ MADE = {"git_commit": "a" * 40, "torch": "2.13.0", "device_name": "x"}
          "claimed and not changed: matrix_lr; changed and not claimed: model_dim"),
         ({"knobs": {"seed": 2}}, ["model_dim"], "no knob differs, only seed"),
         ({"knobs": {"model_dim": 256}, "data_fingerprint": "f" * 64, "environment": {"git_commit": "b", "torch": "2"}},
-         ["model_dim"], "outside of the knobs: data_fingerprint, git_commit, torch"),
+         ["model_dim"], "outside of the knobs: data_fingerprint, code, torch"),
+        ({"knobs": {"matrix_lr": 0.05}, "total": 600_000}, ["matrix_lr"], "outside of the knobs: parameters"),
+        ({"knobs": {"model_dim": 256}, "total": 600_000}, ["model_dim"], ""),
+        ({"knobs": {"model_dim": 256}, "environment": MADE | {"code": "e" * 64}},
+         ["model_dim"], "outside of the knobs: code"),
     ],
 )  # fmt: skip
 def test_a_claim_holds_or_is_refused_in_words(tmp_path, changes, claimed, problem):
     a = make_run(tmp_path, "s/control", environment=MADE)
     b = make_run(tmp_path, "s/other", **{"environment": MADE} | changes)
     assert diff.judge(diff.between(b, a), claimed) == problem
+
+
+def test_uncommitted_changes_of_unknown_content_are_no_clean_comparison(tmp_path):
+    changed = MADE | {"git_dirty": True}
+    a, b = (make_run(tmp_path, f"s/{n}", environment=changed, knobs={"model_dim": n}) for n in (192, 256))
+    assert diff.judge(diff.between(b, a), ["model_dim"]) == "outside of the knobs: code"
 
 
 def test_older_configs_have_the_defaults_of_later_knobs(tmp_path):
@@ -72,5 +82,7 @@ def test_every_seed_of_a_config_is_checked_against_its_claimed_changes(tmp_path)
     lines = sorted(sentences.unclean_comparisons(seed_groups.by_config(runs), runs, changes))
     assert lines == [
         "**deep-s1, deep-s2: not a clean comparison**: claimed and not changed: num_layers.",
-        "**wide-s2: not a clean comparison**: outside of the knobs: git_commit.",
+        "**wide-s2: not a clean comparison**: outside of the knobs: code.",
+        "**wide: made by several versions of the code**, not pooled: wide-s1 (commit aaaaaaaa); "
+        "wide-s2 (commit bbbbbbbb).",
     ]

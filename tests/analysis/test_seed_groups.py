@@ -197,7 +197,32 @@ def test_files_of_one_checkpoint_are_compared_by_their_text(tmp_path):
 
 def test_all_knobs_but_the_seed_and_the_shards_make_a_config():
     table = pd.DataFrame([RunConfig(track="nano", seed=s, num_layers=n).model_dump() for s in (1, 2) for n in (2, 3)])
-    table["data_fingerprint"] = "ab" * 32
+    table = table.assign(data_fingerprint="ab" * 32, environment=[{}] * 4)
     assert seed_groups.same_knobs(table).nunique() == 2 and seed_groups.same_knobs(table, ()).nunique() == 4
     assert seed_groups.same_knobs(table, ("seed", "num_layers")).nunique() == 1
     assert seed_groups.same_knobs(table.assign(data_fingerprint=["a", "a", "b", "b"])).nunique() == 4
+
+
+def test_seeds_of_other_code_are_not_pooled_and_the_page_says_so(tmp_path):
+    """Two uncommitted edits have one commit and one flag; only the digest of the code tells them apart."""
+    for seed, code in ((1, "aa" * 32), (2, "aa" * 32), (3, "bb" * 32)):
+        made = {"environment": {"code": code, "git_commit": "c" * 40, "git_dirty": True}}
+        make_config(tmp_path, "control", [2.5 + 0.001 * seed], seeds=[seed], **made)
+        make_config(tmp_path, "wide", [2.4 + 0.001 * seed], {"model_dim": 256}, [seed], **made)
+    write_sweep(tmp_path, ["control", "wide"], seeds=(1, 2, 3))
+    runs = only_group(tmp_path)
+    table = seed_groups.by_config(runs)
+    assert sorted(zip(table.arm, table.seeds.map(tuple), strict=True)) == [
+        ("control", (1, 2)), ("control", (3,)), ("wide", (1, 2)), ("wide", (3,)),
+    ]  # fmt: skip
+    own = seed_groups.baseline_of(table, table[table.arm == "wide"])
+    assert [table.code[label] for label in own] == list(table.code[own.index])
+    said = sentences.unclean_comparisons(table, runs, {"wide": ["model_dim"]})
+    split = (
+        "made by several versions of the code**, not pooled: control-s1, control-s2 (code aaaaaaaa); control-s3 (code"
+    )
+    assert len(said) == 2 and split in said[0]
+    noise = seed_groups.noise_by_track(runs)[("nano", 0.0)]
+    assert noise.dof == 2  # one pair of seeds per config
+    again = [make_run(tmp_path, f"again/{n}", environment={"code": n * 64}, knobs={"seed": 9}) for n in "ab"]
+    assert len(again) == 2 and seed_groups.repeats(only_group(tmp_path)).empty

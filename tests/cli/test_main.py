@@ -11,6 +11,7 @@ from support.training import TINY, tiny
 
 from pgolf.cli import main
 from pgolf.runs import directory, table
+from pgolf.runs.code import code_digest
 from pgolf.runs.directory import run_directories, run_name, write_failure
 from pgolf.runs.result import Result, read_result, write_result
 from pgolf_core.config import RunConfig
@@ -88,7 +89,7 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
     (run_dir,) = run_directories(root)
     assert status == 0 and out.splitlines()[-1] == str(run_dir)
     expected = tiny(iterations=2, seed=5)
-    assert run_dir == root / "explore" / run_name(expected)
+    assert run_dir == root / "explore" / run_name(expected, run_dir.parent)
     assert read_result(run_dir).config_hash == expected.hash
 
 
@@ -156,8 +157,8 @@ def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
     (root / "s" / "a").mkdir(parents=True)
     config = RunConfig(track="nano")
     (root / "s" / "a" / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
-    result = Result(kind="train", config_hash=config.hash, seed=1337, track="nano")
-    write_result(root / "s" / "a", result)
+    made = {"code": code_digest()}
+    write_result(root / "s" / "a", Result("train", config.hash, seed=1337, track="nano", environment=made))
     status, out, _ = pgolf(capfd, "sweep", path, "--dry-run")
     words = [line.split() for line in out.splitlines()]
     assert status == 0 and words[0] == ["s:", "why?"]

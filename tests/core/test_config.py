@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pgolf_core.config import ConfigError, RunConfig, environment_knobs
+from pgolf_core.config import ConfigError, RunConfig, environment_knobs, hash_of
 from pgolf_core.knobs import TrainConfig
 from pgolf_core.tracks import TRACKS
 
@@ -155,3 +155,11 @@ def test_a_config_with_quantizers_loads_no_torch():
     code += "assert not config.export.needs_calibration; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_knob_of_a_later_version_at_its_default_changes_no_hash():
+    config = RunConfig(track="nano", num_layers=3)
+    knobs = config.model_dump()
+    assert hash_of({name: v for name, v in knobs.items() if name != "mlp_permutation"}) == config.hash
+    assert hash_of(knobs | {"mlp_permutation": True}) != config.hash != hash_of(knobs | {"no_longer_a_knob": 1})
+    assert config.with_knobs(allow_over_cap=True).hash == config.hash

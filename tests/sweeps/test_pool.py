@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 import yaml
+from support.runs import make_run
 from tqdm import tqdm
 
 from pgolf.runs import directory
@@ -78,3 +79,33 @@ def test_a_run_that_no_worker_survives_and_one_without_disk_fail_and_the_others_
     assert reasons.keys() == {"lost", "full"} and "No space left on device" in reasons["full"]
     assert "given up after 6 workers; the last: worker tcp://a:1 (a) is gone" in reasons["lost"]
     assert workers.started == {"lost": 6, "full": 1, "good": 1}
+
+
+def test_after_an_edit_of_the_code_what_runs_goes_on_and_nothing_else_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(directory, "RUNS", tmp_path)
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0)
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({"track": "nano", "runs": {n: {"seed": i} for i, n in enumerate("abc")}}))
+    jobs = plan(load_sweep(path))
+    digests = ["before"]
+
+    class OneAtATime(Fake):
+        def start(self, job):
+            if self.started.total() and digests[-1] == "before":
+                return False
+            self.started[job.name] += 1
+            make_run(tmp_path, f"s/{job.name}", knobs={"seed": job.config.seed}, environment={"code": "before"})
+            return True
+
+        def poll(self, job):
+            digests.append("after")
+            return 0
+
+    monkeypatch.setattr(pool, "code_digest", lambda notebooks, fresh=False: digests[-1] if fresh else "before")
+    workers = OneAtATime()
+    with tqdm(disable=True) as bar:
+        failures = run_jobs(workers, jobs, bar)
+    assert dict(workers.started) == {"a": 1}
+    assert [(f.run, f.reason) for f in failures] == [(name, pool.CODE_CHANGED) for name in "bc"]
+    said = capsys.readouterr().out
+    assert "a: made by code before, and the code now is " in said and "not pooled" in said

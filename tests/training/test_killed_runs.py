@@ -95,7 +95,10 @@ def test_resume_refuses_other_code_and_other_data(embedded, tmp_path, monkeypatc
     config, path = tiny(resume_every_seconds=1e-9), tmp_path / "run" / RESUME
     killed_at(5, config, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(code, "_packages", lambda: b"edited")
+        patch.setattr(code, "_sources", lambda studies: b"edited")
+        with pytest.raises(RunError, match="edited after this process loaded it"):
+            train(config, tmp_path / "run")
+        patch.setattr(code, "LOADED", dict.fromkeys((False, True), b"edited"))
         with pytest.raises(TrainError, match=r"other code; delete .* to train anew, or check out that code \(commit"):
             train(config, tmp_path / "run")
     state = torch.load(path, weights_only=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from support.training import tiny, what_counts
 from pgolf.data import embedded_corpus
 from pgolf.data.dataset import Dataset, validation_tokens
 from pgolf.runs.code import code_digest
-from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result, write_result
 from pgolf.runs.table import load_metrics, load_runs
 from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.resume import TrainError
@@ -156,6 +157,16 @@ def test_other_tokenizers_score_the_same_text(embedded, tmp_path, tokenizer, mon
     assert (ours.scored_text, ours.roundtrip_bytes) == (theirs.scored_text, theirs.roundtrip_bytes)
     assert ours.roundtrip_tokens != theirs.roundtrip_tokens and ours.data_fingerprint != theirs.data_fingerprint
     assert ours.roundtrip_bytes == sum(len(document.text.encode()) for document in small_documents()[:30])
+
+
+def test_a_complete_run_of_other_code_is_returned_with_words(finished, tmp_path, capsys):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    made = read_result(run_dir)
+    write_result(run_dir, replace(made, environment=made.environment | {"code": "ab" * 32}))
+    config = tiny(compression_reg_weight=0.005)
+    assert train(config, run_dir).environment["code"] == "ab" * 32
+    said = capsys.readouterr().out
+    assert "run: complete, made by code abababab, and the code now is " in said and "name another run or delete" in said
 
 
 def test_complete_run_is_not_trained_again(finished):

@@ -144,10 +144,9 @@ def entry():return Kept().used(TEXT)
 """
 
 
-def test_only_definitions_that_an_entry_point_reaches_are_kept(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(SOURCE)
-    (tmp_path / "files.py").write_text("def atomic_path(): pass\ndef atomic_write(path, key): pass\n")
-    monkeypatch.setattr(packing, "PACKAGE", tmp_path)
+def test_only_definitions_that_an_entry_point_reaches_are_kept(monkeypatch):
+    files = "def atomic_path(): pass\ndef atomic_write(path, key): pass\n"
+    monkeypatch.setattr(packing, "SOURCES", {"mine.py": SOURCE, "files.py": files})
     monkeypatch.setattr(packing, "ENTRY_POINTS", {"mine": ("entry",)})
     kept = {name: text.strip() for name, text in reader_modules().items()}
     assert kept == {"mine": KEPT.strip(), "files": "def atomic_write(path,key):0"}
