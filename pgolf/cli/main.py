@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR", help="folder; default: reports")
 
     sub = command(artifact, "artifact", "check an artifact file and list its bytes by part and tensor")
-    sub.add_argument("file", type=existing_file, metavar="FILE", help="artifact.pgolf of a run")
+    sub.add_argument("file", metavar="FILE", help="artifact.pgolf of a run")
 
     sub = command(submission, "submission", "score a run's artifact again, audit its data, and pack a record folder")
     sub.add_argument("run", metavar="RUN", help="sweep/run below runs/, or a folder")

@@ -19,7 +19,7 @@ from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import model_of, score_model
 from pgolf_core.artifact.code_archive import code_archive
-from pgolf_core.artifact.format import unpack
+from pgolf_core.artifact.format import read_model
 from pgolf_core.config import ROOT
 from pgolf_core.evaluate import Score
 from pgolf_core.export import load
@@ -49,7 +49,7 @@ def submit(run_dir: str | Path, out: str | Path | None = None) -> Path:
     if damage := integrity.damage(run_dir, vars(result), thorough=True):
         raise SubmissionError(f"{run_dir}: damaged ({damage}): not what the run wrote")
     dataset = open_dataset(config)
-    code = code_archive(*unpack((run_dir / ARTIFACT).read_bytes()).forms)
+    code = code_archive(*read_model(run_dir / ARTIFACT).forms)
     found = audit.audit(dataset, seq_len=config.train_seq_len)
     audit.store(dataset, found)
     _refuse(run_dir, _problems(result, dataset, code, found))

@@ -92,7 +92,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def model_of(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:
-    """A model with these weights, its embedding in the precision that training holds it in."""
+    """A model with these weights, its embedding in the precision that training holds it in.
+
+    Raises RunError if they are not the weights of such a model.
+    """
+    try:
+        with torch.device("meta"):  # compares names and shapes before it takes memory
+            GPT(config.model).load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise RunError(
+            f"the weights are not those of the run's config: {' '.join(str(error).split())[:300]}"
+        ) from error
     model = GPT(config.model).to(device)
     cast_embedding(model, pick_dtype(config.train, device))
     model.load_state_dict(state)

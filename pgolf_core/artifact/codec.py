@@ -38,6 +38,7 @@ CELLS = 1 << 20  # row levels × column levels × symbols, at most
 BIT = 4096  # units of cost per bit; no 4096·log2(n) is within 1e-8 of a half
 LARGE = 1 << 20  # bytes; to try every codec on more takes seconds
 OVERHEAD = 4  # bytes per coded array: way of differencing, coder's state
+BLOCK_ENTRIES = 1 << 11  # table entries that take as long to read as the rest of a block, 0.3 ms
 
 Spec = tuple[np.dtype, tuple[int, ...]]  # dtype and shape of an array
 Operation = tuple[np.ndarray, np.ndarray | int]  # symbols; their frequencies or, if uniform, their bits
@@ -69,10 +70,14 @@ def encode(arrays: Sequence[np.ndarray], codec: str) -> bytes:
     return library("brotli").compress(raw, quality=11, lgwin=24)
 
 
-def decode(blob: bytes, specs: Sequence[Spec], codec: str) -> list[np.ndarray]:
-    """The inverse of encode. Raises ArtifactError on a blob that does not hold exactly these arrays."""
+def decode(blob: bytes, specs: Sequence[Spec], codec: str, entries: list[int] | None = None) -> list[np.ndarray]:
+    """The inverse of encode. Raises ArtifactError on a blob that does not hold exactly these arrays.
+
+    entries: how many table entries its blocks may still have, one number for all sections of a file; counted down.
+    """
     if codec == "ans":
-        return [_read_body(body, *spec) for body, spec in zip(split(blob, len(specs)), specs, strict=True)]
+        entries = entries or [1 << 40]
+        return [_read_body(body, *spec, entries) for body, spec in zip(split(blob, len(specs)), specs, strict=True)]
     ends = np.cumsum([dtype.itemsize * math.prod(shape) for dtype, shape in specs], dtype=np.int64).tolist()
     raw = _decompress(blob, ends[-1] if ends else 0, codec)
     return [_from_bytes(raw[a:b], *spec) for a, b, spec in zip([0, *ends], ends, specs, strict=False)]
@@ -112,16 +117,17 @@ def _decompress(blob: bytes, size: int, codec: str) -> bytes:
     """Exactly `size` bytes; never decompresses more than one byte beyond."""
     errors = {"zlib": zlib.error, "lzma": (lzma.LZMAError, EOFError)}.get(codec) or library(codec).error
     try:
-        if codec == "zlib":
-            raw = zlib.decompressobj().decompress(blob, size + 1)
-        elif codec == "lzma":
-            raw = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA_FILTERS).decompress(blob, size + 1)
+        if codec == "brotli":
+            stream = library(codec).Decompressor()  # refuses bytes after the end
+            raw, whole = stream.process(blob, output_buffer_limit=size + 1), stream.is_finished()
         else:
-            raw = library(codec).Decompressor().process(blob, output_buffer_limit=size + 1)
+            lzma_stream = codec == "lzma" and lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA_FILTERS)
+            stream = lzma_stream or zlib.decompressobj()
+            raw, whole = stream.decompress(blob, size + 1), stream.eof and not stream.unused_data
     except errors as error:
         raise ArtifactError(f"a {codec} section cannot be decoded ({error})") from error
-    if len(raw) != size:
-        raise ArtifactError(f"a {codec} section does not hold the {size:,} bytes that its arrays take")
+    if len(raw) != size or not whole:
+        raise ArtifactError(f"a {codec} section does not hold the {size:,} bytes that its arrays take, and no more")
     return raw
 
 
@@ -302,7 +308,7 @@ def _model(frequencies: np.ndarray | int) -> Any:
 def _classes(levels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Indices of a matrix's flat elements sorted by class, and the number of elements per class that occurs."""
     classes = np.add.outer(*(n.astype(np.uint16) for n in levels)).ravel()
-    counts = np.bincount(classes)
+    counts = np.convolve(*map(np.bincount, levels))
     return np.argsort(classes, kind="stable"), counts[counts > 0]
 
 
@@ -322,7 +328,7 @@ def _body(q: np.ndarray, plan: _Plan) -> bytes:
     return head + levels + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
 
 
-def _read_body(body: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _read_body(body: bytes, dtype: np.dtype, shape: tuple[int, ...], entries: list[int]) -> np.ndarray:
     """The array of a block's body. Raises ArtifactError."""
     count = math.prod(shape)
     if len(body) == dtype.itemsize * count:
@@ -331,17 +337,17 @@ def _read_body(body: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarr
         return np.zeros(shape, dtype)
     try:
         if dtype.kind == "f":
-            planes = _read_matrix(body, np.dtype(np.uint8), (dtype.itemsize, count))
+            planes = _read_matrix(body, np.dtype(np.uint8), (dtype.itemsize, count), entries)
             return _from_bytes(planes.T.tobytes(), dtype, shape)
         rows = shape[0] if len(shape) > 1 else 1
-        return _read_matrix(body, dtype, (rows, count // max(rows, 1))).reshape(shape)
-    except ArtifactError:  # raised by the blocks of levels
+        return _read_matrix(body, dtype, (rows, count // max(rows, 1)), entries).reshape(shape)
+    except ArtifactError:  # raised by the blocks of levels, and by too many entries
         raise
     except (ValueError, IndexError) as error:
         raise ArtifactError(f"an ans block cannot be decoded ({error})") from error
 
 
-def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int]) -> np.ndarray:
+def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int], entries: list[int]) -> np.ndarray:
     """(rows, cols) from the body of one that is coded. Raises ValueError or IndexError."""
     size = dtype.itemsize
     way, start = body[0], 1 + 2 * size
@@ -351,10 +357,15 @@ def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int]) -> np.nda
     if shape[0] > 1:  # a block of levels is one row, which ends the recursion
         for i, level in enumerate(levels):
             part, start = _next_body(body, start)
-            levels[i] = _read_body(part, level.dtype, level.shape)
+            levels[i] = _read_body(part, level.dtype, level.shape, entries)
     order, counts = _classes(levels)
     if way >= WAYS or low + symbols - 1 > np.iinfo(dtype).max or len(counts) * symbols > max(CELLS, symbols):
         raise ValueError("its head is wrong")
+    if body[start:].endswith(b"\0"):
+        raise ValueError("zero bytes follow it")
+    entries[0] -= BLOCK_ENTRIES + len(counts) * symbols
+    if entries[0] < 0:
+        raise ArtifactError("more numbers than a file of its size can mean")
     words = body[start:] + bytes(-(len(body) - start) % 4)
     coder = library("ans").stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
     flat = np.full(math.prod(shape), low, dtype)
@@ -364,8 +375,8 @@ def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int]) -> np.nda
         weights = roots.clip(0, 2**19) ** 2
         if roots.min() < 0 or not 0 < weights.sum(axis=1).min() <= weights.sum(axis=1).max() < 2**39:
             raise ValueError("its tables are wrong")
-        parts = [coder.decode(_model(f), n) for f, n in zip(_frequencies(weights), counts.tolist(), strict=True)]
-        flat[order] = np.concatenate(parts) + low
+        for f, places in zip(_frequencies(weights), np.split(order, np.cumsum(counts[:-1])), strict=True):
+            flat[places] = coder.decode(_model(f), len(places)) + low
     if not coder.is_empty():
         raise ValueError("it is longer than its array")
     return flat.reshape(shape)

@@ -22,14 +22,27 @@ from typing import Any
 
 import numpy as np
 
-from pgolf_core.artifact.codec import CODECS, LIBRARIES, ArtifactError, Spec, decode, encode, library, smallest, split
+from pgolf_core.artifact.codec import (
+    CODECS,
+    LIBRARIES,
+    ArtifactError,
+    Spec,
+    decode,
+    encode,
+    library,
+    smallest,
+    split,
+)
 
 VERSION = 1
 MAGIC = b"\x89PGF\r\n\x1a\n"  # like PNG's: not text, and damaged by any change of line ends
 PREAMBLE = struct.Struct("<8sHIIQI")
 CHECKSUM = 16
 DTYPES = ("int8", "uint8", "int16", "float16", "float32")
+FILE_LIMIT = 1 << 28  # bytes of a file, at most: a reader holds all of it
 HEADER_LIMIT = 1 << 22  # bytes of JSON, at most
+SECTIONS, ARRAYS = 64, 1 << 15  # in a file, at most
+MANY = 512  # arrays whose blocks may have more tables than a reader takes
 ALIENS = {
     b"\x80": "a pickle",
     b"PK\x03\x04": "a zip archive, as torch.save writes",
@@ -71,19 +84,24 @@ class _Section:
 
 
 def decoded_limit(stored: int) -> int:
-    """Bytes that a file of `stored` bytes may decompress to: weights never reach 64:1, a bomb does."""
-    return 2**25 + 64 * stored
+    """Bytes that a file of `stored` bytes may decompress to: weights never reach 64:1, many never 16:1, a bomb does.
+
+    No tensor dequantizes to more numbers, and tables under 'ans' have at most a quarter as many entries.
+    """
+    return 2**25 + min(64 * stored, 2**24 + 16 * stored)
 
 
 def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dict[str, Any], codec: str) -> Packed:
     """The file of these arrays. parts: array -> part of the account; codec: one of CODECS, or "auto" for the smallest.
 
-    Raises ValueError on other dtypes than DTYPES, on an `about` that is not JSON, and on arrays that compress
-    beyond `decoded_limit`.
+    Raises ValueError on other dtypes than DTYPES, on names that do not print, on an `about` that is not JSON, and on
+    arrays that are larger or more than a reader takes.
     """
     if alien := [f"{name} {a.dtype}" for name, a in arrays.items() if a.dtype.name not in DTYPES]:
         raise ValueError(f"cannot store {', '.join(alien)}; dtypes are {', '.join(DTYPES)}")
     names = sorted(arrays, key=lambda name: (parts[name], name))
+    if not all(map(str.isprintable, names)):
+        raise ValueError("cannot store arrays with line ends or other control characters in their names")
     sections, blobs = [], []
     for part in sorted({parts[name] for name in names}):
         members = [arrays[name] for name in names if parts[name] == part]
@@ -101,23 +119,30 @@ def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dic
     stored = encode([np.frombuffer(text, np.uint8)], "lzma")
     size = PREAMBLE.size + len(stored) + sum(map(len, blobs)) + CHECKSUM
     decoded = _decoded_bytes([(a.dtype, a.shape) for a in arrays.values()])
-    if len(text) > HEADER_LIMIT or decoded > decoded_limit(size):
+    if len(text) > HEADER_LIMIT or len(names) > ARRAYS or decoded > decoded_limit(size):
         raise ValueError(f"{size:,} bytes cannot say that they hold {decoded:,} of arrays, {len(text):,} of header")
+    if size > FILE_LIMIT:
+        raise ValueError(f"an artifact of {size:,} bytes; a reader takes at most {FILE_LIMIT:,}")
     preamble = PREAMBLE.pack(MAGIC, VERSION, len(stored), len(text), size, zlib.crc32(stored))
     file = b"".join([preamble, stored, *blobs])
+    file += _checksum(file)
+    if len(names) > MANY:
+        unpack_arrays(file)  # whether a reader takes as many blocks
     account = {s.part: s.length for s in sections} | {"metadata": size - sum(map(len, blobs))}
-    return Packed(file + _checksum(file), account, {s.part: s.codec for s in sections})
+    return Packed(file, account, {s.part: s.codec for s in sections})
 
 
 def unpack_arrays(blob: bytes) -> Unpacked:
     """The inverse of pack_arrays. Raises ArtifactError on anything but a complete artifact."""
-    header_size, text_size = _check(blob)
+    header_size, text_size, crc = check_preamble(blob[: PREAMBLE.size], len(blob))
     start = PREAMBLE.size + header_size
+    if zlib.crc32(blob[PREAMBLE.size : start]) != crc:
+        raise ArtifactError("damaged: its header is not what was written")
     text = decode(blob[PREAMBLE.size : start], [(np.dtype(np.uint8), (text_size,))], "lzma")[0].tobytes()
     try:
         names, specs, sections, about, libraries = _parse(text)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ArtifactError(f"its header is not an artifact's ({error})") from error
+        raise ArtifactError(f"its header is not an artifact's ({str(error)[:100]})") from error
     blobs = []
     for s in sections:
         blobs.append(blob[start : start + s.length])
@@ -130,10 +155,10 @@ def unpack_arrays(blob: bytes) -> Unpacked:
         raise ArtifactError("damaged in its " + " and ".join(damaged))
     if _checksum(blob[:-CHECKSUM]) != blob[-CHECKSUM:]:
         raise ArtifactError("damaged: its checksum is not that of its bytes")
-    arrays, sizes = {}, {}
+    arrays, sizes, entries = {}, {}, [decoded_limit(len(blob)) // 4]
     for s, stored in zip(sections, blobs, strict=True):
         members, own = names[len(arrays) :][: s.count], specs[len(arrays) :][: s.count]
-        arrays |= zip(members, _decode(stored, own, s, libraries), strict=True)
+        arrays |= zip(members, _decode(stored, own, s, libraries, entries), strict=True)
         sizes |= zip(members, map(len, split(stored, s.count)) if s.codec == "ans" else [None] * s.count, strict=True)
     account = {s.part: s.length for s in sections}
     account["metadata"] = len(blob) - sum(account.values())
@@ -153,23 +178,26 @@ def _crc(arrays: Sequence[np.ndarray]) -> int:
     return zlib.crc32(b"".join(a.astype(a.dtype.newbyteorder("<"), copy=False).tobytes() for a in arrays))
 
 
-def _check(blob: bytes) -> tuple[int, int]:
-    """Bytes of the header as stored and as text, after checking kind and length. Raises ArtifactError."""
-    if not blob.startswith(MAGIC):
-        like = next((kind for start, kind in ALIENS.items() if blob.startswith(start)), "")
+def check_preamble(start: bytes, length: int) -> tuple[int, int, int]:
+    """Bytes of the header as stored and as text, and its crc, from the first bytes of a file of this length.
+
+    Raises ArtifactError on another kind of file, another length and one that is too large.
+    """
+    if not start.startswith(MAGIC):
+        like = next((kind for begin, kind in ALIENS.items() if start.startswith(begin)), "")
         raise ArtifactError("not a pgolf artifact" + (f"; begins like {like}" if like else ""))
-    if len(blob) < PREAMBLE.size:
-        raise ArtifactError(f"cut short: {len(blob)} bytes, the beginning alone has {PREAMBLE.size}")
-    _, version, header_size, text_size, size, crc = PREAMBLE.unpack_from(blob)
+    if len(start) < PREAMBLE.size:
+        raise ArtifactError(f"cut short: {len(start)} bytes, the beginning alone has {PREAMBLE.size}")
+    _, version, header_size, text_size, size, crc = PREAMBLE.unpack(start)
     if version != VERSION:
         raise ArtifactError(f"version {version}; this reads {VERSION}")
-    if len(blob) < size:
-        raise ArtifactError(f"cut short: {len(blob):,} of {size:,} bytes")
-    if len(blob) > size or PREAMBLE.size + header_size + CHECKSUM > size or text_size > HEADER_LIMIT:
-        raise ArtifactError(f"damaged: its lengths do not fit its {len(blob):,} bytes")
-    if zlib.crc32(blob[PREAMBLE.size : PREAMBLE.size + header_size]) != crc:
-        raise ArtifactError("damaged: its header is not what was written")
-    return header_size, text_size
+    if length < size:
+        raise ArtifactError(f"cut short: {length:,} of {size:,} bytes")
+    if length > size or PREAMBLE.size + header_size + CHECKSUM > size or text_size > HEADER_LIMIT:
+        raise ArtifactError(f"damaged: its lengths do not fit its {length:,} bytes")
+    if length > FILE_LIMIT:
+        raise ArtifactError(f"{length:,} bytes are more than the {FILE_LIMIT:,} that an artifact may have")
+    return header_size, text_size, crc
 
 
 def _parse(text: bytes) -> tuple[list[str], list[Spec], list[_Section], dict, dict[str, str]]:
@@ -181,9 +209,10 @@ def _parse(text: bytes) -> tuple[list[str], list[Spec], list[_Section], dict, di
     specs = [(np.dtype(DTYPES[DTYPES.index(d)]), tuple(shape)) for d, shape in zip(dtypes, shapes, strict=True)]
     numbers = [n for s in sections for n in (s.count, s.length, s.stored_crc, s.decoded_crc)]
     numbers += [n for _, shape in specs for n in (*shape, 64 - len(shape))]  # numpy knows 64 dimensions
+    numbers += [SECTIONS - len(sections), ARRAYS - len(names), *(40 - len(s.part) for s in sections)]
     words = [*names, *libraries.values(), *(s.part for s in sections)]
-    if any(type(n) is not int or n < 0 for n in numbers) or any(type(w) is not str for w in words):
-        raise ValueError("a number or a name is none")
+    if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers) or not all(map(str.isprintable, words)):
+        raise ValueError("a number or name out of range")
     if any(s.codec not in CODECS for s in sections):
         raise ValueError("an unknown codec")
     if not all(re.fullmatch(r"[\w.+]{1,40}", v) for v in libraries.values()):  # we tell users to install it
@@ -195,7 +224,9 @@ def _parse(text: bytes) -> tuple[list[str], list[Spec], list[_Section], dict, di
     return names, specs, sections, about, libraries
 
 
-def _decode(stored: bytes, specs: list[Spec], section: _Section, libraries: dict[str, str]) -> list[np.ndarray]:
+def _decode(
+    stored: bytes, specs: list[Spec], section: _Section, libraries: dict[str, str], entries: list[int]
+) -> list[np.ndarray]:
     """The arrays of a section, with both checksums. Raises ArtifactError that names the part."""
     written = ""
     if section.codec in LIBRARIES:
@@ -203,7 +234,7 @@ def _decode(stored: bytes, specs: list[Spec], section: _Section, libraries: dict
         library(section.codec, libraries.get(package))
         written = f"; it was written with {package} {libraries.get(package)}, here is {metadata.version(package)}"
     try:
-        arrays = decode(stored, specs, section.codec)
+        arrays = decode(stored, specs, section.codec, entries)
     except ArtifactError as error:
         raise ArtifactError(f"its {section.part} cannot be decoded: {error}{written}") from error
     if _crc(arrays) != section.decoded_crc:

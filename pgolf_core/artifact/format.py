@@ -6,6 +6,8 @@ tensors and codebooks are known by their kinds; any other stored form is named b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,17 @@ import numpy as np
 import torch
 
 from pgolf_core.artifact.codec import ArtifactError
-from pgolf_core.artifact.container import Packed, Unpacked, pack_arrays, unpack_arrays
+from pgolf_core.artifact.container import (
+    PREAMBLE,
+    Packed,
+    Unpacked,
+    check_preamble,
+    decoded_limit,
+    pack_arrays,
+    unpack_arrays,
+)
 from pgolf_core.quantization.primitives import QuantizedTensor, RankOne
-from pgolf_core.quantization.stored import Quantized, form
+from pgolf_core.quantization.stored import FLOATS, Quantized, checked, form
 
 # Part of the byte account by kind of array; kinds of other stored forms count as weights.
 PARTS = {
@@ -24,6 +34,7 @@ PARTS = {
     **dict.fromkeys(["left", "right", "left_scale", "right_scale"], "residuals"),
     "float": "float tensors",
 }
+MAX_SUM = 2.0**48  # of the magnitudes of an array of scales or factors: no product of them overflows float32
 ACCOUNT = (*dict.fromkeys(PARTS.values()), "metadata")
 
 
@@ -59,56 +70,116 @@ def to_arrays(quantized: Quantized) -> tuple[dict[str, np.ndarray], dict[str, An
 
 
 def from_arrays(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Quantized:
-    """The inverse of to_arrays. Raises KeyError if something is missing."""
+    """The inverse of to_arrays; dequantizes nothing.
+
+    Raises KeyError, TypeError, ValueError … on whatever to_arrays would not have made, with finite numbers.
+    """
     stored: dict[str, dict[str, torch.Tensor]] = {}  # parameter -> kind -> tensor
     for name, array in arrays.items():
         kind, _, parameter = name.partition("/")
-        stored.setdefault(parameter, {})[kind] = torch.from_numpy(array)
-    shared = stored.pop("", {})
+        t = stored.setdefault(parameter, {})[kind] = torch.from_numpy(array)
+        if t.is_floating_point() and not t.abs().sum(dtype=torch.float64) < (math.inf if kind == "float" else MAX_SUM):
+            raise ValueError(f"{name[:80]} holds NaN, infinity or numbers as large")
+    shared, columns = stored.pop("", {}), set(about["columns"])
     quantized = Quantized({}, {}, {})
     for name, own in stored.items():
-        if "float" in own:
-            quantized.floats[name] = own["float"]
-        elif word := about.get("forms", {}).get(name) or ("codebook" if "index" in own else ""):
-            quantized.tensors[name] = form(word).from_arrays(own | shared)
+        try:
+            _read_tensor(quantized, name, own, shared, name in columns, about)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{name[:80]}: {str(error)[:80]}") from error
+    used = {t.shared for t in quantized.tensors.values()}
+    noted = {*about.get("forms", ()), *columns} - quantized.tensors.keys()
+    noted |= {*about.get("groups", ())} - quantized.residuals.keys() | about.keys() - {"columns", "forms", "groups"}
+    if strays := shared.keys() - used | noted:
+        raise ValueError(f"no tensor has {min(strays)[:80]}")
+    return quantized
+
+
+def _bounded(quantized: Quantized, size: int) -> Quantized:
+    """The model of a file of `size` bytes. Raises ValueError if dequantizing it takes more than weights can take."""
+    sizes = [math.prod(getattr(t, "shape", ())) for t in quantized.tensors.values()]
+    work = [r.left.numel() * r.shape[1] for r in quantized.residuals.values()]
+    if max(sum(sizes), sum(work) // 64) > decoded_limit(size):
+        raise ValueError("more numbers than a file of its size can mean")
+    return quantized
+
+
+def _read_tensor(
+    quantized: Quantized, name: str, own: dict[str, torch.Tensor], shared: dict, axis_1: bool, about: dict[str, Any]
+) -> None:
+    """Add a parameter of these arrays to the model. Errors as from_arrays."""
+    if "float" in own:
+        quantized.floats[name] = checked(own, "float", FLOATS, *own["float"].shape)
+        known = {"float"}
+    else:
+        if word := about.get("forms", {}).get(name) or ("codebook" if "index" in own else ""):
+            t = form(word).from_arrays(own | shared)
         else:
-            quantized.tensors[name] = QuantizedTensor.from_arrays(own, name in about["columns"])
-        if "left" in own and own["left"].ndim == 1:
-            quantized.residuals[name] = RankOne(own["left"], own["right"])
-        elif "left" in own:
+            t = QuantizedTensor.from_arrays(own, axis_1)
+        quantized.tensors[name], known = t, t.arrays().keys()
+    if "left" in own:
+        if own["left"].ndim == 1:
+            residual = RankOne.from_arrays(own)
+        else:
             from pgolf_core.quantization.lowrank import LowRank  # only a file that has some brings its code
 
-            quantized.residuals[name] = LowRank.from_arrays(own, about["groups"][name])
-    return quantized
+            residual = LowRank.from_arrays(own, about["groups"][name])
+        if getattr(quantized.tensors[name], "shape", residual.shape) != residual.shape:
+            raise ValueError(f"residual is of shape {residual.shape}")
+        quantized.residuals[name], known = residual, known | residual.arrays().keys()
+    if strays := own.keys() - known:
+        raise ValueError(f"no tensor has {min(strays)[:80]}")
 
 
 def pack(quantized: Quantized, codec: str) -> Packed:
     """The artifact's bytes; codec as pack_arrays. Raises ValueError as to_arrays and pack_arrays."""
     arrays, about = to_arrays(quantized)
-    return pack_arrays(arrays, {name: part_of(name) for name in arrays}, about, codec)
+    packed = pack_arrays(arrays, {name: part_of(name) for name in arrays}, about, codec)
+    _bounded(quantized, len(packed.bytes))
+    return packed
 
 
 def unpack(artifact: bytes) -> Quantized:
     """The inverse of pack. Raises ArtifactError."""
-    unpacked = unpack_arrays(artifact)
-    return from_arrays(unpacked.arrays, unpacked.about)
+    return _model(unpack_arrays(artifact))
 
 
 def read(path: str | Path) -> Unpacked:
-    """An artifact file's arrays and byte account. Raises ArtifactError naming the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such artifact")
-    try:
-        return unpack_arrays(path.read_bytes())
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from error
+    """A model's arrays and byte account. Raises ArtifactError naming the file."""
+    return _read(path)[0]
+
+
+def read_model(path: str | Path) -> Quantized:
+    """A model as it is stored. Raises ArtifactError naming the file."""
+    return _read(path)[1]
 
 
 def load(path: str | Path) -> dict[str, torch.Tensor]:
     """Artifact file -> state dict of float32 tensors. Raises ArtifactError naming the file."""
-    unpacked = read(path)
+    return _read(path, Quantized.state_dict)[1]
+
+
+def _read(path: str | Path, use: Callable[[Quantized], Any] | None = None) -> tuple[Unpacked, Any]:
+    """A file's arrays, and what `use` makes of their model.
+
+    The kind of file is looked at before it is opened, its first bytes and its length before the rest is read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"{path}: " + ("not a regular file" if path.exists() else "no such artifact"))
     try:
-        return from_arrays(unpacked.arrays, unpacked.about).state_dict()
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ImportError) as error:
-        raise ArtifactError(f"{path}: its arrays are not those of a model ({error!r})") from error
+        with path.open("rb") as f:
+            check_preamble(f.read(PREAMBLE.size), path.stat().st_size)
+            f.seek(0)
+            unpacked = unpack_arrays(f.read())
+        return unpacked, _model(unpacked, use)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _model(unpacked: Unpacked, use: Callable[[Quantized], Any] | None = None) -> Any:
+    try:
+        quantized = _bounded(from_arrays(unpacked.arrays, unpacked.about), sum(unpacked.parts.values()))
+        return use(quantized) if use else quantized
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ImportError) as error:
+        raise ArtifactError(f"its arrays are not those of a model ({repr(error)[:200]})") from error

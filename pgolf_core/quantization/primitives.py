@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf_core.quantization.stored import stored_form
+from pgolf_core.quantization.stored import FLOATS, INTEGERS, checked, stored_form
 
 CLIP_QUANTILE = 0.9999984  # quantile of |w| along a channel at which it is clipped
 SCALE_DTYPE = torch.float16
@@ -43,8 +43,19 @@ class QuantizedTensor:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Tensor], axis_1: bool = False) -> QuantizedTensor:
-        axis = int(axis_1) if arrays["scale"].ndim else None
-        return cls(arrays["q"], arrays["scale"], axis, arrays.get("rows"), arrays.get("cols"))
+        """Raises KeyError or ValueError on arrays that do not fit each other."""
+        q, scale = arrays["q"], arrays["scale"]
+        axis = int(axis_1) if scale.ndim else None
+        # Only a tensor with nothing but one scale has another number of dimensions than two.
+        q = checked(arrays, "q", INTEGERS, *(q.shape if len(arrays) + scale.ndim == 2 else [-1, -1]))
+        checked(arrays, "scale", FLOATS, *([] if axis is None else [q.size(axis)]))
+        sizes = {"rows": q.size(0), "cols": q.size(1)} if len(arrays) > 2 else {}
+        exponents = {kind: checked(arrays, kind, INTEGERS[:1], n) for kind, n in sizes.items() if kind in arrays}
+        return cls(q, scale, axis, exponents.get("rows"), exponents.get("cols"))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.q.shape
 
     def step_size(self) -> Tensor:
         """float32, broadcastable to q."""
@@ -128,6 +139,14 @@ class RankOne:
 
     def arrays(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Tensor]) -> RankOne:
+        return cls(*(checked(arrays, kind, FLOATS[:1], -1) for kind in ("left", "right")))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.left), len(self.right)
 
     def dequantize(self) -> Tensor:
         return torch.outer(self.left.float(), self.right.float())

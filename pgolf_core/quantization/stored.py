@@ -1,6 +1,8 @@
 """The stored form of a model: what an artifact holds, before it is bytes. A reader needs no more of quantization.
 
-A stored form is a class with `arrays() -> {kind: tensor}`, `from_arrays(arrays)` and `dequantize() -> float32`.
+A stored form is a class with `arrays() -> {kind: tensor}`, `from_arrays(arrays)`, `dequantize() -> float32` and, so
+that a hostile file is refused before any arithmetic, `shape` of what it dequantizes to. `from_arrays` takes each array
+by `checked`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
+
+INTEGERS, FLOATS = (torch.int8, torch.int16), (torch.float16, torch.float32)  # dtypes of levels, of scales
 
 FORMS: dict[str, type[Stored]] = {}  # word -> class, of the modules loaded so far
 
@@ -24,6 +29,18 @@ class Stored(Protocol):
 
     def arrays(self) -> dict[str, Tensor]: ...
     def dequantize(self) -> Tensor: ...
+
+
+def checked(arrays: dict[str, Tensor], kind: str, dtypes: tuple[torch.dtype, ...], *shape: int) -> Tensor:
+    """The array of a kind. Raises KeyError if there is none, ValueError on another dtype or shape; -1 = any length."""
+    t = arrays[kind]
+    if (
+        t.dtype not in dtypes
+        or t.ndim != len(shape)
+        or any(n not in (-1, m) for n, m in zip(shape, t.shape, strict=True))
+    ):
+        raise ValueError(f"{kind} is {t.dtype} of shape {tuple(t.shape)}")
+    return t
 
 
 def stored_form(word: str, shared: str = "") -> Callable[[type], type]:

@@ -149,6 +149,8 @@ def test_an_artifact_is_accounted_for(capfd, tmp_path):
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
     status, _, err = pgolf(capfd, "artifact", tmp_path / "a")
     assert status == 2 and err.startswith("pgolf: ") and "cut short" in err
+    status, _, err = pgolf(capfd, "artifact", tmp_path)
+    assert status == 2 and err == f"pgolf: {tmp_path}: not a regular file\n"
 
 
 def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):

@@ -21,10 +21,12 @@ from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result, write
 from pgolf.runs.table import load_metrics, load_runs
 from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.resume import TrainError
+from pgolf.training.round_trip import model_of
 from pgolf.training.run import train
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import load
 from pgolf_core.files import DataError
+from pgolf_core.model import GPT
 from pgolf_core.quantization.allocation import AllocationError
 from pgolf_core.shards import read_shard
 
@@ -203,6 +205,11 @@ def test_bad_input_stops_before_any_work(embedded, tmp_path):
         with pytest.raises(ConfigError, match="device=cuda"):
             train(tiny(device="cuda"), tmp_path / "cuda")
     assert not [*tmp_path.rglob("result.json"), *tmp_path.rglob("metrics.jsonl")]
+
+
+def test_weights_of_another_config_are_refused_in_words():
+    with pytest.raises(RunError, match=r"not those of the run's config: .*blocks.1.attn"):
+        model_of(GPT(tiny(num_layers=2).model).state_dict(), tiny(num_layers=1), torch.device("cpu"))
 
 
 def test_divergence_is_an_error_and_leaves_no_result(embedded, tmp_path):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pgolf_core.quantization.stored import stored_form
+from pgolf_core.quantization.stored import FLOATS, checked, stored_form
 from pgolf_core.scheme import FitContext, QuantScheme, parse_int, parse_number, register
 
 MAX_SIZE = 4096  # entries; Lloyd's algorithm then still sees 64 vectors for each, and takes a minute
@@ -44,7 +44,16 @@ class CodebookTensor:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Tensor]) -> CodebookTensor:
-        return cls(arrays["index"], arrays["scale"], arrays["book"])
+        """Raises KeyError or ValueError on arrays that do not fit each other, and on indices of no entry."""
+        index = checked(arrays, "index", (torch.uint8, torch.int16), -1, -1)
+        book = checked(arrays, "book", FLOATS[:1], -1, -1)
+        if index.min() < 0 or index.max() >= len(book):
+            raise ValueError(f"an index is not in 0..{len(book) - 1}")
+        return cls(index, checked(arrays, "scale", FLOATS[:1]), book)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.indices.size(0), self.indices.size(1) * self.book.size(1)
 
     def dequantize(self) -> Tensor:
         """float32 (rows, cols); one rounded product per weight, so the same bits on every machine."""
