@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pgolf.reports import pages as report
 from pgolf.runs.directory import write_failure
-from pgolf.runs.result import ARTIFACT, Result, evaluation_protocol
+from pgolf.runs.result import ARTIFACT, Result, evaluation_protocol, result_checksum
 from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig
 
@@ -69,7 +69,8 @@ def make_runs(root: Path, count: int, sweeps: int = 30, seed: int = 0) -> None:
         with open(run_dir / ARTIFACT, "wb") as artifact:
             artifact.truncate(result.total_bytes - result.bytes["code"])  # a hole: no disk is used
         # As write_result, without its fsync: making the runs is not what is measured.
-        (run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
+        content = asdict(result) | {"checksum": result_checksum(asdict(result))}
+        (run_dir / "result.json").write_text(json.dumps(content, indent=1))
     for sweep, names in configs.items():
         about = {"control": "control", "arms": names, "changes": {label: ["matrix_lr"] for label in names.values()}}
         (root / f"sweep{sweep:02}" / "sweep.json").write_text(json.dumps(about))

@@ -3,14 +3,19 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from pgolf_core.files import DataError
+
+MAX_JSON_BYTES = 32 * 2**20
 
 
 def check_space(directory: str | Path, needed: int, what: str, option: str = "--out") -> None:
@@ -58,24 +63,49 @@ def explain_disk_errors(directory: str | Path) -> Iterator[None]:
         ) from error
 
 
-def checksum(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with open(path, "rb") as f:
+@contextmanager
+def open_regular(path: str | Path, most: int | None = None) -> Iterator[BinaryIO]:
+    """The file, open for reading inside the block.
+
+    OSError if it is no regular file (a pipe blocks, a device never ends) or larger than `most` bytes.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if most is not None and facts.st_size > most:
+            raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+        yield file
+
+
+def checksum(path: Path, most: int | None = None) -> str:
+    """sha256 of a file, hex. OSError if it is no regular file, or larger than `most` bytes."""
+    with open_regular(path, most) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict | None:
-    """The JSON object in a file; None if the file is missing, damaged or holds another JSON value."""
+    """The JSON object in a file; None if the file is missing, damaged, too large or holds another JSON value."""
     try:
-        return parse_object(path.read_text(encoding="utf-8"))
+        with open_regular(path, MAX_JSON_BYTES) as f:
+            return parse_object(f.read().decode())
     except (OSError, UnicodeDecodeError):
         return None
 
 
 def parse_object(text: str) -> dict | None:
-    """The JSON object in a text; None if it is damaged or another JSON value."""
+    """The JSON object in a text; None if it is damaged, holds an integer beyond 64 bits, or is another JSON value."""
     try:
-        content = json.loads(text)
+        content = _JSON.decode(text)
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or abs(number := int(text)) >= 2**63:
+        raise ValueError(f"{text[:20]} … is no 64-bit integer")
+    return number
+
+
+_JSON = json.JSONDecoder(parse_int=_integer)

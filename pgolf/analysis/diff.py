@@ -11,8 +11,8 @@ import pandas as pd
 
 from pgolf.disk import read_json
 from pgolf.runs.code import code_of
-from pgolf.runs.directory import with_defaults
-from pgolf.runs.result import RunError
+from pgolf.runs.directory import read_config, with_defaults
+from pgolf.runs.result import RunError, read_result
 from pgolf_core.config import HASH_EXCLUDED
 from pgolf_core.knobs import ModelConfig
 
@@ -35,10 +35,10 @@ def settings(run_dir: str | Path) -> dict:
     if config is None:
         raise RunError(f"{run_dir / 'config.json'}: missing or damaged, so this run cannot be compared")
     if not (run_dir / "import.json").exists():
-        config = with_defaults(config)
-    result = read_json(run_dir / "result.json") or {}
-    environment = result.get("environment") or {}
-    outside = result | environment | {"code": code_of(environment) or None}
+        config = with_defaults(read_config(run_dir))
+    result = read_result(run_dir)
+    environment = result.environment if result else {}
+    outside = (vars(result) if result else {}) | environment | {"code": code_of(environment) or None}
     knobs = {name: value for name, value in config.items() if name not in HASH_EXCLUDED}
     return knobs | {name: outside[name] for name in OUTSIDE if outside.get(name) is not None}
 

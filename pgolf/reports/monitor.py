@@ -27,6 +27,7 @@ from pgolf.reports.labels import md, short
 from pgolf.reports.sentences import listed
 from pgolf.runs.directory import INTERRUPTED, RUNS, is_held, last_words, metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
+from pgolf.runs.schema import About, knobs_that_fit, read_about
 
 TROUBLE = ("stalled", "dead", "failed")
 STATES = ("running", *TROUBLE, "waiting", "complete")  # the order in tables
@@ -78,11 +79,15 @@ def _file_times(run_dir: Path) -> dict[str, float]:
 
 def _sweep(root: Path, sweep: str, now: float) -> pd.DataFrame:
     folder = root / sweep
-    about = read_json(folder / "sweep.json") or {}
-    named = [str(name) for part in ("runs", "stages") for name in about.get(part) or []]
+    about = read_about(folder) or About()
+    named = [*about.runs, *about.stages]
     found = {name: _file_times(folder / name) for name in dict.fromkeys([*named, *_folders(folder)])}
     sweep_runs = any("result.json" not in files for files in found.values()) and is_held(folder / ".lock")
-    began = None if not sweep_runs else (folder / "sweep.json").stat().st_mtime if about else 0.0
+    began = None
+    if sweep_runs:
+        began = 0.0
+        with suppress(OSError):  # not written yet
+            began = (folder / "sweep.json").stat().st_mtime
     rows = [
         _row(folder / name, files, began, now) for name, files in found.items()
         if (name in named or files.keys() - {".lock"}) and "import.json" not in files  # imported: trained elsewhere
@@ -97,9 +102,9 @@ def _row(run_dir: Path, files: dict[str, float], began: float | None, now: float
     row["wrote"] = max((changed for name, changed in files.items() if name != ".lock"), default=None)
     if "result.json" in files:
         return row | _finished(run_dir, files["result.json"], files.get("job.json"))
-    job, config = (read_json(run_dir / name) or {} for name in ("job.json", "config.json"))
+    job, config = read_json(run_dir / "job.json") or {}, knobs_that_fit(read_json(run_dir / "config.json") or {})[0]
     rows = _last_rows(run_dir)
-    row["kind"] = Path(job.get("notebook", "train.ipynb")).stem  # a stage is named after its notebook
+    row["kind"] = Path(str(job.get("notebook", "train.ipynb"))).stem  # a stage is named after its notebook
     row |= _pace(rows, config)
     if is_held(run_dir / ".lock"):
         state, note = _alive(row, rows, config, now)
@@ -132,10 +137,8 @@ def _finished(run_dir: Path, changed: float, job: float | None) -> dict:
 
 def _last_rows(run_dir: Path) -> list[dict]:
     """The last rows of a run's metrics that name a step; their finite numbers."""
-    rows = []
-    with suppress(OSError):
-        rows = [row for row in metric_rows(run_dir, tail_bytes=16_384) if type(row.get("step")) is int]
-    return [{k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)} for row in rows]
+    rows = metric_rows(run_dir, tail_bytes=16_384)
+    return [{k: v for k, v in row.items() if math.isfinite(v)} for row in rows]
 
 
 def _pace(rows: list[dict], config: dict) -> dict:

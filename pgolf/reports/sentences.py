@@ -13,6 +13,7 @@ from pgolf.reports.figures import rank_correlation
 from pgolf.reports.labels import md
 from pgolf.reports.tables import format_interval
 from pgolf.runs.code import short_code
+from pgolf.runs.schema import About, read_about
 
 
 def listed(items: Sequence[str], most: int, between: str = ", ") -> str:
@@ -113,15 +114,15 @@ def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[s
 
 def about_sweep(folder: Path) -> str:
     """A sweep's question, or that its sweep.json is damaged."""
-    about = read_json(folder / "sweep.json")
+    about = read_about(folder)
     if about is None and (folder / "sweep.json").exists():
         return "**sweep.json is damaged**: the next `pgolf sweep` writes it; until then no baseline run is known."
-    return md((about or {}).get("question") or "")
+    return md((about and about.question) or "")
 
 
-def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: dict) -> str:
+def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: About) -> str:
     """What it means for one group's rows that a sweep is in several comparison groups; '' if it is in one."""
-    lost = bool(about.get("control")) and not rows.is_baseline.any()
+    lost = bool(about.control) and not rows.is_baseline.any()
     more = " Its baseline run was scored on other text or in other windows: nothing can be said between them."
     return "" if groups < 2 else f"**{md(title)}**: not comparable with the others of this sweep.{more * lost}"
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from pgolf.disk import parse_object, read_json
+from pgolf.disk import open_regular, parse_object, read_json
 from pgolf.processes import SWEEP_PID, end_with_sweep
 from pgolf.runs.code import check_code, code_digest
 from pgolf.runs.result import RunError
-from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs
+from pgolf.runs.schema import knobs_that_fit
+from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs, shown
 from pgolf_core.files import atomic_write
 
 try:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:  # the CLI needs this module without torch, which takes second
 RUNS = Path(os.environ.get("PGOLF_RUNS") or ROOT / "runs")
 INTERRUPTED = "Interrupted"  # error.json of a run that was ended from outside
 LOCK_PATIENCE_SECONDS = 20  # a killed sweep's kernel holds its lock for some seconds
+MAX_DEPTH = 5  # folders below runs/: sweep, run, the files of a lab
+MAX_LOG_BYTES = 256 * 2**20
+MAX_WORDS, TAIL_BYTES = 2000, 65_536  # of a failure, and of the log that may hold it
 
 
 def describe_environment(device: "torch.device", studies: bool = False) -> dict:
@@ -101,11 +105,13 @@ def hold_lock(path: Path, patience_seconds: float, busy: str) -> Iterator[None]:
 
 def is_held(lock: Path) -> bool:
     """True if a process holds this lock file exclusively. A missing file is not created."""
+    if not lock.is_file():
+        return False
     try:
         if fcntl is not None:
             with open(lock, "rb") as file:  # closing it releases the shared lock
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        elif lock.exists():
+        else:
             with filelock.FileLock(lock).acquire(timeout=0):
                 pass
     except FileNotFoundError:
@@ -142,13 +148,26 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
     path = run_dir / "config.json"
     if not path.exists():
         return
-    if (stored := read_json(path)) is None:
-        raise RunError(f"{path}: damaged; delete the directory to run it again")
-    ours, stored = config.model_dump(), with_defaults(stored)
+    stored = with_defaults(read_config(run_dir))
+    if unknown := stored.keys() - RunConfig.model_fields.keys():
+        names = ", ".join(sorted(map(str, unknown)))[:200]
+        raise RunError(f"{path}: has knobs that this version does not know ({names}); update the workbench")
+    ours = config.model_dump()
     differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in HASH_EXCLUDED}
     if differ:
-        changes = ", ".join(f"{k} {old!r} there, {new!r} now" for k, (old, new) in differ.items())
+        changes = ", ".join(f"{k} {shown(old)} there, {shown(new)} now" for k, (old, new) in differ.items())
         raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")
+
+
+def read_config(run_dir: Path) -> dict:
+    """Content of a run's config.json. RunError naming it if it is damaged, or a knob's value is of another type."""
+    path = run_dir / "config.json"
+    content = read_json(path)
+    wrong = {"": "no JSON object"} if content is None else knobs_that_fit(content)[1]
+    if wrong:
+        why = " ".join(next(iter(wrong.items())))
+        raise RunError(f"{path}: damaged ({why.strip()}); delete the directory to run it again")
+    return content
 
 
 def with_defaults(stored: dict) -> dict:
@@ -181,7 +200,7 @@ def write_interruption(run_dir: Path, why: str, error: str = INTERRUPTED) -> Non
 def read_failure(run_dir: Path) -> tuple[str, str] | None:
     """Name of the error and its message from error.json; None without one."""
     content = read_json(run_dir / "error.json")
-    return (str(content.get("error")), str(content.get("message"))) if content else None
+    return tuple(str(content.get(name))[:MAX_WORDS] for name in ("error", "message")) if content else None
 
 
 def why_it_failed(run_dir: Path) -> str:
@@ -192,29 +211,47 @@ def why_it_failed(run_dir: Path) -> str:
 def last_words(run_dir: Path) -> str:
     """The last line of kernel.log that is no warning of the kernel itself; '' without one."""
     with suppress(OSError):  # a shared disk lags
-        text = (run_dir / "kernel.log").read_text(encoding="utf-8", errors="replace")
+        with open_regular(run_dir / "kernel.log") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = f.read().decode(errors="replace")
         said = [line.strip() for line in text.split("\n") if "[IPKernelApp]" not in line]
-        return next(filter(None, reversed(said)), "")
+        return next(filter(None, reversed(said)), "")[:MAX_WORDS]
     return ""
 
 
 def run_directories(root: str | Path = RUNS) -> list[Path]:
-    """Every run directory under root, in name order: each folder with a config.json or a result.json."""
-    found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))  # skip .remote, in transfer
-        if "config.json" in files or "result.json" in files:
-            found.append(Path(folder))
+    """Every run directory under root, in name order: each folder with a config.json or a result.json.
+
+    Links to folders are followed, each folder is seen once, and none deeper than MAX_DEPTH.
+    """
+    found, seen = [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        place = Path(folder)
+        with suppress(OSError):  # removed since
+            facts = place.stat()
+            if (again := (facts.st_dev, facts.st_ino) in seen) or len(place.relative_to(root).parts) >= MAX_DEPTH:
+                subfolders.clear()
+            seen.add((facts.st_dev, facts.st_ino))
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))  # skip .remote, in transfer
+            if not again and ("config.json" in files or "result.json" in files):
+                found.append(place)
     return found
 
 
-def metric_rows(run_dir: str | Path, tail_bytes: int | None = None) -> list[dict]:
-    """Rows of metrics.jsonl, without torn lines; tail_bytes: only those that lie whole in so many last bytes."""
+def metric_rows(
+    run_dir: str | Path, tail_bytes: int | None = None, most: int | None = MAX_LOG_BYTES
+) -> list[dict[str, float]]:
+    """The numbers of each row of metrics.jsonl that names a step, without torn lines.
+
+    tail_bytes: only rows that lie whole in so many last bytes. [] without the file, and if more than `most` bytes of
+    it would be read.
+    """
     try:
-        with open(Path(run_dir) / "metrics.jsonl", "rb") as f:
+        with open_regular(Path(run_dir) / "metrics.jsonl", most if tail_bytes is None else None) as f:
             if tail_bytes is not None:
                 f.seek(max(0, f.seek(0, os.SEEK_END) - tail_bytes))
             text = f.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
-    return [row for line in text.splitlines() if (row := parse_object(line)) is not None]
+    rows = [row for line in text.splitlines() if (row := parse_object(line)) is not None]
+    return [{k: v for k, v in row.items() if type(v) in (int, float)} for row in rows if type(row.get("step")) is int]

@@ -1,5 +1,6 @@
 """All runs as one DataFrame, and the choice of one of them."""
 
+import os
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from pgolf.disk import read_json
 from pgolf.runs import integrity
 from pgolf.runs.directory import INTERRUPTED, RUNS, metric_rows, read_failure, run_directories, with_defaults
 from pgolf.runs.result import TIME, Result, RunError, read_result, whole_protocol
+from pgolf.runs.schema import About, knobs_that_fit, read_about
 from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest, hash_of
 
 KNOBS = [name for name in RunConfig.model_fields if name not in HASH_EXCLUDED]  # knobs that change a run's result
@@ -36,12 +38,12 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     knobs = [name for name in RunConfig.model_fields if name not in columns]
     table = pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
     table["scored_text"] = _scored_texts(table)
-    about = {sweep: read_json(root / sweep / "sweep.json") or {} for sweep in set(table.sweep)}
+    about = {sweep: read_about(root / sweep) or About() for sweep in set(table.sweep)}
     present = set(zip(table.sweep, table.run, strict=True))
     arms, controls = [], []
     for sweep, run in zip(table.sweep, table.run, strict=True):
-        arm = (about[sweep].get("arms") or {}).get(run, run)
-        control = about[sweep].get("control") or "control"
+        arm = about[sweep].arms.get(run, run)
+        control = about[sweep].control or "control"
         own = control + run.removeprefix(arm)  # the name's ending tells seed and repeat
         arms.append(arm)
         controls.append(own if (sweep, own) in present else control)
@@ -101,15 +103,19 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     config = read_json(run_dir / "config.json")
     if config is None:
         return row | {"status": "damaged", "problem": "config.json"}
-    row |= {k: v for k, v in config.items() if k in RunConfig.model_fields}
-    if (imported := read_json(run_dir / "import.json")) is not None:
+    knobs, wrong = knobs_that_fit(config)
+    row |= knobs
+    if (imported := read_json(run_dir / "import.json")) is not None:  # as logged: only what fits is a knob
         row |= {"kind": "import", "flags": imported.get("flags") or []}
+    elif wrong:
+        return row | {"status": "damaged", "problem": f"config.json, {next(iter(wrong))}: {next(iter(wrong.values()))}"}
     else:
         row = with_defaults(row)
     try:
         result = read_result(run_dir)
-    except RunError:
-        return row | {"status": "damaged", "problem": "result.json"}
+    except RunError as error:
+        why = str(error).removeprefix(f"{run_dir}{os.sep}").partition("; delete")[0]
+        return row | {"status": "damaged", "problem": why}
     if result is None:
         error, message = read_failure(run_dir) or ("", "")
         if error == INTERRUPTED:

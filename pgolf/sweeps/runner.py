@@ -11,6 +11,7 @@ from pgolf.runs import directory, integrity
 from pgolf.runs.code import other_code
 from pgolf.runs.directory import check_config, hold_lock
 from pgolf.runs.result import RunError, read_result, stored_result
+from pgolf.runs.schema import About, read_about
 from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
 from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments
@@ -20,6 +21,7 @@ from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.files import atomic_write
 
+LOOK_SECONDS = 1.0  # a monitor that looks holds a sweep's lock for an instant
 OpenPool = Callable[[Sweep], AbstractContextManager]
 
 
@@ -92,7 +94,7 @@ def is_stage_complete(stage: Job) -> bool:
     # Refuses a result of another training.
     stored_result(stage.run_dir, directory.RUNS / source, read_result(directory.RUNS / source))
     before = (read_json(stage.run_dir / "job.json") or {}).get("parameters", stage.parameters)
-    old, new = ({k: v for k, v in p.items() if k not in (*GIVEN, "source")} for p in (before, stage.parameters))
+    old, new = ({k: v for k, v in dict(p).items() if k not in (*GIVEN, "source")} for p in (before, stage.parameters))
     if old != new:
         raise RunError(f"{stage.run_dir}: made with parameters {old}, not {new}; delete that folder")
     return True
@@ -135,7 +137,7 @@ def run_sweep(
     sweep = load_sweep(path, knobs, scale, seeds)
     sweep.directory.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.directory}: this sweep is running already, in another process"
-    with hold_lock(sweep.directory / ".lock", 0, busy):
+    with hold_lock(sweep.directory / ".lock", LOOK_SECONDS, busy):
         for unfinished in sweep.directory.glob(".*.tmp"):  # files of a sweep that was killed
             unfinished.unlink()
         for line in said_of_environment():
@@ -170,11 +172,11 @@ def run_sweep(
 
 def _write_about(sweep: Sweep, file: str) -> None:
     """sweep.json: what analysis and reports need to know of the sweep file, whose name is `file`."""
-    before = read_json(sweep.directory / "sweep.json") or {}
+    before = read_about(sweep.directory) or About()
     # Runs of earlier seeds or of a larger file are still in the folder, so what was written about them stays.
     about = {
         "name": sweep.name, "question": sweep.question, "control": sweep.baseline, "runs": list(sweep.runs),
-        "arms": (before.get("arms") or {}) | sweep.groups, "changes": (before.get("changes") or {}) | sweep.changes,
+        "arms": before.arms | sweep.groups, "changes": before.changes | sweep.changes,
         "file": file, "stages": list(sweep.stages),
     }  # fmt: skip
     atomic_write(sweep.directory / "sweep.json", json.dumps(about, indent=1))

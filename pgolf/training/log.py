@@ -24,7 +24,7 @@ class Log:
         if not resume_step:
             self.text.unlink(missing_ok=True)
         # Drop rows newer than the resume file, whose own step is not validated yet; they will be logged again.
-        kept = [row for row in metric_rows(run_dir) if (row["step"], "val_bpb" in row) < (resume_step, True)]
+        kept = [row for row in metric_rows(run_dir, most=None) if (row["step"], "val_bpb" in row) < (resume_step, True)]
         atomic_write(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
 
     def __call__(self, line: str, **row: float) -> None:

@@ -1,6 +1,6 @@
 """The Pareto front against brute force, comparison groups, exports of a checkpoint, runs that are not counted."""
 
-import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,6 +11,7 @@ from support.runs import make_exports, make_run, only_group
 from pgolf.analysis import diff, frontier
 from pgolf.reports import figures, tables
 from pgolf.runs.directory import write_failure
+from pgolf.runs.result import read_result, write_result
 from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig
 
@@ -67,8 +68,7 @@ def test_tokenizers_scored_on_one_text_are_in_one_group(tmp_path):
     assert diff.judge(diff.between(other, control), ["vocab_size"]) == ""
     assert "scored_text" in diff.judge(diff.between(elsewhere, control), ["vocab_size"])
     for run_dir in (control, other):  # an older version did not record the text
-        result = json.loads((run_dir / "result.json").read_text())
-        (run_dir / "result.json").write_text(json.dumps(result | {"scored_text": None}))
+        write_result(run_dir, replace(read_result(run_dir), scored_text=None))
     assert "data_fingerprint" in diff.judge(diff.between(other, control), ["vocab_size"])
 
 
@@ -111,7 +111,7 @@ def test_unfinished_and_damaged_runs_are_listed_and_not_counted(tmp_path):
     ((_, runs),) = frontier.comparison_groups(table)
     assert list(runs.run) == ["control"]
     assert dict(frontier.not_counted(table)[["run", "why"]].to_numpy()) == {
-        "torn": "damaged: result.json",
+        "torn": "damaged: result.json: not what a run writes (kind: field required)",
         "lost": "damaged: config.json",
         "garbled": "damaged: config.json",
         "unscored": "complete, but without a round-trip score (final_roundtrip_eval=0)",

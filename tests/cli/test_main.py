@@ -178,7 +178,7 @@ def test_the_table_shows_every_run(capfd, root):
     for name, size in (("fits", 900), ("over", 1100)):
         result = Result(
             kind="train", config_hash=config.hash, seed=1, track="nano", roundtrip_val_bpb=2.5, total_bytes=size,
-            cap_bytes=1000, train_seconds=61.4,
+            cap_bytes=1000, train_seconds=61.4, bytes={"code": 100}, roundtrip_bytes=9, roundtrip_tokens=3, steps=1,
         )  # fmt: skip
         write_result(root / "s" / name, result)
     write_failure(root / "s" / "failed", RuntimeError("out of\nmemory"))

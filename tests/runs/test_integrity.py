@@ -93,7 +93,7 @@ def test_a_score_changed_by_hand_is_not_one(whole, tmp_path):
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"roundtrip_val_bpb": content["roundtrip_val_bpb"] - 0.1}))
     (row,) = load_runs(tmp_path).itertuples()
-    assert (row.status, row.problem) == ("damaged", "result.json")
+    assert (row.status, row.problem) == ("damaged", "result.json: changed since the run wrote it")
     with pytest.raises(RunError, match="changed since the run wrote it"):
         read_result(path.parent)
 

@@ -16,6 +16,7 @@ from pgolf.submission import submit as submission
 from pgolf.submission.submit import SubmissionError, submit
 from pgolf.training import inputs
 from pgolf.training.run import train
+from pgolf_core.config import digest
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, shard_paths
 
@@ -95,7 +96,8 @@ def test_a_claim_that_does_not_hold_is_named_and_nothing_is_written(run_dir, tmp
     else:
         content[field] = content[field] + value if field.startswith("roundtrip") else value
     content["environment"]["git_commit"] = "another commit, the same machine"
-    content["checksum"] = ""  # older versions wrote none
+    del content["checksum"]
+    content["checksum"] = digest(content)
     (run / "result.json").write_text(json.dumps(content))
     with pytest.raises(SubmissionError, match=says):
         submit(run, tmp_path / "out")
