@@ -4,44 +4,29 @@
 in `flags`.
 """
 
-import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PureWindowsPath
 
+from pgolf.analysis import log_lines
+
 CAP_BYTES = 16_000_000  # the challenge's cap; pgolf's logs name theirs
-MAX_LINE = 4096  # longer lines are no metrics, and some patterns take quadratic time
+MOST = 2000  # entries kept of a kind, settings included: no log needs more, and a hostile one has millions
 
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
-RANK = re.compile(r"\[(?:rank|default)(\d+)\]: ?")  # torchrun's
-STAMP = re.compile(  # of a run script, or of Python's logging
-    r"\d{10}\.\d+ |\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?(?: ?\[?INFO\]?:?)? "
-)
-RULE = re.compile(r"={20,}")  # separates the trainer's source, the machine and the training
-IMPORT = re.compile(r"import [\w.]+|from [\w.]+ import ")
-DEFINITION = re.compile(r"(async )?def \w+\(|class \w+.*:$")
-
-NUMBER = r"([-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|[-+]?nan|[-+]?inf)"
-VALIDATION = rf"(?:sliding )?val_loss[:=]\s*{NUMBER}\s+(?:sliding )?val_bpb[:=]\s*{NUMBER}(?=\s|$)"
-STEP = re.compile(rf"(?:step:)?(\d+)/(\d+)\s+(?:{VALIDATION}|(?:train_)?loss:\s*{NUMBER})")
-SCORE = re.compile(rf"([A-Za-z][\w.+-]*(?: +[\w.+-]+)*?)(?::done)?\s+(?:stride:\d+\s+)?{VALIDATION}")
-SIZE = re.compile(
-    r"(?:(Serialized model|Code size|Total submission size)(?: \(?([\w.+-]+)\)?)?: |serialized_model_(\w+):)(\d+) bytes"
-)
-TOTAL = re.compile(r"(?:budget:(\d+)/(\d+)|Total submission: ([\d,]+))(?=\s|$)")  # of the file and its code
-TRAIN_TIME = re.compile(r"train_time:\s*([\d.]+)(ms|s|m)\b")
-SECONDS = {"ms": 0.001, "s": 1, "m": 60}
-
-PAIR = r"([A-Za-z_][\w.]*)[:=](\[[^\]]*\]|(?!\w+[:=][^\\/])[^\s\[:=]\S*)"
-PAIRS = re.compile(rf"{PAIR}(?: {PAIR})*")
-LATE_SETTING = re.compile(r"final_eval_mode:|ttt_\w+:start |ttt_phased: ")  # logged just before the final evaluation
-NOT_CONFIG = re.compile(r"val_bpb|val_loss|forecast|nohup|warning|error|note|info|https?|wandb|\w+_time", re.IGNORECASE)
-VAL_LOADER = {"pattern": "val_files", "tokens": "val_tokens"}  # names that are ambiguous outside of that line
+MODEL, CODE, TOTAL = "Serialized model", "Code size", "Total submission size"
+RAW = re.compile(r"raw|fp\d+|bf16|float", re.IGNORECASE)  # in place of a codec: weights before quantisation
+STOPPED = re.compile(r"stopping_early:\s*(\w+)(?:.*\bstep: ?(\d{1,12})/)?")
+VERSION = re.compile(r"Running (Python|PyTorch) (\S+)")
+DEVICE = re.compile(r"\|\s+\d+\s+(NVIDIA(?: [^\s|]+)+)\s{2,}(?:On|Off)\s")
+AVERAGED = re.compile(r"(?:swa|ema|lawa):applying")
+LATE_SETTING = re.compile(r"final_eval_mode:|ttt\w*:start |ttt_phased: ")  # logged just before the final evaluation
+TTT_BEGUN = re.compile(r"ttt\w*\.")  # in a setting's name
 
 PREQUANT = re.compile(r"pre[-_ ]?quant|post[-_ ]?ema|^(raw|ema|swa)\b", re.IGNORECASE)
-QUANTIZED = re.compile(r"quantized|int\d|roundtrip|ternary|binary|^final", re.IGNORECASE)
+QUANTIZED = re.compile(r"quantized|int\d|roundtrip|ternary|binary|^final|^legal_ttt", re.IGNORECASE)
 NOT_FINAL = re.compile(r"diagnostic|delta|gap", re.IGNORECASE)
+EVALUATION = re.compile(r"(?:final|quantized|legal)\w*?(?=_exact|\W|$)")
 
 
 class LogError(ValueError):
@@ -71,6 +56,11 @@ class Size:
     bytes: int
     line: int
 
+    @property
+    def is_packed(self) -> bool:
+        """True if a codec is named."""
+        return bool(self.codec) and not RAW.search(self.codec)
+
 
 @dataclass
 class Log:
@@ -83,15 +73,29 @@ class Log:
     environment: dict = field(default_factory=dict)
     iterations: int | None = None
     stopped_by: str | None = None
+    stopped_at: int | None = None  # step
     seconds: float | None = None
     averaged: bool = False  # averaged weights were quantised
+    adapted: bool = False  # test-time training changed the weights before they were quantised
     cut: str = ""  # an incomplete last line
     cap: int = CAP_BYTES
     notes: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> int | None:
-        return self.rows[-1]["step"] if self.rows else None
+        return max([row["step"] for row in self.rows[-1:]] + [self.stopped_at or 0]) or (0 if self.rows else None)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed, wherever among the settings it stands: lr:embed=0.035 batch:786432 seed:1337."""
+        named = [value for name, value in self.config.items() if name.rpartition(".")[2] == "seed"]
+        seed = self.config.get("seed", named[-1] if named else None)
+        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+
+    @property
+    def parameters(self) -> int | None:
+        counts = [self.config.get(name) for name in ("model_params", "params")]
+        return next((count for count in counts if isinstance(count, int)), None)
 
     @property
     def validation(self) -> dict:
@@ -100,8 +104,11 @@ class Log:
 
     @property
     def after_quantization(self) -> list[Score]:
-        """Finite scores of the quantised file, without diagnostics."""
-        model = next((size.line for size in self.sizes if size.codec and size.what == "Serialized model"), math.inf)
+        """Finite scores of the quantised file, without diagnostics.
+
+        Scores behind the file's size are of the file, and so are those of a log that only evaluates one.
+        """
+        model = min((size.line for size in self._packed), default=math.inf if self.rows or self.sizes else 0)
         scores = [s for s in self.scores if s.val_bpb is not None and not NOT_FINAL.search(s.label)]
         return [s for s in scores if not PREQUANT.search(s.label) and (QUANTIZED.search(s.label) or s.line > model)]
 
@@ -119,35 +126,41 @@ class Log:
 
     @property
     def lacking(self) -> list[str]:
-        """Evaluations of the file that were announced but have no score, so the log is incomplete."""
-        ttt = self.config.get("ttt_enabled") or any(re.match(r"ttt_\w+\.", name) for name in self.config)
-        announced = {"sliding": self.config.get("sliding_window_enabled"), "ttt": ttt}
-        if begun := re.match(r"(?:final|quantized|legal)\w*?(?=_exact|\W|$)", self.cut):
-            announced[begun[0]] = True
-        scored = " ".join(score.label.lower() for score in self.after_quantization)
-        return [word for word, wanted in announced.items() if wanted and word not in scored]
+        """Evaluations of the file that began and have no score, so the log is incomplete."""
+        begun = {"ttt"} if not self.adapted and any(map(TTT_BEGUN.match, self.config)) else set()
+        if cut := EVALUATION.match(self.cut):
+            begun.add(cut[0])
+        scored = " ".join(score.label.lower() for score in self.scores)
+        return [word for word in sorted(begun) if word not in scored]
+
+    @property
+    def _packed(self) -> list[Size]:
+        """Sizes of quantised models and of files that hold one: no total is one that raw weights alone exceed."""
+        raw = min((s.bytes for s in self.sizes if s.what == MODEL and not s.is_packed), default=math.inf)
+        models = [s for s in self.sizes if s.what == MODEL and s.is_packed]
+        return models + [s for s in self.sizes if s.what == TOTAL and s.is_packed | (s.codec == "") and s.bytes < raw]
 
     @property
     def artifact(self) -> dict:
         """The file's codec, and its bytes as weights, code and total; keys that the log does not give are missing.
 
-        A total without a codec counts the pre-quant weights, unless it follows the size of the quantised ones.
+        The total is the last one, and that of the last model: behind it, or the sum of it and of code.
         """
-        model = total = codec = None
-        for size in self.sizes:
-            if size.what == "Serialized model":
-                codec = size.codec
-                model, total = (size, None) if codec else (model, total)
-            elif size.what == "Total submission size" and (size.codec or codec):
-                total = total or size
-        totals = {"total": total.bytes} if total else {}
-        if not model:
-            return {"codec": total.codec} | totals if total else {}
-        codes = [s.bytes for s in self.sizes if s.what == "Code size"]
-        found = {"codec": model.codec, "weights": model.bytes} | ({"code": codes[-1]} if codes else {})
-        if total and (not codes or total.bytes - model.bytes in codes):
+        models, totals = ([s for s in self._packed if s.what == what] for what in (MODEL, TOTAL))
+        codes = [s.bytes for s in self.sizes if s.what == CODE]
+        model = models[-1] if models else None
+        if model:
+            totals = [t for t in totals if t.line > model.line or t.bytes - model.bytes in codes]
+        total = totals[-1] if totals else None
+        if model and total and total.bytes - model.bytes not in codes:
+            model = next((m for m in reversed(models) if total.bytes - m.bytes in codes), model)
+        found = {"codec": (model or total).codec} if model or total else {}
+        found |= {"weights": model.bytes} if model else {}
+        if model and total and (not codes or total.bytes - model.bytes in codes):
             found["code"] = total.bytes - model.bytes
-        return found | totals
+        elif model and codes:
+            found["code"] = codes[-1]
+        return found | ({"total": total.bytes} if total else {})
 
     @property
     def protocol(self) -> str:
@@ -186,7 +199,7 @@ class Log:
             found.append(f"{total:,} bytes are over the cap of {self.cap:,}")
         if "weights" in file and not total:
             found.append("the log states no total of file and code")
-        elif "weights" in file and file["weights"] + file["code"] != total:
+        elif "weights" in file and not self._accounts_for(total - file["weights"] - file["code"]):
             parts = f"{file['weights']:,} and {file['code']:,} of code"
             found.append(f"the total of {total:,} bytes is not the file's {parts}")
         found += [f"{s.label} is nan" for s in self.scores if s.val_bpb is None]
@@ -201,10 +214,18 @@ class Log:
             )
         return found
 
+    def _accounts_for(self, rest: int) -> bool:
+        """True if a log names what its total holds besides weights and code."""
+        return rest == 0 or rest in (s.bytes for s in self.sizes if s.what not in (MODEL, CODE, TOTAL))
+
 
 def _precise(scores: list[Score]) -> Score | None:
     """The last score, or the same score with more digits; None if there is none."""
-    return max((s for s in scores if s.name == scores[-1].name), key=lambda s: (s.digits, s.line), default=None)
+    same = [s for s in scores if s.name == scores[-1].name]
+    best = max(same, key=lambda s: (s.digits, s.line), default=None)
+    if best and best.val_loss is None:  # the more precise line may give bpb alone
+        best = replace(best, val_loss=next((s.val_loss for s in same if s.val_loss is not None), None))
+    return best
 
 
 def _repeated(score: Score, scores: list[Score]) -> Score | None:
@@ -217,141 +238,115 @@ def _repeated(score: Score, scores: list[Score]) -> Score | None:
 
 def read(text: str) -> Log:
     """Parse a log: metrics are recognised at the start of a line, settings only before the first metric."""
-    lines, cut = _lines(text)
+    lines, cut = log_lines.numbered(text)
     log = Log(notes=["the log ends in the middle of a line, which is left out"] if cut else [], cut=cut)
     in_block = False
     for number, line in lines:
-        if in_block and (setting := re.fullmatch(r"\s+(\w+):(?: (.*))?", line)):
-            log.config[setting[1].lower()] = _typed(setting[2] or "")
+        if in_block and (setting := log_lines.SETTING.fullmatch(line)):
+            _configure(log, {setting[1].lower(): log_lines.typed(setting[2] or "")})
             continue
         in_block = line == "Hyperparameters:"
-        if match := STEP.match(line):
-            _add_step(log, match, number)
-        elif match := SCORE.match(line):
-            log.scores.append(_score(match, number))
-        elif match := SIZE.match(line):
-            codec = match[2] or (match[3] or "").replace("_", "+")
-            log.sizes.append(Size(match[1] or "Serialized model", codec, int(match[4]), number))
-            if cap := re.search(r"\(.*\bcap:(\d+)", line):
-                log.cap = int(cap[1])
-        elif match := TOTAL.match(line):
-            total = int((match[1] or match[3]).replace(",", ""))
-            log.sizes.append(Size("Total submission size", "of the artifact", total, number))
-            log.cap = int(match[2] or log.cap)
-        elif match := re.match(r"stopping_early:\s*(\w+)", line):
-            log.stopped_by = "wallclock" if match[1].startswith("wallclock") else match[1]
-            log.seconds = _train_seconds(line) or log.seconds
-        elif match := re.match(r"Running (Python|PyTorch) (\S+)", line):
-            log.environment["torch" if match[1] == "PyTorch" else "python"] = match[2]
-        elif match := re.match(r"\|\s+\d+\s+(NVIDIA .*?)\s+(?:On|Off)\s+\|", line):
-            log.environment["device_name"] = match[1]
-        elif re.match(r"(swa|ema|lawa):applying", line):
-            log.averaged = True
-        elif LATE_SETTING.match(line) or not (log.rows or log.scores or log.sizes):
-            log.config |= _settings(line)
-    if log.stopped_by is None and log.rows and log.steps == log.iterations:
+        if _add_metric(log, line, number) or _add_size(log, line, number):
+            continue
+        if seed := log_lines.SEED.fullmatch(line):
+            log.config["seed"] = log_lines.typed(seed[1])
+        elif LATE_SETTING.match(line) or not (log.rows or log.scores):
+            _configure(log, log_lines.settings(line))
+        _add_fact(log, line)
+    if log.stopped_by is None and log.rows and log.rows[-1]["step"] == log.iterations:
         log.stopped_by = "iterations"
     return log
 
 
-def _lines(text: str) -> tuple[list[tuple[int, str]], str]:
-    """Numbered lines without time stamps and source code, and the last line if it is incomplete.
+def _configure(log: Log, found: dict) -> None:
+    if len(log.config) < MOST:
+        log.config |= found
 
-    A last line without a newline is complete if it ends like one: both figures of a score have as many digits.
-    """
-    raw = text.split("\n")
-    plain = ((n, _plain(line)) for n, line in enumerate(raw, 1))
-    lines = [(n, line) for n, line in plain if line is not None]
-    last = lines[-1][1][-MAX_LINE:] if lines and lines[-1][0] == len(raw) else ""
-    if score := re.search(rf"{VALIDATION}(?:\s.*)?$", last):
-        complete = _digits(score[1]) == _digits(score[2])
+
+def _keep(entries: list, entry: object) -> None:
+    """Append; the last ones are kept."""
+    entries.append(entry)
+    if len(entries) > MOST:
+        del entries[: MOST // 2]
+
+
+def _add_metric(log: Log, line: str, number: int) -> bool:
+    """Add a step or a score; returns whether the line is one."""
+    found = log_lines.figures(line)
+    step = log_lines.STEP.match(line) if found else None
+    if step and (step[1] or step[3]):
+        _add_step(log, int(step[2]), step[3] and int(step[3]), line, number)
+    elif "val_bpb" in found and (label := log_lines.label(line)):
+        stride = log_lines.STRIDE.search(line)
+        loss, bpb = found.get("val_loss", "nan"), found["val_bpb"]
+        figures = log_lines.finite(loss), log_lines.finite(bpb), number, log_lines.digits(bpb)
+        seconds = log_lines.seconds(log_lines.EVAL_TIME, line)
+        _keep(log.scores, Score(label, *figures, stride and int(stride[1]), seconds))
     else:
-        complete = re.search(r"\d bytes( \(.*\))?$", raw[-1][-MAX_LINE:])
-    cut = last if last and not complete else ""
-    sections = [[]]
-    for line in lines[: -1 if cut else None]:
-        sections[-1].append(line)
-        if RULE.fullmatch(line[1]):
-            sections.append([])
-    return [line for part in sections if not _is_source(part) for line in part if len(line[1]) <= MAX_LINE], cut
+        return False
+    return True
 
 
-def _plain(line: str) -> str | None:
-    """A line without the colours, progress bars, ranks and times around it; None for all ranks but the first."""
-    line = COLOUR.sub("", line.rstrip().rpartition("\r")[2])
-    if rank := RANK.match(line):
-        if int(rank[1]):
-            return None
-        line = line[rank.end() :]
-    return line[stamp.end() :] if (stamp := STAMP.match(line)) else line
-
-
-def _is_source(section: list[tuple[int, str]]) -> bool:
-    """True for lines of Python, which import and define."""
-    texts = [text for _, text in section]
-    return any(map(IMPORT.match, texts)) and any(map(DEFINITION.match, texts))
-
-
-def _settings(line: str) -> dict:
-    """Settings in a line: 'seed:1337', 'iterations:20000 warmup_steps:20', 'train_shards: 80', 'qat:int6 for mlp'.
-
-    Pairs after a heading get its name: 'sdp_backends:cudnn=False flash=True' gives sdp_backends.cudnn and .flash.
-    """
-    if line.endswith(")"):
-        line = re.sub(r"(?<=\d) \((.*)\)$", lambda m: f" {m[1]}" if PAIRS.fullmatch(m[1]) else "", line)
-    head, _, rest = line.partition(":")
-    under = rest.removeprefix("start ").strip()
-    if PAIRS.fullmatch(line) and not rest.startswith("start "):
-        found = re.findall(PAIR, line)
-        found = [(VAL_LOADER.get(name, name), value) for name, value in found] if head == "val_loader" else found
-    elif PAIRS.fullmatch(under):
-        heading = "" if head == "environment" else f"{head}."  # environment: pgolf's own knobs
-        found = [(heading + name, value) for name, value in re.findall(PAIR, under)]
-    elif re.fullmatch(r"[a-z]\w*", head) and re.match(r" ?\S+( \(.*\))?$|[\w.]", rest):
-        found = [(head, re.sub(r"^([\d.]+) [a-z ]+$", r"\1", under))]
-    else:
-        return {}
-    # 1/20 is a counter: warmup_step:1/20.
-    return {k.lower(): _typed(v) for k, v in found if not (NOT_CONFIG.fullmatch(k) or re.fullmatch(r"\d+/\d+", v))}
-
-
-def _typed(text: str) -> object:
-    try:
-        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
-        return text
-    return text if isinstance(value, str | dict) or (isinstance(value, float) and not math.isfinite(value)) else value
-
-
-def _digits(figure: str) -> int:
-    return len(figure.partition(".")[2])
-
-
-def _finite(text: str) -> float | None:
-    return value if math.isfinite(value := float(text)) else None
-
-
-def _train_seconds(line: str) -> float | None:
-    match = TRAIN_TIME.search(line)
-    return round(float(match[1]) * SECONDS[match[2]], 3) if match else None
-
-
-def _add_step(log: Log, match: re.Match, number: int) -> None:
-    step = int(match[1])
-    if log.rows and step < log.steps:  # a second training in the same file, or a resumed one
-        log.notes.append(f"line {number} goes back from step {log.steps} to {step}; the steps it replaces are left out")
+def _add_step(log: Log, step: int, iterations: int | None, line: str, number: int) -> None:
+    found = log_lines.figures(line)
+    if log.sizes and iterations != log.iterations and "val_loss" not in found:
+        return  # of another loop: of test-time training
+    if log.rows and step < log.rows[-1]["step"]:  # a second training in the same file, or a resumed one
+        last = log.rows[-1]["step"]
+        note = f"line {number} goes back from step {last} to {step}; the steps it replaces are left out"
+        _keep(log.notes, note)
         log.rows = [row for row in log.rows if row["step"] < step]
-        log.scores, log.sizes, log.stopped_by = [], [], None
-    named = zip(("val_loss", "val_bpb", "train_loss"), match.groups()[2:], strict=True)
-    row = {"step": step} | {name: _finite(figure) for name, figure in named if figure is not None}
-    if (seconds := _train_seconds(match.string)) is not None:
+        log.scores, log.sizes, log.stopped_by, log.stopped_at = [], [], None, None
+        log.averaged = log.adapted = False
+    row = {"step": step} | {name: log_lines.finite(figure) for name, figure in found.items()}
+    if (seconds := log_lines.seconds(log_lines.TRAIN_TIME, line)) is not None:
         row["train_seconds"] = log.seconds = seconds
     log.rows.append(row)
-    log.iterations = int(match[2])
+    log.iterations = iterations or log.iterations
 
 
-def _score(match: re.Match, number: int) -> Score:
-    label, loss, bpb = match.groups()
-    stride, ms = re.search(r"stride[:=](\d+)", match.string), re.search(r"eval_time:\s*(\d+)ms", match.string)
-    figures = _finite(loss), _finite(bpb), number, _digits(bpb)
-    return Score(label, *figures, stride and int(stride[1]), ms and int(ms[1]) / 1000)
+def _add_size(log: Log, line: str, number: int) -> bool:
+    """Add the sizes in a line; returns whether there are any."""
+    found = []
+    if match := log_lines.SIZES.match(line):
+        what, *figures = match.groups()
+        found = [(f"{MODEL} {what.removesuffix('_model').replace('_', '+')}", *figures[:1])]
+        found += zip((CODE, TOTAL), figures[1:], strict=True)
+    elif match := log_lines.BUDGET.match(line):
+        found = [(TOTAL, match[1])]
+        log.cap = int(match[2])
+    elif match := log_lines.SIZE.match(line):
+        found = [(match[1], match[2])] if match[3] or "submission" in match[1].lower() else []
+        if cap := log_lines.CAP.search(line):
+            log.cap = int(cap[1])
+    for name, figure in found:
+        _keep(log.sizes, _size(name, int(figure.replace(",", "")), number))
+    return bool(found)
+
+
+def _size(name: str, figure: int, number: int) -> Size:
+    """A size whose name ends in what it is of: 'Serialized model int8+zlib', 'total_submission_with_table'."""
+    words = re.split(r"[ _]", name.lower())
+    if words[:2] == ["serialized", "model"]:
+        return Size(MODEL, "+".join(words[2:]).strip("()"), figure, number)
+    if words[:2] == ["code", "size"]:
+        return Size(CODE, " ".join(words[2:]).strip("()"), figure, number)
+    known = ("total", "submission", "artifact", "size")
+    if words[0] in known[:2] and {"submission", "artifact"} & set(words):
+        return Size(TOTAL, " ".join(word for word in words if word not in known).strip("()"), figure, number)
+    return Size(name, "", figure, number)
+
+
+def _add_fact(log: Log, line: str) -> None:
+    if match := STOPPED.match(line):
+        log.stopped_by = "wallclock" if match[1].startswith("wallclock") else match[1]
+        log.stopped_at = match[2] and int(match[2])
+        log.seconds = log_lines.seconds(log_lines.TRAIN_TIME, line) or log.seconds
+    elif match := VERSION.match(line):
+        log.environment["torch" if match[1] == "PyTorch" else "python"] = match[2]
+    elif match := DEVICE.match(line):
+        log.environment["device_name"] = match[1]
+    elif AVERAGED.match(line):
+        log.averaged = True
+    elif log.rows and "ttt" in line.lower() and not log._packed:
+        log.adapted = True

@@ -14,6 +14,7 @@ from pgolf.reports.labels import md
 from pgolf.reports.tables import format_interval
 from pgolf.runs.code import short_code
 from pgolf.runs.schema import About, read_about
+from pgolf.runs.table import sentences_in
 
 
 def listed(items: Sequence[str], most: int, between: str = ", ") -> str:
@@ -200,5 +201,8 @@ def remarks(logs: pd.DataFrame) -> list[str]:
     """What is odd about imported logs, and where they disagree with what was claimed."""
     found = [(run.run, read_json(run.path / "import.json") or {}) for run in logs.itertuples()]
     return [
-        md(f"{run}: {text}") for run, log in found for kind in ("flags", "disagreements") for text in log.get(kind, [])
+        md(f"{run}: {text}")
+        for run, log in found
+        for kind in ("flags", "disagreements")
+        for text in sentences_in(log, kind)
     ]

@@ -51,6 +51,12 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     return table
 
 
+def sentences_in(imported: dict, kind: str) -> list[str]:
+    """The flags or disagreements in an import.json."""
+    found = imported.get(kind)
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
 def _scored_texts(table: pd.DataFrame) -> pd.Series:
     """The column scored_text, filled in for imported logs and for results of versions that did not write it."""
     facts = zip(table.data_fingerprint, table.roundtrip_tokens, table.roundtrip_bytes, strict=True)
@@ -106,7 +112,7 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     knobs, wrong = knobs_that_fit(config)
     row |= knobs
     if (imported := read_json(run_dir / "import.json")) is not None:  # as logged: only what fits is a knob
-        row |= {"kind": "import", "flags": imported.get("flags") or []}
+        row |= {"kind": "import", "flags": sentences_in(imported, "flags")}
     elif wrong:
         return row | {"status": "damaged", "problem": f"config.json, {next(iter(wrong))}: {next(iter(wrong.values()))}"}
     else:

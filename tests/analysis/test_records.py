@@ -1,7 +1,10 @@
 """Logs become runs: where they go, what is beside them, and what submission.json claims of them."""
 
+import errno
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 from support.logs import LEGAL_TTT, REFERENCE, SLIDING, TUNED, UNSCORED
@@ -10,6 +13,7 @@ from pgolf.analysis import records
 from pgolf.analysis.training_logs import LogError
 from pgolf.cli import main
 from pgolf.disk import read_json
+from pgolf.reports import sentences
 from pgolf.runs import directory
 from pgolf.runs.result import read_result
 from pgolf.runs.table import load_metrics, load_runs
@@ -264,3 +268,38 @@ def test_public_records(root):
     table = load_runs(root)
     assert len(table) == len(imported) and set(table.kind) == {"import"}
     assert said and all(run.again for run in records.import_logs([LOGS], None, root)[0])
+
+
+def test_one_bad_log_is_a_remark_and_the_others_are_imported(record, root, monkeypatch):
+    folder = record({"good.log": REFERENCE, "torn.log": SLIDING, "submission.json": {"val_bpb": 1.2346}})
+    os.mkfifo(folder / "fifo.log")
+    (folder / "endless.log").symlink_to("/dev/zero")
+    (folder / "gone.log").symlink_to("/nowhere")
+    read_bytes = Path.read_bytes
+
+    def torn(path):
+        if path.name == "torn.log":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", torn)
+    [run], said = records.import_logs([folder], None, root)
+    assert run.bpb == 1.2345678 and said == [f"{folder / 'torn.log'}: cannot be read: Input/output error"]
+    for name in ("fifo", "endless"):
+        with pytest.raises(LogError, match="no regular file"):
+            records.import_logs([folder / f"{name}.log"], None, root)
+    (folder / "submission.json").unlink()
+    (folder / "submission.json").touch()
+    os.truncate(folder / "submission.json", 20 * 2**30)
+    [run], _ = records.import_logs([folder], "again", root)
+    assert run.remarks == ["submission.json is not readable"]
+
+
+@pytest.mark.parametrize("flags", [None, 3, "text", {"a": 1}, [None, 1, ["x"], "kept"]])
+def test_an_import_of_wrong_types_costs_no_page(flags, record, root):
+    records.import_logs([record({"train.log": REFERENCE})], None, root)
+    [path] = root.rglob("import.json")
+    path.write_text(json.dumps(read_json(path) | {"flags": flags, "disagreements": flags}))
+    table = load_runs(root)
+    kept = ["kept"] * isinstance(flags, list)
+    assert table["flags"][0] == kept and len(sentences.remarks(table)) == 2 * len(kept)
