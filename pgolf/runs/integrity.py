@@ -29,9 +29,9 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
     they are newer than result.json, or thorough. Checkpoint and log.txt may have been deleted to save space. A link is
     damage, since nothing vouches for what it names.
     """
-    for name in os.listdir(run_dir):
-        if name in OWN_FILES and (run_dir / name).is_symlink():
-            return f"{name} (a link)"
+    with os.scandir(run_dir) as entries:
+        if links := [entry.name for entry in entries if entry.name in OWN_FILES and entry.is_symlink()]:
+            return f"{links[0]} (a link)"
     for name in ("job.json", "import.json"):
         if (run_dir / name).exists() and read_json(run_dir / name) is None:
             return name

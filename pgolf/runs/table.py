@@ -102,6 +102,11 @@ def training_run_named(runs_table: pd.DataFrame, run: str) -> pd.Series:
     return found.iloc[-1]
 
 
+def of_all_knobs(config: dict) -> str:
+    """config_hash of older versions."""
+    return digest({name: value for name, value in config.items() if name not in HASH_EXCLUDED})
+
+
 def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
     place = run_dir.relative_to(root).parts
     row = {"sweep": place[0] if len(place) > 1 else "", "run": "/".join(place[1:] or place), "path": run_dir}
@@ -129,8 +134,9 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
         elif error:
             row |= {"status": "failed", "problem": f"{error}: {message}"}
         return row
-    of_older_versions = digest({k: v for k, v in config.items() if k not in HASH_EXCLUDED})
-    same = result.kind == "import" or result.config_hash in (hash_of(config), of_older_versions)
+    same = (
+        result.kind == "import" or result.config_hash == hash_of(config) or result.config_hash == of_all_knobs(config)
+    )
     if problem := integrity.damage(run_dir, vars(result), thorough) if same else "config.json":
         return row | {"status": "damaged", "problem": problem}
     protocol = whole_protocol(result, row.get("precision", "auto"))
