@@ -70,9 +70,11 @@ def calibration_of(
     """Statistics of the weights on training text; None if the export knobs need none. tokens: 0 = calibration_tokens.
 
     In float32 with deterministic kernels: equal weights and knobs give equal statistics, and so equal files.
+    Raises RunError as model_of.
     """
     if not config.export.needs_calibration:
         return None
+    _check_weights(state, config)
     model = GPT(config.model).to(device)
     model.load_state_dict(state)
     text = sequences(dataset.train_shards, tokens or config.calibration_tokens, config.train_seq_len)
@@ -96,17 +98,22 @@ def model_of(state: dict[str, Tensor], config: RunConfig, device: torch.device) 
 
     Raises RunError if they are not the weights of such a model.
     """
+    _check_weights(state, config)
+    model = GPT(config.model).to(device)
+    cast_embedding(model, pick_dtype(config.train, device))
+    model.load_state_dict(state)
+    return model
+
+
+def _check_weights(state: dict[str, Tensor], config: RunConfig) -> None:
+    """Compare names and shapes with the model's before it takes memory; as model_of."""
     try:
-        with torch.device("meta"):  # compares names and shapes before it takes memory
+        with torch.device("meta"):
             GPT(config.model).load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise RunError(
             f"the weights are not those of the run's config: {' '.join(str(error).split())[:300]}"
         ) from error
-    model = GPT(config.model).to(device)
-    cast_embedding(model, pick_dtype(config.train, device))
-    model.load_state_dict(state)
-    return model
 
 
 def score_model(

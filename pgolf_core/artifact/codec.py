@@ -70,13 +70,12 @@ def encode(arrays: Sequence[np.ndarray], codec: str) -> bytes:
     return library("brotli").compress(raw, quality=11, lgwin=24)
 
 
-def decode(blob: bytes, specs: Sequence[Spec], codec: str, entries: list[int] | None = None) -> list[np.ndarray]:
+def decode(blob: bytes, specs: Sequence[Spec], codec: str, entries: list[int]) -> list[np.ndarray]:
     """The inverse of encode. Raises ArtifactError on a blob that does not hold exactly these arrays.
 
-    entries: how many table entries its blocks may still have, one number for all sections of a file; counted down.
+    entries: how many table entries blocks may still have, one number for all sections of a file; counted down.
     """
     if codec == "ans":
-        entries = entries or [1 << 40]
         return [_read_body(body, *spec, entries) for body, spec in zip(split(blob, len(specs)), specs, strict=True)]
     ends = np.cumsum([dtype.itemsize * math.prod(shape) for dtype, shape in specs], dtype=np.int64).tolist()
     raw = _decompress(blob, ends[-1] if ends else 0, codec)

@@ -41,7 +41,7 @@ CHECKSUM = 16
 DTYPES = ("int8", "uint8", "int16", "float16", "float32")
 FILE_LIMIT = 1 << 28  # bytes of a file, at most: a reader holds all of it
 HEADER_LIMIT = 1 << 22  # bytes of JSON, at most
-SECTIONS, ARRAYS = 64, 1 << 15  # in a file, at most
+SECTIONS, ARRAYS, NAME = 64, 1 << 15, 200  # in a file, and characters in a name, at most
 MANY = 512  # arrays whose blocks may have more tables than a reader takes
 ALIENS = {
     b"\x80": "a pickle",
@@ -100,8 +100,8 @@ def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dic
     if alien := [f"{name} {a.dtype}" for name, a in arrays.items() if a.dtype.name not in DTYPES]:
         raise ValueError(f"cannot store {', '.join(alien)}; dtypes are {', '.join(DTYPES)}")
     names = sorted(arrays, key=lambda name: (parts[name], name))
-    if not all(map(str.isprintable, names)):
-        raise ValueError("cannot store arrays with line ends or other control characters in their names")
+    if unfit := [name for name in names if not name.isprintable() or len(name) > NAME]:
+        raise ValueError(f"cannot store {unfit[0][:80]!r}: a name has up to {NAME} printable characters")
     sections, blobs = [], []
     for part in sorted({parts[name] for name in names}):
         members = [arrays[name] for name in names if parts[name] == part]
@@ -138,7 +138,7 @@ def unpack_arrays(blob: bytes) -> Unpacked:
     start = PREAMBLE.size + header_size
     if zlib.crc32(blob[PREAMBLE.size : start]) != crc:
         raise ArtifactError("damaged: its header is not what was written")
-    text = decode(blob[PREAMBLE.size : start], [(np.dtype(np.uint8), (text_size,))], "lzma")[0].tobytes()
+    text = decode(blob[PREAMBLE.size : start], [(np.dtype(np.uint8), (text_size,))], "lzma", [])[0].tobytes()
     try:
         names, specs, sections, about, libraries = _parse(text)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -209,8 +209,8 @@ def _parse(text: bytes) -> tuple[list[str], list[Spec], list[_Section], dict, di
     specs = [(np.dtype(DTYPES[DTYPES.index(d)]), tuple(shape)) for d, shape in zip(dtypes, shapes, strict=True)]
     numbers = [n for s in sections for n in (s.count, s.length, s.stored_crc, s.decoded_crc)]
     numbers += [n for _, shape in specs for n in (*shape, 64 - len(shape))]  # numpy knows 64 dimensions
-    numbers += [SECTIONS - len(sections), ARRAYS - len(names), *(40 - len(s.part) for s in sections)]
     words = [*names, *libraries.values(), *(s.part for s in sections)]
+    numbers += [SECTIONS - len(sections), ARRAYS - len(names), *(NAME - len(w) for w in words)]
     if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers) or not all(map(str.isprintable, words)):
         raise ValueError("a number or name out of range")
     if any(s.codec not in CODECS for s in sections):

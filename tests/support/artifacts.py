@@ -23,7 +23,7 @@ def taken_apart(file: bytes) -> tuple[dict, list[bytes]]:
     """Header and sections of a whole file."""
     _, _, stored, text, _, _ = PREAMBLE.unpack_from(file)
     start = PREAMBLE.size + stored
-    header = json.loads(decode(file[PREAMBLE.size : start], [(np.dtype("u1"), (text,))], "lzma")[0].tobytes())
+    header = json.loads(decode(file[PREAMBLE.size : start], [(np.dtype("u1"), (text,))], "lzma", [])[0].tobytes())
     ends = start + np.cumsum([s[3] for s in header["sections"]])
     return header, [file[end - s[3] : end] for s, end in zip(header["sections"], ends, strict=True)]
 
@@ -71,6 +71,7 @@ def mutants(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{path.stem}: shared {kind}", packed(arrays | {f"{kind}/": arrays[name]}, about)
             stray = {f"{kind}/{n.partition('/')[2]}": arrays[name] for n in kinds.values()}
             yield f"{path.stem}: {kind} of all", packed(stray | arrays, about)
+        yield f"{path.stem}: note orphan", packed(arrays, about | {"note": 1})
         for note, value in about.items():
             for other in NUMBERS:
                 if isinstance(value, dict) and value:  # groups, forms
@@ -134,6 +135,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     )
     yield "one long block", packed({"q/w": spotted((1 << 12, 1 << 13)), "scale/w": np.full((), half)}, none, "ans")
     yield "zeros", packed({"q/w": np.zeros((1 << 12, 1 << 13), i8), "scale/w": np.full((), half)}, none)
+    yield "long name", packed({"q/" + "w" * 2**20: one, **dict.fromkeys(map("q/{}".format, range(9999)), one)}, none)
     yield "many arrays", packed({f"float/{i}": np.zeros((), np.float16) for i in range(60_000)}, none)
     for what, count, zeros, block in (
         ("blocks", 20_000, np.zeros(40, np.float16), encode([spotted((40,)).astype(np.float16)], "ans")),

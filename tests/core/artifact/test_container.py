@@ -94,8 +94,9 @@ def test_equal_arrays_give_equal_files_with_a_lean_header(model, good):
 def test_what_cannot_be_stored_is_refused(model):
     with pytest.raises(ValueError, match="a float64"):
         pack_arrays({"a": np.zeros(3)}, {"a": "x"}, {}, "ans")
-    with pytest.raises(ValueError, match="names"):
-        pack_arrays({"a\nb": np.zeros(3, np.int8)}, {"a\nb": "x"}, {}, "ans")
+    for name in ("a\nb", "a" * 201):
+        with pytest.raises(ValueError, match="a name has"):
+            pack_arrays({name: np.zeros(3, np.int8)}, {name: "x"}, {}, "ans")
     with pytest.raises(ValueError, match="JSON"):
         pack_arrays(*model, {"loss": float("nan")}, "ans")
     with pytest.raises(ValueError, match="cannot say"):
