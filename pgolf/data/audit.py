@@ -258,6 +258,9 @@ def _check_marks(val: SplitStats) -> Results:
     if val.sidecar is not None:
         yield "note", f"{message}: the byte sidecar counts the original text without them"
         return
+    if val.sources is not None and not val.foreign.keys() & val.added.keys():
+        yield "note", f"{message}: the source text has them too"
+        return
     message += f": {size:,} of {val.decoded_bytes:,} bytes; if they are not in the original text, bits per byte come "
     message += f"out {share:.2%} too low; put a byte sidecar of the original text, fineweb_val_bytes_*.bin, beside them"
     yield "error" if share >= FALSE_MARKS else "warning" if share >= SEEN_MARKS else "note", message

@@ -75,6 +75,14 @@ def test_every_kind_of_mark_is_found_however_it_is_spelled(make_folder, rows, da
     assert f"U+{ord(mark):04X} × 2,700" in messages(result, "marks")[0]
 
 
+def test_marks_that_the_source_text_has_are_no_error(operators):
+    directory, _ = operators
+    own = [marked(text) for text in ORIGINAL[:40]]
+    for documents, ok in ((own, True), (ORIGINAL[:40], False)):
+        result = audit(Dataset.open(directory), seq_len=64, documents=documents)
+        assert result.ok == ok and bool(messages(result, "marks", "note")) == ok
+
+
 def test_a_byte_sidecar_counts_and_is_no_validation_shard(operators):
     directory, counts = operators
     before = Dataset.open(directory)
