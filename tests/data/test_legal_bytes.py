@@ -78,8 +78,8 @@ def test_every_kind_of_mark_is_found_however_it_is_spelled(make_folder, rows, da
 def test_marks_that_the_source_text_has_are_no_error(operators):
     directory, _ = operators
     own = [marked(text) for text in ORIGINAL[:40]]
-    for documents, ok in ((own, True), (ORIGINAL[:40], False)):
-        result = audit(Dataset.open(directory), seq_len=64, documents=documents)
+    for texts, ok in ((own, True), (ORIGINAL[:40], False)):
+        result = audit(Dataset.open(directory), seq_len=64, documents=texts)
         assert result.ok == ok and bool(messages(result, "marks", "note")) == ok
 
 
