@@ -22,6 +22,9 @@ class Piece:
     boundary: bool  # a control, unknown or unused token, without text
 
 
+MAX_MODEL_BYTES = 16 * 2**20  # 65,536 pieces, the most that 16-bit tokens can tell apart, take 2 MB
+MAX_PIECES = 2**16
+
 # Raw bytes: pad, BOS, EOS and unknown, then every byte of UTF-8.
 BYTE_PIECES = [Piece(b"", False, True)] * 4 + [Piece(bytes([i]), False, False) for i in range(256)]
 
@@ -34,11 +37,14 @@ def read_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor
             f"tokenizer_path: no file {path}; name a SentencePiece .model, or the .json of a byte tokenizer"
         )
     try:
-        if content := path.read_bytes():  # SentencePiece takes b"" for a model
-            return sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError:
+        content = path.read_bytes() if path.stat().st_size <= MAX_MODEL_BYTES else b""
+        if content:  # SentencePiece takes b"" for a model
+            processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            if processor.vocab_size() <= MAX_PIECES and pieces_of(processor):
+                return processor
+    except (RuntimeError, ValueError):  # ValueError: a piece that is not UTF-8, or a byte without its number
         pass
-    raise DataError(f"tokenizer_path: {path} is no SentencePiece model")
+    raise DataError(f"tokenizer_path: {path} is no SentencePiece model of at most {MAX_PIECES:,} pieces")
 
 
 def pieces_of(processor: sentencepiece.SentencePieceProcessor) -> list[Piece]:
@@ -52,6 +58,8 @@ def pieces_of(processor: sentencepiece.SentencePieceProcessor) -> list[Piece]:
             pieces.append(Piece(bytes([int(text[3:5], 16)]), False, False))
         else:
             pieces.append(Piece(text.removeprefix(" ").encode(), text.startswith(" "), False))
+    if any(len(piece.text) >= 2**15 for piece in pieces):
+        raise ValueError("a piece is longer than 16 bits can count")
     return pieces
 
 

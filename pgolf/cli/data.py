@@ -128,6 +128,11 @@ def audit(arguments: argparse.Namespace) -> int:
     limits, texts = dict(max_tokens=arguments.max_tokens, max_documents=arguments.max_documents), None
     if arguments.source:
         made_of = Dataset.open(folder).about.get("source", {})
+        if not made_of.keys() >= {"documents_taken"} or not made_of.keys() & {"val_documents", "val_share"}:
+            raise DataError(
+                f"--source: {arguments.folder} has no dataset.json that says which documents are in it; audit it "
+                "without --source, or build it with `pgolf data docs`"
+            )
         field, split = made_of.get("field", "text"), made_of.get("split", "auto")
         source = documents.open_source(arguments.source.resolve(), field, split)
         if any(made_of.get(name) != value for name, value in source.about().items()):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, Strict, StringConstraints, ValidationError
 from torch import Tensor
 
 from pgolf.data import tokenizers
@@ -24,9 +27,52 @@ from pgolf_core.shards import read_shard, shard_paths, sidecar_paths
 from pgolf_core.tokens import ByteTable
 
 DESCRIPTION = "dataset.json"
+Count = Annotated[int, Strict(), Field(ge=0, lt=2**63)]
+Text = Annotated[str, StringConstraints(strict=True, max_length=10_000)]
 SPLITS = ("train", "val")
 SIDECAR = "val_bytes"  # key of the byte sidecar beside those of the splits
 LISTED = ("name", "tokens", "sha256")  # facts of a shard in dataset.json
+
+
+class _Shard(BaseModel):
+    name: Annotated[str, StringConstraints(strict=True, pattern=r"^[\w.-]{1,200}$")]  # in the folder
+    tokens: Count
+    sha256: Text
+
+
+class _Split(BaseModel):
+    shards: list[_Shard] = []
+    tokens: Count = 0
+    documents: Count = 0
+    text_bytes: Count = 0
+    documents_sha256: Text = ""
+
+
+class _Source(BaseModel):
+    """The documents, or the published shards, that a folder was made of."""
+
+    kind: Text = ""
+    variant: Text = ""
+    commit: Text = ""
+    manifest: dict = {}
+    field: Text = ""
+    split: Text = ""
+    documents_taken: Count = 0
+    val_documents: Count = 0
+    val_share: float = 0
+    tokenizer: dict = {}
+
+
+class _About(BaseModel):
+    """dataset.json as far as it is read; other keys may stand beside these."""
+
+    train: _Split = _Split()
+    val: _Split = _Split()
+    val_bytes: _Split = _Split()
+    source: _Source = _Source()
+    tokenizer_sha256: Text = ""
+    vocab_size: Count = 0
+    fingerprint: Text = ""
 
 
 def validation_tokens(
@@ -83,7 +129,7 @@ class Dataset:
         own = tokenizers.beside(directory)
         tokenizer_path = ROOT / tokenizer_path if tokenizer_path else own or directory / tokenizers.NAMES[0]
         tokenizer = tokenizers.load(tokenizer_path)
-        if own and own.read_bytes() != tokenizer_path.read_bytes():
+        if own and not filecmp.cmp(own, tokenizer_path, shallow=False):
             raise DataError(
                 f"tokenizer_path: {tokenizer_path} is not the tokenizer of the shards in {directory}, which lies "
                 "beside them; leave tokenizer_path empty"
@@ -197,6 +243,12 @@ def read_about(directory: Path) -> dict:
     about = read_json(path)
     if about is None:
         raise DataError(f"{path}: damaged; build or download the folder again")
+    try:
+        _About.model_validate(about)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(map(str, wrong["loc"]))[:100]
+        raise DataError(f"{path}, {field}: {wrong['msg']}; build or download the folder again") from None
     return about
 
 

@@ -26,7 +26,10 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".md", ".parquet")
 PLAIN = (".txt", ".md")
 BLOCK_BYTES = 1 << 19  # smallest block, unless the source ends
 LONGEST = 1 << 27  # bytes of a document, unpacked; more may be a bomb
+MOST_UNPACKED = 1 << 29  # bytes of text of a .parquet file that is packed so much
+MOST_TIMES = 100  # text of a .parquet file over its packed size, if it is large
 BLOCK_ROWS = 256  # rows of .parquet, or texts in memory, per block
+TEXT_TYPES = ("string", "large_string", "binary", "large_binary")  # of .parquet columns
 
 Position = tuple[int, int, int]  # file; offset in it: unpacked bytes, or rows of .parquet; lines before it
 START = (0, 0, 0)
@@ -255,21 +258,63 @@ def _checked(text: object, where: str, field: str) -> str:
 
 
 def _parquet_blocks(path: Path, begin: Position, field: str) -> Iterator[Block]:
-    """Offsets are rows; those before the position are read again and left out."""
+    """Offsets are rows; those before the position are read again and left out.
+
+    A column of few long values, which rows name again and again, stays packed until a block of it is parsed.
+    """
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
-                raise DataError(f"{path}: {_only(field, file.schema_arrow.names)}")
-            rows, size, at = file.metadata.num_rows, path.stat().st_size, 0
+        schema = pyarrow.parquet.read_schema(path)
+        if field not in schema.names:
+            raise DataError(f"{path}: {_only(field, schema.names)}")
+        packed = [field] if str(schema.field(field).type) in TEXT_TYPES else []
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=packed) as file:
+            _check_pages(path, file.metadata, field)
+            rows, size, at, unpacked = file.metadata.num_rows, path.stat().st_size, 0, 0
             for batch in file.iter_batches(BLOCK_ROWS, columns=[field]):
-                parse = partial(_parse_column, path, field, batch.column(0), at)
-                at += len(batch)
-                if at > begin[1]:
-                    yield Block(parse, (begin[0], at, 0), size * at // rows)
+                for column, text_bytes in _bounded(path, batch.column(0), at):
+                    parse = partial(_parse_column, path, field, column, at)
+                    at, unpacked = at + len(column), unpacked + text_bytes
+                    if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
+                        raise DataError(f"{path}: unfolds to more than {MOST_TIMES} times its {size:,} bytes")
+                    if at > begin[1]:
+                        yield Block(parse, (begin[0], at, 0), size * at // rows)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: cannot be read ({error}); get it again") from None
+
+
+def _check_pages(path: Path, metadata: object, field: str) -> None:
+    """DataError if a row group is packed more than any large text can be: a page of it may fill the memory."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for column in (group.column(j) for j in range(group.num_columns)):
+            most = max(MOST_UNPACKED, MOST_TIMES * min(column.total_compressed_size, path.stat().st_size))
+            if column.path_in_schema == field and column.total_uncompressed_size > most:
+                why = f"{column.total_uncompressed_size:,} bytes in row group {i + 1}"
+                raise DataError(f"{path}: '{field}' unfolds to {why}, more than {MOST_TIMES} times its packed size")
+
+
+def _bounded(path: Path, column: Sequence, begin: int) -> Iterator[tuple[Sequence, int]]:
+    """Slices of a column and the bytes of their text, at most LONGEST. DataError naming a longer document."""
+    import pyarrow.compute as pc
+
+    words = getattr(column, "dictionary", column)
+    if str(words.type) not in TEXT_TYPES:
+        yield column, 0  # no text, as its parser will say
+        return
+    sizes = pc.binary_length(words)
+    sizes = (sizes if words is column else sizes.take(column.indices)).fill_null(0).to_pylist()
+    first = total = 0
+    for row, size in enumerate(sizes):
+        if size > LONGEST:
+            why = f"the document of row {begin + row + 1:,} is longer than {LONGEST:,} bytes"
+            raise DataError(f"{path}: {why}; split it")
+        if total + size > LONGEST:
+            yield column.slice(first, row - first), total
+            first, total = row, 0
+        total += size
+    yield column.slice(first), total
 
 
 def _parse_column(path: Path, field: str, column: Sequence, begin: int) -> list[str]:

@@ -7,19 +7,29 @@ normalises text first, as SentencePiece does, so that both spell the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
+from pgolf.disk import read_json
 from pgolf_core.files import DataError
 from pgolf_core.tokens import BYTE_PIECES, Piece, pieces_of, read_sentencepiece
 
 NAMES = ("tokenizer.model", "tokenizer.json")  # file names, next to the shards
 SPECIAL = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)  # the same in every tokenizer made here and in the published
 NORMALIZATION = "nmt_nfkc"
+
+
+@contextmanager
+def _explain_damage() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise DataError("tokenizer_path: the SentencePiece model spells text that is not UTF-8; get it again") from None
 
 
 class SentencePiece:
@@ -36,11 +46,13 @@ class SentencePiece:
         return [row.astype(np.uint16) for row in rows]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        return self.processor.decode(list(ids))
+        with _explain_damage():
+            return self.processor.decode(list(ids))
 
     def normalize(self, text: str) -> str:
         """The text that its tokens spell."""
-        return self.processor.normalize(text).replace("▁", " ")
+        with _explain_damage():
+            return self.processor.normalize(text).replace("▁", " ")
 
     @cached_property
     def pieces(self) -> list[Piece]:
@@ -104,7 +116,7 @@ def load(path: str | Path) -> Tokenizer:
             raise DataError(f"tokenizer_path: {path} has {why}; train one with bos_id=1")
         return tokenizer
     try:
-        stated = json.loads(path.read_bytes())
+        stated = read_json(path) or {}
         tokenizer = Bytes(stated.get("normalization_rule_name", ""))
         if json.loads(tokenizer.to_json()) == stated:
             return tokenizer

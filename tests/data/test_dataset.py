@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.shards import write_shard
 
+from pgolf.cli import main
 from pgolf.data.dataset import Dataset, describe, validation_tokens
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard
@@ -223,3 +224,29 @@ def test_tokenizer_elsewhere(folder, tmp_path_factory):
     assert Dataset.open(folder, elsewhere, vocab_size=1024).tokenizer_path == elsewhere
     with pytest.raises(DataError, match=r"vocab_size=4096, .* has vocab_size=1024; set vocab_size=1024"):
         Dataset.open(folder, elsewhere, vocab_size=4096)
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ({"train": None}, "train"), ({"train": {"shards": {}}}, "train.shards"), ({"source": "text"}, "source"),
+        ({"val": {"shards": [{"name": "../../x.bin", "tokens": 1, "sha256": ""}]}}, "val.shards.0.name"),
+        ({"val": {"shards": [{"name": 7, "tokens": 1, "sha256": ""}]}}, "val.shards.0.name"),
+        ({"val": {"shards": [{"tokens": 1, "sha256": ""}]}}, "val.shards.0.name"), ({"vocab_size": "x"}, "vocab_size"),
+        ({"val": {"documents": 1.5}}, "val.documents"), ({"source": {"val_documents": []}}, "source.val_documents"),
+        ({"tokenizer_sha256": ["a"]}, "tokenizer_sha256"), ({"source": {"manifest": 3}}, "source.manifest"),
+    ],
+)  # fmt: skip
+def test_a_dataset_json_of_wrong_types_names_the_field(folder, content, field):
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"dataset.json, {field}: .*; build or download the folder again"):
+        Dataset.open(folder)
+
+
+@pytest.mark.parametrize("about", [None, {}, {"source": {"name": "docs.jsonl"}}])
+def test_an_audit_of_documents_without_a_description_says_so(folder, about, capfd):
+    if about is not None:
+        (folder / "dataset.json").write_text(json.dumps(about))
+    (folder / "docs.jsonl").write_text('{"text": "a"}\n')
+    assert main.main(["data", "audit", str(folder), "--source", str(folder / "docs.jsonl")]) == 2
+    assert "has no dataset.json that says which documents are in it" in capfd.readouterr().err

@@ -193,3 +193,35 @@ def test_parquet_without_its_reader(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match=r"a.parquet: to read .parquet, pip install pyarrow"):
         open_source(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", ["rows of one long value", "pages", "one document"])
+def test_a_parquet_bomb_is_refused(kind, tmp_path, monkeypatch):
+    """A file of some kB unfolds without end: by a dictionary whose value all rows name, or by packed pages."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(documents, "LONGEST", 2**20)
+    monkeypatch.setattr(documents, "MOST_UNPACKED", 4 * 2**20)
+    long = "x" * (2**20 + (kind == "one document"))
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), pyarrow.array([long]))
+    if kind == "pages":
+        texts = pyarrow.array([long] * 8)
+    table = pyarrow.table({"text": texts})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=kind != "pages")
+    said = "longer than 1,048,576 bytes" if kind == "one document" else "unfolds to .*more than 100 times its"
+    with pytest.raises(DataError, match=f"a.parquet: .*{said}"):
+        for block in open_source(tmp_path / "a.parquet").blocks():
+            assert sum(map(len, block.texts())) <= 2**20
+
+
+def test_parquet_of_repeated_long_values_is_read_in_bounded_blocks(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(documents, "LONGEST", 1000)
+    texts = ["a" * 400, "b" * 700, "", "c" * 1000] * 50
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    blocks = list(open_source(tmp_path / "a.parquet").blocks())
+    assert [text for block in blocks for text in block.texts()] == texts
+    assert max(sum(map(len, block.texts())) for block in blocks) <= 1000
+    again = list(open_source(tmp_path / "a.parquet").blocks(blocks[30].end))
+    assert [block.end for block in again] == [block.end for block in blocks[31:]]
