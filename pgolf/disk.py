@@ -93,10 +93,10 @@ def read_json(path: Path) -> dict | None:
         return None
 
 
-def parse_object(text: str) -> dict | None:
+def parse_object(text: str | bytes) -> dict | None:
     """The JSON object in a text; None if it is damaged, holds an integer beyond 64 bits, or is another JSON value."""
     try:
-        content = _JSON.decode(text)
+        content = _JSON.decode(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
