@@ -99,7 +99,7 @@ def _bounded(quantized: Quantized, size: int) -> Quantized:
     """The model of a file of `size` bytes. Raises ValueError if dequantizing it takes more than weights can take."""
     sizes = [math.prod(getattr(t, "shape", ())) for t in quantized.tensors.values()]
     work = [r.left.numel() * r.shape[1] for r in quantized.residuals.values()]
-    if max(sum(sizes), sum(work) // 64) > decoded_limit(size):
+    if max(sum(sizes), sum(work) // 32) > decoded_limit(size):
         raise ValueError("more numbers than a file of its size can mean")
     return quantized
 
