@@ -58,20 +58,34 @@ def test_conda_installs_the_same_project():
 @pytest.mark.parametrize(("platform", "gpu"), [("linux", True), ("darwin", False), ("win32", False), ("win32", True)])
 def test_the_default_torch_where_it_is_the_right_one(platform, gpu):
     ((command,),) = install.torch_attempts(platform, gpu, "1.2.3")
-    assert command[:3] == ["-m", "pip", "install"] and command[-1] == "torch==1.2.3"
+    assert command[1:4] == ["-m", "pip", "install"] and command[-1] == "torch==1.2.3"
 
 
 def test_linux_without_a_gpu_takes_the_cpu_build():
     (by_pip,), (get_uv, by_uv) = install.torch_attempts("linux", False, "1.2.3")
-    assert by_pip[:3] == ["-m", "pip", "install"] and by_pip[-1] == "torch==1.2.3+cpu"
-    assert get_uv[:3] == ["-m", "pip", "install"] and get_uv[-1] == "uv"
-    assert by_uv[:4] == ["-m", "uv", "pip", "install"]
+    assert by_pip[-1] == "torch==1.2.3+cpu"
+    assert by_pip[1:4] == get_uv[1:4] == ["-m", "pip", "install"] and get_uv[-1] == "uv"
+    assert by_uv[1:5] == ["-m", "uv", "pip", "install"]
     assert by_uv[-3:] == ["--torch-backend", "cpu", "torch==1.2.3"]
 
 
 def test_a_torch_of_ones_own_is_the_only_attempt():
     ((command,),) = install.torch_attempts("linux", False, "1.2.3", spec="torch==1.2.3+cu999")
     assert command[-1] == "torch==1.2.3+cu999"
+
+
+def test_uv_is_tried_first_where_it_is_there_and_pip_where_it_fails():
+    (by_uv,), (by_pip,) = install.torch_attempts("linux", False, "1.2.3", uv="/bin/uv")
+    assert by_uv[:3] == ["/bin/uv", "pip", "install"] and "cpu" in by_uv and by_pip[-1] == "torch==1.2.3+cpu"
+    (by_uv,), (by_pip,) = install.attempts("-e", ".[lab,dev]", uv="/bin/uv")
+    assert by_uv[-2:] == by_pip[-2:] == ["-e", ".[lab,dev]"] and by_uv[0] == "/bin/uv" != by_pip[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the commands of this test")
+def test_an_attempt_that_fails_is_followed_by_the_next(capsys):
+    assert install.first_that_works([[["false"]], [["true"]]]) == ""
+    assert capsys.readouterr().out.count("failed after") == 1
+    assert install.first_that_works([[["false"], ["true"]]]) != ""  # all commands of an attempt count
 
 
 def test_ci_runs_the_readme_test_commands():

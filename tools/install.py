@@ -3,8 +3,9 @@
     python3 tools/install.py
     python3 tools/install.py --test-tools   # Debian's openssh-server and rsync, which the tests of `pgolf remote` need
 
-Standard library only, any platform, at once done when nothing has changed. TORCH_SPEC=... installs that
-requirement for torch instead of the build chosen here; delete .venv to choose anew.
+Standard library only, any platform, at once done when nothing has changed. uv installs where it is on the PATH, pip
+elsewhere and where uv fails (it does not read pip's settings). TORCH_SPEC=... installs that requirement for torch
+instead of the build chosen here; delete .venv to choose anew.
 """
 
 import hashlib
@@ -23,8 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "pgolf-installed"  # the key of what was installed last
-PIP = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt"]
-UV = ["-m", "uv", "pip", "install", "-q", "--python", str(PYTHON), "-c", "constraints.txt"]
+PIP = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt"]
+UV_OPTIONS = ["pip", "install", "-q", "--python", str(PYTHON), "-c", "constraints.txt"]
+UV_OF_PIP = [str(PYTHON), "-m", "uv", *UV_OPTIONS]
 
 TORCH_HELP = """
 torch {pinned} could not be installed. Either
@@ -34,18 +36,22 @@ torch {pinned} could not be installed. Either
 and run this again."""
 
 
-def torch_attempts(platform: str, has_gpu: bool, pinned: str, spec: str | None = None) -> list[list[list[str]]]:
-    """What to try in turn until torch is installed; an attempt is a list of commands for .venv's python."""
-    if spec:
-        return [[[*PIP, spec]]]
-    if has_gpu or platform != "linux":
-        return [[[*PIP, f"torch=={pinned}"]]]
+def attempts(*words: str, uv: str | None) -> list[list[list[str]]]:
+    """What to try in turn until `words` are installed; an attempt is a list of commands. uv: its path, or None."""
+    return [[[uv, *UV_OPTIONS, *words]]] * bool(uv) + [[[*PIP, *words]]]
+
+
+def torch_attempts(
+    platform: str, has_gpu: bool, pinned: str, spec: str | None = None, uv: str | None = None
+) -> list[list[list[str]]]:
+    """attempts for torch."""
+    if spec or has_gpu or platform != "linux":
+        return attempts(spec or f"torch=={pinned}", uv=uv)
     # Linux's default wheel brings gigabytes of CUDA. Where pip is not set up to find the CPU build, uv
     # knows the place.
-    return [
-        [[*PIP, f"torch=={pinned}+cpu"]],
-        [[*PIP, "uv"], [*UV, "--torch-backend", "cpu", f"torch=={pinned}"]],
-    ]
+    of_uv = ["--torch-backend", "cpu", f"torch=={pinned}"]
+    by_pip = [[*PIP, f"torch=={pinned}+cpu"]]
+    return [[[uv, *UV_OPTIONS, *of_uv]], by_pip] if uv else [by_pip, [[*PIP, "uv"], [*UV_OF_PIP, *of_uv]]]
 
 
 def has_nvidia_gpu() -> bool:
@@ -73,6 +79,19 @@ def step(title: str, *command: str | Path) -> str:
     failed = done.returncode != 0
     print(f" {'failed after ' if failed else ''}{time.perf_counter() - start:.1f} s", flush=True)
     return f"\n{title}:\n{done.stdout}" if failed else ""
+
+
+def first_that_works(attempts: list[list[list[str]]]) -> str:
+    """'' once all commands of an attempt have succeeded, else what every attempt said."""
+    troubles = ""
+    for attempt in attempts:
+        tool = "uv" if any(Path(word).stem == "uv" for word in attempt[-1][:3]) else "pip"
+        steps = (step(f"{tool} install {command[-1]}", *command) for command in attempt)
+        trouble = next(filter(None, steps), "")  # stops at the first that fails
+        if not trouble:
+            return ""
+        troubles += trouble
+    return troubles
 
 
 def test_tools() -> None:
@@ -118,19 +137,11 @@ def main() -> None:
         shutil.rmtree(VENV, ignore_errors=True)  # half made: without pip, and not made again next time
         sys.exit(f"{trouble}\nNo virtual environment (on Debian and Ubuntu: apt install python3-venv).")
 
-    pinned = pinned_torch(constraints)
-    troubles = ""
-    for attempt in torch_attempts(sys.platform, has_nvidia_gpu(), pinned, spec):
-        steps = (step(f"{command[1]} install {command[-1]}", PYTHON, *command) for command in attempt)
-        trouble = next(filter(None, steps), "")  # stops at the first that fails
-        if not trouble:
-            break
-        troubles += trouble
-    else:
+    pinned, uv = pinned_torch(constraints), shutil.which("uv")
+    if troubles := first_that_works(torch_attempts(sys.platform, has_nvidia_gpu(), pinned, spec, uv)):
         sys.exit(troubles + TORCH_HELP.format(pinned=pinned))
-
-    if trouble := step("pip install -e .[lab,dev]", PYTHON, *PIP, "-e", ".[lab,dev]"):
-        sys.exit(f"{trouble}\npgolf could not be installed.")
+    if troubles := first_that_works(attempts("-e", ".[lab,dev]", uv=uv)):
+        sys.exit(f"{troubles}\npgolf could not be installed.")
     STAMP.write_text(key)
 
 
