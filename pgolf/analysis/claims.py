@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from pgolf.analysis.training_logs import CODE, Log
+from pgolf.disk import open_regular
 
 SUBMISSION = "submission.json"
 MAX_CLAIMS = 2**20  # bytes
@@ -20,11 +21,11 @@ PARAMETERS = ("model_params", "params", "parameters", "num_params", "total_param
 
 def read_claims(record: Path) -> bytes | None:
     """The bytes of submission.json; None if there is none, and no bytes if it cannot be read or is no such file."""
-    path = record / SUBMISSION
     try:
-        if not path.is_file():
-            return None
-        return path.read_bytes() if path.stat().st_size <= MAX_CLAIMS else b""
+        with open_regular(record / SUBMISSION, MAX_CLAIMS) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
     except OSError:
         return b""
 

@@ -25,7 +25,7 @@ NUMBER = r"([-+]?(?:\d{1,15}(?:\.\d{0,30})?(?:e[-+]?\d{1,3})?|nan|inf))(?![\w.])
 FIGURE = re.compile(rf"(?<!\S)(val_loss|val_bpb|train_loss|loss)[:=][ \t]*+{NUMBER}", re.IGNORECASE)
 STEP = re.compile(r"(step[:=] ?)?(\d{1,12})(?:/(\d{1,12}))?(?=[\s:,])")
 COUNTER = re.compile(r"\d/\d|\d%|\[")  # of a progress line
-WORD = re.compile(r"\(?[\w.+-]+\)?")
+WORD = re.compile(r"[\w.+()/-]+")
 STRIDE = re.compile(r"stride[:=](\d{1,12})(?!\d)")
 EVAL_TIME = re.compile(r"\b(?:eval(?:_time)?|elapsed)[:=] ?(\d{1,12}(?:\.\d{1,9})?)(ms|s)\b")
 TRAIN_TIME = re.compile(r"train_time: ?(\d{1,12}(?:\.\d{0,9})?)(ms|s|m)\b")

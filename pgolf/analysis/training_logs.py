@@ -328,7 +328,7 @@ def _size(name: str, figure: int, number: int) -> Size:
     """A size whose name ends in what it is of: 'Serialized model int8+zlib', 'total_submission_with_table'."""
     words = re.split(r"[ _]", name.lower())
     if words[:2] == ["serialized", "model"]:
-        return Size(MODEL, "+".join(words[2:]).strip("()"), figure, number)
+        return Size(MODEL, "+".join(words[2:]).partition("+(")[0].strip("()"), figure, number)
     if words[:2] == ["code", "size"]:
         return Size(CODE, " ".join(words[2:]).strip("()"), figure, number)
     known = ("total", "submission", "artifact", "size")

@@ -29,6 +29,7 @@ FINAL = "final_int8_zlib_roundtrip val_loss:3.0500 val_bpb:1.1900 eval_time:1ms\
         ),
         ("final_ttt_lora val_loss:2.99 val_bpb:1.15 eval_time:9ms lora_rank:16", 1.15),
         ("ttt:done val_loss=2.990000 val_bpb=1.150000 elapsed=370.9s", 1.15),
+        ("final_int6_lzma_roundtrip(ttt_lora) val_loss:2.99 val_bpb:1.15 eval_time:24ms", 1.15),
         ("final val_loss:2.99 val_bpb:1.150001 eval_time:37682ms", 1.150001),
         ("baseline_with_correction val_loss:2.99 val_bpb:1.15\nimprovement: -0.04 BPB", 1.15),
         ("  slot_chunk [1/60] bpb=1.1\nslot step:3/8 val_loss:2.9 val_bpb:1.1", 1.19),
@@ -54,6 +55,10 @@ TOTAL = "Total submission size"
     [
         (f"Code size: 70000 bytes\nTernary artifact: 15200000 bytes (lzma)\n{TOTAL}: 15270000 bytes = 15.27MB", 15.27),
         (f"{RAW}Serialized model int6+coder: 15200000 bytes\n{TOTAL}: 15270000 bytes", 15.27),
+        (
+            f"{RAW}Serialized model int8+zlib (best): 15200000 bytes\n{TOTAL} int8+zlib: 15270000 bytes",
+            15.27,
+        ),
         (f"{RAW}Serialized model zstd-22: 15200000 bytes\n{TOTAL} zstd: 15270000 bytes", 15.27),
         (f"Serialized model fp32/bf16: 67000000 bytes\n{TOTAL} raw: 67070000 bytes\n{PACKED}", 15.27),
         ("raw_model:67000000 code:70000 total:67070000\nint8_zlib:15200000 code:70000 total:15270000 of:95%", 15.27),
