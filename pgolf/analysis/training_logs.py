@@ -316,7 +316,7 @@ def _add_size(log: Log, line: str, number: int) -> bool:
         found = [(TOTAL, match[1])]
         log.cap = int(match[2])
     elif match := log_lines.SIZE.match(line):
-        found = [(match[1], match[2])] if match[3] or "submission" in match[1].lower() else []
+        found = [(match[1], match[2])] if match[3] or match[1].lower().startswith("total submission") else []
         if cap := log_lines.CAP.search(line):
             log.cap = int(cap[1])
     for name, figure in found:
@@ -327,12 +327,12 @@ def _add_size(log: Log, line: str, number: int) -> bool:
 def _size(name: str, figure: int, number: int) -> Size:
     """A size whose name ends in what it is of: 'Serialized model int8+zlib', 'total_submission_with_table'."""
     words = re.split(r"[ _]", name.lower())
-    if words[:2] == ["serialized", "model"]:
+    if words[0] == "serialized" and words[1:2] in (["model"], ["artifact"]):
         return Size(MODEL, "+".join(words[2:]).partition("+(")[0].strip("()"), figure, number)
     if words[:2] == ["code", "size"]:
         return Size(CODE, " ".join(words[2:]).strip("()"), figure, number)
     known = ("total", "submission", "artifact", "size")
-    if words[0] in known[:2] and {"submission", "artifact"} & set(words):
+    if words[:2] == ["submission", "size"] or (words[0] == "total" and {"submission", "artifact"} & set(words)):
         return Size(TOTAL, " ".join(word for word in words if word not in known).strip("()"), figure, number)
     return Size(name, "", figure, number)
 
