@@ -7,6 +7,7 @@ Each log becomes runs/<record>/<log>/: log.txt and submission.json unchanged, co
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from pgolf_core.config import digest
 from pgolf_core.files import atomic_write
 
 MAX_BYTES = 64 * 2**20  # a larger text file is no training log
+NAMED_SEED = re.compile(r"seed[ _-]?(\d{1,9})(?!\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,9 @@ def _read(path: Path) -> Source | None:
         raise LogError(f"{path}: cannot be read: {error.strerror}") from None
     text = _decoded(content)
     log = training_logs.read("" if "\0" in text else text)
+    if log.seed is None and (named := NAMED_SEED.search(path.stem)):
+        log.config["seed"] = int(named[1])
+        log.notes.append("the log names no seed; it is that of the file's name")
     return Source(path, record, content, log) if log.rows or log.scores else None
 
 

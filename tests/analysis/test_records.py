@@ -303,3 +303,12 @@ def test_an_import_of_wrong_types_costs_no_page(flags, record, root):
     table = load_runs(root)
     kept = ["kept"] * isinstance(flags, list)
     assert table["flags"][0] == kept and len(sentences.remarks(table)) == 2 * len(kept)
+
+
+def test_a_seed_in_the_name_of_a_file_whose_log_names_none(record, root):
+    text, claims = REFERENCE.replace("seed:1337\n", ""), {"seeds": {"42": {"val_bpb": 1.2346}}}
+    [run], said = records.import_logs([record({"train_seed42.log": text, "submission.json": claims})], None, root)
+    assert (read_result(run.run_dir).seed, said) == (42, [])
+    assert run.remarks == ["the log names no seed; it is that of the file's name"]
+    [run], _ = records.import_logs([record({"x_seed42.log": REFERENCE}, "other")], None, root)
+    assert read_result(run.run_dir).seed == 1337
