@@ -15,6 +15,7 @@ MAX_CLAIMS = 2**20  # bytes
 SCORES = ("val_loss", "val_bpb")
 PER_SEED = ("seed_results", "seeds", "val_bpb_seeds", "per_seed")
 SEED = re.compile(r"(?:seed[ _-]?)?(\d{1,18})", re.IGNORECASE)
+ROUNDED = Decimal("0.00005")  # what four decimals leave out
 MANY_SEEDS = re.compile(r"\b\d{1,3}[- ]seed")
 PARAMETERS = ("model_params", "params", "parameters", "num_params", "total_params")
 
@@ -173,9 +174,10 @@ def _over_seeds(kind: str, submission: dict, logs: list[Log]) -> Iterator[str]:
     stated |= dict.fromkeys((f"std_{kind}", f"{kind}_std"), spreads)
     for name, known in stated.items():
         claim = submission.get(name)
-        if known and isinstance(claim, Decimal) and not any(_near(claim, figure) for figure in known):
-            what = "mean" if known[0] == means[0] else "standard deviation"
-            yield f"{name} {claim} in {SUBMISSION}, {known[0]:.8f} is the {what} of its {len(logs)} seeds' logs"
+        if known and isinstance(claim, Decimal):
+            what, slack = ("standard deviation", claim / 20) if "std" in name else ("mean", ROUNDED)
+            if not any(_near(claim, figure, slack) for figure in known):
+                yield f"{name} {claim} in {SUBMISSION}, {known[0]:.8f} is the {what} of its {len(logs)} seeds' logs"
 
 
 def _log_of_seed(seed: str, claims: dict, logs: list[Log]) -> Log | None:
@@ -187,6 +189,6 @@ def _log_of_seed(seed: str, claims: dict, logs: list[Log]) -> Log | None:
     return own[0] if len(own) == 1 else None
 
 
-def _near(claim: Decimal, figure: float) -> bool:
-    """True if they differ by no more than a unit of the claim's last digit: figures may be rounded before a mean."""
-    return abs(claim - Decimal(str(figure))) <= Decimal(1).scaleb(claim.as_tuple().exponent)
+def _near(claim: Decimal, figure: float, slack: Decimal) -> bool:
+    """True if they differ by a unit of the claim's last digit or by the slack: scores may be rounded before a mean."""
+    return abs(claim - Decimal(str(figure))) <= max(Decimal(1).scaleb(claim.as_tuple().exponent), slack)
