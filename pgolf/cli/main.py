@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -111,17 +112,28 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(report, "report", "write the reports of all runs: index.html and the pages it links")
     sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR", help="folder; default: reports")
 
-    sub = command(artifact, "artifact", "check an artifact file and list its bytes by part and tensor")
-    sub.add_argument("file", metavar="FILE", help="artifact.pgolf of a run")
-
-    sub = command(submission, "submission", "score a run's artifact again, audit its data, and pack a record folder")
-    sub.add_argument("run", metavar="RUN", help="sweep/run below runs/, or a folder")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="folder; default: reports/submissions/<sweep>_<run>")
-
+    _add_commands_of_files(command)
     data.add_commands(commands)
     remote.add_commands(commands)
     cluster.add_commands(commands)
     return parser
+
+
+def _add_commands_of_files(command: Callable) -> None:
+    sub = command(artifact, "artifact", "check an artifact file and list its bytes by part and tensor")
+    sub.add_argument("file", metavar="FILE", help="artifact.pgolf of a run")
+
+    sub = command(sample, "sample", "print text that a run's artifact writes, read back from disk")
+    sub.add_argument("run", metavar="RUN", help="sweep/run below runs/, or a folder")
+    sub.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to go on with; default: three short ones")
+    sub.add_argument("--tokens", type=count, default=120, metavar="N", help="tokens each, at most; default: 120")
+    text = "logits are divided by it; the lower the likelier each token; default: 0.7"
+    sub.add_argument("--temperature", type=positive, default=0.7, metavar="T", help=text)
+    sub.add_argument("--seed", type=int, default=1, metavar="N", help="of the draws; default: 1")
+
+    sub = command(submission, "submission", "score a run's artifact again, audit its data, and pack a record folder")
+    sub.add_argument("run", metavar="RUN", help="sweep/run below runs/, or a folder")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="folder; default: reports/submissions/<sweep>_<run>")
 
 
 # Torch and pandas take seconds to import, so each command imports what it needs.
@@ -260,6 +272,16 @@ def artifact(arguments: argparse.Namespace) -> int:
     from pgolf_core.artifact.format import read
 
     print(text.artifact(read(arguments.file)))
+    return 0
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    from pgolf.reports.labels import printable
+    from pgolf.studies.sample import PROMPTS, sample
+
+    settings = (arguments.tokens, arguments.temperature, arguments.seed)
+    for row in sample(_run_dir(arguments.run), arguments.prompt or PROMPTS, *settings):
+        print(*map(printable, row["text"].splitlines()), sep="\n", end="\n\n")
     return 0
 
 

@@ -113,6 +113,11 @@ def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[s
     return texts
 
 
+def sampled(rows: pd.DataFrame) -> str:
+    """The texts of a sample as quotations, each on one line; '' without texts."""
+    return "\n\n".join(f"> {md(text)}" for text in (rows.text if "text" in rows else []))
+
+
 def about_sweep(folder: Path) -> str:
     """A sweep's question, or that its sweep.json is damaged."""
     about = read_about(folder)

@@ -19,6 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
     "explore": {},
     "sensitivity": {"change": "step:1", "knobs": {"keep_float_max_numel": 0, "calibration_tokens": 512}},
+    "sample": {"prompts": ["The"], "tokens": 5},
     "residual_allocation": {"budgets": [1024], "knobs": {"calibration_tokens": 512}},
     "export_lab": {
         "steps": [0.4], "codecs": ["ans"], "shares": [], "caps": [25_000], "knobs": {"calibration_tokens": 512},
@@ -64,6 +65,7 @@ def test_explore(root, execute):
 
 SHOWN = {  # stage: texts that its notebook shows of its result's table, and how many pictures
     "sensitivity": (lambda row: [row["tensor"]], ["change=step:1", "rank correlation of"], 2),
+    "sample": (lambda row: row["text"].split()[:1], [], 0),
     "residual_allocation": (lambda row: [row["variant"]], ["plain", "global-1024", "LQER-1024"], 1),
     "export_lab": (lambda row: [f"{row['bpb']:.5f}", f"{row['total_bytes']:,}"], ["solve 25000"], 3),
 }
@@ -71,7 +73,11 @@ SHOWN = {  # stage: texts that its notebook shows of its result's table, and how
 
 @pytest.mark.parametrize(
     "name",
-    ["sensitivity", *(pytest.param(slow, marks=pytest.mark.slow) for slow in ("residual_allocation", "export_lab"))],
+    [
+        "sensitivity",
+        "sample",
+        *(pytest.param(slow, marks=pytest.mark.slow) for slow in ("residual_allocation", "export_lab")),
+    ],
 )
 def test_a_stage_shows_its_whole_table(root, execute, name):
     text, pictures = execute(name)
