@@ -24,7 +24,7 @@ def test_the_sample_is_of_the_file_on_disk(finished, tmp_path, capsys):
     assert main.main(["sample", str(run_dir), "--prompt", "one", "--tokens", "4"]) == 0
     assert capsys.readouterr().out.startswith("one")
     (run_dir / ARTIFACT).unlink()
-    with pytest.raises(RunError, match="has no artifact.pgolf"):
+    with pytest.raises(RunError, match=r"has no artifact\.pgolf"):
         sample(run_dir)
 
 
