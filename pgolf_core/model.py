@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import ModelConfig
-from pgolf_core.layers.attention import CausalSelfAttention, Positions, norm, rotary_angles, window_mask
+from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_angles, window_mask
+from pgolf_core.layers.fused import cross_entropy, norm, relu_squared, softcap
 from pgolf_core.parameters import CONTROL, EMBEDDING, HEAD, Role, declare, matrix, roles_for, roles_of
 
 
@@ -26,7 +27,7 @@ class MLP(nn.Module):
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.relu(self.fc(x)).square())  # (B, T, D)
+        return self.proj(relu_squared(self.fc(x)))  # (B, T, D)
 
 
 class Block(nn.Module):
@@ -39,9 +40,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, q_gain: Tensor, attn_scale: Tensor, mlp_scale: Tensor, positions: Positions) -> Tensor:
         """x (B, T, D), q_gain (H,), scales (D,) -> (B, T, D)."""
-        # Norm twice, as the reference does: sharing one would add gradients in another order, and change bits.
-        attn = self.attn(norm(x), q_gain, *positions)
-        mlp = self.mlp(norm(x))
+        y = norm(x)
+        attn, mlp = self.attn(y, q_gain, *positions), self.mlp(y)
         return x + attn_scale.to(x.dtype) * attn + mlp_scale.to(x.dtype) * mlp
 
 
@@ -105,13 +105,11 @@ class GPT(nn.Module):
             if self.tok_emb_proj is not None:
                 x = F.linear(x, self.tok_emb_proj.weight.to(x.dtype).T)  # (B, T, E)
             logits = F.linear(x, self.tok_emb.weight.to(x.dtype))
-        # Cap in float32: in bfloat16, eager mode rounds three times and a compiled model once.
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(logits.float() / cap)
+        return softcap(logits, self.config.logit_softcap)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token over (B, T) targets."""
-        return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+        return cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
 
 def roles(config: ModelConfig) -> dict[str, Role]:

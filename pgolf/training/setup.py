@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgolf.data.dataset import Dataset
 from pgolf.runs.directory import describe_environment, outside_knobs
-from pgolf.training.device import deterministic_kernels, not_compiled, pick_device, pick_dtype
+from pgolf.training.device import deterministic_kernels, keep_freed_memory, not_compiled, pick_device, pick_dtype
 from pgolf.training.forecast import Forecast, forecast
 from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
@@ -59,6 +59,8 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if not ranks.first:
         ranks.barrier()  # rank 0 builds a missing embedded corpus
     dataset = open_dataset(config)

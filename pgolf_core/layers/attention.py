@@ -12,15 +12,11 @@ from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 
 from pgolf_core.knobs import ModelConfig
+from pgolf_core.layers.fused import norm
 from pgolf_core.parameters import declare, matrix
 
 Mask = Tensor | flex.BlockMask | None  # None = plain causal attention
 Positions = tuple[Tensor, Tensor, Mask]  # cos and sin (T, C/2), mask
-
-
-def norm(x: Tensor) -> Tensor:
-    """RMSNorm over the last axis without a gain, in x's dtype: autocast on CUDA may widen it."""
-    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
