@@ -40,7 +40,8 @@ def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
         while waiting or active:
             pool.refresh()
             if waiting and code_digest(notebooks, fresh=True) != code:
-                failures += [failed(job.name, CODE_CHANGED, job.log) for job in waiting]
+                say(f"{', '.join(job.name for job in waiting)}: {CODE_CHANGED}")
+                failures += [Failure(job.name, CODE_CHANGED, job.log) for job in waiting]
                 waiting.clear()
             try:
                 while waiting and pool.start(waiting[0]):

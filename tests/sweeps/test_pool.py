@@ -108,4 +108,5 @@ def test_after_an_edit_of_the_code_what_runs_goes_on_and_nothing_else_starts(tmp
     assert dict(workers.started) == {"a": 1}
     assert [(f.run, f.reason) for f in failures] == [(name, pool.CODE_CHANGED) for name in "bc"]
     said = capsys.readouterr().out
+    assert f"b, c: {pool.CODE_CHANGED}" in said
     assert "a: made by code before, and the code now is " in said and "not pooled" in said
