@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pgolf_core.artifact.code_archive import code_archive
+from pgolf_core.artifact.container import Packed
 from pgolf_core.artifact.format import ACCOUNT, pack, to_arrays
 from pgolf_core.artifact.format import load as load  # the inverse of `export`, and a stable entry point here
 from pgolf_core.files import atomic_write
@@ -68,8 +69,8 @@ def export(
     state: State, config: ExportConfig, path: str | Path, calibration: Calibration | None = None, roles: Roles = None
 ) -> ByteAccount:
     """Quantize, write the artifact in one move, account for its bytes. Arguments and errors as quantize_state."""
-    quantized = quantize_state(state, config, calibration, roles)
-    packed = pack(quantized, config.codec)
+    quantized, packed = _quantize(state, config, calibration, roles)
+    packed = packed or pack(quantized, config.codec)
     atomic_write(path, packed.bytes)
     return ByteAccount(
         parts={part: packed.parts.get(part, 0) for part in ACCOUNT},
@@ -91,6 +92,13 @@ def quantize_state(
     ExportError on NaN, infinity and weights too large for float16 scales, AllocationError on a cap that
     allocation=solve cannot meet, RoleError on a tensor without a role.
     """
+    return _quantize(state, config, calibration, roles)[0]
+
+
+def _quantize(
+    state: State, config: ExportConfig, calibration: Calibration | None, roles: Roles
+) -> tuple[Quantized, Packed | None]:
+    """The stored form as quantize_state gives it, and its file if it was packed on the way."""
     roles = roles_by_name(state) if roles is None else roles_for(state, roles)
     state = {name: t.detach().cpu() for name, t in state.items()}
     if broken := [name for name, t in state.items() if not torch.isfinite(t).all()]:
@@ -104,10 +112,15 @@ def quantize_state(
         floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if name not in calibration}
         weights = {name: state[name] for name in calibration}
 
-        def file_bytes(quantized: Quantized) -> int:
-            return len(pack(quantized, config.codec).bytes) + len(code_archive(*quantized.forms))
+        last: tuple[Quantized | None, Packed | None] = None, None
 
-        return _storable(solve(weights, floats, calibration, config, file_bytes))
+        def file_bytes(quantized: Quantized) -> int:
+            nonlocal last
+            last = quantized, pack(quantized, config.codec)
+            return len(last[1].bytes) + len(code_archive(*quantized.forms))
+
+        solved = _storable(solve(weights, floats, calibration, config, file_bytes))
+        return solved, last[1] if last[0] is solved else None
     schemes = {name: scheme_of(t, roles[name], config) for name, t in state.items()}
     floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if schemes[name] is None}
     weights = {name: t for name, t in state.items() if name not in floats}
@@ -117,7 +130,7 @@ def quantize_state(
         for name, (order, axis) in neuron_permutations(tensors).items():
             weights[name] = weights[name].index_select(axis, order)
             tensors[name] = permute(tensors[name], order, axis)
-    return _storable(Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats))
+    return _storable(Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)), None
 
 
 def _storable(quantized: Quantized) -> Quantized:

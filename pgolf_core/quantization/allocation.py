@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pgolf_core.knobs import ExportConfig
@@ -22,6 +23,8 @@ from pgolf_core.scheme import ExportError
 
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
+MAX_ESTIMATED = 4  # iterations that an estimate guides
+SAMPLED = 4  # rows per row that an estimate looks at
 MAX_REL_STEP = 64.0  # geometric mean of the steps in σ of a tensor; above it almost all weights round to zero
 MAX_SCALE = 32_768.0  # half of what float16 holds
 MAX_LEVEL = 8_000  # levels on each side of zero; int16 holds four times that, room for error compensation
@@ -33,12 +36,11 @@ class AllocationError(ValueError):
 
 @dataclass(frozen=True)
 class Solution:
-    """lam: square root of step² · sensitivity, in nats^½ per token. bytes: file and code. predicted: nats per token."""
+    """lam: square root of step² · sensitivity, in nats^½ per token. bytes: file and code."""
 
     quantized: Quantized
     lam: float
     bytes: int
-    predicted: float
 
 
 def solve(
@@ -58,30 +60,92 @@ def solve(
     factors = {n: factorize_hessian(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
 
     def at(lam: float, residuals: tuple[str, ...] = ()) -> Solution:
-        integers, low_ranks, predicted = {}, {}, 0.0
+        integers, low_ranks = {}, {}
         for name, w in weights.items():
             grid = grid_at(lam, w, calibration[name], factors[name])
             integers[name] = grid.round(w, factors[name], config.gptq_block)
             if not integers[name].scale.isfinite():
                 raise ExportError.too_large(name)
-            error = w - integers[name].dequantize()
             if name in residuals:
-                low_ranks[name], _, _ = fit_low_rank(error, calibration[name], config)
-                error = error - low_ranks[name].dequantize()
-            predicted += calibration[name].cost(error)
+                low_ranks[name], _, _ = fit_low_rank(w - integers[name].dequantize(), calibration[name], config)
         quantized = Quantized(integers, low_ranks, floats)
-        return Solution(quantized, lam, file_bytes(quantized), predicted)
+        return Solution(quantized, lam, file_bytes(quantized))
+
+    def predicted(solution: Solution) -> float:
+        """Rise of the loss in nats per token."""
+        read = solution.quantized.state_dict()
+        return sum(calibration[name].cost(w - read[name]) for name, w in weights.items())
+
+    def estimate(lam: float) -> float:
+        """Bytes of the weights, nearly: a few rows of each at the nearest level, under their entropy."""
+        grids = {name: grid_at(lam, w, calibration[name], factors[name]) for name, w in weights.items()}
+        return sum(_entropy_bytes(w, grids[name].step_size()) for name, w in weights.items())
 
     parameters = sum(w.numel() for w in weights.values())
-    best = search(at, config.cap_bytes, parameters)
+    sizes = SizeEstimate(estimate, file_bytes(Quantized({}, {}, floats)), parameters)
+    best = search(at, config.cap_bytes, parameters, sizes=sizes)
     if not config.int8_residual_rank:
         return best.quantized
     coarser = at(1.1 * best.lam)
-    nats_per_byte = (coarser.predicted - best.predicted) / max(best.bytes - coarser.bytes, 1)  # won by finer steps
+    nats_per_byte = (predicted(coarser) - predicted(best)) / max(best.bytes - coarser.bytes, 1)  # won by finer steps
     if chosen := residuals_worth_their_bytes(best.quantized, nats_per_byte, weights, calibration, config):
         with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, parameters, best.lam)
-        best = min((best, with_residuals), key=lambda solution: solution.predicted)
+        best = min((best, with_residuals), key=predicted)
     return best.quantized
+
+
+def _entropy_bytes(w: Tensor, steps: Tensor) -> float:
+    """Entropy of w (rows, cols) at the nearest levels, in bytes, given the magnitudes of its rows and columns.
+
+    Counted on every SAMPLED-th row; the classes are nearly those of the codec 'ans'.
+    """
+    x = w.float() / steps
+    rows, cols = (2 * x.abs().mean(dim).clamp(2**-10, 2**20).log2() for dim in (1, 0))
+    classes = (rows[::SAMPLED, None] + cols + 40).round().long().flatten()  # from 0 to 120
+    q = torch.round(x[::SAMPLED]).long().flatten()
+    return (_entropy((q - q.min()) * 128 + classes) - _entropy(classes)) / math.log(256) * w.numel()
+
+
+def _entropy(symbols: Tensor) -> float:
+    """Nats per symbol, of int64 >= 0; Miller and Madow's correction for symbols that were seen too rarely."""
+    counts = torch.bincount(symbols)
+    counts = counts[counts > 0].double()
+    return torch.special.entr(counts / counts.sum()).sum().item() + (len(counts) - 1) / (2 * len(symbols))
+
+
+class SizeEstimate:
+    """Bytes of a file by lam: `weights(lam)`, an estimate that costs little, corrected by the files made so far.
+
+    fixed: bytes of all but the weights. parameters: how many weights there are.
+    """
+
+    def __init__(self, weights: Callable[[float], float], fixed: int, parameters: int):
+        self.weights, self.fixed, self.parameters = weights, fixed, parameters
+        self.ratio, self.power, self.at = 1.05, 0.0, 0.0  # true over estimated bytes: ratio · (lam / at)^power
+
+    def correct(self, solution: Solution) -> None:
+        ratio = max(solution.bytes - self.fixed, 1) / max(self.weights(solution.lam), 1)
+        if self.at and self.at != solution.lam:
+            power = math.log(ratio / self.ratio) / math.log(solution.lam / self.at)
+            self.power = max(-0.3, min(0.3, power))
+        self.ratio, self.at = ratio, solution.lam
+
+    def __call__(self, lam: float) -> float:
+        return self.fixed + self.weights(lam) * self.ratio * (lam / (self.at or lam)) ** self.power
+
+    def lam(self, size: float, near: float) -> float:
+        """lam at which a file takes about `size` bytes, by the secant method from a lam near it."""
+        slope, lam, estimated = -self.parameters / 8, near, self(near)
+        for _ in range(MAX_ITERS):
+            octaves = max(-3.0, min(3.0, (size - estimated) / slope))
+            if abs(octaves) < 1e-4:
+                break
+            before, lam = estimated, lam * 2**octaves
+            estimated = self(lam)
+            if estimated == before:  # as coarse or as fine as steps can be
+                break
+            slope = min((estimated - before) / octaves, slope / 4)
+        return lam
 
 
 def grid_at(lam: float, w: Tensor, statistics: Statistics, factor: HessianFactor) -> Grid:
@@ -94,10 +158,17 @@ def grid_at(lam: float, w: Tensor, statistics: Statistics, factor: HessianFactor
     return step_grid(w, max(c, levels / MAX_LEVEL), row_weight, col_weight)
 
 
-def search(at: Callable[[float], Solution], cap: int, parameters: int, lam: float = 1e-4) -> Solution:
-    """The finest solution that fits the cap, filling MIN_CAP_FILL of it if there is one."""
+def search(
+    at: Callable[[float], Solution], cap: int, parameters: int, lam: float = 1e-4, sizes: SizeEstimate | None = None
+) -> Solution:
+    """The finest solution that fits the cap, filling MIN_CAP_FILL of it if there is one.
+
+    sizes: estimates that cost little; each solution corrects them, so that two to four are made in all.
+    """
     coarse = fine = None  # brackets: one that fits, one that does not
-    for _ in range(MAX_ITERS):
+    target = (1 + MIN_CAP_FILL) / 2 * cap
+    lam = sizes.lam(target, lam) if sizes else lam
+    for tries in range(MAX_ITERS):
         solution = at(lam)
         if solution.bytes <= cap:
             if coarse is not None and solution.bytes == coarse.bytes and 8 * solution.bytes > 2 * parameters:
@@ -108,6 +179,11 @@ def search(at: Callable[[float], Solution], cap: int, parameters: int, lam: floa
         else:
             fine = solution if fine is None or solution.bytes < fine.bytes else fine
         lam = _next_lam(solution, coarse, fine, cap, parameters)
+        if sizes and tries < MAX_ESTIMATED:
+            sizes.correct(solution)
+            estimated = sizes.lam(target, solution.lam)
+            if (fine.lam if fine else 0) < estimated < (coarse.lam if coarse else math.inf):
+                lam = estimated
     if coarse is None:
         raise AllocationError(
             f"cap_bytes={cap}: with the coarsest steps file and code take {fine.bytes:,} bytes; raise cap_bytes or "

@@ -48,6 +48,19 @@ def test_lands_at_the_cap_and_never_over(model, budget, code):
     assert 0.998 * (budget + code) <= size <= budget + code
 
 
+@pytest.mark.parametrize("budget", [12_000, 25_000, 60_000])
+def test_few_files_are_made_on_the_way(model, budget):
+    made = []
+
+    def file_bytes(quantized):
+        if quantized.tensors:
+            made.append(quantized)
+        return len(pack(quantized, "ans").bytes)
+
+    solve(*model, RunConfig(allocation="solve", codec="ans", cap_bytes=budget).export, file_bytes)
+    assert len(made) <= 4
+
+
 def test_step_squared_times_sensitivity_is_the_same_everywhere(model, at_30_000):
     """Up to the quarters of a power of two that exponents are rounded to."""
     calibration = model[2]
