@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from pgolf_core.parameters import RoleError, roles_of
 
+PIECE = 1024  # tokens of a backward pass on a CPU: activations stay in its caches
 PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
@@ -77,14 +78,17 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
     batches = list(sequences)
     with _without_weight_gradients(model):
         with _Recorder(weights, sums) as probe:
-            model(batches[0][:1].to(device))
+            vocabulary = model(batches[0][:1].to(device)).size(-1)
         recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
         by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
-        for ids in (ids.to(device) for batch in batches for ids in batch.split(1 if by_sequence else len(batch))):
-            with recorder:
-                logits = model(ids).float().flatten(0, 1)
-            drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
-            F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+        for part in (part for batch in batches for part in batch.split(1 if by_sequence else len(batch))):
+            noise = torch.empty(part.numel(), vocabulary).exponential_(generator=generator)
+            few = max(1, PIECE // part.size(1)) if device.type == "cpu" else len(part)
+            for ids, own in zip(part.split(few), noise.split(few * part.size(1)), strict=True):
+                with recorder:
+                    logits = model(ids.to(device)).float().flatten(0, 1)
+                drawn = (logits.detach().softmax(-1).cpu() / own).argmax(1)  # as torch.multinomial draws
+                F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
             for name, weight in by_sequence.items():
                 if weight.grad is None:
                     raise RoleError(f"weight {name} is declared, but the model does not use it")
