@@ -144,7 +144,9 @@ def read_result(run_dir: str | Path) -> Result | None:
     path = Path(run_dir) / "result.json"
     if not os.path.lexists(path):
         return None
-    content, again = read_json(path) or {}, "delete the directory to run it again"
+    content, again = read_json(path), "delete the directory to run it again"
+    if content is None:
+        raise RunError(f"{path}: holds no JSON object; {again}")
     if type(content.get("schema")) is int and content["schema"] > SCHEMA:
         raise RunError(f"{path}: written by a newer version of the workbench; update the workbench")
     if wrong := misfits(_RESULT, content):

@@ -111,7 +111,7 @@ def test_unfinished_and_damaged_runs_are_listed_and_not_counted(tmp_path):
     ((_, runs),) = frontier.comparison_groups(table)
     assert list(runs.run) == ["control"]
     assert dict(frontier.not_counted(table)[["run", "why"]].to_numpy()) == {
-        "torn": "damaged: result.json: not what a run writes (kind: field required)",
+        "torn": "damaged: result.json: holds no JSON object",
         "lost": "damaged: config.json",
         "garbled": "damaged: config.json",
         "unscored": "complete, but without a round-trip score (final_roundtrip_eval=0)",

@@ -164,7 +164,7 @@ def test_failed_and_damaged_runs_say_why(tmp_path):
     assert (seen["a"].state, seen["a"].note) == ("failed", "ValueError: training loss is nan <b>")
     assert (seen["b"].state, seen["b"].note) == ("failed", "ForecastError: over its cap")
     assert seen["c"].state == "dead" and "out of memory" in seen["c"].note
-    assert seen["d"].state == "failed" and seen["d"].note.startswith("result.json: not what a run writes (kind: ")
+    assert seen["d"].state == "failed" and seen["d"].note.startswith("result.json: holds no JSON object")
     assert seen["e"].state == "failed" and "config.json is damaged" in seen["e"].note
     assert "&lt;b&gt;" in monitor.styled(monitor.state(tmp_path, "s")).to_html()
 
