@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,9 @@ def _plan(q: np.ndarray, planes: bool = False) -> _Plan:
     keys = ((rows.astype(np.int64) * grid[1])[:, None] + cols) * symbols + q - low
     joint = np.bincount(keys.ravel(), minlength=grid[0] * grid[1] * symbols).reshape(-1, symbols)
     plans = []
-    for a, b in sorted({(min(a, grid[0].bit_length()), min(b, grid[1].bit_length())) for a, b in SHIFTS}):
+    most = [(n - 1).bit_length() for n in grid]  # a larger shift leaves one level too
+    level_bytes = cache(lambda axis, shift: coded_bytes((rows, cols)[axis] >> shift))
+    for a, b in sorted({(min(a, most[0]), min(b, most[1])) for a, b in SHIFTS}):
         classes = np.add.outer(np.arange(grid[0]) >> a, np.arange(grid[1]) >> b).ravel()
         order = np.argsort(classes, kind="stable")
         counts = np.add.reduceat(joint[order], np.flatnonzero(np.diff(classes[order], prepend=-1)))
@@ -210,7 +213,7 @@ def _plan(q: np.ndarray, planes: bool = False) -> _Plan:
         roots, levels = _roots(counts), (rows >> a, cols >> b)
         table, way = min((_number_cost(_difference(roots, way)), way) for way in range(WAYS))
         size = (table + int(_cost(counts, _frequencies(roots**2)).sum())) // (8 * BIT) + OVERHEAD + 2 * q.itemsize
-        size += sum(map(coded_bytes, levels)) if len(rows) > 1 else 0
+        size += level_bytes(0, a) + level_bytes(1, b) if len(rows) > 1 else 0
         plans.append(_Plan(low, levels, roots, way, size))
     return min(plans, key=lambda plan: plan.bytes)
 
