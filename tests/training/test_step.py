@@ -128,7 +128,7 @@ def test_a_machine_that_cannot_compile_says_why(monkeypatch):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is set")
 def test_memory_that_a_step_frees_serves_the_next_step():
-    """In a process of its own, since malloc is the process's: 64 MiB freed and taken a third time fault few pages in."""
+    """In a process of its own, for malloc is the process's: 64 MiB freed and taken a third time fault few pages in."""
     code = """
 import resource, torch
 from pgolf.training.device import keep_freed_memory
