@@ -24,7 +24,7 @@ from pgolf_core.scheme import ExportError
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
 MAX_ESTIMATED = 4  # iterations that an estimate guides
-SAMPLED = 4  # rows per row that an estimate looks at
+SAMPLED, MAX_COUNTED = 4, 2**15  # rows per row that an estimate looks at; levels that it tells apart
 MAX_REL_STEP = 64.0  # geometric mean of the steps in σ of a tensor; above it almost all weights round to zero
 MAX_SCALE = 32_768.0  # half of what float16 holds
 MAX_LEVEL = 8_000  # levels on each side of zero; int16 holds four times that, room for error compensation
@@ -99,7 +99,7 @@ def _entropy_bytes(w: Tensor, steps: Tensor) -> float:
 
     Counted on every SAMPLED-th row; the classes are nearly those of the codec 'ans'.
     """
-    x = w.float() / steps
+    x = (w.float() / steps).nan_to_num().clamp(-MAX_COUNTED, MAX_COUNTED)
     rows, cols = (2 * x.abs().mean(dim).clamp(2**-10, 2**20).log2() for dim in (1, 0))
     classes = (rows[::SAMPLED, None] + cols + 40).round().long().flatten()  # from 0 to 120
     q = torch.round(x[::SAMPLED]).long().flatten()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from golden_vectors import generated_state, golden_path
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pgolf_core import scheme
@@ -127,6 +127,8 @@ def test_refuses_a_diverged_model(state, tmp_path):
 
 
 @settings(deadline=None, max_examples=60)
+@example(quantizer="solve", power=5, rank=0, keep=0)
+@example(quantizer="solve", power=38, rank=1, keep=0)
 @given(
     quantizer=st.sampled_from(["absmax", "sdclip:5:8", "step:0.02", "step:1:row", "ternary", "codebook:4:1", "solve"]),
     power=st.integers(-40, 38), rank=st.sampled_from([0, 1, 2]), keep=st.sampled_from([0, 65_536]),
