@@ -20,7 +20,7 @@ from pgolf.disk import checksum
 from pgolf.machines import job as jobs
 from pgolf.machines import preflight, remote, transfer
 from pgolf.runs import directory, integrity
-from pgolf.runs.result import Result
+from pgolf.runs.result import Result, result_checksum
 from pgolf.runs.table import load_runs
 
 SWEEP = {
@@ -90,8 +90,9 @@ def finished_run(folder: Path, config) -> None:
         kind="train", config_hash=config.hash, seed=config.seed, track="nano", roundtrip_val_bpb=2.5, val_bpb=2.5,
         bytes={"weights": 100_000, "code": 9}, total_bytes=100_009, cap_bytes=config.cap_bytes,
         artifact_sha256=checksum(artifact), checkpoint_sha256=checksum(checkpoint),
+        roundtrip_bytes=160_112, roundtrip_tokens=65_536, steps=config.iterations,
     )  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(vars(result)))
+    (folder / "result.json").write_text(json.dumps(vars(result) | {"checksum": result_checksum(vars(result))}))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
