@@ -15,7 +15,7 @@ MAX_CLAIMS = 2**20  # bytes
 SCORES = ("val_loss", "val_bpb")
 PER_SEED = ("seed_results", "seeds", "val_bpb_seeds", "per_seed")
 SEED = re.compile(r"(?:seed[ _-]?)?(\d{1,18})", re.IGNORECASE)
-ROUNDED = Decimal("0.00005")  # what four decimals leave out
+ROUNDED = Decimal("0.00005")  # half of the fourth decimal
 MANY_SEEDS = re.compile(r"\b\d{1,3}[- ]seed")
 PARAMETERS = ("model_params", "params", "parameters", "num_params", "total_params")
 

@@ -29,7 +29,7 @@ LONGEST = 1 << 27  # bytes of a document, unpacked; more may be a bomb
 MOST_UNPACKED = 1 << 29  # bytes of text of a .parquet file that is packed so much
 MOST_TIMES = 100  # text of a .parquet file over its packed size, if it is large
 BLOCK_ROWS = 256  # rows of .parquet, or texts in memory, per block
-TEXT_TYPES = ("string", "large_string", "binary", "large_binary")  # of .parquet columns
+TEXT_TYPES = ("string", "large_string", "binary", "large_binary")  # .parquet columns of text have one
 
 Position = tuple[int, int, int]  # file; offset in it: unpacked bytes, or rows of .parquet; lines before it
 START = (0, 0, 0)

@@ -69,7 +69,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
                 except Exception as error:  # whatever a page fails of, the others are drawn
                     if interrupted.is_set():
                         return
-                    name = getattr(error, "filename", None)  # of a full disk
+                    name = getattr(error, "filename", None)  # set where a disk is full
                     why = f"{name}: {error.strerror}" if name else error or type(error).__name__
                     failed.append(f"report_{page}.ipynb: {why}")
                     with suppress(OSError):

@@ -75,4 +75,4 @@ def other_code(result: Result) -> str:
     """'made by code 1a2b3c4d, and the code now is 5e6f7a8b'; '' if it is the same."""
     now = code_digest(studies=result.kind != "train")
     made = code_of(result.environment)
-    return "" if made == now else f"made by {short_code(made)}, and the {short_code(now).replace(' ', ' now is ', 1)}"
+    return "" if made == now else f"made by {short_code(made)}, and the code now is {now[:8]}"

@@ -37,7 +37,7 @@ INTERRUPTED = "Interrupted"  # error.json of a run that was ended from outside
 LOCK_PATIENCE_SECONDS = 20  # a killed sweep's kernel holds its lock for some seconds
 MAX_DEPTH = 5  # folders below runs/: sweep, run, the files of a lab
 MAX_LOG_BYTES = 256 * 2**20
-MAX_WORDS, TAIL_BYTES = 2000, 65_536  # of a failure, and of the log that may hold it
+MAX_WORDS, TAIL_BYTES = 2000, 65_536  # a failure's characters, its log's last bytes
 
 
 def describe_environment(device: "torch.device", studies: bool = False) -> dict:

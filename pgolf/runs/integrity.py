@@ -1,7 +1,6 @@
 """Integrity of a run's files: what is damaged, and what is missing before its machine may be given up."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from pgolf.disk import checksum, open_regular, read_json
@@ -9,7 +8,7 @@ from pgolf.runs.directory import MAX_LOG_BYTES
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, CHECKSUMMED_FILES, RunError, read_result
 
 OWN_FILES = {*CHECKSUMMED_FILES, ARTIFACT, CHECKPOINT, "config.json", "result.json", "job.json", "notebook.ipynb"}
-MAX_HEADER_BYTES = 2**20  # of a checkpoint, at most
+MAX_HEADER_BYTES = 2**20  # a checkpoint's header is smaller
 WRITTEN_WITHIN = 5.0  # seconds between the last file and result.json, at most
 
 
@@ -35,10 +34,7 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
     for name in ("job.json", "import.json"):
         if (run_dir / name).exists() and read_json(run_dir / name) is None:
             return name
-    with suppress(OSError):
-        whole = False
-        whole = _whole_notebook(run_dir / "notebook.ipynb")
-    if not whole:
+    if not _whole_notebook(run_dir / "notebook.ipynb"):
         return "notebook.ipynb"
     for name, sha256 in result["files"].items():
         path = run_dir / name
@@ -91,7 +87,10 @@ def _whole_notebook(path: Path) -> bool:
     """True if there is no executed notebook, or it begins and ends like one; no figure is read from it."""
     if not path.exists():
         return True
-    with open_regular(path) as f:
-        head = f.read(64)
-        f.seek(max(0, path.stat().st_size - 64))
-        return head.lstrip()[:1] == b"{" and f.read().rstrip()[-1:] == b"}"
+    try:
+        with open_regular(path) as f:
+            head = f.read(64)
+            f.seek(max(0, path.stat().st_size - 64))
+            return head.lstrip()[:1] == b"{" and f.read().rstrip()[-1:] == b"}"
+    except OSError:
+        return False

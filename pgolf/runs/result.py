@@ -19,8 +19,8 @@ ARTIFACT = "artifact.pgolf"
 CHECKPOINT = "checkpoint.safetensors"
 CHECKSUMMED_FILES = ("log.txt", "metrics.jsonl", "environment.json")  # see Result.files
 TIME = "%Y-%m-%dT%H:%M:%S"  # UTC
-OF_A_SCORE = ("total_bytes", "cap_bytes", "roundtrip_bytes", "roundtrip_tokens", "steps")  # what a score comes with
-SCHEMA = 1  # of result.json; a version whose results an older one would misread has a higher one
+OF_A_SCORE = ("total_bytes", "cap_bytes", "roundtrip_bytes", "roundtrip_tokens", "steps")  # every score has them
+SCHEMA = 1  # a version whose results an older one would misread has a higher one
 
 
 class RunError(ValueError):

@@ -31,7 +31,10 @@ class About(BaseModel):
 def read_about(folder: Path) -> About | None:
     """The sweep.json in a sweep's folder; None if it is missing or damaged."""
     content = read_json(folder / "sweep.json")
-    return None if content is None or misfits(TypeAdapter(About), content) else About(**content)
+    try:
+        return None if content is None else About.model_validate(content)
+    except ValidationError:
+        return None
 
 
 def knobs_that_fit(config: dict) -> tuple[dict, dict[str, str]]:

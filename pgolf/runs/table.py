@@ -116,7 +116,7 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
         return row | {"status": "damaged", "problem": "config.json"}
     knobs, wrong = knobs_that_fit(config)
     row |= knobs
-    if (imported := read_json(run_dir / "import.json")) is not None:  # as logged: only what fits is a knob
+    if (imported := read_json(run_dir / "import.json")) is not None:  # logged values that fit are knobs
         row |= {"kind": "import", "flags": sentences_in(imported, "flags")}
     elif wrong:
         return row | {"status": "damaged", "problem": f"config.json, {next(iter(wrong))}: {next(iter(wrong.values()))}"}
