@@ -114,8 +114,8 @@ def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[s
 
 
 def sampled(rows: pd.DataFrame) -> str:
-    """The texts of a sample as quotations, each on one line; '' without texts."""
-    return "\n\n".join(f"> {md(text)}" for text in (rows.text if "text" in rows else []))
+    """The texts of a sample as a list, each on one line; '' without texts."""
+    return lines([md(text) for text in (rows.text if "text" in rows else [])])
 
 
 def about_sweep(folder: Path) -> str:
