@@ -92,6 +92,9 @@ class TrainConfig(Group):
     iterations: Positive = Field(20_000, description="optimizer steps, at most")
     max_wallclock_seconds: Weight = Field(600.0, description="seconds of training, validation excluded; 0 = no limit")
     warmdown_iters: Count = Field(1200, description="steps over which learning rates fall linearly to 0 at the end")
+    warmdown_frac: float = Field(0.0, ge=0, le=1, description="share of training, of the wallclock limit if there is "
+                                 "one, in which rates fall; 0 = warmdown_iters")  # fmt: skip
+    min_lr: float = Field(0.0, ge=0, le=1, description="floor of the falling rates, as a share of the full ones")
     warmup_steps: Count = Field(20, description="steps run and undone before the timer starts, to build kernels")
     train_log_every: Count = Field(200, description="steps between training log lines; 0 = none")
     val_loss_every: Count = Field(1000, description="steps between validations; 0 = only at the end")
@@ -100,8 +103,16 @@ class TrainConfig(Group):
     tied_embed_lr: Weight = Field(0.05, description="Adam's rate of a tied embedding")
     matrix_lr: Weight = Field(0.04, description="Muon's rate of the matrices in the blocks")
     scalar_lr: Weight = Field(0.04, description="Adam's rate of control vectors and gains")
+    muon_wd: Weight = Field(0.0, description="decoupled weight decay of Muon's matrices: W ← W(1 − rate · this)")
+    embed_wd: Weight = Field(0.0, description="decoupled weight decay of embedding tables")
+    adam_wd: Weight = Field(0.0, description="decoupled weight decay of control vectors, gains and an untied head")
+    wd_taper_start_frac: float = Field(0.7, ge=0, lt=1, description="share of training after which muon_wd is tapered")
+    wd_taper_final_mult: Weight = Field(1.0, description="factor of muon_wd at the end, reached linearly; 1 = no taper")
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum after its warm-up")
     muon_backend_steps: Positive = Field(5, description="Newton–Schulz iterations")
+    muon_row_normalize: bool = Field(False, description="divide rows by their norm before Newton–Schulz (MuonEq-R)")
+    muon_polar_express: bool = Field(False, description="Newton–Schulz with Polar Express coefficients, others per "
+                                     "iteration, of at most 5")  # fmt: skip
     muon_dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Newton–Schulz products; auto = "
                         "bfloat16, but float32 on a CPU without its instructions")  # fmt: skip
     muon_momentum_warmup_start: float = Field(0.85, ge=0, lt=1, description="Muon's momentum at step 0")

@@ -5,6 +5,7 @@ from collections import defaultdict
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pgolf_core.distributed import ALONE, Ranks
@@ -24,20 +25,31 @@ def newton_schulz_dtype(muon_dtype: str, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" and not any(native) else torch.bfloat16
 
 
-def newton_schulz(g: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+# Coefficients of the quintic a·x + b·x³ + c·x⁵. Keller Jordan's are steep at 0 rather than convergent at 1; those of
+# Polar Express (arXiv 2505.16932) are the best for each iteration in turn.
+JORDAN = (3.4445, -4.7750, 2.0315)
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def newton_schulz(g: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16, polar_express: bool = False) -> Tensor:
     """Orthogonalise matrices g (..., rows, cols) roughly: singular values to about 1; computed and returned in dtype.
 
-    The quintic's coefficients are steep at 0 rather than convergent at 1 (Keller Jordan's Muon). The order of
-    operations is the reference's: fused forms move the update by 3 %.
+    The order of operations is the reference's: fused forms move the update by 3 %.
     """
     x = g.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
-    for _ in range(steps):
+    for a, b, c in POLAR_EXPRESS[:steps] if polar_express else [JORDAN] * steps:
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
 
 
@@ -46,14 +58,16 @@ class Muon(torch.optim.Optimizer):
 
     m ← μm + g, update = newton_schulz(g + μm) · sqrt(max(1, rows/cols)). torch.optim.Muon averages its
     momentum (m ← μm + (1−μ)g), which is another update while μ rises, and fuses Newton–Schulz's products.
+    Groups may set weight_decay (decoupled), row_normalize (rows of norm 1 enter Newton–Schulz) and polar_express.
     """
 
     def __init__(
-        self, params: list[Tensor], lr: float, momentum: float, steps: int, ranks: Ranks = ALONE, dtype=torch.bfloat16
+        self, params: list, lr: float, momentum: float, steps: int, ranks: Ranks = ALONE, dtype=torch.bfloat16
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, steps=steps))
+        options = dict(weight_decay=0.0, row_normalize=False, polar_express=False)
+        super().__init__(params, dict(lr=lr, momentum=momentum, steps=steps) | options)
         self.ranks, self.dtype = ranks, dtype
-        for p in params:
+        for p in (p for group in self.param_groups for p in group["params"]):
             self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     @torch.no_grad()
@@ -65,10 +79,14 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
             nesterov = torch._foreach_add(grads, buffers, alpha=group["momentum"])
-            updates = self._orthogonalised(nesterov, group["steps"])
+            if group["row_normalize"]:
+                nesterov = [F.normalize(m, dim=1, eps=1e-7) for m in nesterov]
+            updates = self._orthogonalised(nesterov, group["steps"], group["polar_express"])
+            if decay := group["lr"] * group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - decay)
             torch._foreach_add_(params, updates, alpha=-group["lr"])
 
-    def _orthogonalised(self, matrices: list[Tensor], steps: int) -> list[Tensor]:
+    def _orthogonalised(self, matrices: list[Tensor], steps: int, polar_express: bool) -> list[Tensor]:
         """Updates newton_schulz · sqrt(max(1, rows/cols)), each in its matrix's dtype; every rank computes a part."""
         shapes = tuple(m.shape for m in matrices)
         own = partition(shapes, self.ranks.size)[self.ranks.rank]
@@ -77,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         for (rows, cols), members in groupby(sorted(own, key=shapes.__getitem__), key=shapes.__getitem__):
             members = list(members)
             stacked = torch.stack([matrices[i] for i in members])
-            update = newton_schulz(stacked, steps, self.dtype) * max(1, rows / cols) ** 0.5
+            update = newton_schulz(stacked, steps, self.dtype, polar_express) * max(1, rows / cols) ** 0.5
             torch._foreach_copy_([updates[i] for i in members], list(update))
         self.ranks.add_(flat)  # zero where other ranks' updates go, so the sum is exact
         return [update.to(m.dtype) for update, m in zip(updates, matrices, strict=True)]
@@ -96,34 +114,46 @@ def partition(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
 
 
 def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
-    """Adam on embeddings, on control parameters and on an untied head; Muon on the matrices.
+    """Adam on embeddings, on control parameters and on an untied head; Muon on the matrices; decay is decoupled.
 
-    Every group carries its `base_lr`, which the schedule scales. Raises RoleError naming an undeclared parameter.
+    Every group carries its `base_lr` and `base_wd`, which schedules scale. Raises RoleError naming an undeclared
+    parameter.
     """
     roles = roles_of(model)
     of_kind: dict[str, list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         of_kind[roles[name].kind].append(parameter)
     embed_lr = config.tied_embed_lr if model.config.tie_embeddings else config.embed_lr
-    rates = {"embedding": embed_lr, "control": config.scalar_lr, "head": config.head_lr}
+    rates = [(embed_lr, config.embed_wd), (config.scalar_lr, config.adam_wd), (config.head_lr, config.adam_wd)]
     adam = dict(betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)  # one kernel per group
-    optimizers = [torch.optim.Adam(of_kind[kind], lr, **adam) for kind, lr in rates.items() if of_kind[kind]]
+    optimizers = [
+        torch.optim.Adam(of_kind[kind], lr, **adam, weight_decay=decay, decoupled_weight_decay=True)
+        for kind, (lr, decay) in zip(("embedding", "control", "head"), rates, strict=True)
+        if of_kind[kind]
+    ]
     dtype = newton_schulz_dtype(config.muon_dtype, next(model.parameters()).device)
+    options = dict(row_normalize=config.muon_row_normalize, polar_express=config.muon_polar_express)
+    matrices = dict(params=of_kind["matrix"], weight_decay=config.muon_wd, **options)
     steps = config.muon_backend_steps
-    optimizers.append(Muon(of_kind["matrix"], config.matrix_lr, config.muon_momentum, steps, ranks, dtype))
+    optimizers.append(Muon([matrices], config.matrix_lr, config.muon_momentum, steps, ranks, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
+            group["base_lr"], group["base_wd"] = group["lr"], group["weight_decay"]
     return optimizers
 
 
-def step_optimizers(optimizers: list[torch.optim.Optimizer], lr_factor: float, momentum: float) -> None:
-    """One update of every group at its base_lr × lr_factor, Muon at this momentum; gradients are cleared."""
+def step_optimizers(
+    optimizers: list[torch.optim.Optimizer], lr_factor: float, momentum: float, wd_factor: float = 1.0
+) -> None:
+    """One update of every group at its base_lr × lr_factor, Muon at this momentum and at base_wd × wd_factor.
+
+    Gradients are cleared.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
             if isinstance(optimizer, Muon):
-                group["momentum"] = momentum
+                group["momentum"], group["weight_decay"] = momentum, group["base_wd"] * wd_factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -131,16 +161,27 @@ def step_optimizers(optimizers: list[torch.optim.Optimizer], lr_factor: float, m
 def lr_factor(config: TrainConfig, step: int, elapsed_seconds: float, reserve_seconds: float = 0.0) -> float:
     """Factor of the learning rates at this step, elapsed_seconds of training after the start.
 
-    Without a wallclock limit: 1, then a linear fall to 0 over the last warmdown_iters. With one, the same shape in
-    time at the mean step time so far; reserve_seconds of the limit are not for training.
+    1, then a linear fall to 0, or no further than min_lr, over the last warmdown_frac of training: of the steps or of
+    the wallclock limit, whichever is nearer to its end. With warmdown_iters instead: over the last of so many steps,
+    with a limit in time at the mean step time so far. reserve_seconds of the limit are not for training.
     """
+    limit = config.max_wallclock_seconds - reserve_seconds
+    remaining = max(0.0, limit - elapsed_seconds)
+    if config.warmdown_frac:
+        left = min(1 - step / config.iterations, remaining / limit if config.max_wallclock_seconds else 1.0)
+        return max(config.min_lr, min(1.0, left / config.warmdown_frac))
     if not config.warmdown_iters:
         return 1.0
     if not config.max_wallclock_seconds:
-        return min(1.0, (config.iterations - step) / config.warmdown_iters)
+        return max(config.min_lr, min(1.0, (config.iterations - step) / config.warmdown_iters))
     warmdown = config.warmdown_iters * elapsed_seconds / max(step, 1)
-    remaining = max(0.0, config.max_wallclock_seconds - reserve_seconds - elapsed_seconds)
-    return min(1.0, remaining / warmdown) if warmdown else 1.0
+    return max(config.min_lr, min(1.0, remaining / warmdown)) if warmdown else 1.0
+
+
+def wd_factor(config: TrainConfig, fraction: float) -> float:
+    """Factor of muon_wd after a fraction of training: 1, then linear to wd_taper_final_mult at the end."""
+    tapered = max(0.0, fraction - config.wd_taper_start_frac) / (1 - config.wd_taper_start_frac)
+    return 1 + tapered * (config.wd_taper_final_mult - 1)
 
 
 def muon_momentum(config: TrainConfig, step: int) -> float:

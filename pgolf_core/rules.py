@@ -48,6 +48,10 @@ RULES = [
      lambda c: not (c.mlp_permutation and c.low_rank_residuals),
      "mlp_permutation cannot be combined with low-rank residuals (int8_residual_rank={c.int8_residual_rank}, "
      "int8_residual_bits={c.int8_residual_bits}), whose statistics are in the trained order of neurons"),
+    ({"wd_taper_final_mult", "muon_wd"}, lambda c: c.wd_taper_final_mult == 1 or c.muon_wd,
+     "wd_taper_final_mult={c.wd_taper_final_mult:g} tapers muon_wd, which is 0; set muon_wd, as 0.09"),
+    ({"muon_polar_express", "muon_backend_steps"}, lambda c: not c.muon_polar_express or c.muon_backend_steps <= 5,
+     "muon_polar_express has coefficients for 5 iterations, fewer than muon_backend_steps={c.muon_backend_steps}"),
     ({"tokenizer", "data_path"}, lambda c: not c.tokenizer or c.data_path in EMBEDDED,
      "tokenizer={c.tokenizer} is for the embedded corpus; the shards in data_path={c.data_path} are tokenized already: "
      "leave it empty, or tokenize their documents anew with `pgolf data docs --tokenizer {c.tokenizer}`"),

@@ -12,7 +12,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, GradientSum, Ranks
 from pgolf_core.knobs import TrainConfig
 from pgolf_core.model import GPT
-from pgolf_core.optim import make_optimizers, muon_momentum, step_optimizers
+from pgolf_core.optim import make_optimizers, muon_momentum, step_optimizers, wd_factor
 from pgolf_core.regularizers import CompressionRegularizer
 
 
@@ -87,16 +87,18 @@ def cast_embedding(model: GPT, dtype: torch.dtype) -> None:
     model.tok_emb.to(dtype)
 
 
-def train_step(state: TrainState, lr_scale: float) -> tuple[Tensor, Tensor]:
+def train_step(state: TrainState, lr_scale: float, fraction: float = 0.0) -> tuple[Tensor, Tensor]:
     """One optimizer update at base rates × lr_scale; returns this rank's mean loss (nats) and the regularizer's value.
 
-    Both are 0-d tensors on the device: the host does not wait for it.
+    fraction: share of the training that is done, for what else is scheduled. Both values are 0-d tensors on the
+    device: the host does not wait for it.
     """
     loss = accumulate_gradients(state)
     penalty = backward_regularizer(state)
     if state.config.grad_clip_norm:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.config.grad_clip_norm)
-    step_optimizers(state.optimizers, lr_scale, muon_momentum(state.config, state.step))
+    momentum, decay = muon_momentum(state.config, state.step), wd_factor(state.config, fraction)
+    step_optimizers(state.optimizers, lr_scale, momentum, decay)
     state.step += 1
     return loss, penalty
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pgolf.training.file_size import Sizes, code_bytes
-from pgolf.training.growth import Law, initial_state, lr_area
+from pgolf.training.growth import Law, initial_state, lr_area, warmdown_steps
 from pgolf_core.artifact.format import ACCOUNT
 from pgolf_core.config import RunConfig
 from pgolf_core.knobs import ExportConfig, ModelConfig, TrainConfig
@@ -81,7 +81,8 @@ def _before_training(model: ModelConfig, train: TrainConfig, export: ExportConfi
     scenarios = [(fewest, GROWTH_RANGE[0]), (round(math.sqrt(fewest * most)), 1.0), (most, GROWTH_RANGE[1])]
 
     def drawn(i: int) -> dict[str, Tensor]:
-        area, generator = lr_area(scenarios[i][0], train.warmdown_iters), torch.Generator().manual_seed(0)
+        steps, generator = scenarios[i][0], torch.Generator().manual_seed(0)
+        area = lr_area(steps, warmdown_steps(train, steps), train.min_lr)
         return {name: law.grow(t, sizes.roles[name], 0, area, scenarios[i][1], generator) for name, t in state.items()}
 
     return _interval(sizes, state, drawn, MARGIN, known=False)
@@ -96,8 +97,9 @@ def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, 
         raise ValueError(f"fraction={fraction}: a checkpoint of a training is at more than 0 and at most 1 of it")
     steps = max(1, round(fraction * config.iterations)) if steps is None else steps
     total = max(steps, round(steps / fraction))
-    after = lr_area(total, config.warmdown_iters)
-    now = after - lr_area(total - steps, config.warmdown_iters)
+    schedule = warmdown_steps(config.train, total), config.min_lr
+    after = lr_area(total, *schedule)
+    now = after - lr_area(total - steps, *schedule)
     model, known = config.model, roles(config.model)
     without = tuple(name for name in state if name not in known)
     state = {name: t.detach().cpu().float() for name, t in state.items() if name in known}

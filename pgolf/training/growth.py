@@ -48,10 +48,16 @@ IDLE_NOISE = 0.06  # rms of differences between such rows, in rms of the change
 FLAT = 0.5  # uniform share of Adam's changes: kurtosis 2.4 to 2.7
 
 
-def lr_area(steps: int, warmdown: int) -> float:
+def lr_area(steps: int, warmdown: float, min_lr: float = 0.0) -> float:
     """Sum of lr_factor over a training of so many steps without a time limit, in full-rate steps."""
-    last = min(steps, warmdown)
-    return steps - last + last * (last + 1) / (2 * max(warmdown, 1))
+    last = min(steps, int(warmdown))
+    least = min(last, int(min_lr * warmdown))  # steps at min_lr
+    return steps - last + least * min_lr + (last * (last + 1) - least * (least + 1)) / (2 * max(warmdown, 1))
+
+
+def warmdown_steps(train: TrainConfig, steps: int) -> float:
+    """Steps of falling rates in a training of so many steps."""
+    return train.warmdown_frac * steps or train.warmdown_iters
 
 
 def initial_state(model: ModelConfig) -> dict[str, Tensor]:
@@ -74,13 +80,16 @@ class Law:
 
     def change(self, role: Role, shape: torch.Size, area: float) -> float:
         """Root mean square of what training adds to a parameter until this area."""
-        if role.is_control:
-            return self.train.scalar_lr * math.sqrt(area)
-        pace = growth_of(role).pace
+        train, pace = self.train, growth_of(role).pace
+        rate, decay = {
+            "matrix": (train.matrix_lr, train.muon_wd), "control": (train.scalar_lr, train.adam_wd),
+        }.get(role.kind, (self.adam_rate(role), train.adam_wd if role.kind == "head" else train.embed_wd))  # fmt: skip
+        if shrink := 2 * rate * decay:  # weight decay forgets old changes
+            area = -math.expm1(-shrink * area) / shrink
         if role.kind != "matrix":
-            return pace * self.adam_rate(role) * math.sqrt(area)
+            return (1 if role.is_control else pace) * rate * math.sqrt(area)
         rows, cols = shape
-        update = self.train.matrix_lr * math.sqrt(max(1, rows / cols) / max(rows, cols))  # Muon: singular values near 1
+        update = rate * math.sqrt(max(1, rows / cols) / max(rows, cols))  # Muon: singular values near 1
         return pace * update * area / math.sqrt(1 + area / COHERENT)
 
     def adam_rate(self, role: Role) -> float:

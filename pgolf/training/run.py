@@ -103,7 +103,8 @@ def train_loop(run: Run, config: RunConfig) -> None:
                     log.validation(state.step, run.val, timer.trained_s)
             if last:
                 break
-            if not size_checked and timer.fraction(state.step, config.iterations) >= EARLY_CHECK_FRACTION:
+            fraction = timer.fraction(state.step, config.iterations)
+            if not size_checked and fraction >= EARLY_CHECK_FRACTION:
                 size_checked = True
                 with timer.excluded("forecast"):
                     check_size_early(run, config)
@@ -111,7 +112,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
             # No synchronization with the device from here to the log line.
             lr_scale = lr_factor(state.config, state.step, timer.step_end_s, timer.calibration_reserve_s)
             with run.kernels():
-                loss, penalty = train_step(state, lr_scale)
+                loss, penalty = train_step(state, lr_scale, fraction)
             bar.update()
 
             if is_due(state.step, config.train_log_every, first=10):

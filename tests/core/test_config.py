@@ -124,6 +124,8 @@ BAD_COMBINATIONS = [
     (dict(roundtrip_val_max_tokens=100), "roundtrip_val_max_tokens=100 is less than one window of 1024"),
     (dict(eval_cache_mix_weight=0.1), "eval_cache_size=0"),
     (dict(embed_quantization_bits=9), "embed_quantization_bits=9: "),
+    (dict(wd_taper_final_mult=0.5), "wd_taper_final_mult=0.5 tapers muon_wd, which is 0"),
+    (dict(muon_polar_express=True, muon_backend_steps=6), "fewer than muon_backend_steps=6"),
     (dict(track="nanoo"), "track='nanoo': "),
     (dict(device="gpu"), "device='gpu': "),
     (dict(vocab_size=70000), "vocab_size=70000: "),

@@ -4,9 +4,11 @@ import pytest
 import torch
 from golden_vectors import golden
 
+from pgolf_core import optim
 from pgolf_core.config import RunConfig
 from pgolf_core.model import GPT
 from pgolf_core.optim import Muon, lr_factor, make_optimizers, muon_momentum, newton_schulz, newton_schulz_dtype
+from pgolf_core.parameters import roles_of
 
 
 def test_muon_golden():
@@ -56,6 +58,59 @@ def test_wallclock_schedule():
     assert lr_factor(c, 50, 5) == 1.0  # 100 ms a step: the last 2 s fall
     assert lr_factor(c, 90, 9) == pytest.approx(0.5)
     assert lr_factor(c, 110, 11) == 0.0
+
+
+def test_rates_fall_over_a_share_of_training_down_to_their_floor():
+    steps = RunConfig(iterations=200, warmdown_frac=0.5, max_wallclock_seconds=0)
+    assert [lr_factor(steps, s, 0) for s in (0, 100, 150, 190, 200)] == pytest.approx([1, 1, 0.5, 0.1, 0])
+    seconds = steps.with_knobs(max_wallclock_seconds=10, iterations=10_000, min_lr=0.1)
+    assert [lr_factor(seconds, 9, s, 2.0) for s in (0, 4, 6, 7.9, 9)] == pytest.approx([1, 1, 0.5, 0.1, 0.1])
+    assert lr_factor(seconds, 7500, 0.0) == pytest.approx(0.5)  # the steps end before the seconds
+    assert lr_factor(RunConfig(iterations=10, warmdown_iters=10, max_wallclock_seconds=0, min_lr=0.3), 9, 0) == 0.3
+
+
+def test_weight_decay_is_decoupled_per_group_and_muons_tapers():
+    """With gradients of zero every update but the decay is zero: W (1 − rate · decay · taper) by hand."""
+    decays = dict(muon_wd=0.1, embed_wd=0.2, adam_wd=0.3, wd_taper_final_mult=0.5)
+    config = RunConfig(track="nano", tie_embeddings=False, **decays)
+    model = GPT(config.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+            p.grad = torch.zeros_like(p)
+    assert [optim.wd_factor(config.train, f) for f in (0, 0.7, 0.85, 1)] == pytest.approx([1, 1, 0.75, 0.5])
+    assert optim.wd_factor(RunConfig().train, 0.9) == 1.0
+    optim.step_optimizers(make_optimizers(model, config), 0.5, 0.9, optim.wd_factor(config.train, 0.85))
+    left = dict(embedding=1 - 0.5 * 0.6 * 0.2, head=1 - 0.5 * 0.008 * 0.3, control=1 - 0.5 * 0.04 * 0.3,
+                matrix=1 - 0.5 * 0.04 * 0.1 * 0.75)  # fmt: skip
+    for name, role in roles_of(model).items():
+        assert torch.allclose(model.get_parameter(name), torch.tensor(left[role.kind])), name
+
+
+def test_polar_express_coefficients_are_the_published_ones():
+    published = [
+        (8.15655, -22.48329, 15.87877), (4.04293, -2.80892, 0.50002), (3.89167, -2.77248, 0.50606),
+        (3.28575, -2.36813, 0.46449), (2.34654, -1.70978, 0.42324),
+    ]  # fmt: skip
+    assert [tuple(round(c, 5) for c in triple) for triple in optim.POLAR_EXPRESS] == published
+    g = torch.randn(48, 80, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(g.double() / g.double().norm(), full_matrices=False)
+    for a, b, c in published[:3]:
+        s = a * s + b * s**3 + c * s**5
+    expected = (u * s @ v).float()
+    assert torch.allclose(newton_schulz(g, 3, torch.float32, polar_express=True), expected, atol=1e-4)
+    assert torch.linalg.svdvals(newton_schulz(g, 5, torch.float32, polar_express=True)).sub(1).abs().max() < 0.2
+    assert newton_schulz(g, 5).equal(newton_schulz(g, 5, polar_express=False))
+
+
+def test_rows_of_norm_1_enter_newton_schulz_under_muoneq_r():
+    torch.manual_seed(0)
+    p, g = torch.nn.Parameter(torch.randn(6, 4)), torch.randn(6, 4)
+    start, p.grad = p.detach().clone(), g.clone()
+    Muon([dict(params=[p], row_normalize=True)], lr=0.1, momentum=0.9, steps=5, dtype=torch.float32).step()
+    nesterov = 1.9 * g  # the first momentum is the gradient
+    update = newton_schulz(nesterov / nesterov.norm(dim=1, keepdim=True), 5, torch.float32) * 1.5**0.5
+    assert torch.allclose(p, start - 0.1 * update, atol=1e-6)
 
 
 def test_momentum_rises():

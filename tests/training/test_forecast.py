@@ -15,7 +15,7 @@ from pgolf.runs import directory
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.runner import run_sweep
 from pgolf.training.forecast import ForecastError, forecast, forecast_from
-from pgolf.training.growth import lr_area
+from pgolf.training.growth import lr_area, warmdown_steps
 from pgolf.training.run import RESUME, TrainError, train
 from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.config import RunConfig
@@ -100,9 +100,14 @@ def test_the_solver_fills_its_cap_by_construction():
 
 
 def test_area_is_the_sum_of_the_schedule():
-    for steps, warmdown in ((12, 0), (12, 5), (12, 40), (1, 1)):
-        config = RunConfig(**TINY | dict(iterations=steps, warmdown_iters=warmdown, max_wallclock_seconds=0))
-        assert lr_area(steps, warmdown) == pytest.approx(sum(lr_factor(config, step, 0.0) for step in range(steps)))
+    for steps, warmdown, frac, floor in (
+        (12, 0, 0, 0), (12, 5, 0, 0), (12, 40, 0, 0), (1, 1, 0, 0), (12, 5, 0, 0.5), (12, 0, 0.5, 0.1),
+        (40, 5, 0.9, 0.3),
+    ):  # fmt: skip
+        schedule = dict(warmdown_iters=warmdown, warmdown_frac=frac, min_lr=floor)
+        config = RunConfig(**TINY | dict(iterations=steps, max_wallclock_seconds=0) | schedule)
+        area = lr_area(steps, warmdown_steps(config.train, steps), floor)
+        assert area == pytest.approx(sum(lr_factor(config, step, 0.0) for step in range(steps)))
 
 
 def test_global_random_numbers_are_left_alone():
