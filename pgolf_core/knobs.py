@@ -121,6 +121,10 @@ class TrainConfig(Group):
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean squared gradient")
     adam_eps: Above0 = Field(1e-8, description="added to Adam's denominator")
     grad_clip_norm: Weight = Field(0.0, description="gradients are scaled down to this norm; 0 = off")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="score and export the exponential moving average of the "
+                             "weights, kept from step 0 on, as 0.9965; 0 = off")  # fmt: skip
+    swa_every: Count = Field(0, description="score and export the mean of weights so many steps apart; 0 = off")
+    swa_start_frac: float = Field(0.4, gt=0, le=1, description="swa_every begins when rates fall below this share")
     save_raw_checkpoint: bool = Field(True, description="keep checkpoint.safetensors; without it no later re-export")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto = cuda if present, else cpu")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of training and scoring; auto = "

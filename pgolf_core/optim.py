@@ -158,6 +158,44 @@ def step_optimizers(
         optimizer.zero_grad(set_to_none=True)
 
 
+class WeightAverage:
+    """A moving average (ema_decay) or the mean at the end of training (swa_every) of a model's weights, in float32.
+
+    EMA: e ← d·e + (1 − d)·w after every step, from the initial weights on. SWA: the mean over every swa_every-th step
+    at which the rates' factor is below swa_start_frac. `count` weights are in it; 0 = there is no average.
+    """
+
+    def __init__(self, model: GPT, config: TrainConfig):
+        self.config, self.count, self.parameters = config, 0, list(model.parameters())
+        on = config.ema_decay or config.swa_every
+        self.values = [p.detach().float().clone() for p in self.parameters] if on else []
+
+    @torch.no_grad()
+    def update(self, step: int, lr_factor: float) -> None:
+        """Take in the weights after `step` steps, of which the last was at this factor of the rates."""
+        due = self.config.swa_every and step % self.config.swa_every == 0 and lr_factor < self.config.swa_start_frac
+        if self.config.ema_decay or due:
+            self.count += 1
+            share = 1 - self.config.ema_decay if self.config.ema_decay else 1 / self.count
+            torch._foreach_lerp_(self.values, [p.float() for p in self.parameters], share)
+
+    @torch.no_grad()
+    def replace_weights(self) -> None:
+        """Give the model the average."""
+        torch._foreach_copy_(self.parameters, self.values)
+
+    def __str__(self) -> str:
+        return f"ema {self.config.ema_decay:g}" if self.config.ema_decay else f"swa of {self.count}"
+
+    def state_dict(self) -> dict:
+        return {"values": self.values, "count": self.count}
+
+    def load_state_dict(self, state: dict) -> None:
+        for value, stored in zip(self.values, state["values"], strict=True):
+            value.copy_(stored)
+        self.count = state["count"]
+
+
 def lr_factor(config: TrainConfig, step: int, elapsed_seconds: float, reserve_seconds: float = 0.0) -> float:
     """Factor of the learning rates at this step, elapsed_seconds of training after the start.
 

@@ -52,6 +52,12 @@ RULES = [
      "wd_taper_final_mult={c.wd_taper_final_mult:g} tapers muon_wd, which is 0; set muon_wd, as 0.09"),
     ({"muon_polar_express", "muon_backend_steps"}, lambda c: not c.muon_polar_express or c.muon_backend_steps <= 5,
      "muon_polar_express has coefficients for 5 iterations, fewer than muon_backend_steps={c.muon_backend_steps}"),
+    ({"ema_decay", "swa_every"}, lambda c: not (c.ema_decay and c.swa_every),
+     "ema_decay={c.ema_decay:g} and swa_every={c.swa_every}: one average is scored; set the other 0"),
+    ({"swa_every", "swa_start_frac", "min_lr", "warmdown_iters", "warmdown_frac"},
+     lambda c: not c.swa_every or (c.min_lr < c.swa_start_frac and (c.warmdown_iters or c.warmdown_frac)),
+     "swa_every={c.swa_every} would average nothing: rates never fall below swa_start_frac={c.swa_start_frac:g} with "
+     "min_lr={c.min_lr:g}, warmdown_frac={c.warmdown_frac:g}, warmdown_iters={c.warmdown_iters}"),
     ({"tokenizer", "data_path"}, lambda c: not c.tokenizer or c.data_path in EMBEDDED,
      "tokenizer={c.tokenizer} is for the embedded corpus; the shards in data_path={c.data_path} are tokenized already: "
      "leave it empty, or tokenize their documents anew with `pgolf data docs --tokenizer {c.tokenizer}`"),

@@ -12,7 +12,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, GradientSum, Ranks
 from pgolf_core.knobs import TrainConfig
 from pgolf_core.model import GPT
-from pgolf_core.optim import make_optimizers, muon_momentum, step_optimizers, wd_factor
+from pgolf_core.optim import WeightAverage, make_optimizers, muon_momentum, step_optimizers, wd_factor
 from pgolf_core.regularizers import CompressionRegularizer
 
 
@@ -24,12 +24,14 @@ class TrainState:
     loss_fn: Callable[[Tensor, Tensor], Tensor]  # model.loss, compiled or not
     optimizers: list[torch.optim.Optimizer]
     regularizer: CompressionRegularizer
+    average: WeightAverage
     gradients: GradientSum
     batches: Batches
     config: TrainConfig
     grad_accum: int  # passes per step and process
     dtype: torch.dtype  # matrix products run in it, by autocast if not float32
     step: int = 0
+    fraction: float = 0.0  # share of the training that is done, for schedules
 
     @property
     def device(self) -> torch.device:
@@ -38,7 +40,8 @@ class TrainState:
     def stateful(self) -> dict:
         """Name -> object with state_dict() and load_state_dict()."""
         optimizers = {f"optimizer{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
-        return {"model": self.model, "batches": self.batches, "random": RandomState(self.device)} | optimizers
+        own = {"model": self.model, "average": self.average, "batches": self.batches}
+        return own | {"random": RandomState(self.device)} | optimizers
 
     def state_dict(self) -> dict:
         return {name: part.state_dict() for name, part in self.stateful().items()} | {"step": self.step}
@@ -74,6 +77,7 @@ def make_state(
         loss_fn=torch.compile(model.loss, fullgraph=True, dynamic=False) if compiled else model.loss,
         optimizers=make_optimizers(model, config, ranks),
         regularizer=CompressionRegularizer(model, config),
+        average=WeightAverage(model, config),
         gradients=GradientSum(model.parameters(), ranks),
         batches=Batches(stream, config.data, ranks.rank, device),
         config=config.train,
@@ -87,19 +91,19 @@ def cast_embedding(model: GPT, dtype: torch.dtype) -> None:
     model.tok_emb.to(dtype)
 
 
-def train_step(state: TrainState, lr_scale: float, fraction: float = 0.0) -> tuple[Tensor, Tensor]:
+def train_step(state: TrainState, lr_scale: float) -> tuple[Tensor, Tensor]:
     """One optimizer update at base rates × lr_scale; returns this rank's mean loss (nats) and the regularizer's value.
 
-    fraction: share of the training that is done, for what else is scheduled. Both values are 0-d tensors on the
-    device: the host does not wait for it.
+    Both are 0-d tensors on the device: the host does not wait for it.
     """
     loss = accumulate_gradients(state)
     penalty = backward_regularizer(state)
     if state.config.grad_clip_norm:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.config.grad_clip_norm)
-    momentum, decay = muon_momentum(state.config, state.step), wd_factor(state.config, fraction)
+    momentum, decay = muon_momentum(state.config, state.step), wd_factor(state.config, state.fraction)
     step_optimizers(state.optimizers, lr_scale, momentum, decay)
     state.step += 1
+    state.average.update(state.step, lr_scale)
     return loss, penalty
 
 

@@ -197,6 +197,7 @@ def score_table(result: Result) -> pd.DataFrame:
         "before quantisation, validation text": result.val_bpb,
         "before quantisation, round-trip text": result.prequant_val_bpb,
         "after quantisation, the file read back": result.roundtrip_val_bpb,
+        "raw weights before averaging, validation text": result.raw_val_bpb,
     }
     table = pd.DataFrame({"bits per byte": scores}, dtype=float)
     table.loc["cost of quantisation"] = table.iloc[2] - table.iloc[1]

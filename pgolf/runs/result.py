@@ -45,16 +45,18 @@ class Result:
     track: Text
     source: Text | None = None  # the run whose checkpoint this one exports
     checkpoint_sha256: Text | None = None  # exports and stages: the checkpoint of their source
-    # Bits per byte and nats per token: val_* of the raw weights, roundtrip_* of the file read back.
+    weights: Text | None = None  # scored and exported: raw, ema D, swa of N; None: by a version without averages
+    # Bits per byte and nats per token: val_* of these weights unquantized, roundtrip_* of the file read back.
     val_loss: Float | None = None
     val_bpb: Float | None = None
     val_tokens: Int | None = None
     val_bytes: Int | None = None
+    raw_val_bpb: Float | None = None  # weights before averaging
     roundtrip_val_loss: Float | None = None
     roundtrip_val_bpb: Float | None = None
     roundtrip_tokens: Int | None = None
     roundtrip_bytes: Int | None = None
-    prequant_val_bpb: Float | None = None  # raw weights on the tokens of the round trip
+    prequant_val_bpb: Float | None = None  # unquantized weights on the tokens of the round trip
     # Nats of consecutive parts of that text (evaluate.Score), for paired tests between two files of one checkpoint.
     roundtrip_block_nats: list[Float] = field(default_factory=list)
     prequant_block_nats: list[Float] = field(default_factory=list)

@@ -103,8 +103,8 @@ def train_loop(run: Run, config: RunConfig) -> None:
                     log.validation(state.step, run.val, timer.trained_s)
             if last:
                 break
-            fraction = timer.fraction(state.step, config.iterations)
-            if not size_checked and fraction >= EARLY_CHECK_FRACTION:
+            state.fraction = timer.fraction(state.step, config.iterations)
+            if not size_checked and state.fraction >= EARLY_CHECK_FRACTION:
                 size_checked = True
                 with timer.excluded("forecast"):
                     check_size_early(run, config)
@@ -112,7 +112,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
             # No synchronization with the device from here to the log line.
             lr_scale = lr_factor(state.config, state.step, timer.step_end_s, timer.calibration_reserve_s)
             with run.kernels():
-                loss, penalty = train_step(state, lr_scale, fraction)
+                loss, penalty = train_step(state, lr_scale)
             bar.update()
 
             if is_due(state.step, config.train_log_every, first=10):
@@ -129,6 +129,20 @@ def train_loop(run: Run, config: RunConfig) -> None:
                     save(run)
     if config.resume_every_seconds:
         save(run)  # scoring can be killed too
+
+
+def score_average(run: Run, config: RunConfig) -> dict:
+    """Put the average, if there is one, in place of the raw weights and score it; the fields that say so."""
+    state, raw = run.state, run.val
+    if not state.average.count:
+        if config.swa_every:
+            run.log(f"warning:swa_every={config.swa_every} averaged nothing in {state.step} steps: raw weights scored")
+        return dict(weights="raw")
+    state.average.replace_weights()
+    run.val = evaluate(state.model, run.val_tokens, run.dataset.byte_table, config.eval, state.dtype, run.ranks)
+    check_finite(run.val.val_loss, "validation", state.step)
+    run.log(f"weights:{state.average} val_bpb:{run.val.val_bpb:.4f} raw_val_bpb:{raw.val_bpb:.4f}")
+    return dict(weights=str(state.average), raw_val_bpb=raw.val_bpb)
 
 
 def is_due(step: int, every: int, first: int = 0) -> bool:
@@ -182,9 +196,10 @@ def save(run: Run) -> None:
 
 def finish(run: Run, config: RunConfig) -> Result:
     """Save the checkpoint, export and score the file, write result.json, and drop the resume file."""
-    state, ranks, dataset, prequant = run.state, run.ranks, run.dataset, run.val
+    state, ranks, dataset = run.state, run.ranks, run.dataset
+    scored, prequant = score_average(run, config), run.val
     weights = {name: t.detach().cpu().contiguous() for name, t in state.model.state_dict().items()}
-    result = _train_result(run, config)
+    result = replace(_train_result(run, config), **scored)
     if config.save_raw_checkpoint and ranks.first:
         checkpoint = safetensors.torch.save(weights)
         atomic_write(run.directory / CHECKPOINT, checkpoint)

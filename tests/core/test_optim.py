@@ -113,6 +113,46 @@ def test_rows_of_norm_1_enter_newton_schulz_under_muoneq_r():
     assert torch.allclose(p, start - 0.1 * update, atol=1e-6)
 
 
+def drifting_weights(config, factors):
+    """Weights of a nano model that grow by 1 per step: the model, and its average after steps at these factors."""
+    model = GPT(config.model)
+    average = optim.WeightAverage(model, config)
+    for step, factor in enumerate(factors, start=1):
+        with torch.no_grad():
+            torch._foreach_add_(list(model.parameters()), 1.0)
+        average.update(step, factor)
+    return model, average
+
+
+def test_moving_average_has_its_closed_form():
+    """Weight w + t after step t: d^T w + (1 − d) Σ d^(T − t) (w + t)."""
+    config, d, T = RunConfig(track="nano", ema_decay=0.8), 0.8, 12
+    torch.manual_seed(0)
+    initial = list(GPT(config.model).parameters())
+    torch.manual_seed(0)
+    model, average = drifting_weights(config, [1.0] * T)
+    drift = (1 - d) * sum(d ** (T - t) * t for t in range(1, T + 1))
+    average.replace_weights()
+    for p, w in zip(model.parameters(), initial, strict=True):
+        assert torch.allclose(p, w + drift, atol=1e-5)
+    assert (str(average), average.count) == ("ema 0.8", T)
+
+
+def test_mean_of_late_weights_is_of_every_few_steps_under_low_rates():
+    config = RunConfig(track="nano", swa_every=3, swa_start_frac=0.5)
+    torch.manual_seed(0)
+    initial = list(GPT(config.model).parameters())
+    torch.manual_seed(0)
+    model, average = drifting_weights(config, [1.0] * 5 + [0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.2, 0.1])
+    average.replace_weights()
+    for p, w in zip(model.parameters(), initial, strict=True):
+        assert torch.allclose(p, w + (9 + 12) / 2, atol=1e-5)  # step 6 is at 0.5, not below
+    assert str(average) == "swa of 2"
+    off = optim.WeightAverage(model, RunConfig(track="nano"))
+    off.update(1, 0.0)
+    assert (off.count, off.values) == (0, [])
+
+
 def test_momentum_rises():
     c = RunConfig(muon_momentum_warmup_steps=100)
     assert [muon_momentum(c, s) for s in (0, 50, 100, 200)] == pytest.approx([0.85, 0.90, 0.95, 0.95])

@@ -21,9 +21,10 @@ from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result, write
 from pgolf.runs.table import load_metrics, load_runs
 from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.resume import TrainError
-from pgolf.training.round_trip import model_of
+from pgolf.training.round_trip import load_checkpoint, model_of
 from pgolf.training.run import train
 from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.evaluate import evaluate
 from pgolf_core.export import load
 from pgolf_core.files import DataError
 from pgolf_core.model import GPT
@@ -222,3 +223,29 @@ def test_divergence_is_an_error_and_leaves_no_result(embedded, tmp_path):
     with pytest.raises(TrainError, match="validation loss is nan at step"):
         train(unlogged, tmp_path / "unlogged")
     assert not (tmp_path / "unlogged" / "result.json").exists()
+
+
+@pytest.mark.parametrize("knobs", [dict(ema_decay=0.7), dict(swa_every=2, warmdown_iters=8, swa_start_frac=0.6)])
+def test_average_is_what_is_scored_and_exported_and_the_result_says_so(embedded, tmp_path, monkeypatch, knobs):
+    """Raw weights are those of the run without averaging; the average is in the checkpoint, the file and the score."""
+    config = tiny(quantizer="float16", **knobs)
+    raw = train(config.with_knobs(ema_decay=0, swa_every=0), tmp_path / "raw")
+    averaged = train(config, tmp_path / "averaged")
+    assert (raw.weights, raw.raw_val_bpb) == ("raw", None)
+    assert averaged.weights == ("ema 0.7" if "ema_decay" in knobs else "swa of 2")
+    assert averaged.raw_val_bpb == raw.val_bpb != averaged.val_bpb
+    assert averaged.prequant_val_bpb == pytest.approx(averaged.roundtrip_val_bpb, abs=1e-3)
+    last, mean = (load_checkpoint(tmp_path / run / CHECKPOINT) for run in ("raw", "averaged"))
+    stored = load(tmp_path / "averaged" / ARTIFACT)
+    assert all(not torch.equal(mean[name], last[name]) for name in mean if mean[name].numel())
+    assert all(torch.allclose(mean[name], stored[name].float(), atol=1e-3) for name in mean)
+    tokens = validation_tokens(embedded, config.train_seq_len, config.roundtrip_val_max_tokens)
+    model, table = model_of(mean, config, torch.device("cpu")), Dataset.open(embedded).byte_table
+    assert evaluate(model, tokens, table, config.eval).val_bpb == averaged.prequant_val_bpb
+    assert f"weights:{averaged.weights} val_bpb:" in (tmp_path / "averaged" / "log.txt").read_text()
+
+
+def test_average_of_nothing_is_said(embedded, tmp_path):
+    result = train(tiny(swa_every=100, warmdown_iters=8), tmp_path / "run")
+    assert result.weights == "raw"
+    assert "warning:swa_every=100 averaged nothing in 12 steps" in (tmp_path / "run" / "log.txt").read_text()

@@ -17,7 +17,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, GradientSum
 from pgolf_core.layers.attention import window_mask
 from pgolf_core.model import GPT
-from pgolf_core.optim import make_optimizers
+from pgolf_core.optim import WeightAverage, make_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
 from pgolf_core.train import TrainState, train_step
 
@@ -46,8 +46,9 @@ def small_state(config: RunConfig) -> TrainState:
     model.positions(torch.empty(1, config.train_seq_len, 0))
     return TrainState(
         model=model, loss_fn=model.loss, optimizers=make_optimizers(model, config),
-        regularizer=CompressionRegularizer(model, config), gradients=GradientSum(model.parameters(), ALONE),
-        batches=Zeros(config.train_seq_len), config=config.train, grad_accum=1, dtype=torch.bfloat16,
+        regularizer=CompressionRegularizer(model, config), average=WeightAverage(model, config),
+        gradients=GradientSum(model.parameters(), ALONE), batches=Zeros(config.train_seq_len), config=config.train,
+        grad_accum=1, dtype=torch.bfloat16,
     )  # fmt: skip
 
 
