@@ -1,4 +1,4 @@
-"""Token streams and batches: shards in order or documents shuffled; the next batch is prepared while a step runs."""
+"""Token streams and batches: shards in order, documents or sequences shuffled; a step runs while the next is made."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pgolf_core.files import DataError
 from pgolf_core.knobs import DataConfig
 from pgolf_core.shards import read_shard
 
@@ -26,8 +27,11 @@ class Stream:
     """Endless tokens: spans of the shards' tokens, numbered through all shards, in the order of a subclass.
 
     It has `position`; `seek(position)`, which goes back to one; and `advance(n)`, which moves on by at most n tokens
-    and returns their span (first, last), without last.
+    and returns their span (first, last), without last. sequence: 0 = running text; else it gives sequences of so many
+    tokens, each with one more for its last target.
     """
+
+    sequence = 0
 
     def __init__(self, paths: Iterable[str | Path]):
         self.paths = list(paths)
@@ -74,20 +78,15 @@ class TokenStream(Stream):
         return first, last
 
 
-class DocumentStream(Stream):
-    """Document by document in an order drawn from (seed, epoch).
+class ShuffledStream(Stream):
+    """Spans of tokens in an order drawn from (seed, epoch); a subclass has `spans(rng)`, firsts and lasts in order.
 
-    Positions are (epoch, documents done in it, tokens done of the next document). Finding the documents reads every
-    shard once: 0.1 s for 100,000,000 tokens that are in memory already.
+    Positions are (epoch, spans done in it, tokens done of the next span).
     """
 
-    def __init__(self, paths: Iterable[str | Path], bos: int, seed: int):
+    def __init__(self, paths: Iterable[str | Path], seed: int):
         super().__init__(paths)
         self.seed = seed
-        found = [np.flatnonzero(self.shard(i) == bos) + start for i, start in enumerate(self.starts[:-1])]
-        # Document k is tokens bounds[k]..bounds[k + 1]; text before the first BOS is one too.
-        self.bounds = np.unique(np.concatenate([[0], *found, self.starts[-1:]]))
-        self.seek((0, 0, 0))
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -95,18 +94,64 @@ class DocumentStream(Stream):
 
     def seek(self, position: tuple[int, int, int]) -> None:
         self.epoch, self.done, self.offset = position
-        self.order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.bounds) - 1)
+        self.firsts, self.lasts = self.spans(np.random.default_rng([self.seed, self.epoch]))
 
     def advance(self, n: int) -> tuple[int, int]:
-        if self.done == len(self.order):
+        if self.done == len(self.firsts):
             self.seek((self.epoch + 1, 0, 0))
-        document = self.order[self.done]
-        first, end = int(self.bounds[document]) + self.offset, int(self.bounds[document + 1])
+        first, end = int(self.firsts[self.done]) + self.offset, int(self.lasts[self.done])
         last = min(first + n, end)
         self.offset += last - first
         if last == end:
             self.done, self.offset = self.done + 1, 0
         return first, last
+
+
+class DocumentStream(ShuffledStream):
+    """Document by document. To find them reads every shard once: 0.1 s for 100,000,000 tokens in memory already."""
+
+    def __init__(self, paths: Iterable[str | Path], bos: int, seed: int):
+        super().__init__(paths, seed)
+        found = [np.flatnonzero(self.shard(i) == bos) + start for i, start in enumerate(self.starts[:-1])]
+        # Document k is tokens bounds[k]..bounds[k + 1]; text before the first BOS is one too.
+        self.bounds = np.unique(np.concatenate([[0], *found, self.starts[-1:]]))
+        self.seek((0, 0, 0))
+
+    def spans(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        order = rng.permutation(len(self.bounds) - 1)
+        return self.bounds[:-1][order], self.bounds[1:][order]
+
+
+class SequenceStream(ShuffledStream):
+    """Whole sequences; each epoch cuts every shard from another token on.
+
+    Shuffled: one permutation of all. Coprime: the j-th of a shard's n is number start + j · stride mod n, with random
+    start and stride, gcd(stride, n) = 1; shards take turns in proportion to their n.
+    """
+
+    def __init__(self, paths: Iterable[str | Path], length: int, seed: int, coprime: bool):
+        super().__init__(paths, seed)
+        self.sequence, self.coprime = length, coprime
+        if max(np.diff(self.starts)) <= length:
+            raise DataError(f"train_seq_len={length}: no shard beside {self.paths[0]} is longer than one sequence")
+        self.seek((0, 0, 0))
+
+    def spans(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        firsts, turns = [], []
+        for start, end in pairwise(self.starts):
+            if end - start <= self.sequence:
+                continue
+            phase = int(rng.integers(min(self.sequence, end - start - self.sequence)))
+            n = (end - start - 1 - phase) // self.sequence  # a last target is needed too
+            order = np.arange(n)
+            if self.coprime:
+                stride = rng.choice(np.flatnonzero(np.gcd(order, n) == 1))
+                order = (rng.integers(n) + order * stride) % n
+            firsts.append(start + phase + order * self.sequence)
+            turns.append((np.arange(n) + 0.5) / n)
+        firsts, turns = np.concatenate(firsts), np.concatenate(turns)
+        firsts = firsts[np.argsort(turns, kind="stable")] if self.coprime else rng.permutation(firsts)
+        return firsts, firsts + self.sequence + 1
 
 
 def sequences(shards: Iterable[str | Path], tokens: int, length: int, batch_tokens: int = 8192) -> Iterator[Tensor]:
@@ -122,8 +167,12 @@ def sequences(shards: Iterable[str | Path], tokens: int, length: int, batch_toke
 
 
 def training_stream(paths: Iterable[str | Path], config: DataConfig, bos: int) -> Stream:
-    """A TokenStream, or with shuffle_documents a DocumentStream with that seed."""
-    return DocumentStream(paths, bos, config.shuffle_documents) if config.shuffle_documents else TokenStream(paths)
+    """The stream in the order that the knobs say. Raises DataError if no shard holds a sequence."""
+    if config.shuffle_documents:
+        return DocumentStream(paths, bos, config.shuffle_documents)
+    if seed := config.shuffle_sequences or config.coprime_sequences:
+        return SequenceStream(paths, config.train_seq_len, seed, bool(config.coprime_sequences))
+    return TokenStream(paths)
 
 
 class Batches:
@@ -132,38 +181,51 @@ class Batches:
     All processes together take world_size * (local + 1) tokens off the stream per micro-batch; rank r owns the r-th
     local + 1 of them. A pass has config.microbatches of these. Every rank needs a stream of its own: it skips the
     tokens of the others. Copies to a GPU go through pinned memory and do not block the host.
+    tokens: trained on so far by all processes. stage: tokens per step and per sequence, see DataConfig.stage.
     """
 
     def __init__(self, stream: Stream, config: DataConfig, rank: int = 0, device: torch.device = CPU):
         assert 0 <= rank < config.world_size, f"rank {rank} of {config.world_size}"
         self.stream, self.config, self.rank, self.device = stream, config, rank, device
-        self.local = config.train_batch_tokens // (config.world_size * config.grad_accum * config.microbatches)
-        assert self.local and self.local % config.train_seq_len == 0, (self.local, config.train_seq_len)
+        self.stage, self.tokens = config.stage(0.0), 0
+        assert self.local and self.local % self.stage[1] == 0, (self.local, self.stage)
         self.position = stream.position  # after the last batch given; the stream itself is one ahead
         self._ahead: Future | None = None
 
+    @property
+    def local(self) -> int:
+        """Tokens of one process in a micro-batch."""
+        return self.stage[0] // (self.config.world_size * self.config.grad_accum * self.config.microbatches)
+
+    def enter(self, stage: tuple[int, int]) -> None:
+        """Go on with batches of this stage."""
+        if stage != self.stage:
+            self.load_state_dict(self.state_dict() | {"stage": stage})  # the batch made ahead has the old shape
+
     def next(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, both (microbatches · local / train_seq_len, train_seq_len) int64."""
+        """Inputs and targets, both (microbatches · local / length, length) int64, of the stage's length."""
         ahead, self._ahead = self._ahead or AHEAD.submit(self._make), None
         x, y, self.position = ahead.result()
+        self.tokens += x.numel() * self.config.world_size
         self._ahead = AHEAD.submit(self._make)
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict:
-        return {"position": list(self.position)}
+        return {"position": list(self.position), "tokens": self.tokens, "stage": list(self.stage)}
 
     def load_state_dict(self, state: dict) -> None:
         if self._ahead:
             wait([self._ahead])  # its batch, or its error, belongs to the old position
             self._ahead = None
         self.stream.seek(tuple(state["position"]))
-        self.position = self.stream.position
+        self.position, self.tokens, self.stage = self.stream.position, state["tokens"], tuple(state["stage"])
 
     def _make(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        shape = self.config.microbatches, self.config.world_size, self.local + 1
+        piece, length = self.stream.sequence or self.local, self.stage[1]
+        shape = self.config.microbatches, self.config.world_size, self.local // piece, piece + 1
         own = self.stream.take(math.prod(shape)).reshape(shape)[:, self.rank]
         own = torch.from_numpy(own.astype(np.int64))
-        x, y = (part.reshape(-1, self.config.train_seq_len) for part in (own[:, :-1], own[:, 1:]))
+        x, y = (part.reshape(-1, length) for part in (own[..., :-1], own[..., 1:]))
         if self.device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
         return x, y, self.stream.position

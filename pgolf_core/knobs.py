@@ -6,6 +6,7 @@ the conditions that hold between knobs.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -30,6 +31,18 @@ def _check_quantizer(text: str) -> str:
     return text
 
 
+def parse_schedule(text: str) -> list[tuple[int, float]]:
+    """(value, until) of '1024@0.1,2048@0.7': 1024 until a tenth of training, 2048 until seven tenths."""
+    parts = [part.partition("@") for part in text.split(",") if text]
+    with suppress(ValueError):
+        steps = [(int(value), float(until)) for value, _, until in parts]
+        ends = [0.0, *(until for _, until in steps)]
+        if ends == sorted(set(ends)) and ends[-1] <= 1 and all(value > 0 for value, _ in steps):
+            return steps
+    raise ValueError("write values and the shares of training until which they hold, as 1024@0.1,2048@0.7")
+
+
+Schedule = Annotated[str, AfterValidator(lambda text: text if parse_schedule(text) else "")]
 Quantizer = Annotated[str, AfterValidator(_check_quantizer)]
 
 
@@ -70,8 +83,12 @@ class DataConfig(Group):
     tokenizer: Literal["", "bpe", "unigram", "bytes"] = Field("", description="tokenizer to train for the embedded "
                        "corpus; '' = bpe. A folder of shards has its own")  # fmt: skip
     shuffle_documents: Count = Field(0, description="RNG seed of the order of training documents; 0 = shard order")
+    shuffle_sequences: Count = Field(0, description="RNG seed of the order of whole training sequences; 0 = off")
+    coprime_sequences: Count = Field(0, description="RNG seed of a coprime stride through every shard; 0 = off")
     train_batch_tokens: Positive = Field(524_288, description="tokens per step, all processes together")
     train_seq_len: Positive = Field(1024, description="tokens per training sequence")
+    train_batch_schedule: Schedule = Field("", description="train_batch_tokens earlier on, as 65536@0.2: until 20 %")
+    train_seq_schedule: Schedule = Field("", description="train_seq_len earlier on, as 512@0.1,1024@0.5")
     world_size: Positive = Field(1, description="processes that train together, one GPU each, started by train() or "
                                  "by torchrun: 1, 2, 4 or 8")  # fmt: skip
     grad_accum_steps: Count = Field(0, description="passes per step and process; 0 = 8 / world_size, as the "
@@ -80,6 +97,18 @@ class DataConfig(Group):
     @property
     def grad_accum(self) -> int:
         return self.grad_accum_steps or MICROBATCHES // self.world_size
+
+    def stage(self, fraction: float) -> tuple[int, int]:
+        """(tokens per step, tokens per sequence) after this share of training."""
+        batch = [value for value, until in parse_schedule(self.train_batch_schedule) if fraction < until]
+        length = [value for value, until in parse_schedule(self.train_seq_schedule) if fraction < until]
+        return (*batch, self.train_batch_tokens)[0], (*length, self.train_seq_len)[0]
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Every stage of the training, in order."""
+        ends = parse_schedule(self.train_batch_schedule) + parse_schedule(self.train_seq_schedule)
+        return list(dict.fromkeys(self.stage(f) for f in (0.0, *sorted(until for _, until in ends if until < 1))))
 
     @property
     def microbatches(self) -> int:
@@ -92,8 +121,7 @@ class TrainConfig(Group):
     iterations: Positive = Field(20_000, description="optimizer steps, at most")
     max_wallclock_seconds: Weight = Field(600.0, description="seconds of training, validation excluded; 0 = no limit")
     warmdown_iters: Count = Field(1200, description="steps over which learning rates fall linearly to 0 at the end")
-    warmdown_frac: float = Field(0.0, ge=0, le=1, description="share of training, of the wallclock limit if there is "
-                                 "one, in which rates fall; 0 = warmdown_iters")  # fmt: skip
+    warmdown_frac: float = Field(0.0, ge=0, le=1, description="warmdown_iters as a share of training; 0 = as they are")
     min_lr: float = Field(0.0, ge=0, le=1, description="floor of the falling rates, as a share of the full ones")
     warmup_steps: Count = Field(20, description="steps run and undone before the timer starts, to build kernels")
     train_log_every: Count = Field(200, description="steps between training log lines; 0 = none")
@@ -111,8 +139,7 @@ class TrainConfig(Group):
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum after its warm-up")
     muon_backend_steps: Positive = Field(5, description="Newton–Schulz iterations")
     muon_row_normalize: bool = Field(False, description="divide rows by their norm before Newton–Schulz (MuonEq-R)")
-    muon_polar_express: bool = Field(False, description="Newton–Schulz with Polar Express coefficients, others per "
-                                     "iteration, of at most 5")  # fmt: skip
+    muon_polar_express: bool = Field(False, description="Polar Express coefficients in at most 5 such iterations")
     muon_dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Newton–Schulz products; auto = "
                         "bfloat16, but float32 on a CPU without its instructions")  # fmt: skip
     muon_momentum_warmup_start: float = Field(0.85, ge=0, lt=1, description="Muon's momentum at step 0")
@@ -121,8 +148,7 @@ class TrainConfig(Group):
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean squared gradient")
     adam_eps: Above0 = Field(1e-8, description="added to Adam's denominator")
     grad_clip_norm: Weight = Field(0.0, description="gradients are scaled down to this norm; 0 = off")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="score and export the exponential moving average of the "
-                             "weights, kept from step 0 on, as 0.9965; 0 = off")  # fmt: skip
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="score and export a moving average of the weights; 0 = off")
     swa_every: Count = Field(0, description="score and export the mean of weights so many steps apart; 0 = off")
     swa_start_frac: float = Field(0.4, gt=0, le=1, description="swa_every begins when rates fall below this share")
     save_raw_checkpoint: bool = Field(True, description="keep checkpoint.safetensors; without it no later re-export")

@@ -7,6 +7,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.knobs import TrainConfig
@@ -53,7 +54,7 @@ def newton_schulz(g: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16, po
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Nesterov momentum, orthogonalised; matrices of one shape share their Newton–Schulz, and ranks divide them.
 
     m ← μm + g, update = newton_schulz(g + μm) · sqrt(max(1, rows/cols)). torch.optim.Muon averages its
@@ -113,7 +114,7 @@ def partition(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
     return [sorted(indices) for indices in own]
 
 
-def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> list[Optimizer]:
     """Adam on embeddings, on control parameters and on an untied head; Muon on the matrices; decay is decoupled.
 
     Every group carries its `base_lr` and `base_wd`, which schedules scale. Raises RoleError naming an undeclared
@@ -142,13 +143,8 @@ def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> li
     return optimizers
 
 
-def step_optimizers(
-    optimizers: list[torch.optim.Optimizer], lr_factor: float, momentum: float, wd_factor: float = 1.0
-) -> None:
-    """One update of every group at its base_lr × lr_factor, Muon at this momentum and at base_wd × wd_factor.
-
-    Gradients are cleared.
-    """
+def step_optimizers(optimizers: list[Optimizer], lr_factor: float, momentum: float, wd_factor: float = 1.0) -> None:
+    """One update at base_lr × lr_factor, Muon at this momentum and base_wd × wd_factor; gradients are cleared."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
@@ -159,10 +155,10 @@ def step_optimizers(
 
 
 class WeightAverage:
-    """A moving average (ema_decay) or the mean at the end of training (swa_every) of a model's weights, in float32.
+    """Average of a model's weights in float32; `count` of them are in it, 0 = there is none.
 
-    EMA: e ← d·e + (1 − d)·w after every step, from the initial weights on. SWA: the mean over every swa_every-th step
-    at which the rates' factor is below swa_start_frac. `count` weights are in it; 0 = there is no average.
+    EMA: e ← d·e + (1 − d)·w after every step, from the initial weights on. SWA: the mean after every swa_every-th step
+    at which the rates' factor is below swa_start_frac.
     """
 
     def __init__(self, model: GPT, config: TrainConfig):
@@ -172,16 +168,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int, lr_factor: float) -> None:
-        """Take in the weights after `step` steps, of which the last was at this factor of the rates."""
-        due = self.config.swa_every and step % self.config.swa_every == 0 and lr_factor < self.config.swa_start_frac
-        if self.config.ema_decay or due:
+        decay, every = self.config.ema_decay, self.config.swa_every
+        if decay or (every and step % every == 0 and lr_factor < self.config.swa_start_frac):
             self.count += 1
-            share = 1 - self.config.ema_decay if self.config.ema_decay else 1 / self.count
-            torch._foreach_lerp_(self.values, [p.float() for p in self.parameters], share)
+            weights = [p.float() for p in self.parameters]
+            torch._foreach_lerp_(self.values, weights, 1 - decay if decay else 1 / self.count)
 
     @torch.no_grad()
     def replace_weights(self) -> None:
-        """Give the model the average."""
         torch._foreach_copy_(self.parameters, self.values)
 
     def __str__(self) -> str:
@@ -191,9 +185,9 @@ class WeightAverage:
         return {"values": self.values, "count": self.count}
 
     def load_state_dict(self, state: dict) -> None:
+        self.count = state["count"]
         for value, stored in zip(self.values, state["values"], strict=True):
             value.copy_(stored)
-        self.count = state["count"]
 
 
 def lr_factor(config: TrainConfig, step: int, elapsed_seconds: float, reserve_seconds: float = 0.0) -> float:

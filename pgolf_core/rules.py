@@ -25,6 +25,17 @@ RULES = [
     ({"train_batch_tokens", "train_seq_len"}, lambda c: c.train_batch_tokens % (MICROBATCHES * c.train_seq_len) == 0,
      "train_batch_tokens={c.train_batch_tokens} is not a multiple of 8 × train_seq_len={c.train_seq_len} "
      "(world size × accumulation is 8)"),
+    ({"train_batch_tokens", "train_seq_len", "train_batch_schedule", "train_seq_schedule"},
+     lambda c: not (c.train_batch_schedule or c.train_seq_schedule)
+     or (len(c.stages) <= 8 and all(batch % (MICROBATCHES * length) == 0 for batch, length in c.stages)),
+     "train_batch_schedule={c.train_batch_schedule} and train_seq_schedule={c.train_seq_schedule} give (tokens per "
+     "step, tokens per sequence) {c.stages}: at most 8 of them, each first number a multiple of 8 × the second"),
+    ({"shuffle_documents", "shuffle_sequences", "coprime_sequences"},
+     lambda c: [c.shuffle_documents, c.shuffle_sequences, c.coprime_sequences].count(0) >= 2,
+     "shuffle_documents, shuffle_sequences and coprime_sequences: training text has one order; leave the others 0"),
+    ({"shuffle_sequences", "coprime_sequences", "train_seq_schedule"},
+     lambda c: not ((c.shuffle_sequences or c.coprime_sequences) and c.train_seq_schedule),
+     "train_seq_schedule needs running text: leave shuffle_sequences and coprime_sequences 0; use shuffle_documents"),
     ({"eval_stride", "eval_seq_len", "train_seq_len"}, lambda c: c.eval_stride <= c.eval_window,
      "eval_stride={c.eval_stride} is more than the window of {c.eval_window} tokens; targets would be skipped"),
     ({"val_batch_size", "eval_seq_len", "train_seq_len"}, lambda c: c.val_batch_size >= c.eval_window,
@@ -56,8 +67,7 @@ RULES = [
      "ema_decay={c.ema_decay:g} and swa_every={c.swa_every}: one average is scored; set the other 0"),
     ({"swa_every", "swa_start_frac", "min_lr", "warmdown_iters", "warmdown_frac"},
      lambda c: not c.swa_every or (c.min_lr < c.swa_start_frac and (c.warmdown_iters or c.warmdown_frac)),
-     "swa_every={c.swa_every} would average nothing: rates never fall below swa_start_frac={c.swa_start_frac:g} with "
-     "min_lr={c.min_lr:g}, warmdown_frac={c.warmdown_frac:g}, warmdown_iters={c.warmdown_iters}"),
+     "swa_every={c.swa_every} averages nothing: no warmdown takes rates below swa_start_frac={c.swa_start_frac:g}"),
     ({"tokenizer", "data_path"}, lambda c: not c.tokenizer or c.data_path in EMBEDDED,
      "tokenizer={c.tokenizer} is for the embedded corpus; the shards in data_path={c.data_path} are tokenized already: "
      "leave it empty, or tokenize their documents anew with `pgolf data docs --tokenizer {c.tokenizer}`"),

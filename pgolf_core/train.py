@@ -37,6 +37,11 @@ class TrainState:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def reach(self, fraction: float) -> None:
+        """Let schedules know the share of the training that is done."""
+        self.fraction = fraction
+        self.batches.enter(self.batches.config.stage(fraction))
+
     def stateful(self) -> dict:
         """Name -> object with state_dict() and load_state_dict()."""
         optimizers = {f"optimizer{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
@@ -69,7 +74,8 @@ def make_state(
     model.to(device)
     cast_embedding(model, dtype)
     # Fill the rotary cache before compiling: a graph traced while it is empty would be recompiled on step 2.
-    model.positions(torch.empty(1, config.train_seq_len, 0, device=device))
+    for _, length in config.data.stages:
+        model.positions(torch.empty(1, length, 0, device=device))
     if compiled:
         torch._dynamo.reset()  # torch keeps eight graphs per process
     return TrainState(
@@ -130,10 +136,12 @@ def backward_regularizer(state: TrainState) -> Tensor:
 
 
 def warm_up(state: TrainState, steps: int) -> None:
-    """Compile kernels and allocate memory with a few steps, then restore the state, random numbers included."""
+    """Compile kernels and allocate memory with a few steps per stage, then restore all state and random numbers."""
     before = copy.deepcopy(state.state_dict())
-    for _ in range(steps):
-        train_step(state, 1.0)
+    for stage in state.batches.config.stages:
+        state.batches.enter(stage)
+        for _ in range(steps):
+            train_step(state, 1.0)
     state.load_state_dict(before)
 
 

@@ -51,12 +51,12 @@ class Log:
         )  # fmt: skip
 
     def training(self, step: int, nats: float, penalty: float, lr_scale: float, seconds: float, tokens: int) -> None:
-        """tokens: of one step."""
+        """tokens: of all steps."""
         self(
             f"step:{step}/{self.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "
             f"step_avg:{1000 * seconds / step:.2f}ms comp_reg:{penalty:.6f}",
             step=step, train_loss=nats, comp_reg=penalty, lr_factor=lr_scale, train_seconds=seconds,
-            tokens_per_second=step * tokens / seconds,
+            tokens_per_second=tokens / seconds,
         )  # fmt: skip
 
     def round_trip(self, trip: RoundTrip, scheme: str) -> None:

@@ -103,7 +103,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
                     log.validation(state.step, run.val, timer.trained_s)
             if last:
                 break
-            state.fraction = timer.fraction(state.step, config.iterations)
+            state.reach(timer.fraction(state.step, config.iterations))
             if not size_checked and state.fraction >= EARLY_CHECK_FRACTION:
                 size_checked = True
                 with timer.excluded("forecast"):
@@ -120,7 +120,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
                 nats = ranks.add_(loss).item() / ranks.size
                 check_finite(nats, "training", state.step)
                 check_same(run)
-                log.training(state.step, nats, penalty.item(), lr_scale, seconds, config.train_batch_tokens)
+                log.training(state.step, nats, penalty.item(), lr_scale, seconds, state.batches.tokens)
                 bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{nats / math.log(2) * run.tokens_per_byte:.3f}")
             timer.update(state.step, ranks)
             if config.resume_every_seconds and time.perf_counter() - saved >= config.resume_every_seconds:
@@ -225,7 +225,7 @@ def finish(run: Run, config: RunConfig) -> Result:
 def _train_result(run: Run, config: RunConfig) -> Result:
     """The fields that training decides, without checkpoint and file."""
     state, timer, val = run.state, run.timer, run.val
-    tokens = state.step * config.train_batch_tokens
+    tokens = state.batches.tokens
     return Result(
         kind="train", config_hash=config.hash, seed=config.seed, track=config.track, cap_bytes=config.cap_bytes,
         val_loss=val.val_loss, val_bpb=val.val_bpb, val_tokens=val.tokens, val_bytes=val.bytes,
