@@ -66,6 +66,15 @@ class ModelConfig(Group):
     logit_softcap: Above0 = Field(30.0, description="logits are cap · tanh(logits / cap)")
     qk_gain_init: Finite = Field(1.5, description="start of the learned gain per query head")
     tied_embed_init_std: Weight = Field(0.005, description="standard deviation of a tied embedding at the start")
+    rope_dims: Count = Field(0, description="dimensions per head that are rotated; 0 = all")
+    ln_scale: bool = Field(False, description="norms of layer i are multiplied by 1 / √(i + 1)")
+    xsa_last: Count = Field(0, description="last layers whose heads drop the part along the token's own value; 0 = off")
+    attn_gate: Literal["off", "dense", "sparse", "doubled"] = Field("off", description="heads × σ(W u), u attention's "
+                       "input; dense = all of u, sparse = its first entries, doubled = 2σ of these")  # fmt: skip
+    attn_gate_width: Positive = Field(12, description="entries of u that a sparse or doubled gate reads")
+    attn_gate_scale: Finite = Field(1.0, description="factor of W u in the gates of heads")
+    mlp_slope: float = Field(0.0, ge=0, le=1, description="the MLP squares z above 0 and this × z below; 0 = relu²")
+    skip_gates: bool = Field(False, description="skips are mixed in by a learned gate, half and half at the start")
 
     @property
     def blocks(self) -> int:

@@ -5,6 +5,7 @@ Parameter names are the reference trainer's, so its state dicts load here.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,36 +14,39 @@ from torch import Tensor, nn
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_angles, window_mask
 from pgolf_core.layers.fused import cross_entropy, norm, relu_squared, softcap
+from pgolf_core.layers.gates import HeadGates, SkipGates
+from pgolf_core.layers.layer import Layer
 from pgolf_core.parameters import CONTROL, EMBEDDING, HEAD, Role, declare, matrix, roles_for, roles_of
 
 
 class MLP(nn.Module):
-    """Two matrices with relu² between them."""
+    """Two matrices with relu², or its leaky form, between them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         D, hidden = config.model_dim, config.mlp_mult * config.model_dim
         self.fc = declare(nn.Linear(D, hidden, bias=False), matrix("mlp_in"))
         self.proj = declare(nn.Linear(hidden, D, bias=False), matrix("mlp_out"))
+        self.slope = config.mlp_slope
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(relu_squared(self.fc(x)))  # (B, T, D)
+        return self.proj(relu_squared(self.fc(x), self.slope))  # (B, T, D)
 
 
 class Block(nn.Module):
-    """Attention and MLP that read the same x. Layers may share a block; gains and scales are each layer's own."""
+    """Attention and MLP that read the same x. Layers may share a block; a Layer is what each has of its own."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attn = CausalSelfAttention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, q_gain: Tensor, attn_scale: Tensor, mlp_scale: Tensor, positions: Positions) -> Tensor:
-        """x (B, T, D), q_gain (H,), scales (D,) -> (B, T, D)."""
-        y = norm(x)
-        attn, mlp = self.attn(y, q_gain, *positions), self.mlp(y)
-        return x + attn_scale.to(x.dtype) * attn + mlp_scale.to(x.dtype) * mlp
+    def forward(self, x: Tensor, layer: Layer, positions: Positions) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        y = layer.norm(x)
+        attn, mlp = self.attn(y, layer, positions), self.mlp(y)
+        return x + layer.attn_scale.to(x.dtype) * attn + layer.mlp_scale.to(x.dtype) * mlp
 
 
 class GPT(nn.Module):
@@ -61,6 +65,8 @@ class GPT(nn.Module):
         self.mlp_scales = nn.Parameter(torch.ones(L, D))
         self.resid_mixes = nn.Parameter(torch.stack((torch.ones(L, D), torch.zeros(L, D)), dim=1))  # (L, 2, D)
         declare(self, CONTROL, "skip_weights", "q_gains", "attn_scales", "mlp_scales", "resid_mixes")
+        self.skip_gates = SkipGates(*self.skip_weights.shape) if config.skip_gates else None
+        self.head_gates = HeadGates(config) if config.attn_gate != "off" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.block_of_layer = [i % config.blocks for i in range(L)]
         self.lm_head = None if config.tie_embeddings else declare(nn.Linear(D, config.vocab_size, bias=False), HEAD)
@@ -71,16 +77,34 @@ class GPT(nn.Module):
         self._positions_cache: dict[tuple, Positions] = {}  # keys: (T, device)
 
     def positions(self, x: Tensor) -> Positions:
-        """cos and sin (T, C/2) for x (B, T, D), and the window's mask (None without a window); kept between calls."""
+        """cos and sin (T, R/2) for x (B, T, D), and the window's mask (None without a window); kept between calls."""
         T, device, window = x.size(1), x.device, self.config.window_size
         if (T, device) not in self._positions_cache:
             # Tensors made in inference mode could not be used by a later training step.
             with torch.inference_mode(False):
-                cos, sin = rotary_angles(T, self.config.head_dim, self.config.rope_base, device)
+                dims = self.config.rope_dims or self.config.head_dim
+                cos, sin = rotary_angles(T, dims, self.config.rope_base, device)
                 mask = window_mask(T, window, device) if 0 < window < T else None
             self._positions_cache[T, device] = (cos, sin, mask)
         cos, sin, mask = self._positions_cache[T, device]
         return cos.to(x.dtype), sin.to(x.dtype), mask
+
+    def layer(self, i: int) -> Layer:
+        """What layer i has of its own."""
+        config = self.config
+        return Layer(
+            q_gain=self.q_gains[i],
+            attn_scale=self.attn_scales[i],
+            mlp_scale=self.mlp_scales[i],
+            norm_scale=(i + 1) ** -0.5 if config.ln_scale else 1.0,
+            exclusive=i >= config.num_layers - config.xsa_last,
+            gate=self.head_gates and partial(self.head_gates, i),
+        )
+
+    def skip(self, x: Tensor, skipped: Tensor, i: int) -> Tensor:
+        """x joined with the output of an early layer, by the i-th weights and gates of skips."""
+        skipped = self.skip_weights[i].to(x.dtype) * skipped
+        return x + skipped if self.skip_gates is None else self.skip_gates(i, x, skipped)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V), soft-capped, in float32."""
@@ -92,10 +116,10 @@ class GPT(nn.Module):
         half = self.config.num_layers // 2  # skips: first half to second, last in, first out
         for i, block in enumerate(self.block_of_layer):
             if i >= half and skips:
-                x = x + self.skip_weights[i - half].to(x.dtype) * skips.pop()
+                x = self.skip(x, skips.pop(), i - half)
             mix = self.resid_mixes[i].to(x.dtype)
             x = mix[0] * x + mix[1] * x0
-            x = self.blocks[block](x, self.q_gains[i], self.attn_scales[i], self.mlp_scales[i], positions)
+            x = self.blocks[block](x, self.layer(i), positions)
             if i < half:
                 skips.append(x)
         x = norm(x)
@@ -120,5 +144,6 @@ def roles(config: ModelConfig) -> dict[str, Role]:
 
 def roles_by_name(names: Iterable[str]) -> dict[str, Role]:
     """Roles of a GPT's tensors where only their names are known. Raises RoleError naming one that no GPT has."""
-    small = dict(vocab_size=4, num_layers=2, model_dim=2, num_heads=1, num_kv_heads=1)
-    return roles_for(names, roles(ModelConfig(**small, embed_dim=1, tie_embeddings=False)))
+    small = dict(vocab_size=4, num_layers=2, model_dim=2, num_heads=1, num_kv_heads=1, embed_dim=1)
+    options = dict(tie_embeddings=False, skip_gates=True, attn_gate="dense")
+    return roles_for(names, roles(ModelConfig(**small, **options)))

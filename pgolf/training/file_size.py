@@ -14,7 +14,7 @@ from pgolf_core.artifact.container import pack_arrays
 from pgolf_core.artifact.format import ACCOUNT, part_of, to_arrays
 from pgolf_core.export import fit_context, scheme_of, stored_float
 from pgolf_core.knobs import ExportConfig
-from pgolf_core.parameters import Role, tensor_place
+from pgolf_core.parameters import Role, options_of, tensor_place
 from pgolf_core.quantization.allocation import MAX_REL_STEP
 from pgolf_core.quantization.lowrank import LowRank
 from pgolf_core.quantization.schemes.step import Step
@@ -107,7 +107,7 @@ def _tensor(array: str) -> str:
     return array.partition("/")[2]
 
 
-def code_bytes(schemes: Iterable[QuantScheme], config: ExportConfig) -> int:
-    """Bytes of the code that a reader needs; exact, since they do not depend on the weights."""
+def code_bytes(schemes: Iterable[QuantScheme], names: Iterable[str], config: ExportConfig) -> int:
+    """Bytes of the code that a reader needs; exact, since they do not depend on the weights. names: of the tensors."""
     low_rank = [LowRank] if config.low_rank_residuals else []
-    return len(code_archive(*{form(scheme.stored) for scheme in schemes}, *low_rank))
+    return len(code_archive(*{form(scheme.stored) for scheme in schemes}, *low_rank, *options_of(names)))

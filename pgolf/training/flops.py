@@ -26,6 +26,8 @@ def flops_per_token(config: RunConfig) -> float:
     m = config.model
     kv_dim = m.num_kv_heads * m.head_dim
     layer = m.model_dim * (2 * m.model_dim + 2 * kv_dim + 2 * m.mlp_mult * m.model_dim)
+    if m.attn_gate != "off":
+        layer += m.num_heads * (m.model_dim if m.attn_gate == "dense" else m.attn_gate_width)
     embed_dim = m.embed_dim or m.model_dim
     head = m.vocab_size * (embed_dim if m.tie_embeddings else m.model_dim)
     if embed_dim < m.model_dim:

@@ -147,7 +147,7 @@ def _interval(
     """
     config, schemes = sizes.config, [scheme for name, t in state.items() if (scheme := sizes.scheme(name, t))]
     parts = sizes.parts(drawn(1))
-    artifact, code = sum(parts.values()), code_bytes(schemes, config)
+    artifact, code = sum(parts.values()), code_bytes(schemes, state, config)
     if any(scheme.needs_calibration for scheme in schemes):
         margin = max(margin, FISHER_MARGIN)
     low, high = artifact * (1 - margin), artifact * (1 + margin)

@@ -33,7 +33,7 @@ FUTURE = "annotations"  # kept in every module: from __future__ import annotatio
 
 @cache
 def code_archive(*forms: type) -> bytes:
-    """The archive for files that hold these stored forms and residuals.
+    """The archive for files that hold these stored forms, residuals and options of the model.
 
     The same bytes on every machine and Python version: python-minifier is pinned, and no f-string of a reader holds a
     string inside its braces, which Python 3.12 and later would quote in another way.
@@ -58,28 +58,37 @@ def reader_modules(*forms: type) -> dict[str, str]:
     outside the package becomes quantization.schemes.<its word>, where `stored.form` looks for it.
     """
     modules: dict[str, dict[str, ast.stmt]] = {}
+
+    def definition(module: str, name: str) -> ast.stmt | None:
+        """The statement that defines a name; None for names of others, and for options that are no form."""
+        if module not in modules:
+            modules[module] = _definitions(SOURCES[f"{module.replace('.', '/')}.py"])
+        statement = modules[module].get(name)
+        return None if hasattr(statement, "is_option") and (module, name) not in given else statement
+
+    given = {(cls.__module__.removeprefix("pgolf_core."), cls.__name__) for cls in forms}
     todo = [(module, name) for module, names in ENTRY_POINTS.items() for name in names]
     for cls in forms:
         module = cls.__module__.removeprefix("pgolf_core.")
         if module == cls.__module__:
             module = f"quantization.schemes.{cls.word}"
             modules[module] = _definitions(inspect.getsource(sys.modules[cls.__module__]))
-        todo += [(module, cls.__name__), (module, FUTURE)]
+        todo.append((module, cls.__name__))
     kept: set[ast.stmt] = set()
     while todo:
         module, name = todo.pop()
-        if module not in modules:
-            modules[module] = _definitions(SOURCES[f"{module.replace('.', '/')}.py"])
-            todo.append((module, FUTURE))
-        statement = modules[module].get(name)
+        statement = definition(module, name)
         if statement is None or statement in kept:
             continue
-        kept.add(statement)
         if isinstance(statement, ast.ImportFrom) and statement.module.startswith("pgolf_core."):
-            todo.append((statement.module.removeprefix("pgolf_core."), statement.names[0].name))
-        todo += [(module, node.id) for node in ast.walk(statement) if isinstance(node, ast.Name)]
+            origin = statement.module.removeprefix("pgolf_core."), statement.names[0].name
+            if definition(*origin) is None:
+                continue
+            todo.append(origin)
+        kept.add(statement)
+        todo += [(module, FUTURE), *((module, node.id) for node in ast.walk(statement) if isinstance(node, ast.Name))]
     bodies = {name: [s for s in dict.fromkeys(modules[name].values()) if s in kept] for name in sorted(modules)}
-    return {name: _minified(ast.unparse(ast.Module(body, []))) for name, body in bodies.items()}
+    return {name: _minified(ast.unparse(ast.Module(body, []))) for name, body in bodies.items() if body}
 
 
 @cache
@@ -103,14 +112,22 @@ def _definitions(source: str) -> dict[str, ast.stmt]:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Imports become one statement per name; annotations of functions and descriptions of knobs go."""
+    """Imports become one statement per name; annotations of functions, descriptions of knobs and backward passes go."""
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        self.generic_visit(node)
+        if any(ast.unparse(decorator).startswith("option(") for decorator in node.decorator_list):
+            node.is_option, node.decorator_list = True, []  # see parameters.option
+        return node
 
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> list[ast.stmt]:
         return [type(node)(**vars(node) | {"names": [alias]}) for alias in node.names]
 
     visit_ImportFrom = visit_Import
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
+        if node.name == "backward":
+            return None
         node.returns = None
         return self.generic_visit(node)
 

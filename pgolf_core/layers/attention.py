@@ -1,6 +1,6 @@
 """Causal attention: grouped-query heads, QK norm, rotary positions, an optional window.
 
-Shapes: B sequences, T positions, D model, H heads, K key/value heads, C head dimension.
+Shapes: B sequences, T positions, D model, H heads, K key/value heads, C head dimension, R of it rotated.
 """
 
 from functools import cache
@@ -12,22 +12,25 @@ from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 
 from pgolf_core.knobs import ModelConfig
+from pgolf_core.layers.exclusive import exclusive
 from pgolf_core.layers.fused import norm
+from pgolf_core.layers.layer import Layer
 from pgolf_core.parameters import declare, matrix
 
 Mask = Tensor | flex.BlockMask | None  # None = plain causal attention
-Positions = tuple[Tensor, Tensor, Mask]  # cos and sin (T, C/2), mask
+Positions = tuple[Tensor, Tensor, Mask]  # cos and sin (T, R/2), mask
 
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (first half, second half) of each head of x (B, H, T, C) by its position's angles."""
-    x1, x2 = x.chunk(2, dim=-1)  # (B, H, T, C/2) each
-    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+    """Rotate the first R dimensions of each head of x (B, H, T, C), as pairs (first half, second half) of them."""
+    R = 2 * cos.size(-1)
+    x1, x2 = x[..., :R].chunk(2, dim=-1)  # (B, H, T, R/2) each
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin, x[..., R:]), dim=-1)
 
 
-def rotary_angles(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of shape (T, C/2), float32."""
-    frequency = 1 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+def rotary_angles(length: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of shape (T, R/2), float32, for R = dims."""
+    frequency = 1 / base ** (torch.arange(0, dims, 2, dtype=torch.float32, device=device) / dims)
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
     return angle.cos(), angle.sin()
 
@@ -72,14 +75,19 @@ class CausalSelfAttention(nn.Module):
         self.proj = declare(nn.Linear(D, D, bias=False), matrix("attn_out"))
         nn.init.zeros_(self.proj.weight)
 
-    def forward(self, x: Tensor, q_gain: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> Tensor:
-        """x (B, T, D), q_gain (H,) -> (B, T, D)."""
+    def forward(self, x: Tensor, layer: Layer, positions: Positions) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        cos, sin, mask = positions
         B, T, D = x.shape
         q = self.c_q(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, C)
         k = self.c_k(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
         v = self.c_v(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
         q, k = norm(q), norm(k)
         q, k = apply_rotary_emb(q, cos, sin), apply_rotary_emb(k, cos, sin)
-        q = q * q_gain.to(q.dtype)[:, None, None]
+        q = q * layer.q_gain.to(q.dtype)[:, None, None]
         y = attention(q, k, v, mask)  # (B, H, T, C)
+        if layer.exclusive:
+            y = exclusive(y, v)
+        if layer.gate is not None:
+            y = y * layer.gate(x)
         return self.proj(y.transpose(1, 2).reshape(B, T, D))

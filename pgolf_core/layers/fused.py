@@ -38,21 +38,29 @@ class _Norm(Function):
         return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1).mul_(scale)
 
 
-def relu_squared(x: Tensor) -> Tensor:
-    return _ReluSquared.apply(x) if _fuses(x) else F.relu(x).square()
+def relu_squared(x: Tensor, slope: float = 0.0) -> Tensor:
+    """x² above 0, (slope · x)² below."""
+    return _ReluSquared.apply(x, slope) if _fuses(x) else _leaky(x, slope).square()
+
+
+def _leaky(x: Tensor, slope: float) -> Tensor:
+    return F.leaky_relu(x, slope) if slope else F.relu(x)
 
 
 class _ReluSquared(Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        positive = F.relu(x)
-        ctx.save_for_backward(positive)
-        return positive.square()
+    def forward(ctx, x: Tensor, slope: float) -> Tensor:
+        y = _leaky(x, slope)
+        ctx.save_for_backward(y)
+        ctx.slope = slope
+        return y.square()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return (grad * ctx.saved_tensors[0]).mul_(2)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        grad = (grad * y).mul_(2)
+        return (torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True) if ctx.slope else grad), None
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:

@@ -14,9 +14,12 @@ SHAPE = dict(track="nano", train_seq_len=64, train_batch_tokens=512, model_dim=9
 
 @pytest.mark.parametrize(
     "knobs",
-    [{}, dict(num_layers=4, num_unique_blocks=2), dict(embed_dim=32), dict(tie_embeddings=False), dict(mlp_mult=3)],
+    [
+        {}, dict(num_layers=4, num_unique_blocks=2), dict(embed_dim=32), dict(tie_embeddings=False), dict(mlp_mult=3),
+        dict(attn_gate="dense"), dict(attn_gate="sparse"),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_products_are_counted_as_torch_does(knobs):
     config = RunConfig(**SHAPE | knobs)
     model = GPT(config.model)

@@ -10,6 +10,7 @@ import sys
 import tarfile
 
 import torch
+from support.options import MODEL_OPTIONS, combinations, knobs_of
 
 from pgolf.data.tokenizers import Bytes
 from pgolf_core.artifact import code_archive as packing
@@ -34,6 +35,7 @@ FILES = [  # knobs of files that need different code of their reader
     dict(eval_cache_size=8, eval_cache_mix_weight=0.1, eval_stride=16, **RESIDUALS),
     dict(quantizer="step:0.4:fisher", gptq=True, codec="ans", int8_residual_bits=4, tie_embeddings=False, **RESIDUALS),
     dict(quantizer="codebook:32:2", codec="brotli", window_size=8),
+    *(knobs_of(group) for group in combinations(0, MODEL_OPTIONS, size=99)),
 ]
 READER = """
 import json, sys
@@ -93,7 +95,7 @@ def test_archive_reads_and_scores_each_kind_of_file_alone(tmp_path):
 
 def test_archive_is_small_and_its_f_strings_are_quoted_alike_by_every_python():
     everything = (QuantizedTensor, RankOne, LowRank, CodebookTensor)
-    assert len(code_archive()) < len(code_archive(*everything)) < 13_000
+    assert len(code_archive()) < len(code_archive(*everything)) < 13_300
     assert code_archive() == code_archive(QuantizedTensor, RankOne)  # every reader has these two
     # Python 3.12 and later may write a string inside an f-string's braces in other quotes.
     nodes = [node for text in reader_modules(*everything).values() for node in ast.walk(ast.parse(text))]
@@ -127,8 +129,12 @@ class Kept(Base):
         return atomic_write(tensor, key=key)
 def unused():
     return atomic_path()
+@option("extra")
+class Extra:
+    def backward(self):
+        return atomic_path()
 def entry():
-    return Kept().used(TEXT)
+    return Kept().used(TEXT) or Extra()
 '''
 KEPT = """\
 from __future__ import annotations
@@ -140,7 +146,7 @@ TEXT=os.name
 class Kept(Base):
 \tfield:Annotated[int,Field(gt=0)]=knob(0)
 \tdef used(A,tensor,*B,key=3):return atomic_write(tensor,key=key)
-def entry():return Kept().used(TEXT)
+def entry():return Kept().used(TEXT)or Extra()
 """
 
 

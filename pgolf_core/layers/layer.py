@@ -1,0 +1,20 @@
+"""What one layer has of its own, whichever block of weights it uses."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pgolf_core.layers.fused import norm
+
+
+class Layer(NamedTuple):
+    q_gain: Tensor  # (H,)
+    attn_scale: Tensor  # (D,)
+    mlp_scale: Tensor  # (D,)
+    norm_scale: float = 1.0
+    exclusive: bool = False  # see exclusive.py
+    gate: Callable[[Tensor], Tensor] | None = None  # (B, T, D) -> (B, H, T, 1), see gates.py
+
+    def norm(self, x: Tensor) -> Tensor:
+        return norm(x) if self.norm_scale == 1 else self.norm_scale * norm(x)

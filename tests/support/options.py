@@ -1,0 +1,65 @@
+"""Options of the model and of training, as the generic tests turn them on: name -> knobs."""
+
+import random
+
+from pgolf_core.config import ConfigError, RunConfig
+
+BASE = dict(
+    track="nano", num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2, train_seq_len=32, train_batch_tokens=512,
+    iterations=6, warmdown_iters=3, warmup_steps=1, val_loss_every=0, val_max_tokens=1024,
+    roundtrip_val_max_tokens=1024, val_batch_size=1024, calibration_tokens=512, train_log_every=0,
+    resume_every_seconds=0.0001, allocation="solve", cap_bytes=60_000, codec="brotli", cpu_threads=1,
+)  # fmt: skip
+MODEL_OPTIONS = {
+    "partial RoPE": dict(rope_dims=4),
+    "LN scale": dict(ln_scale=True),
+    "XSA": dict(xsa_last=3),
+    "LeakyReLU": dict(mlp_slope=0.5),
+    "dense head gates": dict(attn_gate="dense"),
+    "sparse head gates": dict(attn_gate="sparse", attn_gate_width=5, attn_gate_scale=0.5),
+    "doubled head gates": dict(attn_gate="doubled"),
+    "skip gates": dict(skip_gates=True),
+}
+TRAINING_OPTIONS = {
+    "warmdown": dict(warmdown_frac=0.7, min_lr=0.1),
+    "weight decay": dict(muon_wd=0.1, embed_wd=0.1, adam_wd=0.02, wd_taper_start_frac=0.5, wd_taper_final_mult=0.5),
+    "MuonEq-R": dict(muon_row_normalize=True),
+    "Polar Express": dict(muon_polar_express=True),
+    "EMA": dict(ema_decay=0.6),
+    "SWA": dict(swa_every=1, swa_start_frac=0.9),
+    "clipping": dict(grad_clip_norm=0.3),
+    "shuffled sequences": dict(shuffle_sequences=1),
+    "coprime sequences": dict(coprime_sequences=1),
+    "batch schedule": dict(train_batch_schedule="256@0.4"),
+    "sequence schedule": dict(train_seq_schedule="16@0.5"),
+}
+OPTIONS = MODEL_OPTIONS | TRAINING_OPTIONS
+
+
+def combinations(seed: int, options: dict = OPTIONS, size: int = 5) -> list[tuple[str, ...]]:
+    """All options, in a random order, in groups of at most `size` that can be on together."""
+    names = random.Random(seed).sample(sorted(options), len(options))
+    groups: list[tuple[str, ...]] = []
+    for name in names:
+        fitting = (i for i, group in enumerate(groups) if len(group) < size and _valid((*group, name)))
+        if (i := next(fitting, None)) is None:
+            groups.append((name,))
+        else:
+            groups[i] += (name,)
+    return groups
+
+
+def _valid(group: tuple[str, ...]) -> bool:
+    try:
+        return len(knobs_of(group)) == sum(len(OPTIONS[name]) for name in group) and bool(config_of(group))
+    except ConfigError:
+        return False
+
+
+def knobs_of(group: tuple[str, ...]) -> dict:
+    return {knob: value for name in group for knob, value in OPTIONS[name].items()}
+
+
+def config_of(group: tuple[str, ...], **knobs) -> RunConfig:
+    """The base with these options on."""
+    return RunConfig({}, **BASE | knobs_of(group) | knobs)
