@@ -221,12 +221,14 @@ class ExportConfig(Group):
     int8_residual_budget_bytes: Count = Field(0, description="bytes of all residuals before compression; 0 = none")
     int8_residual_power_iters: Positive = Field(6, description="power iterations of a rank-1 residual")
     int8_targeted_residual_mode: Literal[
-        "off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo"
+        "off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo", "largest_3"
     ] = Field("off", description="matrices that may have a residual: off = all; early_proj_combo = all, output "
-              "matrices of blocks 0 to 3 first; the others = only those they name")  # fmt: skip
+              "matrices of blocks 0 to 3 first; largest_3 = the three of the largest quantization error; the others = "
+              "only those they name")  # fmt: skip
     mlp_permutation: bool = Field(False, description="sort hidden neurons; same function, fewer bytes under zlib")
-    codec: Literal["zlib", "lzma", "brotli", "ans", "auto"] = Field("zlib", description="compression of the artifact's "
-                   "sections; auto = the smallest of them per section")  # fmt: skip
+    codec: Literal["zlib", "lzma", "brotli", "brotli_shuffle", "ans", "auto"] = Field("zlib", description="compression "
+                   "of the artifact's sections; brotli_shuffle = even bytes, then odd ones, as in the records; auto = "
+                   "the smallest of the others per section")  # fmt: skip
 
     @property
     def embed_bits(self) -> int:

@@ -115,6 +115,11 @@ WITHIN: list[Column] = [  # rows: analysis.frontier.within
     ("solver − others (milli-bpb)", ("delta_bpb", "half"), MILLI),
     ("note", lambda rows: rows.verdict.fillna(""), ""),
 ]  # fmt: skip
+RECORDS: list[Column] = [  # rows: analysis.record_exports.beside_records
+    ("stored as", "record", ""), BPB5, ("total bytes", "bytes", ",.0f"),
+    ("the solver in no more bytes: bpb", "equal_bpb", ".5f"),
+    ("the solver at no more loss: bytes", "equal_bytes", ",.0f"), ("of the record's", "share", ".1%"),
+]  # fmt: skip
 SENSITIVITY: list[Column] = [  # rows: a sensitivity stage's table
     *_words("tensor"), ("rise (milli-bpb)", ("delta_bpb", "delta_half"), (".3f", 1e3)),
     ("estimated", "estimated_delta_bpb", ("+z.3f", 1e3)), ("coded bytes", "tensor_bytes", ",.0f"),

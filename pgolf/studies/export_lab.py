@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pgolf.analysis.frontier import INT8_ZLIB_BASELINE
+from pgolf.analysis.record_exports import RECORD_EXPORTS, solver_caps
 from pgolf.runs.result import CHECKPOINT, Result, read_result
 from pgolf.studies.reexport import derive, export_checkpoint, scoring_config, study
 from pgolf.training.device import pick_device
@@ -60,9 +61,13 @@ def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
     return variants
 
 
-def solver_variants(plain: dict, shares: Iterable[float], caps: Iterable[int]) -> Variants:
-    """The solver's file for each cap in bytes, code included, and for each share of the plain row's bytes."""
-    caps = sorted({*caps, *(int(share * plain["total_bytes"]) for share in shares)}, reverse=True)
+def solver_variants(rows: list[dict], shares: Iterable[float], caps: Iterable[int]) -> Variants:
+    """The solver's file for each cap in bytes, code included, and for each share of the first row's bytes.
+
+    Then those to hold beside the records' files, which are sought among the rows finished so far.
+    """
+    caps = sorted({*caps, *(int(share * rows[0]["total_bytes"]) for share in shares)}, reverse=True)
+    caps += solver_caps(rows, caps)
     return {f"solve {cap}": ANS_ALL_QUANTIZED | dict(allocation="solve", cap_bytes=cap) for cap in caps}
 
 
@@ -80,11 +85,11 @@ def export_lab(
     caps: Iterable[int] = (),
     **knobs,
 ) -> Result:
-    """A run with a sub-run per lab variant, and the solver's files.
+    """A run with a sub-run per lab variant, the records' exports among them, and the solver's files.
 
     shares: size limits of the solver relative to int8 under zlib of this checkpoint. caps: further limits in bytes.
     """
-    variants = {"plain": INT8_ZLIB_BASELINE} | lab_variants(steps, codecs)
+    variants = {"plain": INT8_ZLIB_BASELINE} | lab_variants(steps, codecs) | RECORD_EXPORTS
     return _lab("export_lab", source_dir, run_dir, variants, tuple(shares), tuple(caps), knobs)
 
 
@@ -109,13 +114,14 @@ def _lab(
                 calibration = calibration_of(state, own_config, open_dataset(config), pick_device(config.train))
             variant = export_checkpoint(source_dir, variant_dir, calibration, **knobs | own)
             rows.append(_row(name, own, variant, rows[0] if rows else None))
-            if len(rows) == 1:
-                todo += solver_variants(rows[0], shares, caps).items()
+            if not todo:
+                done = {row["variant"] for row in rows}
+                todo = [each for each in solver_variants(rows, shares, caps).items() if each[0] not in done]
             print("{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}".format(**rows[-1]))
         return study(kind, source, config, rows, variant.data_fingerprint)
 
     def answers(stored: Result) -> bool:
-        asked = variants | solver_variants(stored.table[0], shares, caps)
+        asked = variants | solver_variants(stored.table, shares, caps)
         return {row["variant"]: row["knobs"] for row in stored.table} == asked
 
     return derive(source_dir, run_dir, knobs, make, answers)

@@ -21,7 +21,7 @@ from pgolf_core.quantization.schemes.step import Step
 from pgolf_core.quantization.stored import Quantized, form
 from pgolf_core.scheme import FitContext, QuantScheme
 
-SAMPLES = {"ans": 1 << 22, "zlib": 1 << 20, "lzma": 1 << 19, "brotli": 1 << 18}  # weights coded: a second of each
+SAMPLES = dict(ans=1 << 22, zlib=1 << 20, lzma=1 << 19, brotli=1 << 18, brotli_shuffle=1 << 18)  # weights coded in 1 s
 # Standard deviation of the logarithm of a row's or column's step under fisher.
 FISHER_RMS = 0.45
 FISHER_RMS_UNEVEN = 1.2  # embeddings and mlp.fc: many rows are hardly used

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-CODECS = ("zlib", "lzma", "brotli", "ans")
-LIBRARIES = {"brotli": ("brotli", "1.2.1"), "ans": ("constriction", "0.5.0")}  # codec -> package, version tested
+CODECS = ("zlib", "lzma", "brotli", "brotli_shuffle", "ans")  # LIBRARIES: codec -> package, version tested
+LIBRARIES = {"brotli": ("brotli", "1.2.1"), "brotli_shuffle": ("brotli", "1.2.1"), "ans": ("constriction", "0.5.0")}
 # Raw streams, since the container has lengths and checksums. lc=0, pb=0: weights are independent bytes.
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0, "dict_size": 1 << 24}]
 
@@ -68,6 +68,7 @@ def encode(arrays: Sequence[np.ndarray], codec: str) -> bytes:
     if codec == "lzma":
         small = {"dict_size": min(max(1 << 12, len(raw)), 1 << 24)}  # the same bytes, a hundredth of the time on 1 kB
         return lzma.compress(raw, lzma.FORMAT_RAW, filters=[LZMA_FILTERS[0] | small])
+    raw = raw[::2] + raw[1::2] if codec == "brotli_shuffle" else raw
     return library("brotli").compress(raw, quality=11, lgwin=24)
 
 
@@ -80,6 +81,8 @@ def decode(blob: bytes, specs: Sequence[Spec], codec: str, entries: list[int]) -
         return [_read_body(body, *spec, entries) for body, spec in zip(split(blob, len(specs)), specs, strict=True)]
     ends = np.cumsum([dtype.itemsize * math.prod(shape) for dtype, shape in specs], dtype=np.int64).tolist()
     raw = _decompress(blob, ends[-1] if ends else 0, codec)
+    if codec == "brotli_shuffle":
+        raw = np.frombuffer(raw + bytes(len(raw) % 2), np.uint8).reshape(2, -1).T.tobytes()
     return [_from_bytes(raw[a:b], *spec) for a, b, spec in zip([0, *ends], ends, specs, strict=False)]
 
 
@@ -117,7 +120,7 @@ def _decompress(blob: bytes, size: int, codec: str) -> bytes:
     """Exactly `size` bytes; never decompresses more than one byte beyond."""
     errors = {"zlib": zlib.error, "lzma": (lzma.LZMAError, EOFError)}.get(codec) or library(codec).error
     try:
-        if codec == "brotli":
+        if codec in LIBRARIES:
             stream = library(codec).Decompressor()  # refuses bytes after the end
             raw, whole = stream.process(blob, output_buffer_limit=size + 1), stream.is_finished()
         else:

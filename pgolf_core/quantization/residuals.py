@@ -38,13 +38,18 @@ def choose_residuals(
         return {}
     mode = config.int8_targeted_residual_mode
     fits = {}
-    for name, t in tensors.items():
-        if weights[name].ndim == 2 and (mode not in MODES or _has_role(roles[name], *MODES[mode])):
-            error = weights[name].float() - t.dequantize()
-            if config.low_rank_residuals:
-                fits[name] = fit_low_rank(error, calibration[name], config)
-            else:
-                fits[name] = fit_rank_one(error, config.int8_residual_power_iters)
+    errors = {
+        name: weights[name].float() - t.dequantize()
+        for name, t in tensors.items()
+        if weights[name].ndim == 2 and (mode not in MODES or _has_role(roles[name], *MODES[mode]))
+    }
+    if mode == "largest_3":
+        errors = dict(sorted(errors.items(), key=lambda item: -item[1].norm())[:3])
+    for name, error in errors.items():
+        if config.low_rank_residuals:
+            fits[name] = fit_low_rank(error, calibration[name], config)
+        else:
+            fits[name] = fit_rank_one(error, config.int8_residual_power_iters)
 
     def rank(name: str) -> tuple[bool, float, float]:
         _, size, benefit = fits[name]

@@ -96,7 +96,7 @@ def test_smallest_is_never_above_another(large, monkeypatch):
     for arrays in (normal, [text], [np.resize(normal[0], 40_000)], [normal[0][:3, :7] > 0]):
         arrays = [a.astype(np.int8) for a in arrays]
         name, blob = smallest(arrays)
-        assert len(blob) == min(len(encode(arrays, c)) for c in CODECS)
+        assert len(blob) == min(len(encode(arrays, c)) for c in CODECS if c != "brotli_shuffle")
         assert_decodes(blob, arrays, name)
 
 
