@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pgolf_core.scheme import parse_scheme
 
 MICROBATCHES = 8  # per step: world_size × grad_accum × microbatches per pass
+BOS = 1  # token that begins a document
 EMBEDDED = ("embedded", "embedded_large")  # values of data_path that are built on first use
 
 Count = Annotated[int, Field(ge=0)]
@@ -61,6 +62,7 @@ class ModelConfig(Group):
                              "0 = model_dim")  # fmt: skip
     mlp_mult: Layers = Field(2, description="hidden units of an MLP, in units of model_dim")
     window_size: Count = Field(0, description="tokens a query attends to, itself included; 0 = all before it")
+    document_mask: bool = Field(False, description="a token sees its own document only, in training and scoring")
     tie_embeddings: bool = Field(True, description="the output matrix is the embedding table; 0 = a head of its own")
     rope_base: Above0 = Field(10000.0, description="base of the rotary embedding's wavelengths")
     logit_softcap: Above0 = Field(30.0, description="logits are cap · tanh(logits / cap)")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import ModelConfig
-from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_angles, window_mask
+from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_angles, window_mask, within_documents
 from pgolf_core.layers.fused import cross_entropy, norm, relu_squared, softcap
 from pgolf_core.layers.gates import HeadGates, SkipGates
 from pgolf_core.layers.layer import Layer
@@ -112,7 +112,7 @@ class GPT(nn.Module):
         if self.tok_emb_proj is not None:
             x = self.tok_emb_proj(x)  # (B, T, D)
         x = x0 = norm(x)
-        positions, skips = self.positions(x), []
+        positions, skips = within_documents(self.positions(x), ids, self.config), []
         half = self.config.num_layers // 2  # skips: first half to second, last in, first out
         for i, block in enumerate(self.block_of_layer):
             if i >= half and skips:

@@ -54,6 +54,8 @@ RULES = [
     ({"eval_cache_mix_weight", "eval_bigram_mix_weight", "eval_cache_size"},
      lambda c: c.eval_cache_size or not (c.eval_cache_mix_weight or c.eval_bigram_mix_weight),
      "eval_cache_size=0 leaves the n-gram cache's weights without effect; give it the tokens to look back"),
+    ({"document_mask", "eval_cache_size"}, lambda c: not (c.document_mask and c.eval_cache_size),
+     "document_mask ends a token's sight at its document, and the n-gram cache looks beyond; set eval_cache_size=0"),
     ({"embed_quantization_bits"}, lambda c: c.embed_quantization_bits in (0, *range(2, 9), 16),
      "embed_quantization_bits={c.embed_quantization_bits}: input should be 2 to 8, 16 (stays float16) or "
      "0 (weight_quantization_bits)"),

@@ -9,13 +9,19 @@ from pgolf.data import audit, embedded_corpus
 from pgolf.data.dataset import Dataset
 from pgolf_core.config import RunConfig
 from pgolf_core.files import DataError
-from pgolf_core.knobs import EvalConfig
+from pgolf_core.knobs import BOS, EvalConfig
 
 
 def open_dataset(config: RunConfig) -> Dataset:
     """The shards and tokenizer of the knobs; builds an embedded corpus that is missing. Raises DataError."""
     directory = embedded_corpus.resolve(config.data, config.vocab_size)
-    return Dataset.open(directory, config.tokenizer_path, vocab_size=config.vocab_size)
+    dataset = Dataset.open(directory, config.tokenizer_path, vocab_size=config.vocab_size)
+    if config.document_mask and dataset.tokenizer.bos != BOS:
+        raise DataError(
+            f"document_mask: {dataset.tokenizer_path} begins documents with token {dataset.tokenizer.bos}, and the "
+            f"model looks for token {BOS}; train a tokenizer with bos_id={BOS}"
+        )
+    return dataset
 
 
 def scored_tokens(dataset: Dataset, seq_len: int, config: EvalConfig, roundtrip: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 
-from pgolf_core.knobs import ModelConfig
+from pgolf_core.knobs import BOS, ModelConfig
 from pgolf_core.layers.exclusive import exclusive
 from pgolf_core.layers.fused import norm
 from pgolf_core.layers.layer import Layer
@@ -35,16 +35,30 @@ def rotary_angles(length: int, dims: int, base: float, device: torch.device) -> 
     return angle.cos(), angle.sin()
 
 
-def window_mask(length: int, window: int, device: torch.device) -> Mask:
-    """Query i sees key j iff 0 <= i - j < window: (T, T) bool, or FlexAttention's blocks on a GPU with Triton."""
+def window_mask(length: int, window: int, device: torch.device, document: Tensor | None = None) -> Mask:
+    """Query i sees key j iff 0 <= i - j < window and, with document (B, T) given, both are in the same one.
+
+    (T, T) or (B, 1, T, T) bool, or FlexAttention's blocks on a GPU with Triton.
+    """
 
     def sees(b, h, i, j):
-        return (i >= j) & (i - j < window)
+        seen = (i >= j) & (i - j < window)
+        return seen if document is None else seen & (document[b, i] == document[b, j])
 
+    rows = None if document is None else len(document)
     if device.type == "cuda" and find_spec("triton"):
-        return flex.create_block_mask(sees, None, None, length, length, device=device)
+        return flex.create_block_mask(sees, rows, None, length, length, device=device)
     position = torch.arange(length, device=device)
-    return sees(None, None, position[:, None], position[None, :])
+    b = None if document is None else torch.arange(rows, device=device)[:, None, None, None]
+    return sees(b, None, position[:, None], position[None, :])
+
+
+def within_documents(positions: Positions, ids: Tensor, config: ModelConfig) -> Positions:
+    """With document_mask, positions whose mask ends each token's sight at the BOS of its document; ids (B, T)."""
+    if not config.document_mask:
+        return positions
+    T, document = ids.size(1), (ids == BOS).cumsum(1)
+    return *positions[:2], window_mask(T, config.window_size or T, ids.device, document)
 
 
 @cache

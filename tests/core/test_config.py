@@ -134,6 +134,7 @@ BAD_COMBINATIONS = [
     (dict(train_seq_schedule="1000@0.5"), "[(524288, 1000), (524288, 1024)]: at most 8 of them, each first"),
     (dict(shuffle_documents=1, coprime_sequences=2), "training text has one order; leave the others 0"),
     (dict(shuffle_sequences=1, train_seq_schedule="512@0.5"), "train_seq_schedule needs running text"),
+    (dict(document_mask=True, eval_cache_size=8), "document_mask ends a token's sight at its document"),
     (dict(track="nanoo"), "track='nanoo': "),
     (dict(device="gpu"), "device='gpu': "),
     (dict(vocab_size=70000), "vocab_size=70000: "),

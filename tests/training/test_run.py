@@ -249,3 +249,9 @@ def test_average_of_nothing_is_said(embedded, tmp_path):
     result = train(tiny(swa_every=100, warmdown_iters=8), tmp_path / "run")
     assert result.weights == "raw"
     assert "warning:swa_every=100 averaged nothing in 12 steps" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_document_masks_need_the_bos_that_the_model_knows(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr("pgolf.training.inputs.BOS", 2)
+    with pytest.raises(DataError, match=r"document_mask: .* with token 1, .* looks for token 2; train"):
+        train(tiny(document_mask=True), tmp_path / "run")

@@ -15,7 +15,7 @@ from torch.nn.attention import flex_attention as flex
 from pgolf.training import device as devices
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, GradientSum
-from pgolf_core.layers.attention import window_mask
+from pgolf_core.layers import attention
 from pgolf_core.model import GPT
 from pgolf_core.optim import WeightAverage, make_optimizers
 from pgolf_core.regularizers import CompressionRegularizer
@@ -28,6 +28,8 @@ PRESSURE = dict(
     compression_grid_reg_weight=0.1, compression_rank1_reg_weight=0.1, compression_scale_reg_weight=0.1,
     ternary_reg_weight=0.1, outlier_reg_weight=0.1, int8_residual_budget_bytes=4096,
 )  # fmt: skip
+
+EVERY_STEP = dict(muon_wd=0.1, muon_row_normalize=True, muon_polar_express=True, ema_decay=0.9)
 
 
 class Zeros:
@@ -57,7 +59,8 @@ def small_state(config: RunConfig) -> TrainState:
 def test_train_step_never_waits_for_the_device(window, axis):
     """Tensors without numbers: whatever reads one, an .item(), a branch, a shape that depends on it, fails."""
     with FakeTensorMode():
-        state = small_state(RunConfig(**SMALL, **PRESSURE, window_size=window, int8_axis_mode=axis))
+        knobs = dict(window_size=window, int8_axis_mode=axis, document_mask=bool(window), **EVERY_STEP)
+        state = small_state(RunConfig(**SMALL, **PRESSURE, **knobs))
         for _ in range(2):
             loss, _ = train_step(state, 0.5)
         with pytest.raises(DataDependentOutputException):
@@ -80,27 +83,43 @@ def test_one_graph_serves_every_train_step(window):
             state.loss_fn(torch.zeros(3, 64, dtype=torch.int64), torch.zeros(3, 64, dtype=torch.int64))
 
 
+@pytest.fixture
+def blocks_of_a_gpu(monkeypatch):
+    """window_mask as a GPU has it: FlexAttention's blocks, which a CPU computes as plain operations, forward only."""
+    make, sees, gpu = flex.create_block_mask, attention.window_mask, torch.device("cuda")
+    monkeypatch.setattr(flex, "create_block_mask", lambda *of, device: make(*of, device="cpu"))
+    monkeypatch.setattr(attention, "find_spec", lambda name: True)
+    return lambda length, window, device, document=None: sees(length, window, gpu, document)
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 @pytest.mark.parametrize("head_dim", [16, 70])
-def test_blocks_of_flex_attention_see_what_the_mask_sees(heads, head_dim, monkeypatch):
-    """As window_mask makes them on a GPU; a CPU computes them as plain operations, forward only."""
+@pytest.mark.parametrize("documents", [False, True])
+def test_blocks_of_flex_attention_see_what_the_mask_sees(heads, head_dim, documents, blocks_of_a_gpu):
     q, k, v = (torch.randn(2, h, 96, head_dim) for h in (heads[0], heads[1], heads[1]))
-    mask = window_mask(96, 17, torch.device("cpu"))
-    made = []
-
-    def on_cpu(sees, *sizes, device):
-        made.append(device)
-        return flex_blocks(sees, *sizes, device="cpu")
-
-    flex_blocks = flex.create_block_mask
-    monkeypatch.setattr(flex, "create_block_mask", on_cpu)
-    monkeypatch.setattr("pgolf_core.layers.attention.find_spec", lambda name: True)
-    blocks = window_mask(96, 17, torch.device("cuda"))
-    assert made == [torch.device("cuda")]
+    document = torch.randint(8, (2, 96)).eq(0).cumsum(1) if documents else None
+    mask = attention.window_mask(96, 17, torch.device("cpu"), document)
+    blocks = blocks_of_a_gpu(96, 17, torch.device("cuda"), document)
     with torch.no_grad():
         ours = flex.flex_attention(q, k, v, block_mask=blocks, enable_gqa=heads[0] != heads[1])
         theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads[0] != heads[1])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_blocks_of_documents_are_made_inside_the_one_graph(blocks_of_a_gpu, monkeypatch):
+    """The model is compiled as a whole, and other documents do not compile it again."""
+    model, batches = GPT(RunConfig(**SMALL, document_mask=True).model), torch.randint(1, 9, (3, 2, 64))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.1)
+        expected = [model(ids) for ids in batches]
+        monkeypatch.setattr(attention, "window_mask", blocks_of_a_gpu)
+        compiled = torch.compile(model.forward, fullgraph=True, dynamic=False, backend="aot_eager")
+        torch.testing.assert_close(compiled(batches[0]), expected[0], rtol=1e-4, atol=1e-4)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for ids, logits in zip(batches[1:], expected[1:], strict=True):
+                torch.testing.assert_close(compiled(ids), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_deterministic_kernels_are_on_inside_only(monkeypatch):
