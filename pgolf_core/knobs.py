@@ -77,10 +77,31 @@ class ModelConfig(Group):
     attn_gate_scale: Finite = Field(1.0, description="factor of W u in the gates of heads")
     mlp_slope: float = Field(0.0, ge=0, le=1, description="the MLP squares z above 0 and this × z below; 0 = relu²")
     skip_gates: bool = Field(False, description="skips are mixed in by a learned gate, half and half at the start")
+    parallel_from: Count = Field(0, description="first layer whose MLP reads the same as attention, in layers below it "
+                                 "reads attention's result; num_layers = never")  # fmt: skip
+    residual_lanes: int = Field(1, ge=1, le=2, description="2 = own lanes of attention and MLP, from parallel_from on")
+    loop_start: Count = Field(0, description="first layer of the band that loop_extra repeats")
+    loop_end: Count = Field(0, description="last layer of the band that loop_extra repeats")
+    loop_extra: Count = Field(0, description="passes more through the layers loop_start to loop_end; 0 = off")
+    smear_gate: Literal["off", "v1", "v2"] = Field("off", description="mix in the embedding of the document's token "
+        "before: v1 = by dimension, after the norm; v2 = by a gate on 12 dimensions, before it")  # fmt: skip
+    bigram_vocab_size: Count = Field(
+        0, description="rows of a hashed table of token pairs, added to embeddings; 0 = no"
+    )
+    bigram_dim: Width = Field(128, description="width of the table of token pairs")
+    ve_last: Count = Field(0, description="last layers whose values get an embedding of the token; 0 = off")
+    ve_dim: Width = Field(128, description="width of the table of value embeddings")
+    orthogonal_init: bool = Field(False, description="start query, key, value and MLP input matrices orthogonal")
+    asymmetric_softcap: bool = Field(False, description="learn logit_softcap, one for logits above 0 and one below")
 
     @property
     def blocks(self) -> int:
         return self.num_unique_blocks or self.num_layers
+
+    def passes(self, looping: bool = True) -> list[int]:
+        """Layers in the order in which tokens pass them; looping: with the extra passes."""
+        band, rest = range(self.loop_start, self.loop_end + 1), range(self.loop_end + 1, self.num_layers)
+        return [*range(self.loop_end + 1), *[*band] * (self.loop_extra if looping else 0), *rest]
 
     @property
     def head_dim(self) -> int:
@@ -134,6 +155,7 @@ class TrainConfig(Group):
     warmdown_iters: Count = Field(1200, description="steps over which learning rates fall linearly to 0 at the end")
     warmdown_frac: float = Field(0.0, ge=0, le=1, description="warmdown_iters as a share of training; 0 = as they are")
     min_lr: float = Field(0.0, ge=0, le=1, description="floor of the falling rates, as a share of the full ones")
+    loop_from: float = Field(0.0, ge=0, lt=1, description="share of training after which loop_extra is on, to the end")
     warmup_steps: Count = Field(20, description="steps run and undone before the timer starts, to build kernels")
     train_log_every: Count = Field(200, description="steps between training log lines; 0 = none")
     val_loss_every: Count = Field(1000, description="steps between validations; 0 = only at the end")

@@ -1,4 +1,4 @@
-"""The decoder, read top to bottom: embed; layers of attention and MLP in parallel, with skips between them; project.
+"""The decoder, read top to bottom: embed; layers of attention and MLP, with skips between them; project.
 
 Shapes: B sequences, T positions, V vocabulary, D model, E embedding, L layers, H heads, C head dimension.
 Parameter names are the reference trainer's, so its state dicts load here.
@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_angles, window_mask, within_documents
+from pgolf_core.layers.bigram import BigramHash
 from pgolf_core.layers.fused import cross_entropy, norm, relu_squared, softcap
 from pgolf_core.layers.gates import HeadGates, SkipGates
+from pgolf_core.layers.lanes import TwoLanes
 from pgolf_core.layers.layer import Layer
+from pgolf_core.layers.smear import SmearGate
+from pgolf_core.layers.softcap import AsymmetricSoftcap
+from pgolf_core.layers.value_embedding import ValueEmbedding
 from pgolf_core.parameters import CONTROL, EMBEDDING, HEAD, Role, declare, matrix, roles_for, roles_of
 
 
@@ -35,18 +40,28 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP that read the same x. Layers may share a block; a Layer is what each has of its own."""
+    """Attention and MLP. Layers may share a block; a Layer is what each has of its own."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attn = CausalSelfAttention(config)
         self.mlp = MLP(config)
+        if config.orthogonal_init:
+            for linear in (self.attn.c_q, self.attn.c_k, self.attn.c_v, self.mlp.fc):
+                nn.init.orthogonal_(linear.weight)
 
-    def forward(self, x: Tensor, layer: Layer, positions: Positions) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, layer: Layer, positions: Positions, lane: Tensor | None = None) -> Tensor | tuple:
+        """x (B, T, D) -> (B, T, D). With a lane of the MLP's own: what attention and the MLP write, both (B, T, D)."""
+
+        def mlp(y: Tensor) -> Tensor:
+            return layer.mlp_scale.to(x.dtype) * self.mlp(y)
+
         y = layer.norm(x)
-        attn, mlp = self.attn(y, layer, positions), self.mlp(y)
-        return x + layer.attn_scale.to(x.dtype) * attn + layer.mlp_scale.to(x.dtype) * mlp
+        attn = layer.attn_scale.to(x.dtype) * self.attn(y, layer, positions)
+        if lane is not None:
+            return attn, mlp(layer.norm(lane))
+        x = x + attn
+        return x + mlp(y if layer.parallel else layer.norm(x))
 
 
 class GPT(nn.Module):
@@ -59,7 +74,10 @@ class GPT(nn.Module):
         E = config.embed_dim or D
         self.tok_emb = declare(nn.Embedding(config.vocab_size, E), EMBEDDING)
         self.tok_emb_proj = declare(nn.Linear(E, D, bias=False), matrix("embed")) if E < D else None
-        self.skip_weights = nn.Parameter(torch.ones(L // 2, D))
+        self.bigram_hash = BigramHash(config) if config.bigram_vocab_size else None
+        self.smear_gate = SmearGate(config) if config.smear_gate != "off" else None
+        self.value_embed = ValueEmbedding(config) if config.ve_last else None
+        self.skip_weights = nn.Parameter(torch.ones(len(config.passes()) // 2, D))
         self.q_gains = nn.Parameter(torch.full((L, config.num_heads), config.qk_gain_init))
         self.attn_scales = nn.Parameter(torch.ones(L, D))
         self.mlp_scales = nn.Parameter(torch.ones(L, D))
@@ -67,9 +85,12 @@ class GPT(nn.Module):
         declare(self, CONTROL, "skip_weights", "q_gains", "attn_scales", "mlp_scales", "resid_mixes")
         self.skip_gates = SkipGates(*self.skip_weights.shape) if config.skip_gates else None
         self.head_gates = HeadGates(config) if config.attn_gate != "off" else None
+        self.lanes = TwoLanes(L) if config.residual_lanes == 2 else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.block_of_layer = [i % config.blocks for i in range(L)]
+        self.looping = True  # with loop_extra; training begins without until loop_from
         self.lm_head = None if config.tie_embeddings else declare(nn.Linear(D, config.vocab_size, bias=False), HEAD)
+        self.softcaps = AsymmetricSoftcap(config.logit_softcap) if config.asymmetric_softcap else None
         if config.tie_embeddings:
             nn.init.normal_(self.tok_emb.weight, std=config.tied_embed_init_std)
         else:
@@ -89,16 +110,18 @@ class GPT(nn.Module):
         cos, sin, mask = self._positions_cache[T, device]
         return cos.to(x.dtype), sin.to(x.dtype), mask
 
-    def layer(self, i: int) -> Layer:
-        """What layer i has of its own."""
-        config = self.config
+    def layer(self, i: int, values: list[Tensor]) -> Layer:
+        """What layer i has of its own. values: of the last layers."""
+        config, from_end = self.config, i - self.config.num_layers
         return Layer(
             q_gain=self.q_gains[i],
             attn_scale=self.attn_scales[i],
             mlp_scale=self.mlp_scales[i],
+            parallel=i >= config.parallel_from,
             norm_scale=(i + 1) ** -0.5 if config.ln_scale else 1.0,
-            exclusive=i >= config.num_layers - config.xsa_last,
+            exclusive=from_end >= -config.xsa_last,
             gate=self.head_gates and partial(self.head_gates, i),
+            value=values[from_end] if from_end >= -len(values) else None,
         )
 
     def skip(self, x: Tensor, skipped: Tensor, i: int) -> Tensor:
@@ -111,17 +134,33 @@ class GPT(nn.Module):
         x = self.tok_emb(ids)  # (B, T, E)
         if self.tok_emb_proj is not None:
             x = self.tok_emb_proj(x)  # (B, T, D)
-        x = x0 = norm(x)
-        positions, skips = within_documents(self.positions(x), ids, self.config), []
-        half = self.config.num_layers // 2  # skips: first half to second, last in, first out
-        for i, block in enumerate(self.block_of_layer):
-            if i >= half and skips:
-                x = self.skip(x, skips.pop(), i - half)
+        if self.bigram_hash is not None:
+            x = x + self.bigram_hash(ids)
+        if self.config.smear_gate == "v2":
+            x = self.smear_gate(x, ids)
+        x = norm(x)
+        if self.config.smear_gate == "v1":
+            x = self.smear_gate(x, ids)
+        x0, lane, skips, passes = x, None, [], self.config.passes(self.looping)
+        positions = within_documents(self.positions(x), ids, self.config)
+        values = self.value_embed(ids) if self.value_embed is not None else []
+        half = len(passes) // 2  # skips: first half to second, last in, first out
+        for step, i in enumerate(passes):
+            if self.lanes is not None and i == self.config.parallel_from:
+                lane = x
+            if step >= half and skips:
+                x = self.skip(x, skips.pop(), step - half)
             mix = self.resid_mixes[i].to(x.dtype)
-            x = mix[0] * x + mix[1] * x0
-            x = self.blocks[block](x, self.layer(i), positions)
-            if i < half:
+            mixed = mix[0] * x + mix[1] * x0
+            block, layer = self.blocks[self.block_of_layer[i]], self.layer(i, values)
+            if lane is None:
+                x = block(mixed, layer, positions)
+            else:
+                x, lane = self.lanes(i, (x, lane), block(mixed, layer, positions, lane))
+            if step < half:
                 skips.append(x)
+        if lane is not None:
+            x = (x + lane) / 2
         x = norm(x)
         if self.lm_head is not None:
             logits = self.lm_head(x)
@@ -129,7 +168,7 @@ class GPT(nn.Module):
             if self.tok_emb_proj is not None:
                 x = F.linear(x, self.tok_emb_proj.weight.to(x.dtype).T)  # (B, T, E)
             logits = F.linear(x, self.tok_emb.weight.to(x.dtype))
-        return softcap(logits, self.config.logit_softcap)
+        return softcap(logits, self.config.logit_softcap) if self.softcaps is None else self.softcaps(logits)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token over (B, T) targets."""
@@ -145,5 +184,6 @@ def roles(config: ModelConfig) -> dict[str, Role]:
 def roles_by_name(names: Iterable[str]) -> dict[str, Role]:
     """Roles of a GPT's tensors where only their names are known. Raises RoleError naming one that no GPT has."""
     small = dict(vocab_size=4, num_layers=2, model_dim=2, num_heads=1, num_kv_heads=1, embed_dim=1)
-    options = dict(tie_embeddings=False, skip_gates=True, attn_gate="dense")
+    options = dict(tie_embeddings=False, skip_gates=True, attn_gate="dense", residual_lanes=2, smear_gate="v2")
+    options |= dict(bigram_vocab_size=2, bigram_dim=1, ve_last=1, ve_dim=1, asymmetric_softcap=True)
     return roles_for(names, roles(ModelConfig(**small, **options)))

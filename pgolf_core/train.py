@@ -1,6 +1,7 @@
 """One training step: forward and backward passes, regularizer, clipping, optimizer update."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class TrainState:
     def reach(self, fraction: float) -> None:
         """Let schedules know the share of the training that is done."""
         self.fraction = fraction
+        self.model.looping = fraction >= self.config.loop_from
         self.batches.enter(self.batches.config.stage(fraction))
 
     def stateful(self) -> dict:
@@ -138,8 +140,10 @@ def backward_regularizer(state: TrainState) -> Tensor:
 def warm_up(state: TrainState, steps: int) -> None:
     """Compile kernels and allocate memory with a few steps per stage, then restore all state and random numbers."""
     before = copy.deepcopy(state.state_dict())
-    for stage in state.batches.config.stages:
+    switches = state.model.config.loop_extra and state.config.loop_from
+    for stage, looping in itertools.product(state.batches.config.stages, (False, True) if switches else (True,)):
         state.batches.enter(stage)
+        state.model.looping = looping
         for _ in range(steps):
             train_step(state, 1.0)
     state.load_state_dict(before)

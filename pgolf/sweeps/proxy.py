@@ -9,8 +9,11 @@ from pgolf_core.tracks import TRACKS
 LENGTH = 4  # divisor of layers, widths and windows
 SIZE = 16  # divisor of counts of weights or bytes: the square of LENGTH
 SECONDS = 20  # wallclock limit of a time-limited run
-LENGTHS = ("num_layers", "num_unique_blocks", "window_size", "eval_seq_len", "eval_stride", "xsa_last")
-WIDTHS = ("model_dim", "embed_dim")  # in fours: 2 heads of even width
+LENGTHS = (
+    "num_layers", "num_unique_blocks", "window_size", "eval_seq_len", "eval_stride", "xsa_last", "ve_last",
+    "parallel_from", "loop_start", "loop_end", "bigram_vocab_size",
+)  # fmt: skip
+WIDTHS = ("model_dim", "embed_dim", "bigram_dim", "ve_dim")  # in fours: 2 heads of even width
 SIZES = ("int8_residual_budget_bytes", "keep_float_max_numel", "cap_bytes")
 SHAPE = ("num_layers", "model_dim", "num_heads", "num_kv_heads")  # not taken from the nano track
 BUDGETS = ("budgets", "caps")  # parameters of stages that are lists of bytes

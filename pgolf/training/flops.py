@@ -20,8 +20,9 @@ PEAKS = {
 def flops_per_token(config: RunConfig) -> float:
     """Operations of forward and backward: 6 per weight that a token is multiplied with, 12 per pair it attends to.
 
-    Weights of shared blocks count in every layer that uses them, the embedding as output matrix only. Pairs are those
-    that causal attention and the window leave: half as many as in formulas without a mask.
+    Weights of shared blocks count in every layer that uses them, the embedding as output matrix only. Extra passes
+    count for the share of training in which they are on. Pairs are those that causal attention and the window leave:
+    half as many as in formulas without a mask.
     """
     m = config.model
     kv_dim = m.num_kv_heads * m.head_dim
@@ -32,10 +33,12 @@ def flops_per_token(config: RunConfig) -> float:
     head = m.vocab_size * (embed_dim if m.tie_embeddings else m.model_dim)
     if embed_dim < m.model_dim:
         head += m.model_dim * embed_dim * (2 if m.tie_embeddings else 1)
+    head += m.bigram_dim * m.model_dim * bool(m.bigram_vocab_size) + m.ve_dim * kv_dim * bool(m.ve_last)
+    layers = config.loop_from * m.num_layers + (1 - config.loop_from) * len(m.passes())
     length = config.train_seq_len
     window = min(m.window_size or length, length)
     seen = window - window * (window - 1) / (2 * length)  # keys a query sees, mean over the positions of a sequence
-    return 6 * (m.num_layers * layer + head) + 12 * m.num_layers * seen * m.model_dim
+    return 6 * (layers * layer + head) + 12 * layers * seen * m.model_dim
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -16,9 +16,10 @@ def open_dataset(config: RunConfig) -> Dataset:
     """The shards and tokenizer of the knobs; builds an embedded corpus that is missing. Raises DataError."""
     directory = embedded_corpus.resolve(config.data, config.vocab_size)
     dataset = Dataset.open(directory, config.tokenizer_path, vocab_size=config.vocab_size)
-    if config.document_mask and dataset.tokenizer.bos != BOS:
+    asks = [name for name, off in (("document_mask", False), ("smear_gate", "off")) if getattr(config, name) != off]
+    if asks and dataset.tokenizer.bos != BOS:
         raise DataError(
-            f"document_mask: {dataset.tokenizer_path} begins documents with token {dataset.tokenizer.bos}, and the "
+            f"{asks[0]}: {dataset.tokenizer_path} begins documents with token {dataset.tokenizer.bos}, and the "
             f"model looks for token {BOS}; train a tokenizer with bos_id={BOS}"
         )
     return dataset

@@ -93,6 +93,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
     with log.progress_bar(state.step) as bar:
         while True:
             last = timer.expired or state.step == config.iterations
+            state.reach(1.0 if last else timer.fraction(state.step, config.iterations))
             if last or is_due(state.step, config.val_loss_every):
                 with timer.excluded("validation"):
                     check_same(run)
@@ -103,7 +104,6 @@ def train_loop(run: Run, config: RunConfig) -> None:
                     log.validation(state.step, run.val, timer.trained_s)
             if last:
                 break
-            state.reach(timer.fraction(state.step, config.iterations))
             if not size_checked and state.fraction >= EARLY_CHECK_FRACTION:
                 size_checked = True
                 with timer.excluded("forecast"):

@@ -8,7 +8,7 @@ BASE = dict(
     track="nano", num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2, train_seq_len=32, train_batch_tokens=512,
     iterations=6, warmdown_iters=3, warmup_steps=1, val_loss_every=0, val_max_tokens=1024,
     roundtrip_val_max_tokens=1024, val_batch_size=1024, calibration_tokens=512, train_log_every=0,
-    resume_every_seconds=0.0001, allocation="solve", cap_bytes=60_000, codec="brotli", cpu_threads=1,
+    resume_every_seconds=0.0001, allocation="solve", cap_bytes=64_000, codec="brotli", cpu_threads=1,
 )  # fmt: skip
 MODEL_OPTIONS = {
     "partial RoPE": dict(rope_dims=4),
@@ -19,6 +19,18 @@ MODEL_OPTIONS = {
     "sparse head gates": dict(attn_gate="sparse", attn_gate_width=5, attn_gate_scale=0.5),
     "doubled head gates": dict(attn_gate="doubled"),
     "skip gates": dict(skip_gates=True),
+    "sequential": dict(parallel_from=4),
+    "two lanes": dict(parallel_from=3, residual_lanes=2),
+    "lanes everywhere": dict(parallel_from=0, residual_lanes=2),
+    "loops": dict(loop_start=1, loop_end=2, loop_extra=2),
+    "late loops": dict(loop_end=1, loop_extra=1, loop_from=0.5),
+    "SmearGate v1": dict(smear_gate="v1"),
+    "SmearGate v2": dict(smear_gate="v2"),
+    "BigramHash": dict(bigram_vocab_size=301, bigram_dim=10),
+    "value embeddings": dict(ve_last=2, ve_dim=10),
+    "document mask": dict(document_mask=True),
+    "orthogonal init": dict(orthogonal_init=True),
+    "asymmetric soft cap": dict(asymmetric_softcap=True),
 }
 TRAINING_OPTIONS = {
     "warmdown": dict(warmdown_frac=0.7, min_lr=0.1),

@@ -16,7 +16,8 @@ SHAPE = dict(track="nano", train_seq_len=64, train_batch_tokens=512, model_dim=9
     "knobs",
     [
         {}, dict(num_layers=4, num_unique_blocks=2), dict(embed_dim=32), dict(tie_embeddings=False), dict(mlp_mult=3),
-        dict(attn_gate="dense"), dict(attn_gate="sparse"),
+        dict(attn_gate="dense"), dict(attn_gate="sparse"), dict(bigram_vocab_size=9, bigram_dim=20),
+        dict(ve_last=1, ve_dim=20), dict(loop_extra=2), dict(smear_gate="v2", parallel_from=9),
     ],
     ids=str,
 )  # fmt: skip
@@ -31,7 +32,7 @@ def test_products_are_counted_as_torch_does(knobs):
     products = sum(
         count for op, count in counter.get_flop_counts()["Global"].items() if "mm" in str(op) or "linear" in str(op)
     )
-    attention = 12 * config.num_layers * (64 + 1) / 2 * config.model_dim
+    attention = 12 * len(config.passes()) * (64 + 1) / 2 * config.model_dim
     # The gradient of the embedding's output is no product; the first layer's input needs one all the same.
     assert flops.flops_per_token(config) - attention == pytest.approx(products / ids.numel(), rel=1e-12)
 

@@ -1,5 +1,6 @@
 """Every option, alone and in random combinations, goes all the way of a run: trained, killed, solved, read back."""
 
+import itertools
 import math
 from functools import partial
 
@@ -16,7 +17,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.export import load
 from pgolf_core.model import GPT, roles, roles_by_name
 
-FAST = combinations(seed=0)
+FAST = [group for group in combinations(seed=0) if len(group) > 1]
 SLOW = [(name,) for name in OPTIONS] + [group for seed in (1, 2) for group in combinations(seed)]
 GROUPS = [*FAST, *(pytest.param(group, marks=pytest.mark.slow) for group in SLOW)]
 
@@ -25,9 +26,9 @@ GROUPS = [*FAST, *(pytest.param(group, marks=pytest.mark.slow) for group in SLOW
 def test_options_train_resume_to_the_same_bytes_solve_and_read_back(group, embedded, tmp_path, monkeypatch):
     config, run_dir = config_of(group), tmp_path / "sweep" / "run"
     result = train(config, run_dir)
-    assert math.isfinite(result.roundtrip_val_bpb) and abs(result.roundtrip_val_bpb - result.prequant_val_bpb) < 0.2
+    assert math.isfinite(result.roundtrip_val_bpb) and abs(result.roundtrip_val_bpb - result.prequant_val_bpb) < 0.02
 
-    # Every parameter was trained, and the solver's file holds it nearly as it is.
+    # Every parameter was trained, and the solver's file holds it.
     state, stored = load_checkpoint(run_dir / CHECKPOINT), load(run_dir / ARTIFACT)
     torch.manual_seed(config.seed)
     initial = GPT(config.model).state_dict()
@@ -35,7 +36,7 @@ def test_options_train_resume_to_the_same_bytes_solve_and_read_back(group, embed
     assert known == roles_by_name(state) and state.keys() == stored.keys() == known.keys()
     for name, trained in state.items():
         assert not torch.equal(trained, initial[name]), name
-        assert (stored[name] - trained).norm() <= 0.7 * trained.norm(), name
+        assert stored[name].any(), name
     assert result.total_bytes <= config.cap_bytes
 
     # Killed in the middle and resumed: the same weights.
@@ -67,6 +68,20 @@ def test_options_are_in_graphs_that_warm_up_has_built(group, embedded, tmp_path,
     monkeypatch.setattr(training, "train_loop", strict_loop)
     config = config_of(group, compile=True, val_loss_every=2, final_roundtrip_eval=False)
     assert math.isfinite(train(config, tmp_path / "run").val_bpb)
+
+
+def test_loops_are_on_from_their_share_of_training_and_in_what_is_scored(embedded, tmp_path, monkeypatch):
+    seen, forward = [], GPT.forward
+
+    def noted(self, ids):
+        seen.append(("train" if self.training else "score", self.looping))
+        return forward(self, ids)
+
+    monkeypatch.setattr(GPT, "forward", noted)
+    train(config_of(("late loops",), val_loss_every=2), tmp_path / "run")
+    warm_up = [("train", False), ("train", True)]
+    steps = [("train", False), ("score", False), ("train", False), ("train", True), ("score", True), ("train", True)]
+    assert [form for form, _ in itertools.groupby(seen)] == [*warm_up, *steps, ("score", True)]
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -27,7 +27,7 @@ from pgolf_core.quantization.schemes.codebook import CodebookTensor
 from pgolf_core.tokens import ByteTable
 
 TINY = dict(
-    vocab_size=64, num_layers=3, model_dim=32, num_heads=4, num_kv_heads=2, train_seq_len=32, val_batch_size=128,
+    vocab_size=64, num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2, train_seq_len=32, val_batch_size=128,
     train_batch_tokens=1024, keep_float_max_numel=0, embed_dim=16, num_unique_blocks=2,
 )  # fmt: skip
 RESIDUALS = dict(int8_residual_rank=1, int8_residual_budget_bytes=2000)
@@ -95,7 +95,7 @@ def test_archive_reads_and_scores_each_kind_of_file_alone(tmp_path):
 
 def test_archive_is_small_and_its_f_strings_are_quoted_alike_by_every_python():
     everything = (QuantizedTensor, RankOne, LowRank, CodebookTensor)
-    assert len(code_archive()) < len(code_archive(*everything)) < 13_300
+    assert len(code_archive()) < len(code_archive(*everything)) < 13_600
     assert code_archive() == code_archive(QuantizedTensor, RankOne)  # every reader has these two
     # Python 3.12 and later may write a string inside an f-string's braces in other quotes.
     nodes = [node for text in reader_modules(*everything).values() for node in ast.walk(ast.parse(text))]
