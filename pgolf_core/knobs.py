@@ -43,7 +43,7 @@ def parse_schedule(text: str) -> list[tuple[int, float]]:
     raise ValueError("write values and the shares of training until which they hold, as 1024@0.1,2048@0.7")
 
 
-Schedule = Annotated[str, AfterValidator(lambda text: text if parse_schedule(text) else "")]
+Schedule = Annotated[str, Field(max_length=200), AfterValidator(lambda text: text if parse_schedule(text) else "")]
 Quantizer = Annotated[str, AfterValidator(_check_quantizer)]
 
 
@@ -119,8 +119,9 @@ class DataConfig(Group):
     coprime_sequences: Count = Field(0, description="RNG seed of a coprime stride through every shard; 0 = off")
     train_batch_tokens: Positive = Field(524_288, description="tokens per step, all processes together")
     train_seq_len: Positive = Field(1024, description="tokens per training sequence")
-    train_batch_schedule: Schedule = Field("", description="train_batch_tokens earlier on, as 65536@0.2: until 20 %")
-    train_seq_schedule: Schedule = Field("", description="train_seq_len earlier on, as 512@0.1,1024@0.5")
+    train_batch_schedule: Schedule = Field("", description="train_batch_tokens earlier, as train_seq_schedule")
+    train_seq_schedule: Schedule = Field("", description="train_seq_len earlier, as 512@0.1,1024@0.5: until a tenth, "
+                                         "until half of training; '' = the same throughout")  # fmt: skip
     world_size: Positive = Field(1, description="processes that train together, one GPU each, started by train() or "
                                  "by torchrun: 1, 2, 4 or 8")  # fmt: skip
     grad_accum_steps: Count = Field(0, description="passes per step and process; 0 = 8 / world_size, as the "
@@ -153,7 +154,7 @@ class TrainConfig(Group):
     iterations: Positive = Field(20_000, description="optimizer steps, at most")
     max_wallclock_seconds: Weight = Field(600.0, description="seconds of training, validation excluded; 0 = no limit")
     warmdown_iters: Count = Field(1200, description="steps over which learning rates fall linearly to 0 at the end")
-    warmdown_frac: float = Field(0.0, ge=0, le=1, description="warmdown_iters as a share of training; 0 = as they are")
+    warmdown_frac: float = Field(0.0, ge=0, le=1, description="warmdown as a share of training; 0 = warmdown_iters")
     min_lr: float = Field(0.0, ge=0, le=1, description="floor of the falling rates, as a share of the full ones")
     loop_from: float = Field(0.0, ge=0, lt=1, description="share of training after which loop_extra is on, to the end")
     warmup_steps: Count = Field(20, description="steps run and undone before the timer starts, to build kernels")
@@ -172,7 +173,7 @@ class TrainConfig(Group):
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum after its warm-up")
     muon_backend_steps: Positive = Field(5, description="Newton–Schulz iterations")
     muon_row_normalize: bool = Field(False, description="divide rows by their norm before Newton–Schulz (MuonEq-R)")
-    muon_polar_express: bool = Field(False, description="Polar Express coefficients in at most 5 such iterations")
+    muon_polar_express: bool = Field(False, description="its Polar Express coefficients, for at most 5 iterations")
     muon_dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Newton–Schulz products; auto = "
                         "bfloat16, but float32 on a CPU without its instructions")  # fmt: skip
     muon_momentum_warmup_start: float = Field(0.85, ge=0, lt=1, description="Muon's momentum at step 0")
@@ -181,7 +182,7 @@ class TrainConfig(Group):
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean squared gradient")
     adam_eps: Above0 = Field(1e-8, description="added to Adam's denominator")
     grad_clip_norm: Weight = Field(0.0, description="gradients are scaled down to this norm; 0 = off")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="score and export a moving average of the weights; 0 = off")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay per step of the average weights to score; 0 = off")
     swa_every: Count = Field(0, description="score and export the mean of weights so many steps apart; 0 = off")
     swa_start_frac: float = Field(0.4, gt=0, le=1, description="swa_every begins when rates fall below this share")
     save_raw_checkpoint: bool = Field(True, description="keep checkpoint.safetensors; without it no later re-export")

@@ -62,9 +62,7 @@ class Muon(Optimizer):
     Groups may set weight_decay (decoupled), row_normalize (rows of norm 1 enter Newton–Schulz) and polar_express.
     """
 
-    def __init__(
-        self, params: list, lr: float, momentum: float, steps: int, ranks: Ranks = ALONE, dtype=torch.bfloat16
-    ):
+    def __init__(self, params: list, lr: float, momentum: float, steps: int, ranks=ALONE, dtype=torch.bfloat16):
         options = dict(weight_decay=0.0, row_normalize=False, polar_express=False)
         super().__init__(params, dict(lr=lr, momentum=momentum, steps=steps) | options)
         self.ranks, self.dtype = ranks, dtype
@@ -198,16 +196,16 @@ def lr_factor(config: TrainConfig, step: int, elapsed_seconds: float, reserve_se
     with a limit in time at the mean step time so far. reserve_seconds of the limit are not for training.
     """
     limit = config.max_wallclock_seconds - reserve_seconds
-    remaining = max(0.0, limit - elapsed_seconds)
+    remaining, warmdown = max(0.0, limit - elapsed_seconds), config.warmdown_iters
     if config.warmdown_frac:
         left = min(1 - step / config.iterations, remaining / limit if config.max_wallclock_seconds else 1.0)
-        return max(config.min_lr, min(1.0, left / config.warmdown_frac))
-    if not config.warmdown_iters:
-        return 1.0
-    if not config.max_wallclock_seconds:
-        return max(config.min_lr, min(1.0, (config.iterations - step) / config.warmdown_iters))
-    warmdown = config.warmdown_iters * elapsed_seconds / max(step, 1)
-    return max(config.min_lr, min(1.0, remaining / warmdown)) if warmdown else 1.0
+        factor = left / config.warmdown_frac
+    elif not config.max_wallclock_seconds:
+        factor = (config.iterations - step) / warmdown if warmdown else 1.0
+    else:
+        seconds = warmdown * elapsed_seconds / max(step, 1)
+        factor = remaining / seconds if seconds else 1.0
+    return max(config.min_lr, min(1.0, factor))
 
 
 def wd_factor(config: TrainConfig, fraction: float) -> float:

@@ -54,8 +54,8 @@ RULES = [
     ({"train_batch_tokens", "train_seq_len", "train_batch_schedule", "train_seq_schedule"},
      lambda c: not (c.train_batch_schedule or c.train_seq_schedule)
      or (len(c.stages) <= 8 and all(batch % (MICROBATCHES * length) == 0 for batch, length in c.stages)),
-     "train_batch_schedule={c.train_batch_schedule} and train_seq_schedule={c.train_seq_schedule} give (tokens per "
-     "step, tokens per sequence) {c.stages}: at most 8 of them, each first number a multiple of 8 × the second"),
+     "train_batch_schedule and train_seq_schedule give (tokens per step, per sequence) {c.stages}: at most 8 of "
+     "them, each first number a multiple of 8 × the second"),
     ({"shuffle_documents", "shuffle_sequences", "coprime_sequences"},
      lambda c: [c.shuffle_documents, c.shuffle_sequences, c.coprime_sequences].count(0) >= 2,
      "shuffle_documents, shuffle_sequences and coprime_sequences: training text has one order; leave the others 0"),

@@ -131,7 +131,7 @@ BAD_COMBINATIONS = [
     (dict(swa_every=5, warmdown_iters=0), "swa_every=5 averages nothing"),
     (dict(train_seq_schedule="512@0.5,256@0.2"), "train_seq_schedule='512@0.5,256@0.2': value error, write values and"),
     (dict(train_batch_schedule="many"), "train_batch_schedule='many': value error, write values and the shares"),
-    (dict(train_seq_schedule="1000@0.5"), "[(524288, 1000), (524288, 1024)]: at most 8 of them, each first"),
+    (dict(train_seq_schedule="1000@0.5"), "per sequence) [(524288, 1000), (524288, 1024)]: at most 8 of them"),
     (dict(shuffle_documents=1, coprime_sequences=2), "training text has one order; leave the others 0"),
     (dict(shuffle_sequences=1, train_seq_schedule="512@0.5"), "train_seq_schedule needs running text"),
     (dict(document_mask=True, eval_cache_size=8), "document_mask ends a token's sight at its document"),

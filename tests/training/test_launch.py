@@ -23,7 +23,10 @@ from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.distributed import ALONE, GradientSum
 from pgolf_core.optim import newton_schulz, partition
 
-THIRTY = dict(TINY, num_layers=2, iterations=30, val_loss_every=15, compression_reg_weight=0.005)
+THIRTY = dict(
+    TINY, num_layers=2, iterations=30, val_loss_every=15, compression_reg_weight=0.005, ema_decay=0.8, muon_wd=0.1,
+    muon_row_normalize=True, coprime_sequences=3, train_batch_schedule="512@0.5", document_mask=True,
+)  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 GLOO = pytest.mark.skipif(os.name == "nt", reason="torch for Windows has no ranks that talk through gloo's devices")
 

@@ -34,7 +34,7 @@ RESIDUALS = dict(int8_residual_rank=1, int8_residual_budget_bytes=2000)
 FILES = [  # knobs of files that need different code of their reader
     dict(eval_cache_size=8, eval_cache_mix_weight=0.1, eval_stride=16, **RESIDUALS),
     dict(quantizer="step:0.4:fisher", gptq=True, codec="ans", int8_residual_bits=4, tie_embeddings=False, **RESIDUALS),
-    dict(quantizer="codebook:32:2", codec="brotli", window_size=8),
+    dict(quantizer="codebook:32:2", codec="brotli", window_size=8, document_mask=True),
     *(knobs_of(group) for group in combinations(0, MODEL_OPTIONS, size=99)),
 ]
 READER = """
