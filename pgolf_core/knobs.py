@@ -114,6 +114,8 @@ class DataConfig(Group):
     tokenizer_path: str = Field("", description="tokenizer file; '' = the one beside the shards")
     tokenizer: Literal["", "bpe", "unigram", "bytes"] = Field("", description="tokenizer to train for the embedded "
                        "corpus; '' = bpe. A folder of shards has its own")  # fmt: skip
+    text_transform: Literal["", "caseops"] = Field("", description="transform of the embedded corpus's text before its "
+                            "tokenizer; caseops = capitals are operators, scored over the original bytes")  # fmt: skip
     shuffle_documents: Count = Field(0, description="RNG seed of the order of training documents; 0 = shard order")
     shuffle_sequences: Count = Field(0, description="RNG seed of the order of whole training sequences; 0 = off")
     coprime_sequences: Count = Field(0, description="RNG seed of a coprime stride through every shard; 0 = off")

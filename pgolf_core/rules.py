@@ -99,6 +99,10 @@ RULES = [
     ({"tokenizer", "data_path"}, lambda c: not c.tokenizer or c.data_path in EMBEDDED,
      "tokenizer={c.tokenizer} is for the embedded corpus; the shards in data_path={c.data_path} are tokenized already: "
      "leave it empty, or tokenize their documents anew with `pgolf data docs --tokenizer {c.tokenizer}`"),
+    ({"text_transform", "tokenizer", "data_path"},
+     lambda c: not c.text_transform or (c.data_path in EMBEDDED and c.tokenizer != "bytes"),
+     "text_transform={c.text_transform} is for the embedded corpus with tokenizer=bpe or unigram, not for data_path="
+     "{c.data_path}, tokenizer={c.tokenizer}; for own documents, `pgolf data docs --transform {c.text_transform}`"),
     ({"tokenizer", "vocab_size"}, lambda c: c.tokenizer != "bytes" or c.vocab_size == 260,
      "tokenizer=bytes has 256 bytes and 4 special tokens: set vocab_size=260, not {c.vocab_size}"),
 ]  # fmt: skip

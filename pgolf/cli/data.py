@@ -56,6 +56,8 @@ def add_commands(commands) -> None:
 def _add_tokenizer(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tokenizer", default="bpe", metavar="KIND", help="bpe (default), unigram or bytes")
     sub.add_argument("--vocab-size", type=count, metavar="V", help="tokens of the tokenizer; default 1024, bytes 260")
+    text = "caseops: capitals as operators, exactly invertible, scored over the original bytes"
+    sub.add_argument("--transform", default="", metavar="HOW", help=text)
 
 
 def _add_hub(sub: argparse.ArgumentParser) -> None:
@@ -66,7 +68,8 @@ def _add_hub(sub: argparse.ArgumentParser) -> None:
 def embedded(arguments: argparse.Namespace) -> int:
     from pgolf.data.embedded_corpus import build_embedded
 
-    print(build_embedded(_vocab_size(arguments), kind=arguments.tokenizer, large=arguments.large))
+    options = dict(kind=arguments.tokenizer, large=arguments.large, transform=arguments.transform)
+    print(build_embedded(_vocab_size(arguments), **options))
     return 0
 
 
@@ -102,6 +105,7 @@ def docs(arguments: argparse.Namespace) -> int:
         tokenizer_documents=arguments.tokenizer_documents,
         tokenizer_sees_val=published,  # like the published tokenizers
         keep_overlap=arguments.keep_overlap or published,
+        transform=arguments.transform,
     )
     path = arguments.source
     if published:
@@ -109,7 +113,8 @@ def docs(arguments: argparse.Namespace) -> int:
         folder = arguments.download and arguments.download.absolute()
         path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint, folder)
     tokenizer = tokenizer_path.stem if tokenizer_path else train_tokenizer.name_of(kind, vocab_size)
-    name = "_".join(["docs" if published else path.stem, *([f"{wanted}"] if wanted else []), tokenizer])
+    made = filter(None, [f"{wanted or ''}", arguments.transform, tokenizer])
+    name = "_".join(["docs" if published else path.stem, *made])
     out = arguments.out or ROOT / "data" / name
     source = documents.open_source(path.resolve(), arguments.field, arguments.split)
     prepare.build(source, out.absolute(), request, arguments.workers)

@@ -156,12 +156,12 @@ def _check_table(dataset: Dataset) -> Results:
     base, leads, boundary = (c.numpy() for c in (table.base_bytes, table.has_leading_space, table.is_boundary))
     byte = np.isin(np.arange(count), [byte_token(tokenizer, value) for value in range(256)])
     control = np.array([piece.boundary for piece in tokenizer.pieces])  # <unk> and unused tokens decode to text
-    alone = tokenizer.decode([[i] for i in range(count)])
+    alone = tokenizer.spell([[i] for i in range(count)])
     letter = next((i for i in range(count) if alone[i].isalpha() and not control[i]), None)
     if letter is None:
         yield "error", "no token of the tokenizer is a letter"
         return
-    texts = [text.removeprefix(alone[letter]) for text in tokenizer.decode([[letter, i] for i in range(count)])]
+    texts = [text.removeprefix(alone[letter]) for text in tokenizer.spell([[letter, i] for i in range(count)])]
     true_boundary = control | np.array([text == "" for text in texts])
     # A byte token >= 0x80 alone decodes to U+FFFD, and the byte token of a space has no leading space.
     true_leads = np.array([text.startswith(" ") for text in texts]) & ~byte & ~true_boundary

@@ -61,6 +61,7 @@ class _Source(BaseModel):
     val_documents: Count = 0
     val_share: float = 0
     tokenizer: dict = {}
+    transform: Text = ""
 
 
 class _About(BaseModel):

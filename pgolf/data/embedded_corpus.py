@@ -114,29 +114,34 @@ def _comments(path: Path) -> list[str]:
 
 
 def build_embedded(
-    vocab_size: int, directory: str | Path | None = None, kind: str = "bpe", large: bool = False
+    vocab_size: int, directory: str | Path | None = None, kind: str = "bpe", large: bool = False, transform: str = ""
 ) -> Path:
     """Folder with shards and tokenizer of the embedded corpus; built atomically if it does not exist.
 
     Default folder: data/embedded_sp1024, data/embedded_large_byte260 and so on. The tokenizer is trained on the
-    training documents. Raises DataError if the folder was built from other package versions or for another tokenizer.
+    training documents. transform: as in BuildRequest, of text that is normalised first: all tokenizers score the same.
+    Raises DataError if the folder was built from other package versions or for another tokenizer.
     """
     train_tokenizer.check(kind, vocab_size)
     name = "embedded_large" if large else "embedded"
-    directory = Path(directory or ROOT / "data" / f"{name}_{train_tokenizer.name_of(kind, vocab_size)}")
+    made = "_".join(filter(None, [name, transform, train_tokenizer.name_of(kind, vocab_size)]))
+    directory = Path(directory or ROOT / "data" / made)
     packages, described = LARGE_PACKAGES if large else PACKAGES, directory / DESCRIPTION
     if not described.exists():
         with explain_disk_errors(directory), exclusive(directory):  # build() takes the same lock again
             if not described.exists():  # another process may have built it meanwhile
                 print(f"embedded corpus: reading the docstrings of {', '.join(packages)} …", flush=True)
                 texts = [document.text for document in embedded_documents(large)]
+                texts = [prepare.SPELLING.normalize(text).replace("▁", " ") for text in texts] if transform else texts
                 options = dict(val_documents=VALIDATION_DOCUMENTS, tokenizer_documents=0, shard_tokens=SHARD_TOKENS)
-                request = prepare.BuildRequest(kind, vocab_size, **options)
+                request = prepare.BuildRequest(kind, vocab_size, transform=transform, **options)
                 prepare.build(Texts(texts, name), directory, request, about={"versions": _versions(packages)})
     built = read_about(directory)
     source = built.get("source", {"name": "embedded", "tokenizer": {"kind": "bpe"}})  # missing in the oldest folders
     found = {"vocab_size": built["vocab_size"], "tokenizer": source["tokenizer"]["kind"], "corpus": source["name"]}
-    for key, wanted in {"vocab_size": vocab_size, "tokenizer": kind, "corpus": name}.items():
+    asked = {"vocab_size": vocab_size, "tokenizer": kind, "corpus": name, "transform": transform}
+    found["transform"] = source.get("transform", "")
+    for key, wanted in asked.items():
         if found[key] != wanted:
             raise DataError(f"{directory}: built for {key}={found[key]}, not {wanted}")
     then, now = built["versions"], _versions(packages)
@@ -159,7 +164,8 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 def resolve(config: DataConfig, vocab_size: int) -> Path:
     """Folder that data_path names; an embedded corpus is built first if needed. DataError without such a folder."""
     if config.data_path in EMBEDDED:
-        return build_embedded(vocab_size, kind=config.tokenizer or "bpe", large=config.data_path != "embedded")
+        large, transform = config.data_path != "embedded", config.text_transform
+        return build_embedded(vocab_size, kind=config.tokenizer or "bpe", large=large, transform=transform)
     directory = ROOT / config.data_path
     if not directory.is_dir():
         raise DataError(f"data_path={config.data_path}: no folder {directory}; 'embedded' needs none")

@@ -18,12 +18,13 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from pgolf.data import dataset, tokenizers, train_tokenizer
 from pgolf.data.documents import START, Block, Source, first_texts
 from pgolf.data.shard_writer import Encoded, SplitWriter
-from pgolf.data.tokenizers import NORMALIZATION, Bytes, Tokenizer
+from pgolf.data.tokenizers import NORMALIZATION, Bytes, CaseOps, Tokenizer
 from pgolf.disk import checksum, exclusive, explain_disk_errors, read_json
 from pgolf.processes import in_background, interactive
 from pgolf_core.files import DataError, atomic_write
@@ -33,6 +34,7 @@ PROGRESS = "progress.json"
 PROGRESS_SECONDS = 5.0  # between two records, so the most work that a kill loses
 MAX_WAITING = 1 << 26  # bytes of the source read but not written, unless a single document is larger
 SPELLING = Bytes(NORMALIZATION)
+TRANSFORMS = ("", "caseops")
 
 Choice = Callable[[int, bytes], str | None]  # number and identity of a document -> "train", "val", None: left out
 
@@ -56,6 +58,7 @@ class BuildRequest:
     tokenizer_documents: int = 500_000
     tokenizer_sees_val: bool = False
     keep_overlap: bool = False
+    transform: str = ""  # "caseops": capitals as operators, exactly invertible; "": normalised text
     shard_tokens: int = SHARD_TOKENS
 
     def __post_init__(self):
@@ -65,10 +68,15 @@ class BuildRequest:
         if 0 < self.documents <= self.val_documents:
             left = f"no document of documents={self.documents} is left to train on"
             raise DataError(f"val_documents={self.val_documents}: {left}")
+        if self.transform not in TRANSFORMS or (self.transform and self.kind == "bytes"):
+            raise DataError(f"transform={self.transform}: choose caseops, with the tokenizer bpe or unigram, or none")
         if self.tokenizer_path:
             tokenizer, limit = tokenizers.load(self.tokenizer_path), train_tokenizer.MAX_VOCABULARY
             if tokenizer.vocab_size > limit:
                 raise DataError(f"tokenizer_path: {self.tokenizer_path} has vocab_size > {limit}")
+            if isinstance(tokenizer, CaseOps) != (self.transform == "caseops"):
+                has = "has the case operators: add" if isinstance(tokenizer, CaseOps) else "has no case operators for"
+                raise DataError(f"tokenizer_path: {self.tokenizer_path} {has} --transform caseops")
         else:
             train_tokenizer.check(self.kind, self.vocab_size)
 
@@ -82,6 +90,7 @@ class BuildRequest:
         elif self.kind != "bytes":
             tokenizer |= {"documents": self.tokenizer_documents, "sees_val": self.tokenizer_sees_val}
         about = source.about() | {"documents_taken": self.documents} | split
+        about |= {"transform": self.transform} if self.transform else {}
         return about | {"tokenizer": tokenizer, "shard_tokens": self.shard_tokens}
 
 
@@ -211,7 +220,8 @@ def _train_tokenizer(source: Source, request: BuildRequest, choose: Choice) -> b
         )
     print(f"training a tokenizer, vocab_size {request.vocab_size} …", end=" ", flush=True)
     start = time.perf_counter()
-    made = in_background(train_tokenizer.train, chain([first], texts), request.kind, request.vocab_size)
+    options = request.kind, request.vocab_size, request.transform
+    made = in_background(train_tokenizer.train, chain([first], texts), *options)
     while not made.done():  # Ctrl-C would wait minutes for SentencePiece; Windows handles it only between two waits
         wait([made], timeout=0.2)
     content = made.result()
@@ -225,7 +235,8 @@ def _write_shards(
     """Write all shards, continuing after the record, which is kept up to date; returns the figures of each split."""
     wanted, shard_tokens = record["request"]["documents_taken"], record["request"]["shard_tokens"]
     number, recorded = record["documents"], time.monotonic()
-    splits = [SplitWriter(staging, name, shard_tokens, record[name]) for name in dataset.SPLITS]
+    names = [*dataset.SPLITS, dataset.SIDECAR] if isinstance(tokenizer, CaseOps) else dataset.SPLITS
+    splits = [SplitWriter(staging, name, shard_tokens, record.get(name, {})) for name in names]
     encoded = _in_order(source.blocks(tuple(record["position"])), tokenizer, workers)
     bar = tqdm(
         total=wanted or source.size, initial=number if wanted else 0, desc=staging.stem,
@@ -237,7 +248,9 @@ def _write_shards(
             documents = future.result()[: wanted - number if wanted else None]
             chosen = [choose(i, document.identity) for i, document in enumerate(documents, number)]
             for split in splits:
-                split.add([each for each, name in zip(documents, chosen, strict=True) if name == split.name])
+                of = "val" if split.name == dataset.SIDECAR else split.name
+                own = [each for each, name in zip(documents, chosen, strict=True) if name == of]
+                split.add(own if of == split.name else [each._replace(tokens=each.text_bytes) for each in own])
             number += len(documents)
             record["left_out"] += chosen.count(None)
             bar.update((number if wanted else block.done) - bar.n)
@@ -248,7 +261,7 @@ def _write_shards(
                 recorded = time.monotonic()
             if wanted and number == wanted:
                 break
-    train, val = (split.synced() for split in splits)
+    train, val, *_ = [split.synced() for split in splits]
     if not train["documents"] or not val["documents"]:
         raise DataError(
             f"{source.about()['name']}: {number:,} documents give {train['documents']:,} for training and "
@@ -274,8 +287,23 @@ def _in_order(
 
 def _encode(block: Block, tokenizer: Tokenizer) -> list[Encoded]:
     texts = block.texts()
-    contents = [text.encode() for text in texts]
+    contents, rows = [text.encode() for text in texts], tokenizer.encode(texts)
+    sizes = _proven_sizes(texts, contents, rows, tokenizer) if isinstance(tokenizer, CaseOps) else [None] * len(texts)
     return [
-        Encoded(sha256(content).digest(), len(content), tokens, _identity(text))
-        for text, content, tokens in zip(texts, contents, tokenizer.encode(texts), strict=True)
+        Encoded(sha256(content).digest(), len(content), tokens, _identity(text), size)
+        for text, content, tokens, size in zip(texts, contents, rows, sizes, strict=True)
     ]
+
+
+def _proven_sizes(
+    texts: list[str], contents: list[bytes], rows: list[np.ndarray], tokenizer: CaseOps
+) -> list[np.ndarray]:
+    """Bytes of original text of every token. DataError unless every document comes back from its tokens."""
+    sizes = [tokenizer.text_bytes(tokens) for tokens in rows]
+    again = tokenizer.decode([tokens.tolist() for tokens in rows])
+    for text, content, back, size in zip(texts, contents, again, sizes, strict=True):
+        if back != text or size.sum(dtype=np.int64) != len(content):
+            at = next((i for i, pair in enumerate(zip(text, back, strict=False)) if len({*pair}) == 2), len(back))
+            where = f"a document does not come back from its tokens, at “{text[max(0, at - 20) :][:40]}”"
+            raise DataError(f"transform=caseops: {where}; tokenizer_path names a tokenizer that alters text: train one")
+    return sizes

@@ -14,12 +14,13 @@ NOTHING = {"documents": 0, "text_bytes": 0, "tokens": 0, "documents_sha256": "00
 
 
 class Encoded(NamedTuple):
-    """A document: sha256 and length of its UTF-8, its tokens (n,), its identity."""
+    """A document: sha256 and length of its UTF-8, its tokens (n,), its identity, bytes of original text per token."""
 
     sha256: bytes
     size: int
     tokens: np.ndarray
     identity: bytes
+    text_bytes: np.ndarray | None = None  # (n,) uint16; None = as the byte table counts
 
 
 class SplitWriter:

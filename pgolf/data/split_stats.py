@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pgolf.data.dataset import Dataset
-from pgolf.data.tokenizers import SentencePiece, Tokenizer
+from pgolf.data.tokenizers import CaseOps, SentencePiece, Tokenizer
 from pgolf_core.shards import read_shard
 
 BATCH = 1 << 20  # tokens per batch
@@ -118,8 +118,9 @@ class SplitStats:
             self.inside.setdefault(int(tokens[at]), [0, document])[0] += 1
         per_batch, to_decode, to_encode = SAMPLES[self.name, self.thorough]
         rows = batch.rows()[: min(per_batch, to_decode - self.decoded)]
-        texts = self.tokenizer.decode([row.tolist() for row in rows])
-        again = self.tokenizer.encode(texts[: to_encode - self.encoded])
+        texts = self.tokenizer.spell([row.tolist() for row in rows])
+        originals = [self.tokenizer.restore(text) for text in texts]
+        again = self.tokenizer.encode(originals[: to_encode - self.encoded])
         self.decoded += len(texts)
         self.encoded += len(again)
         self.retokenized += sum(not np.array_equal(new, row) for new, row in zip(again, rows, strict=False))
@@ -127,14 +128,13 @@ class SplitStats:
             self.foreign.update(FOREIGN.findall(text))
             self.decoded_bytes += len(text.encode())
         if self.sources is not None:
-            decoded = texts
             prefix = self.tokenizer.normalize("a").removesuffix("a")  # the space that some models prepend is not text
             texts = [self.tokenizer.normalize(text).removeprefix(prefix) for text in islice(self.sources, len(starts))]
-            for text, source in zip(decoded, texts, strict=False):
+            for text, source in zip(originals, texts, strict=False):
                 if text != source:
                     self.added.update(Counter(text) - Counter(source))
         elif self.sidecar is not None:
-            texts = [FOREIGN.sub("", text) for text in texts]
+            texts = originals if isinstance(self.tokenizer, CaseOps) else [FOREIGN.sub("", text) for text in texts]
         for document, (counted, text) in enumerate(zip(sizes.tolist(), texts, strict=False), first):
             true = len(text.encode())
             if counted != true:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from pgolf.data import caseops
 from pgolf.disk import read_json
 from pgolf_core.files import DataError
 from pgolf_core.tokens import BYTE_PIECES, Piece, pieces_of, read_sentencepiece
@@ -22,6 +23,7 @@ from pgolf_core.tokens import BYTE_PIECES, Piece, pieces_of, read_sentencepiece
 NAMES = ("tokenizer.model", "tokenizer.json")  # file names, next to the shards
 SPECIAL = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)  # the same in every tokenizer made here and in the published
 NORMALIZATION = "nmt_nfkc"
+MAX_SYMBOL = 16  # special tokens and symbols that a model was told stand below, learnt pieces above
 
 
 @contextmanager
@@ -45,9 +47,18 @@ class SentencePiece:
         rows = self.processor.encode(list(texts), add_bos=True, num_threads=1, return_type="numpy")
         return [row.astype(np.uint16) for row in rows]
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    def spell(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of tokens, as it is stored."""
         with _explain_damage():
             return self.processor.decode(list(ids))
+
+    def restore(self, text: str) -> str:
+        """The original of spelled text."""
+        return text
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The original text of tokens."""
+        return [self.restore(text) for text in self.spell(ids)]
 
     def normalize(self, text: str) -> str:
         """The text that its tokens spell."""
@@ -57,6 +68,45 @@ class SentencePiece:
     @cached_property
     def pieces(self) -> list[Piece]:
         return pieces_of(self.processor)
+
+
+class CaseOps(SentencePiece):
+    """A SentencePiece model of text whose capitals are operators; it takes and gives the original."""
+
+    restore = staticmethod(caseops.decode)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of each text, (n,) uint16, BOS first."""
+        return super().encode([caseops.encode(text) for text in texts])
+
+    def normalize(self, text: str) -> str:
+        """The original of the text that its tokens spell."""
+        return caseops.decode(super().normalize(caseops.encode(text)))
+
+    def text_bytes(self, tokens: np.ndarray) -> np.ndarray:
+        """Bytes of original text of each token of a document, (n,) uint16."""
+        sizes, escaped = self._sizes[tokens], 0
+        for i in np.flatnonzero(tokens[:-1] == self.operators[-1]) + 1:
+            if i - 1 != escaped:  # an escape that is not escaped itself; U+2581 is spelled in 1 of its 3 bytes
+                escaped = i
+                sizes[i] += 3 if tokens[i] in self.operators else 2
+        return sizes
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        sizes = np.array([len(piece.text) + piece.leads for piece in self.pieces], np.uint16)
+        sizes[self.operators] = 0
+        return sizes
+
+    @cached_property
+    def operators(self) -> list[int]:
+        return operators_of(self.processor)
+
+
+def operators_of(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
+    """Tokens of the four operators; [] of a model without: only symbols that it was told stand before all others."""
+    tokens = [processor.piece_to_id(operator) for operator in caseops.OPERATORS]
+    return tokens if len(set(tokens)) == len(tokens) and max(tokens) < MAX_SYMBOL else []
 
 
 class Bytes:
@@ -78,7 +128,10 @@ class Bytes:
         ]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of tokens."""
         return [bytes(i - self.offset for i in row if i >= self.offset).decode(errors="replace") for row in ids]
+
+    spell, restore = decode, staticmethod(str)
 
     def normalize(self, text: str) -> str:
         """The text that its tokens spell."""
@@ -110,7 +163,8 @@ def load(path: str | Path) -> Tokenizer:
     """The tokenizer of a .model or .json file. Raises DataError naming the file if it is neither."""
     path = Path(path)
     if path.suffix != ".json" or not path.is_file():
-        tokenizer = SentencePiece(read_sentencepiece(path))
+        processor = read_sentencepiece(path)
+        tokenizer = CaseOps(processor) if operators_of(processor) else SentencePiece(processor)
         if tokenizer.bos < 0:
             why = "no BOS: it has no control token <s> that begins a document, or <s> is a user-defined symbol"
             raise DataError(f"tokenizer_path: {path} has {why}; train one with bos_id=1")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
+from pgolf.data import caseops
 from pgolf.data.tokenizers import NORMALIZATION, SPECIAL, Bytes
 from pgolf_core.files import DataError
 
@@ -27,21 +28,26 @@ def check(kind: str, vocab_size: int) -> None:
         raise DataError(f"vocab_size={vocab_size}: shards hold tokens of vocab_size <= {MAX_VOCABULARY}")
 
 
-def train(texts: Iterable[str], kind: str, vocab_size: int) -> bytes:
+def train(texts: Iterable[str], kind: str, vocab_size: int, transform: str = "") -> bytes:
     """Content of a tokenizer file, tokenizer.json for bytes; equal texts give equal content. Raises DataError.
 
-    All kinds spell the same text: nmt_nfkc normalised, runs of spaces as one space.
+    All kinds spell the same text: nmt_nfkc normalised, runs of spaces as one space. With transform "caseops" they spell
+    the original, whose capitals are operators.
     """
     if kind == "bytes":
         return Bytes(NORMALIZATION).to_json().encode()
-    model, failures = io.BytesIO(), []
+    model, failures, spelled = io.BytesIO(), [], caseops.encode if transform else str
+    rules = dict(normalization_rule_name=NORMALIZATION)
+    if transform:
+        rules = dict(normalization_rule_name="identity", user_defined_symbols=[*caseops.OPERATORS])
+        rules |= dict(remove_extra_whitespaces=False, allow_whitespace_only_pieces=True)
 
     def sentences() -> Iterator[str]:
         try:
             # Whole documents, as they will be encoded: the words at the start of lines would be seen without their
             # space, which costs 2.4 % more tokens. U+2585 is SentencePiece's mark for unknown text; a document that
             # contains it would be left out.
-            yield from (text.replace("\u2585", " ") for text in texts)
+            yield from (spelled(text).replace("\u2585", " ") for text in texts)
         except DataError as error:  # SentencePiece would replace its message
             failures.append(error)
             raise
@@ -49,8 +55,8 @@ def train(texts: Iterable[str], kind: str, vocab_size: int) -> bytes:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences(), model_writer=model, model_type=kind, vocab_size=vocab_size,
-            normalization_rule_name=NORMALIZATION, character_coverage=0.999, byte_fallback=True, split_digits=True,
-            add_dummy_prefix=False, hard_vocab_limit=False, **SPECIAL,
+            character_coverage=0.999, byte_fallback=True, split_digits=True, add_dummy_prefix=False,
+            hard_vocab_limit=False, **SPECIAL, **rules,
             max_sentence_length=2**30,  # bytes; the default leaves out documents over 4192
             num_threads=2, minloglevel=2,  # the threads are recorded in the model file
         )  # fmt: skip

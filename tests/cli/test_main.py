@@ -110,6 +110,7 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["data", "docs", "nowhere.jsonl"], ["nowhere.jsonl: no such file or folder"]),
         (["data", "docs", "OWN", "--field", "body"], ["no field 'body', only 'text'"]),
         (["data", "docs", "OWN", "--tokenizer", "wordpiece"], ["tokenizer=wordpiece: choose one of bpe, unigram, byt"]),
+        (["data", "docs", "OWN", "--transform", "upper"], ["transform=upper: choose caseops, with the tokenizer"]),
         (["data", "docs", "OWN", "--val-documents", "many"], ["many: expected a whole number"]),
         (["data", "docs", "OWN", "--vocab-size", "70000"], ["vocab_size=70000: shards hold tokens of vocab_size <="]),
         (["data", "docs", "OWN", "--tokenizer", "bytes", "--val-documents", "300"], ["300 documents give 0 for train"]),

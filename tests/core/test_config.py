@@ -146,6 +146,8 @@ BAD_COMBINATIONS = [
     (dict(residual_lanes=2, loop_end=3, loop_extra=1, parallel_from=3), "parallel_from=3 must be after loop_end=3"),
     (dict(loop_extra=1, loop_from=0.95, iterations=10), "loop_from=0.95 of iterations=10 is after the last step"),
     (dict(loop_extra=1, loop_from=0.5, train_seq_schedule="64@.1,128@.2,256@.3,512@.4"), "at most 4 of them"),
+    (dict(text_transform="caseops", data_path="data/own"), "text_transform=caseops is for the embedded corpus"),
+    (dict(text_transform="caseops", tokenizer="bytes", vocab_size=260), "not for data_path=embedded, tokenizer=bytes"),
     (dict(track="nanoo"), "track='nanoo': "),
     (dict(device="gpu"), "device='gpu': "),
     (dict(vocab_size=70000), "vocab_size=70000: "),
