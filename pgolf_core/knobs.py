@@ -77,17 +77,15 @@ class ModelConfig(Group):
     attn_gate_scale: Finite = Field(1.0, description="factor of W u in the gates of heads")
     mlp_slope: float = Field(0.0, ge=0, le=1, description="the MLP squares z above 0 and this × z below; 0 = relu²")
     skip_gates: bool = Field(False, description="skips are mixed in by a learned gate, half and half at the start")
-    parallel_from: Count = Field(0, description="first layer whose MLP reads the same as attention, in layers below it "
-                                 "reads attention's result; num_layers = never")  # fmt: skip
+    parallel_from: Count = Field(0, description="layers from this on have attention and MLP read the same; below, the "
+                                 "MLP reads attention's result; num_layers = never")  # fmt: skip
     residual_lanes: int = Field(1, ge=1, le=2, description="2 = own lanes of attention and MLP, from parallel_from on")
     loop_start: Count = Field(0, description="first layer of the band that loop_extra repeats")
     loop_end: Count = Field(0, description="last layer of the band that loop_extra repeats")
     loop_extra: Count = Field(0, description="passes more through the layers loop_start to loop_end; 0 = off")
     smear_gate: Literal["off", "v1", "v2"] = Field("off", description="mix in the embedding of the document's token "
         "before: v1 = by dimension, after the norm; v2 = by a gate on 12 dimensions, before it")  # fmt: skip
-    bigram_vocab_size: Count = Field(
-        0, description="rows of a hashed table of token pairs, added to embeddings; 0 = no"
-    )
+    bigram_vocab_size: Count = Field(0, description="rows of a hashed table of pairs of tokens, added to x; 0 = off")
     bigram_dim: Width = Field(128, description="width of the table of token pairs")
     ve_last: Count = Field(0, description="last layers whose values get an embedding of the token; 0 = off")
     ve_dim: Width = Field(128, description="width of the table of value embeddings")
@@ -100,8 +98,9 @@ class ModelConfig(Group):
 
     def passes(self, looping: bool = True) -> list[int]:
         """Layers in the order in which tokens pass them; looping: with the extra passes."""
-        band, rest = range(self.loop_start, self.loop_end + 1), range(self.loop_end + 1, self.num_layers)
-        return [*range(self.loop_end + 1), *[*band] * (self.loop_extra if looping else 0), *rest]
+        layers = [*range(self.num_layers)]
+        band = layers[self.loop_start : self.loop_end + 1]
+        return layers[: self.loop_end + 1] + band * (self.loop_extra * looping) + layers[self.loop_end + 1 :]
 
     @property
     def head_dim(self) -> int:

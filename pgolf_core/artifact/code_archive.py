@@ -112,7 +112,7 @@ def _definitions(source: str) -> dict[str, ast.stmt]:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Imports become one statement per name; annotations of functions, descriptions of knobs and backward passes go."""
+    """Imports become one statement per name; annotations, descriptions of knobs, roles and backward passes go."""
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
         self.generic_visit(node)
@@ -130,6 +130,10 @@ class _Stripped(ast.NodeTransformer):
             return None
         node.returns = None
         return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        return node.args[0] if ast.unparse(node.func) == "declare" else node
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)

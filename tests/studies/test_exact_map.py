@@ -52,6 +52,8 @@ def evaluated(model, changes, tokens, config, dtype=torch.float32):
         dict(num_layers=5, tie_embeddings=False), dict(num_layers=2, embed_dim=8),
         dict(embed_dim=8, tie_embeddings=False), dict(num_unique_blocks=2), dict(num_layers=5, num_unique_blocks=3),
         dict(num_layers=3, num_unique_blocks=1, embed_dim=16), dict(window_size=5), dict(num_kv_heads=4, mlp_mult=3),
+        dict(parallel_from=2, residual_lanes=2, loop_extra=1, attn_gate="sparse", skip_gates=True, ve_last=2),
+        dict(parallel_from=3, loop_start=1, loop_end=2, loop_extra=2, bigram_vocab_size=50, document_mask=True),
     ],
     ids=lambda shape: "-".join(f"{k}={v}" for k, v in shape.items()) or "plain",
 )  # fmt: skip

@@ -44,7 +44,6 @@ TRAINING_OPTIONS = {
     "coprime sequences": dict(coprime_sequences=1),
     "batch schedule": dict(train_batch_schedule="256@0.4"),
     "sequence schedule": dict(train_seq_schedule="16@0.5"),
-    "document masks": dict(document_mask=True),
 }
 OPTIONS = MODEL_OPTIONS | TRAINING_OPTIONS
 
