@@ -65,7 +65,7 @@ def test_the_search_ends_at_the_smallest_file_of_no_more_loss(better):
         rows.append(row(f"solve {todo[0]}", bpb, todo[0], allocation="solve", cap_bytes=todo[0]))
         done = [r["knobs"].get("cap_bytes") for r in rows]
         todo = todo[1:] or [cap for cap in solver_caps(rows, caps) if cap not in done]
-    assert sorted([*caps, *solver_caps(rows, caps)]) == sorted(cap for cap in done if cap) and len(rows) < 11
+    assert sorted([*caps, *solver_caps(rows, caps)]) == sorted(cap for cap in done if cap) and len(rows) < 12
     (found,) = beside_records(frontier.exports(pd.DataFrame(rows))).itertuples()
     assert found.equal_bpb == pytest.approx(2 + 0.01 * better**2) if better < 1 else found.equal_bpb > 2.01
     if better < 1:

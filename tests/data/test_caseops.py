@@ -18,6 +18,7 @@ from pgolf.data.dataset import Dataset
 from pgolf.data.documents import Texts
 from pgolf.data.prepare import BuildRequest
 from pgolf.data.tokenizers import CaseOps, load
+from pgolf.studies.sample import sample
 from pgolf.submission.submit import submit
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
@@ -194,6 +195,8 @@ def test_documents_to_a_score_and_a_submission_over_original_bytes(tmp_path, cap
     assert result.roundtrip_bytes == size
     bits = result.roundtrip_val_loss * result.roundtrip_tokens / np.log(2)
     assert result.roundtrip_val_bpb == pytest.approx(bits / size)
+    for row in sample(tmp_path / "sweep" / "run", prompts=["Th", "NASA Mc"], tokens=5):
+        assert row["text"].startswith(row["prompt"])
     claims = json.loads((submit(tmp_path / "sweep" / "run", tmp_path / "out") / "submission.json").read_text())
     whole = sum(len(text.encode()) for text in originals)
     last = len(originals[-1].encode())
