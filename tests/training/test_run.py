@@ -251,7 +251,8 @@ def test_average_of_nothing_is_said(embedded, tmp_path):
     assert "warning:swa_every=100 averaged nothing in 12 steps" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_document_masks_need_the_bos_that_the_model_knows(embedded, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("knob", "value"), [("document_mask", True), ("smear_gate", "v2")])
+def test_documents_begin_with_the_bos_that_the_model_knows(embedded, tmp_path, monkeypatch, knob, value):
     monkeypatch.setattr("pgolf.training.inputs.BOS", 2)
-    with pytest.raises(DataError, match=r"document_mask: .* with token 1, .* looks for token 2; train"):
-        train(tiny(document_mask=True), tmp_path / "run")
+    with pytest.raises(DataError, match=rf"{knob}: .* with token 1, .* looks for token 2; train"):
+        train(tiny(**{knob: value}), tmp_path / "run")
