@@ -28,7 +28,7 @@ from pgolf.runs.result import ARTIFACT, CHECKPOINT, read_result
 from pgolf.sweeps.sweep_file import NOTEBOOKS
 from pgolf_core.export import load
 
-DEMO = NOTEBOOKS / "sweeps" / "demo.yaml"
+TOUR = NOTEBOOKS / "sweeps" / "tour.yaml"
 SHRUNK = dict(
     iterations=16, train_batch_tokens=2048, warmdown_iters=8, val_loss_every=8, val_batch_size=4096,
     val_max_tokens=4096, roundtrip_val_max_tokens=4096, resume_every_seconds=0.3,
@@ -102,15 +102,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--full", action="store_true", help="the real demo, not the shrunk one")
+    parser.add_argument("--full", action="store_true", help="the real tour, not the shrunk one")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        content = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+        content = yaml.safe_load(TOUR.read_text(encoding="utf-8"))
         if not arguments.full:
             content |= {"base": SHRUNK, "stages": SHRUNK_STAGES}
-        file = Path(folder) / "demo.yaml"
+        file = Path(folder) / "tour.yaml"
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
         root = Path(folder) / "undisturbed"

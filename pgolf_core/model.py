@@ -10,6 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_angles, window_mask, within_documents
@@ -175,10 +176,26 @@ class GPT(nn.Module):
         return cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
 
+def skeleton(config: ModelConfig) -> GPT:
+    """GPT(config) whose weights are not written, so that even a large one takes no time and hardly any memory."""
+    with _NotWritten():
+        return GPT(config)
+
+
+class _NotWritten(TorchFunctionMode):
+    """Leaves out initial values. On the meta device PyTorch would import its compiler for them, which takes seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        fills = func in (Tensor.normal_, Tensor.uniform_, Tensor.zero_)
+        if fills or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def roles(config: ModelConfig) -> dict[str, Role]:
     """Name -> role of every parameter of GPT(config), whose weights are not made."""
-    with torch.device("meta"):
-        return roles_of(GPT(config))
+    return roles_of(skeleton(config))
 
 
 def roles_by_name(names: Iterable[str]) -> dict[str, Role]:

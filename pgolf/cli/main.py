@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = partial(add_command, commands)
 
-    sub = command(demo, "demo", "build the corpus, run the demo sweep and write reports: ten minutes on two cores")
+    sub = command(demo, "demo", "build the corpus, run the demo sweep and write reports: five minutes on two cores")
     add_workers(sub, "notebooks at a time")
 
     sub = command(sweep, "sweep", "run what is missing of sweep files, one file after another")
@@ -144,9 +144,11 @@ def demo(arguments: argparse.Namespace) -> int:
     from pgolf.runs.table import load_runs
     from pgolf.sweeps.runner import load_sweep, run_sweep
 
-    failures = run_sweep(DEMO, arguments.workers)
     folder = load_sweep(DEMO).directory
-    written = pages.write_reports(root=folder.parent, out=ROOT / "reports")
+    early = pages.EarlyPages(folder.parent)
+    failures = run_sweep(DEMO, arguments.workers, ended=early.draw)
+    early.wait()
+    written = pages.write_reports(root=folder.parent)
     table = load_runs(folder.parent)
     print(text.runs(table[table.sweep == folder.name]))
     print(f"\nReports: {', '.join(map(str, written))}\nEvery run, with its executed notebook: {folder}")
@@ -180,7 +182,7 @@ def _dry_run(checked) -> None:
     from pgolf.sweeps.pool import worker_environments
     from pgolf.sweeps.runner import done_by_other_code, missing
     from pgolf.sweeps.sweep_file import said_of_environment
-    from pgolf.training.forecast import check
+    from pgolf.training.forecast import check, over_cap
 
     jobs, stages = missing(checked)
     to_run = {job.name for job in jobs} | set(stages)
@@ -190,7 +192,7 @@ def _dry_run(checked) -> None:
     for name in [*checked.runs, *checked.stages]:
         print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
     print(f"{len(to_run)} to run, {len(worker_environments([job.config for job in jobs]))} at a time")
-    check({job.name: job.config for job in jobs}, print)
+    (over_cap if checked.skips_over_cap else check)({job.name: job.config for job in jobs}, print)
 
 
 def train(arguments: argparse.Namespace) -> int:

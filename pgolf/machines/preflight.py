@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 
-import torch
-
 from pgolf.machines import transfer
 from pgolf.machines.job import Job, Say
 from pgolf.machines.pod import Pod, RemoteError, UnreachableError
@@ -19,7 +17,7 @@ from pgolf.sweeps.sweep_file import SweepError
 from pgolf.training import forecast
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError
-from pgolf_core.model import GPT
+from pgolf_core.model import skeleton
 
 INSTALLED_BYTES = {True: 9_000_000_000, False: 2_000_000_000}  # .venv there, with and without GPUs
 RUN_BYTES = 20  # per parameter: checkpoint, artifact and resume file
@@ -52,7 +50,8 @@ def _findings(job: Job) -> Iterator[Finding]:
         configs = {n: c for n, c in sweep.runs.items() if not (sweep.directory / n / "result.json").exists()}
         to_do += configs.values()
         yield f"sweep {sweep.name}: {len(configs)} runs to do", partial(missing, sweep)
-        yield f"sweep {sweep.name}: forecast under the caps", partial(forecast.check, configs)
+        if not sweep.skips_over_cap:
+            yield f"sweep {sweep.name}: forecast under the caps", partial(forecast.check, configs)
     nproc = max((c.world_size for sweep in job.sweeps for c in sweep.runs.values()), default=0)
     if pod.gpus and nproc:
         what = f"gpus: {pod.gpus}, and a run has nproc {nproc}"
@@ -61,8 +60,7 @@ def _findings(job: Job) -> Iterator[Finding]:
     if pod.data == "push":
         yield "data: it can be pushed", lambda: pushed.extend(transfer.data_files(job.sweeps))
     yield f"teardown: {pod.teardown or 'none; stop the machine yourself'}", _unknown_command(pod.teardown)
-    with torch.device("meta"):
-        kept = RUN_BYTES * sum(p.numel() for config in to_do for p in GPT(config.model).parameters())
+    kept = RUN_BYTES * sum(p.numel() for config in to_do for p in skeleton(config.model).parameters())
     directory.RUNS.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory.RUNS).free
     what = f"{free / 1e9:.1f} GB free here, {kept / 1e9:.1f} GB needed"

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from string import Template
-from threading import Event
+from threading import Event, Thread
 from urllib.parse import quote
 
 import nbformat
+from tqdm import tqdm
 
 from pgolf.disk import read_json
 from pgolf.reports.labels import printable
@@ -33,6 +34,7 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
     "export": ("Exports of each checkpoint", "One checkpoint, every way to store it: which file scores best?"),
     "imports": ("Imported logs", "What do other people's logs say, and does it agree with what was claimed?"),
 }
+EARLY = ("frontier", "sweep")  # drawn while runs go on
 SLOWEST = ("frontier", "sweep", "curves")  # started first
 AT_ONCE = 2  # pages; each is a kernel of some hundred MB
 TAGS = ["style", "table", "thead", "tbody", "tr", "th", "td", "caption"]  # HTML of the pages' outputs: tables alone
@@ -57,6 +59,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
         if folder.resolve() != folder:
             raise ReportError(f"{folder} leads out of {out}: remove the link, or name another --out")
         tempfile.TemporaryFile(dir=folder).close()  # a folder that is read-only ends here
+    only = list(only)
     waiting = iter(sorted(only, key=lambda page: page not in SLOWEST))  # the kernels share it
     written, failed, kernels, interrupted = {}, [], [], Event()
 
@@ -75,7 +78,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
                     with suppress(OSError):
                         _write_failure(out, page, failed[-1])
 
-    count = min(AT_ONCE, os.cpu_count() or 1)
+    count = min(AT_ONCE, os.cpu_count() or 1, len(only))
     with ThreadPoolExecutor(count) as pool:
         drawing = [pool.submit(draw) for _ in range(count)]
         try:
@@ -91,6 +94,32 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
     if failed:
         raise ReportError("\n".join(failed))
     return [index, *(written[page] for page in only)]
+
+
+class EarlyPages:
+    """The pages EARLY over the runs below root, drawn beside a sweep that goes on: anew as its runs double."""
+
+    def __init__(self, root: Path):
+        self.root, self.runs, self.thread = root, 0, Thread()
+
+    def draw(self, run: str) -> None:
+        """Begin to draw, if this is the second, fourth, eighth … run that ended and no drawing goes on."""
+        self.runs += 1
+        if self.runs.bit_count() == 1 < self.runs and not self.thread.is_alive():
+            self.thread = Thread(target=self._write, daemon=True)
+            self.thread.start()
+
+    def wait(self) -> None:
+        """Return once no drawing goes on."""
+        if self.thread.ident:
+            self.thread.join()
+
+    def _write(self) -> None:
+        try:
+            index, *_ = write_reports(self.root, only=EARLY)
+            tqdm.write(f"{index}: first pages, of {self.runs} runs so far")
+        except (ReportError, OSError) as error:  # drawn again at the end, where it counts
+            tqdm.write(f"the first pages: {error}")
 
 
 def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
@@ -134,6 +163,8 @@ def _write_index(root: Path, out: Path) -> Path:
     counts = ", ".join(f"{count:,} {status}" for status, count in table.status.value_counts().items()) or "none yet"
     body = [f"<h1>pgolf</h1><p>{len(table):,} runs: {counts}.</p>"]
     for page, (title, question) in PAGES.items():
+        if not (out / f"{page}.html").exists():
+            continue
         body.append(f'<h2><a href="{page}.html">{title}</a></h2><p>{question}</p>')
         for figure in _figures(out, page)[:1]:
             name = html.escape(quote(figure))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -25,9 +26,12 @@ class WorkerLost(Exception):
     """The worker that ran a job is gone; the message names it. Another may run the job."""
 
 
-def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
-    """Execute all jobs. A job whose worker is lost is the next to start; however this ends, no process goes on.
+def run_jobs(
+    pool: "LocalPool", jobs: list[Job], bar: tqdm, ended: Callable[[str], None] = lambda run: None
+) -> list[Failure]:
+    """Execute all jobs, calling ended with the name of each that did. Returns those that failed.
 
+    A job whose worker is lost is the next to start; however this ends, no process goes on.
     After an edit of the code, or of a notebook, no further job is started, and those that run go on.
 
     pool: any object with the methods of LocalPool.
@@ -54,6 +58,7 @@ def run_jobs(pool: "LocalPool", jobs: list[Job], bar: tqdm) -> list[Failure]:
                 try:
                     if (returncode := pool.poll(job)) is not None:
                         failures += finish(job, returncode, time.perf_counter() - active.pop(job))
+                        ended(job.name)
                 except WorkerLost as error:
                     del active[job]
                     lost[job] += 1

@@ -9,14 +9,14 @@ from pathlib import Path
 from pgolf.disk import read_json
 from pgolf.runs import directory, integrity
 from pgolf.runs.code import other_code
-from pgolf.runs.directory import check_config, hold_lock
+from pgolf.runs.directory import REFUSED, check_config, hold_lock, locked, read_failure, write_interruption
 from pgolf.runs.result import RunError, read_result, stored_result
 from pgolf.runs.schema import About, read_about
 from pgolf.runs.table import best_training_run, load_runs
 from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
 from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments
 from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Sweep, SweepError, load_sweep, said_of_environment
-from pgolf.training.forecast import check
+from pgolf.training.forecast import check, over_cap
 from pgolf.training.inputs import open_dataset
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.files import atomic_write
@@ -55,7 +55,7 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[str]]:
     problems, jobs, stages = [], [], []
     for job in plan(sweep):
         try:
-            if not _is_complete(job):
+            if not (_is_complete(job) or _is_refused(sweep, job)):
                 jobs.append(job)
         except (ConfigError, RunError) as error:
             problems.append(str(error))
@@ -80,6 +80,12 @@ def _is_complete(job: Job) -> bool:
     if damage and damage != "notebook.ipynb":  # the notebook is made again, from the result
         raise RunError(f"{job.run_dir}: damaged: {damage}; delete that folder to run it again")
     return result is not None and not damage
+
+
+def _is_refused(sweep: Sweep, job: Job) -> bool:
+    """True if an earlier call has found that the run's file would not fit."""
+    failure = read_failure(job.run_dir) or ("",)
+    return sweep.skips_over_cap and not job.config.allow_over_cap and failure[0] == REFUSED
 
 
 def is_stage_complete(stage: Job) -> bool:
@@ -124,13 +130,15 @@ def run_sweep(
     scale: str = "",
     seeds: list[int] | None = None,
     open_pool: OpenPool | None = None,
+    ended: Callable[[str], None] = lambda run: None,
 ) -> list[Failure]:
     """Run what is missing of a sweep file, `workers` notebooks at a time. Returns the runs that failed.
 
     open_pool: makes the pool that executes the jobs, for example `partial(cluster.connect, address)`; default: worker
-    processes on this machine. A failed run does not stop the others; stages wait until every run is complete. Stopped
-    or killed at any moment, the sweep continues when it is run again. Before anything runs it raises SweepError,
-    DataError, RunError, or ForecastError for runs that would exceed their caps.
+    processes on this machine. ended: called with the name of each run or stage that ended. A failed run does not stop
+    the others; stages wait until every run is complete. Stopped or killed at any moment, the sweep continues when it is
+    run again. Before anything runs it raises SweepError, DataError, RunError, or ForecastError for runs that would
+    exceed their caps.
     """
     if open_pool and workers is not None:
         raise SweepError(f"workers={workers}: a cluster runs one notebook per worker that joined it; leave workers out")
@@ -145,7 +153,8 @@ def run_sweep(
         jobs, stages = missing(sweep)
         for line in done_by_other_code(sweep):
             say(line)
-        check({job.name: job.config for job in jobs}, say)
+        if _refuse(sweep, jobs):
+            jobs, stages = missing(sweep)
         _write_about(sweep, Path(path).stem)
         datasets(job.config for job in jobs)  # built once, and its problems reported before anything runs
         if not (jobs or stages):
@@ -156,18 +165,36 @@ def run_sweep(
             open_pool(sweep) if open_pool else nullcontext(LocalPool(environments)) as pool,
             sweep_bar(sweep.name, total, done=total - len(jobs) - len(stages)) as bar,
         ):
-            failures = run_jobs(pool, jobs, bar)
+            failures = run_jobs(pool, jobs, bar, ended)
             if failures and stages:
                 say(f"not run: {', '.join(stages)}; stages wait until every run is complete")
                 return failures
+            jobs.clear()
             for stage in stages:
                 try:
                     job = stage_job(sweep, stage, best_run(sweep))
-                    if not is_stage_complete(job):
-                        failures += run_jobs(pool, [job], bar)
+                    jobs += [] if is_stage_complete(job) else [job]
                 except RunError as error:
                     failures.append(failed(stage, str(error), sweep.directory / stage))
+            failures += run_jobs(pool, jobs, bar, ended)
     return failures
+
+
+def _refuse(sweep: Sweep, jobs: list[Job]) -> dict[str, str]:
+    """Runs whose files would not fit their caps, and how far; each is marked in its folder as not to be trained.
+
+    Raises ForecastError naming them all unless the sweep skips them.
+    """
+    configs = {job.name: job.config for job in jobs}
+    if not sweep.skips_over_cap:
+        check(configs, say)
+        return {}
+    refused = over_cap(configs, say)
+    for name, far in refused.items():
+        with locked(sweep.directory / name, configs[name]) as run_dir:
+            write_interruption(run_dir, f"not trained: forecast {far}", REFUSED)
+        say(f"{name:24} not trained: over its cap")
+    return refused
 
 
 def _write_about(sweep: Sweep, file: str) -> None:

@@ -12,7 +12,8 @@ runs:                     # knobs of each on top of base
 grid: {num_layers: [2, 3], model_dim: [160, 192]}  # every combination is a run too: num_layers2-model_dim160 …
 seeds: [1337, 1338]       # every run once per seed: control, control-s1338; the seed of base adds nothing to names
 repeats: 2                # every run that many times with the same knobs: control_a, control_b …
-stages:                   # after training, in order, on the best run that fits its cap
+over_cap: skip            # a run whose forecast is over its cap is listed, not trained; default: refuse the sweep
+stages:                   # after training, on the best run that fits its cap; several at a time
   - train                 # train.ipynb: always the first, named or not
   - sensitivity: {tokens: 32768}  # sensitivity.ipynb and its parameters
 
@@ -29,7 +30,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
@@ -63,6 +64,7 @@ class Sweep:
     runs: dict[str, RunConfig]
     groups: dict[str, str]  # run -> its seed group: the entry of runs: or grid: that it stems from
     changes: dict[str, list[str]]  # group -> knobs that its entry sets: the differences it claims
+    skips_over_cap: bool
     train_parameters: dict
     stages: dict[str, dict]  # notebook without .ipynb, also the name of the stage's run -> its parameters
 
@@ -103,6 +105,7 @@ class _Content(BaseModel):
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
     seeds: list[StrictInt] = []
     repeats: Annotated[StrictInt, Field(ge=1, le=len(LETTERS))] = 1
+    over_cap: Literal["refuse", "skip"] = "refuse"
     stages: list[Annotated[tuple[str, dict], BeforeValidator(_stage)]] = []
 
 
@@ -249,7 +252,8 @@ def _check(content: _Content, knobs: dict, shrink: bool) -> tuple[Sweep, list[st
     groups = {name: group for name, group, _ in runs}
     return Sweep(
         content.name + "-nano" * shrink, content.question, content.control, configs, groups, changes,
-        train_parameters, {name: proxy_parameters(own) if shrink else own for name, own in stages},
+        content.over_cap == "skip", train_parameters,
+        {name: proxy_parameters(own) if shrink else own for name, own in stages},
     ), problems  # fmt: skip
 
 

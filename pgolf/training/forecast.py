@@ -115,23 +115,28 @@ def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, 
     return _interval(Sizes(known, copies, config.export), state, drawn, margin, known=fraction == 1, without=without)
 
 
-def check(configs: dict[str, RunConfig], say: Callable[[str], None] | None = None) -> None:
-    """Compare the forecasts of runs (name -> config) with their caps; say(line) is given each one's.
+def over_cap(configs: dict[str, RunConfig], say: Callable[[str], None] | None = None) -> dict[str, str]:
+    """Runs (name -> config) whose forecast is over their cap, and how far; say(line) is given each one's forecast.
 
-    Raises ForecastError naming every run whose forecast is over its cap, unless the run has allow_over_cap or writes
-    no artifact. An interval that only reaches over the cap refuses nothing: the reference's int8 has a wide one.
+    Those with allow_over_cap, or that write no artifact, are never named. An interval that only reaches over the cap
+    names none: the reference's int8 has a wide one.
     """
-    over = []
+    over = {}
     for name, config in configs.items():
         expected = forecast(config)
         if say:
             say(f"{name:24} forecast {expected.verdict(config.cap_bytes)}")
         if expected.bytes > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
-            over.append(f"{name}: {expected} against cap_bytes={config.cap_bytes:,}")
-    if over:
+            over[name] = f"{expected} against cap_bytes={config.cap_bytes:,}"
+    return over
+
+
+def check(configs: dict[str, RunConfig], say: Callable[[str], None] | None = None) -> None:
+    """Raises ForecastError naming every run that is over_cap, with what to change."""
+    if over := over_cap(configs, say):
         raise ForecastError(
             "forecast over the cap, so not started:\n"
-            + "\n".join(f"  - {line}" for line in over)
+            + "\n".join(f"  - {name}: {far}" for name, far in over.items())
             + "\nraise cap_bytes, make the model smaller, take a coarser quantizer, or set allow_over_cap=1"
         )
 

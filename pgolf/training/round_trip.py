@@ -21,7 +21,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
-from pgolf_core.model import GPT, roles
+from pgolf_core.model import GPT, roles, skeleton
 from pgolf_core.quantization.calibration import Calibration, calibrate
 from pgolf_core.train import cast_embedding
 
@@ -108,8 +108,7 @@ def model_of(state: dict[str, Tensor], config: RunConfig, device: torch.device) 
 def _check_weights(state: dict[str, Tensor], config: RunConfig) -> None:
     """Compare names and shapes with the model's before it takes memory; as model_of."""
     try:
-        with torch.device("meta"):
-            GPT(config.model).load_state_dict(state, assign=True)
+        skeleton(config.model).load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise RunError(
             f"the weights are not those of the run's config: {' '.join(str(error).split())[:300]}"

@@ -5,7 +5,7 @@ import torch
 from golden_vectors import golden, state_of
 
 from pgolf_core.knobs import ModelConfig
-from pgolf_core.model import GPT
+from pgolf_core.model import GPT, skeleton
 
 TINY = dict(vocab_size=61, num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2)
 
@@ -45,6 +45,13 @@ def test_no_token_sees_the_future_or_past_its_window(window):
     assert not differs[:12].any() and differs[12]
     assert not window or not differs[12 + window :].any()  # one layer reaches window - 1 tokens on
     assert window or differs[-1]
+
+
+@pytest.mark.parametrize("knobs", [{}, dict(tie_embeddings=False), dict(embed_dim=8, num_unique_blocks=2)])
+def test_a_skeleton_has_the_shapes_of_the_model(knobs):
+    config = ModelConfig(**TINY | knobs)
+    of_skeleton, of_model = ({n: t.shape for n, t in m(config).state_dict().items()} for m in (skeleton, GPT))
+    assert of_skeleton == of_model
 
 
 def test_initial_loss_is_a_uniform_guess():

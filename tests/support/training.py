@@ -4,7 +4,7 @@ import torch
 
 from pgolf.runs.result import Result
 from pgolf_core.config import RunConfig
-from pgolf_core.model import GPT
+from pgolf_core.model import skeleton
 
 TINY = dict(
     track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
@@ -29,6 +29,5 @@ def tiny(**knobs) -> RunConfig:
 def gaussian_state(config: RunConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     """A state dict for the model, Gaussian with one rms."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in GPT(config.model).state_dict().items()}
+    shapes = {name: t.shape for name, t in skeleton(config.model).state_dict().items()}
     return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}

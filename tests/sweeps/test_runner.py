@@ -19,6 +19,7 @@ from pgolf.runs.table import load_runs
 from pgolf.sweeps.jobs import progress
 from pgolf.sweeps.runner import is_stage_complete, missing, plan, run_sweep, stage_job
 from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names, said_of_environment
+from pgolf.training.forecast import ForecastError
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
 from pgolf_core.export import load
@@ -45,10 +46,14 @@ def sweeps(tmp_path, monkeypatch):
     return write
 
 
-def test_the_demo_is_a_sound_sweep():
-    sweep = load_sweep(NOTEBOOKS / "sweeps" / "demo.yaml")
-    assert sweep.name == "demo" and sweep.baseline in sweep.runs
-    assert list(sweep.stages) == ["sensitivity", "residual_allocation", "export_lab"]
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("demo", ["sample", "export_lab"]), ("tour", ["sensitivity", "residual_allocation", "export_lab"])],
+)
+def test_the_demo_and_the_tour_are_sound_sweeps(name, stages):
+    sweep = load_sweep(NOTEBOOKS / "sweeps" / f"{name}.yaml")
+    assert sweep.name == name and sweep.baseline in sweep.runs
+    assert list(sweep.stages) == stages
 
 
 def test_knobs_are_resolved_for_the_kernel(sweeps, monkeypatch):
@@ -242,6 +247,21 @@ def test_a_sweep_does_what_is_missing_and_nothing_else(embedded, sweeps, monkeyp
         run_sweep(sweeps(content | {"runs": {"a": {"iterations": 5}, "torn": {"seed": 3}, "new": {"seed": 4}}}))
     assert "iterations 2 there, 5 now" in str(refusal.value) and "torn" in str(refusal.value)
     assert not (home / "new").exists()
+
+
+def test_a_run_over_its_cap_is_skipped_where_the_sweep_says_so(sweeps, capfd):
+    content = {"track": "nano", "base": TINY, "runs": {"wide": {"cap_bytes": 1000}}}
+    with pytest.raises(ForecastError, match=r"wide: .* against cap_bytes=1,000"):
+        run_sweep(sweeps(content))
+    assert not (directory.RUNS / "s").exists() or load_runs(directory.RUNS).empty
+    path = sweeps(content | {"over_cap": "skip"})
+    for _ in range(2):
+        assert run_sweep(path) == [] and missing(load_sweep(path)) == ([], [])
+        (row,) = load_runs(directory.RUNS).itertuples()
+        assert row.status == "refused" and "against cap_bytes=1,000" in row.problem
+    assert capfd.readouterr().out.count("not trained: over its cap") == 1
+    allowed = content | {"over_cap": "skip", "runs": {"wide": {"cap_bytes": 1000, "allow_over_cap": True}}}
+    assert [job.name for job in missing(load_sweep(sweeps(allowed)))[0]] == ["wide"]
 
 
 def start_and_wait_for_training(path, run_dir, root):
