@@ -90,6 +90,25 @@ def left_out(runs: pd.DataFrame) -> str:
     return "Counted nowhere:\n\n" + lines(texts) if texts else ""
 
 
+def conclusions(configs: pd.DataFrame, exports: pd.DataFrame) -> list[str]:
+    """What the tests of a sweep's by_config rows say, a sentence for each config and one for the smallest good file."""
+    texts = []
+    for row in configs[configs.delta.notna()].itertuples():
+        delta = format_interval(row.delta, row.half, ".4f")
+        if row.verdict in ("better", "worse"):
+            texts.append(f"**{md(row.arm)}** is {row.verdict} than the baseline run: {delta} bpb.")
+        elif row.verdict == "not significant":
+            found = "" if pd.isna(row.detectable) else f"; {row.detectable:.4f} would have been found nine times in ten"
+            texts.append(f"**{md(row.arm)}**: no difference found, {delta} bpb{found}.")
+    for row in exports[exports.verdict.ne("worse") & exports.half.notna()].nsmallest(1, "total_bytes").itertuples():
+        delta = format_interval(row.delta, row.half, ".4f")
+        name = f"**{md(row.arm)}**"
+        texts.append(
+            f"{name} is the smallest file not found worse than its run: {row.total_bytes:,} bytes, {delta} bpb."
+        )
+    return texts
+
+
 def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[str, list[str]]) -> list[str]:
     """One sentence per config of a sweep that did not change just what its file says. changes: of sweep.json."""
     texts = []

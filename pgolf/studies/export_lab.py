@@ -1,8 +1,12 @@
 """Export ablation: many files of one checkpoint, each written, read back and scored; the stages of two notebooks."""
 
+import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import torch
 
 from pgolf.analysis.frontier import INT8_ZLIB_BASELINE
 from pgolf.analysis.record_exports import RECORD_EXPORTS, solver_caps
@@ -19,6 +23,7 @@ Variants = dict[str, dict]  # name -> export knobs
 ANS_ALL_QUANTIZED = INT8_ZLIB_BASELINE | dict(codec="ans", control_dtype="float16", keep_float_max_numel=0)
 RESIDUAL_MODES = ("off", "early_proj_combo", "all_mlp_proj", "early_mlp_proj", "all_attn_proj", "early_combo")
 LQER = dict(int8_residual_rank=4, int8_residual_bits=4, int8_residual_group=64)
+MAX_AT_ONCE = 4  # more wait for each other in Python
 EMBED_STEP = 0.25  # relative to other matrices: the embedding is the most sensitive per byte
 CODEBOOKS = ("codebook:32:1:0.06", "codebook:256:2:0.06")  # 0.06: price on bits; without it a uniform step is better
 
@@ -104,20 +109,25 @@ def _lab(
 
     def make(source: Result, trained: RunConfig, config: RunConfig) -> Result:
         rows: list[dict] = []
-        calibration = None  # shared by all variants, since none changes a calibration knob
-        todo = list(variants.items())
-        while todo:
-            name, own = todo.pop(0)
-            variant_dir = Path(run_dir) / re.sub(r"[^\w.]+", "-", name)
-            if calibration is None and read_result(variant_dir) is None:
-                own_config, state = scoring_config(config, own), load_checkpoint(Path(source_dir) / CHECKPOINT)
-                calibration = calibration_of(state, own_config, open_dataset(config), pick_device(config.train))
-            variant = export_checkpoint(source_dir, variant_dir, calibration, **knobs | own)
-            rows.append(_row(name, own, variant, rows[0] if rows else None))
-            if not todo:
-                done = {row["variant"] for row in rows}
-                todo = [each for each in solver_variants(rows, shares, caps).items() if each[0] not in done]
-            print("{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}".format(**rows[-1]))
+        calibration, scored = None, {}  # shared, since no variant changes a knob of calibration or eval
+
+        def export(name: str, own: dict) -> Result:
+            return export_checkpoint(source_dir, _variant_dir(run_dir, name), calibration, scored, **knobs | own)
+
+        todo = {"plain": variants["plain"]}  # the others are compared with it
+        with ThreadPoolExecutor(_at_once(config)) as pool:
+            while todo:
+                new = [own for name, own in todo.items() if read_result(_variant_dir(run_dir, name)) is None]
+                needing = [c for own in new if (c := scoring_config(config, own)).export.needs_calibration]
+                if needing and calibration is None:
+                    state, dataset = load_checkpoint(Path(source_dir) / CHECKPOINT), open_dataset(config)
+                    calibration = calibration_of(state, needing[0], dataset, pick_device(config.train))
+                for (name, own), variant in zip(todo.items(), pool.map(export, todo, todo.values()), strict=True):
+                    rows.append(_row(name, own, variant, rows[0] if rows else None))
+                    line = "{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}"
+                    print(line.format(**rows[-1]), flush=True)
+                asked = variants if len(rows) < len(variants) else solver_variants(rows, shares, caps)
+                todo = {name: own for name, own in asked.items() if all(name != row["variant"] for row in rows)}
         return study(kind, source, config, rows, variant.data_fingerprint)
 
     def answers(stored: Result) -> bool:
@@ -125,6 +135,16 @@ def _lab(
         return {row["variant"]: row["knobs"] for row in stored.table} == asked
 
     return derive(source_dir, run_dir, knobs, make, answers)
+
+
+def _variant_dir(run_dir: str | Path, name: str) -> Path:
+    return Path(run_dir) / re.sub(r"[^\w.]+", "-", name)
+
+
+def _at_once(config: RunConfig) -> int:
+    """Variants made at a time, each on the threads of the knob cpu_threads."""
+    on_cpu = pick_device(config.train).type == "cpu"
+    return max(1, min(MAX_AT_ONCE, (os.cpu_count() or 1) // torch.get_num_threads())) if on_cpu else 1
 
 
 def _row(name: str, knobs: dict, variant: Result, plain: dict | None) -> dict:

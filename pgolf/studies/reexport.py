@@ -19,7 +19,7 @@ from pgolf.runs.result import (
 )
 from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import load_checkpoint, model_of, round_trip, roundtrip_fields, score_model
+from pgolf.training.round_trip import Scored, load_checkpoint, model_of, round_trip, roundtrip_fields, score_model
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.knobs import EvalConfig, ExportConfig
 from pgolf_core.quantization.calibration import Calibration
@@ -44,18 +44,19 @@ def scoring_config(config: RunConfig, knobs: dict) -> RunConfig:
 
 
 def export_checkpoint(
-    source_dir: str | Path, run_dir: str | Path, calibration: Calibration | None = None, **knobs
-) -> Result:
+    source_dir: str | Path, run_dir: str | Path, calibration: Calibration | None = None, scored: Scored | None = None,
+    **knobs,
+) -> Result:  # fmt: skip
     """A run that exports and scores another run's checkpoint with other export or eval knobs.
 
-    calibration: of that checkpoint with the same knobs, if it was made before. Returns the stored result if the
-    directory is complete. Raises RunError or ConfigError.
+    calibration, scored: of that checkpoint with the same knobs, if they were made before, as in `round_trip`. Returns
+    the stored result if the directory is complete. Raises RunError or ConfigError.
     """
 
     def export(source: Result, trained: RunConfig, config: RunConfig) -> Result:
         dataset, device = open_dataset(config), pick_device(config.train)
         state = load_checkpoint(Path(source_dir) / CHECKPOINT)
-        trip = round_trip(state, config, dataset, Path(run_dir) / ARTIFACT, calibration)
+        trip = round_trip(state, config, dataset, Path(run_dir) / ARTIFACT, calibration, scored=scored)
         raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
         was = evaluation_protocol(trained.eval, trained.train, source.environment["device"])
         same = was == evaluation_protocol(config.eval, config.train, device.type) and trained.eval == config.eval

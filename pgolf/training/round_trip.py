@@ -1,5 +1,6 @@
 """The score of the bytes on disk: export, read the file back, evaluate."""
 
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from pgolf_core.model import GPT, roles, skeleton
 from pgolf_core.quantization.calibration import Calibration, calibrate
 from pgolf_core.train import cast_embedding
 
+Scored = dict[str, tuple[Score, float]]  # SHA-256 of the weights -> their score and the seconds it took
+
 
 @dataclass(frozen=True)
 class RoundTrip:
@@ -38,12 +41,13 @@ class RoundTrip:
 
 def round_trip(
     state: dict[str, Tensor], config: RunConfig, dataset: Dataset, path: Path, calibration: Calibration | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = ALONE, scored: Scored | None = None,
 ) -> RoundTrip:  # fmt: skip
     """Export to path, load that file into a fresh model, score it on the round trip's validation tokens.
 
-    calibration: of the same weights and knobs; made here if None and needed. Rank 0 writes the file and reads it
-    back; all ranks score what it read. Raises RunError if the score is not finite.
+    calibration: of the same weights and knobs; made here if None and needed. scored: files of the same knobs of eval,
+    to which this one is added; one that holds the same weights is not scored again. Rank 0 writes the file and reads
+    it back; all ranks score what it read. Raises RunError if the score is not finite.
     """
     device, made = pick_device(config.train), None
     start = time.perf_counter()
@@ -54,13 +58,16 @@ def round_trip(
         made = load(path), account, checksum(path), calibrated - start, time.perf_counter() - calibrated
     read, account, sha256, calibration_seconds, export_seconds = ranks.share(made)
     exported = time.perf_counter()
-    score = score_model(model_of(read, config, device), config, dataset, roundtrip=True, ranks=ranks)
+    scored, weights = {} if scored is None else scored, hashlib.sha256(safetensors.torch.save(read)).hexdigest()
+    if weights not in scored:
+        score = score_model(model_of(read, config, device), config, dataset, roundtrip=True, ranks=ranks)
+        scored[weights] = score, time.perf_counter() - exported
+    score, eval_seconds = scored[weights]
     if not math.isfinite(score.val_loss):
         raise RunError(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
             "numbers; lower matrix_lr or scalar_lr, or take a finer quantizer"
         )
-    eval_seconds = time.perf_counter() - exported
     return RoundTrip(account, score, sha256, calibration_seconds, export_seconds, eval_seconds)
 
 

@@ -43,6 +43,17 @@ def test_configs_are_compared_with_their_baseline(tmp_path):
     assert table.is_baseline[:5].all() and table.is_baseline.sum() == 5
     notes = set(tables.format_table(table, tables.FRONTIER).note)
     assert f"better ({method})" in notes and any("not significant" in note for note in notes)
+    wide, same, narrow = sentences.conclusions(rows.reset_index(), rows[:0])
+    assert wide.startswith("**wide** is better than the baseline run: −0.0") and narrow.startswith(
+        "**narrow** is worse"
+    )
+    assert same.startswith("**same**: no difference found, ") and f"{rows.detectable['same']:.4f} would" in same
+    files = pd.DataFrame({
+        "arm": ["a", "b", "c"], "total_bytes": [10, 20, 30], "verdict": ["worse", "not significant", "equal"],
+        "delta": [0.1, 0.002, 0.0], "half": [0.01, 0.003, 0.0],
+    })  # fmt: skip
+    (said,) = sentences.conclusions(rows[:0].reset_index(), files)
+    assert said == "**b** is the smallest file not found worse than its run: 20 bytes, +0.0020 ± 0.0030 bpb."
 
 
 def test_single_seeds_are_tested_against_the_tracks_noise(tmp_path):

@@ -87,7 +87,9 @@ def test_lab_scores_a_file_of_every_kind(source, tmp_path, monkeypatch):
     for record in beside_records(frontier.exports(pd.DataFrame(result.table))).itertuples():
         assert f"solve {record.bytes}" in rows and 0 < record.share <= NEAR
     assert rows["int8 zlib"]["total_bytes"] == rows["plain"]["total_bytes"] > rows["int8 ans"]["total_bytes"]
-    assert rows["int8 ans"]["bpb"] == rows["plain"]["bpb"]  # the same integers
+    assert rows["int8 ans"]["bpb"] == rows["plain"]["bpb"]  # the same integers, scored once
+    same = [read_result(tmp_path / "lab" / name) for name in ("plain", "int8-zlib", "int8-ans")]
+    assert len({one.eval_seconds for one in same}) == 1 and len({one.artifact_sha256 for one in same}) == 2
     assert rows["step 0.4"]["total_bytes"] < rows["plain"]["total_bytes"]
     assert len({row["bpb"] for row in rows.values()}) >= len(rows) - 2  # every other quantiser gives other weights
     for share in (1.0, 0.4):
