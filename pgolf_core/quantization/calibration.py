@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from pgolf_core.parameters import RoleError, roles_of
 
 PIECE = 1024  # tokens of a backward pass on a CPU: activations stay in its caches
+PANEL = 128  # rows of second moments that are added at a time
 PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
@@ -49,11 +50,13 @@ class Statistics:
         return 0.5 * (self.row_weight @ (change @ self.hessian * change).sum(1)).item() / self.tokens
 
     def add_product(self, rows: Tensor, cols: Tensor) -> None:
-        """Add gradients of n tokens, each rows (n, R) ⊗ cols (n, C)."""
+        """Add gradients of n tokens, each rows (n, R) ⊗ cols (n, C); below its diagonal hessian is left incomplete."""
         rows, cols = rows.flatten(0, -2).float(), cols.flatten(0, -2).float()
         squares = rows.square()
         self.row_fisher.addmv_(squares.T, cols.square().sum(1))
-        self.hessian.addmm_((cols * squares.sum(1, keepdim=True)).T, cols)
+        weighted = cols * squares.sum(1, keepdim=True)
+        for i in range(0, cols.size(1), PANEL):  # the upper triangle, since it is symmetric
+            self.hessian[i : i + PANEL, i:].addmm_(weighted[:, i : i + PANEL].T, cols[:, i:])
 
     def add_lookup(self, ids: Tensor, cols: Tensor) -> None:
         """Add gradients of n lookups: cols (n, C) in the row of each id."""
@@ -95,7 +98,8 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
                 sums[name].add_lookup(torch.arange(len(weight), device=device), weight.grad)
                 weight.grad = None
     tokens = sum(batch.numel() for batch in batches)
-    return {name: Statistics(s.row_fisher.cpu(), s.hessian.cpu(), tokens) for name, s in sums.items()}
+    whole = {name: (s.hessian.triu() + s.hessian.triu(1).T).cpu() for name, s in sums.items()}
+    return {name: Statistics(s.row_fisher.cpu(), whole[name], tokens) for name, s in sums.items()}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import nn
 from pgolf_core.config import RunConfig
 from pgolf_core.model import GPT
 from pgolf_core.parameters import EMBEDDING, RoleError, declare, matrix
+from pgolf_core.quantization import calibration as calibration_module
 from pgolf_core.quantization.calibration import calibrate
 
 SHAPES = {
@@ -75,6 +76,17 @@ def test_cost_predicts_the_rise_of_the_loss(case):
                 predicted.append(calibration[name].cost(change))
     ratio = torch.tensor(predicted) / torch.tensor(real)
     assert 0.5 < ratio.median() < 1.6 and ((ratio > 0.2) & (ratio < 4)).all(), ratio
+
+
+def test_pieces_and_panels_change_the_sums_by_rounding_alone(case, monkeypatch):
+    model, _ = case
+    whole = calibrate(model, [IDS])
+    monkeypatch.setattr(calibration_module, "PIECE", 24)
+    monkeypatch.setattr(calibration_module, "PANEL", 5)
+    for name, s in calibrate(model, [IDS]).items():
+        for now, once in ((s.hessian, whole[name].hessian), (s.row_fisher, whole[name].row_fisher)):
+            assert (now - once).norm() < 1e-5 * once.norm(), name
+        assert torch.equal(s.hessian, s.hessian.T)
 
 
 def test_runs_repeat_and_leave_the_model_as_it_was(case):
