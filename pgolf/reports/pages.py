@@ -97,15 +97,16 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
 
 
 class EarlyPages:
-    """The pages EARLY over the runs below root, drawn beside a sweep that goes on: anew as its runs double."""
+    """The pages EARLY over the runs below root, drawn beside a sweep that goes on."""
 
     def __init__(self, root: Path):
-        self.root, self.runs, self.thread = root, 0, Thread()
+        self.root, self.runs, self.next, self.thread = root, 0, 2, Thread()
 
     def draw(self, run: str) -> None:
-        """Begin to draw, if this is the second, fourth, eighth … run that ended and no drawing goes on."""
+        """Begin to draw, if this is the second, eighth, 32nd … run that ended; later if a drawing goes on."""
         self.runs += 1
-        if self.runs.bit_count() == 1 < self.runs and not self.thread.is_alive():
+        if self.runs >= self.next and not self.thread.is_alive():
+            self.next = 4 * self.runs
             self.thread = Thread(target=self._write, daemon=True)
             self.thread.start()
 

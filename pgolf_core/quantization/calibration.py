@@ -81,16 +81,17 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
     batches = list(sequences)
     with _without_weight_gradients(model):
         with _Recorder(weights, sums) as probe:
-            vocabulary = model(batches[0][:1].to(device)).size(-1)
+            model(batches[0][:1].to(device))
         recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
         by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
         for part in (part for batch in batches for part in batch.split(1 if by_sequence else len(batch))):
-            noise = torch.empty(part.numel(), vocabulary).exponential_(generator=generator)
+            uniform = torch.rand(part.numel(), 1, generator=generator, dtype=torch.float64)
             few = max(1, PIECE // part.size(1)) if device.type == "cpu" else len(part)
-            for ids, own in zip(part.split(few), noise.split(few * part.size(1)), strict=True):
+            for ids, own in zip(part.split(few), uniform.split(few * part.size(1)), strict=True):
                 with recorder:
                     logits = model(ids.to(device)).float().flatten(0, 1)
-                drawn = (logits.detach().softmax(-1).cpu() / own).argmax(1)  # as torch.multinomial draws
+                below = logits.detach().softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
+                drawn = torch.searchsorted(below, own * below[:, -1:]).flatten()  # whose share holds it
                 F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
             for name, weight in by_sequence.items():
                 if weight.grad is None:

@@ -52,7 +52,8 @@ def squared_gradients(model, names, ids, seed):
     for sequence in ids.split(1):
         model.zero_grad()
         logits = model(sequence).flatten(0, 1)
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).flatten()
+        uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64)
+        drawn = (logits.softmax(-1).double().cumsum(-1) < uniform).sum(1)  # the inverse of the distribution function
         F.cross_entropy(logits, drawn, reduction="sum").backward()
         squares = {name: total + model.get_parameter(name).grad.square() for name, total in squares.items()}
     return squares
