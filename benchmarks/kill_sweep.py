@@ -1,8 +1,8 @@
-"""Kill the demo sweep at random moments, run it again each time, and compare its results with an undisturbed one.
+"""Kill the tour sweep at random moments, run it again each time, and compare its results with an undisturbed one.
 
     python benchmarks/kill_sweep.py [--kills 20] [--seed 0] [--full]
 
-Default: the demo's runs and stages shrunk to seconds each, about eight minutes on two cores; --full: the demo
+Default: the tour's runs and stages shrunk to seconds each, about eight minutes on two cores; --full: the tour
 itself, an hour. Most kills hit the sweep's process only, some the whole family, one kernel or one kernel process. Must
 hold: the sweep ends complete; every figure, byte and artifact equals the undisturbed sweep's; no complete run is
 done again; no process survives its sweep; no torn file counts as complete.
