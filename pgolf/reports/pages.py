@@ -103,10 +103,10 @@ class EarlyPages:
         self.root, self.runs, self.next, self.thread = root, 0, 2, Thread()
 
     def draw(self, run: str) -> None:
-        """Begin to draw, if this is the second, eighth, 32nd … run that ended; later if a drawing goes on."""
+        """Begin to draw, if this is the second, 16th, 128th … run that ended; later if a drawing goes on."""
         self.runs += 1
         if self.runs >= self.next and not self.thread.is_alive():
-            self.next = 4 * self.runs
+            self.next = 8 * self.runs
             self.thread = Thread(target=self._write, daemon=True)
             self.thread.start()
 

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,19 +67,22 @@ def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
     return variants
 
 
-def solver_variants(rows: list[dict], shares: Iterable[float], caps: Iterable[int]) -> Variants:
+def solver_variants(
+    rows: list[dict], shares: Iterable[float], caps: Iterable[int] = (), equal_loss: bool = True
+) -> Variants:
     """The solver's file for each cap in bytes, code included, and for each share of the first row's bytes.
 
-    Then those to hold beside the records' files, which are sought among the rows finished so far.
+    equal_loss: then those to hold beside the records' files, which are sought among the rows finished so far.
     """
     caps = sorted({*caps, *(int(share * rows[0]["total_bytes"]) for share in shares)}, reverse=True)
-    caps += solver_caps(rows, caps)
+    caps += solver_caps(rows, caps) if equal_loss else []
     return {f"solve {cap}": ANS_ALL_QUANTIZED | dict(allocation="solve", cap_bytes=cap) for cap in caps}
 
 
 def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> Result:
     """A run with a sub-run per residual variant, and the solver's file of as many bytes as the plain one."""
-    return _lab("residual_allocation", source_dir, run_dir, residual_variants(budgets), (1.0,), (), knobs)
+    solver = partial(solver_variants, shares=[1.0])
+    return _lab("residual_allocation", source_dir, run_dir, residual_variants(budgets), solver, knobs)
 
 
 def export_lab(
@@ -88,23 +92,27 @@ def export_lab(
     codecs: Iterable[str] = ("zlib", "lzma", "brotli", "ans"),
     shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4),
     caps: Iterable[int] = (),
+    equal_loss: bool = True,
     **knobs,
 ) -> Result:
     """A run with a sub-run per lab variant, the records' exports among them, and the solver's files.
 
     shares: size limits of the solver relative to int8 under zlib of this checkpoint. caps: further limits in bytes.
+    equal_loss: search the solver's smallest files that lose no more than the records', some ten files more.
     """
     variants = {"plain": INT8_ZLIB_BASELINE} | lab_variants(steps, codecs) | RECORD_EXPORTS
-    return _lab("export_lab", source_dir, run_dir, variants, tuple(shares), tuple(caps), knobs)
+    solver = partial(solver_variants, shares=tuple(shares), caps=tuple(caps), equal_loss=equal_loss)
+    return _lab("export_lab", source_dir, run_dir, variants, solver, knobs)
 
 
 def _lab(
-    kind: str, source_dir: str | Path, run_dir: str | Path, variants: Variants, shares: tuple, caps: tuple, knobs: dict
-) -> Result:
+    kind: str, source_dir: str | Path, run_dir: str | Path, variants: Variants,
+    solver: Callable[[list[dict]], Variants], knobs: dict,
+) -> Result:  # fmt: skip
     """A result whose table compares all variants with the first, named plain; knobs apply to all of them.
 
-    Sub-runs that are complete are not done again. Raises RunError if the source is incomplete, ConfigError on knobs
-    of training.
+    solver: the variants that follow from the rows so far, until none is new. Sub-runs that are complete are not done
+    again. Raises RunError if the source is incomplete, ConfigError on knobs of training.
     """
 
     def make(source: Result, trained: RunConfig, config: RunConfig) -> Result:
@@ -126,12 +134,12 @@ def _lab(
                     rows.append(_row(name, own, variant, rows[0] if rows else None))
                     line = "{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}"
                     print(line.format(**rows[-1]), flush=True)
-                asked = variants if len(rows) < len(variants) else solver_variants(rows, shares, caps)
+                asked = variants if len(rows) < len(variants) else solver(rows)
                 todo = {name: own for name, own in asked.items() if all(name != row["variant"] for row in rows)}
         return study(kind, source, config, rows, variant.data_fingerprint)
 
     def answers(stored: Result) -> bool:
-        asked = variants | solver_variants(stored.table, shares, caps)
+        asked = variants | solver(stored.table)
         return {row["variant"]: row["knobs"] for row in stored.table} == asked
 
     return derive(source_dir, run_dir, knobs, make, answers)

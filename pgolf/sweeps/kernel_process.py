@@ -64,7 +64,7 @@ def execute(notebook: Path, output: Path, parameters: dict, **options) -> str | 
     """
     import papermill  # slow, and a Dask worker only needs start
 
-    options |= dict(kernel_name="python3", progress_bar=False)
+    options |= dict(kernel_name="python3", progress_bar=False, shutdown_kernel="immediate")  # nothing is left to write
     try:
         papermill.execute_notebook(str(notebook), str(output), parameters, **options)
     except papermill.PapermillExecutionError as error:
