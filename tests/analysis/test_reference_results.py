@@ -16,7 +16,7 @@ from pgolf_core.config import HASH_EXCLUDED, ROOT, RunConfig
 from pgolf_core.model import skeleton
 
 NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
-OURS = {"demo", "growth", "tokenizers"}  # not in the notes
+OURS = {"demo", "growth", "tokenizers", "tour"}  # not in the notes
 FILES = sorted(path for path in (NOTEBOOKS / "sweeps").glob("*.yaml") if path.stem not in OURS)
 RESULTS = reference_results.load()
 

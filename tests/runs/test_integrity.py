@@ -30,8 +30,9 @@ def whole(finished, tmp_path_factory):
 
 
 def flip(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    """One bit of a letter near the middle: the last digit of a number may stand for the same float."""
+    i = next(i for i in range(len(content) // 2, len(content)) if chr(content[i]).isalpha())
+    return content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
 
 
 DAMAGES = {
