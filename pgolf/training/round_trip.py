@@ -58,7 +58,7 @@ def round_trip(
         made = load(path), account, checksum(path), calibrated - start, time.perf_counter() - calibrated
     read, account, sha256, calibration_seconds, export_seconds = ranks.share(made)
     exported = time.perf_counter()
-    scored, weights = {} if scored is None else scored, hashlib.sha256(safetensors.torch.save(read)).hexdigest()
+    scored, weights = ({}, "") if scored is None else (scored, hashlib.sha256(safetensors.torch.save(read)).hexdigest())
     if weights not in scored:
         score = score_model(model_of(read, config, device), config, dataset, roundtrip=True, ranks=ranks)
         scored[weights] = score, time.perf_counter() - exported

@@ -26,7 +26,7 @@ def norm(x: Tensor) -> Tensor:
 class _Norm(Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        scale = x.square().mean(-1, keepdim=True).add_(torch.finfo(x.dtype).eps).rsqrt_()  # as F.rms_norm
+        scale = x.square().mean(-1, keepdim=True).add_(torch.finfo(x.dtype).eps).rsqrt_()  # F.rms_norm does so
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y

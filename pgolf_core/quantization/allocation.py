@@ -142,7 +142,7 @@ class SizeEstimate:
                 break
             before, lam = estimated, lam * 2**octaves
             estimated = self(lam)
-            if estimated == before:  # as coarse or as fine as steps can be
+            if estimated == before:  # steps are at their coarsest or finest
                 break
             slope = min((estimated - before) / octaves, slope / 4)
         return lam

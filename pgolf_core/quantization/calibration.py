@@ -91,7 +91,7 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
                 with recorder:
                     logits = model(ids.to(device)).float().flatten(0, 1)
                 below = logits.detach().softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
-                drawn = torch.searchsorted(below, own * below[:, -1:]).flatten()  # whose share holds it
+                drawn = torch.searchsorted(below, own * below[:, -1:]).flatten()  # its share holds the number
                 F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
             for name, weight in by_sequence.items():
                 if weight.grad is None:

@@ -47,7 +47,9 @@ def test_no_token_sees_the_future_or_past_its_window(window):
     assert window or differs[-1]
 
 
-@pytest.mark.parametrize("knobs", [{}, dict(tie_embeddings=False), dict(embed_dim=8, num_unique_blocks=2)])
+@pytest.mark.parametrize(
+    "knobs", [{}, dict(tie_embeddings=False, orthogonal_init=True), dict(embed_dim=8, num_unique_blocks=2)]
+)
 def test_a_skeleton_has_the_shapes_of_the_model(knobs):
     config = ModelConfig(**TINY | knobs)
     of_skeleton, of_model = ({n: t.shape for n, t in m(config).state_dict().items()} for m in (skeleton, GPT))

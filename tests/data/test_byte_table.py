@@ -166,7 +166,7 @@ def test_bytes_tokenizer(make_folder, tmp_path):
     dataset = make_folder([train], [val], tokenizer=path)
     result = audit(dataset, seq_len=8, documents=[*MORE_HARD_TEXTS, "a val text"])
     found = {(found.check, found.level) for found in result.findings}
-    assert found == {("documents", "note"), ("marks", "note"), ("size", "warning")}  # as the hard texts are
+    assert found == {("documents", "note"), ("marks", "note"), ("size", "warning")}  # all true of the hard texts
     (message,) = messages(audit(changed(dataset, base_bytes=(slice(132, None), 3)), seq_len=8), "table")
     assert "U+FFFD" in message and "128 of 260 tokens: token 132 3 not 1" in message
 

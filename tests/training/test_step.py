@@ -160,4 +160,4 @@ def faults():
 print([faults() for _ in range(3)][-1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 4000  # of 16,384 pages
+    assert int(done.stdout) < 4000  # the memory has 16,384 pages
