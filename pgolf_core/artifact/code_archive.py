@@ -13,6 +13,7 @@ import sys
 import tarfile
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from python_minifier import minify
 
@@ -28,16 +29,22 @@ ENTRY_POINTS = {
     "model": ("GPT",),
     "tokens": ("ByteTable",),
 }
+PARSING = Lock()  # CPython 3.11 counts the depth of a syntax tree for all threads together; two at a time fail
 FUTURE = "annotations"  # kept in every module: from __future__ import annotations
 
 
-@cache
 def code_archive(*forms: type) -> bytes:
     """The archive for files that hold these stored forms, residuals and options of the model.
 
     The same bytes on every machine and Python version: python-minifier is pinned, and no f-string of a reader holds a
-    string inside its braces, which Python 3.12 and later would quote in another way.
+    string inside its braces, which Python 3.12 and later would quote in another way. Threads wait for one another.
     """
+    with PARSING:
+        return _archive(*forms)
+
+
+@cache
+def _archive(*forms: type) -> bytes:
     files = {f"pgolf_core/{module.replace('.', '/')}.py": text for module, text in reader_modules(*forms).items()}
     packages = {parent.as_posix() for path in files for parent in Path(path).parents} - {"."}
     files |= {f"{package}/__init__.py": "" for package in packages}
@@ -96,6 +103,7 @@ def _minified(source: str) -> str:
     return minify(source, remove_literal_statements=True, hoist_literals=False)  # lzma finds repeats by itself
 
 
+@cache
 def _definitions(source: str) -> dict[str, ast.stmt]:
     """Name -> the statement that defines it, in the order of the source."""
     definitions: dict[str, ast.stmt] = {}

@@ -1,6 +1,7 @@
 """The counted code runs alone, holds nothing that does not run, and is the same bytes everywhere."""
 
 import ast
+import gc
 import io
 import json
 import lzma
@@ -8,6 +9,8 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from support.options import MODEL_OPTIONS, combinations, knobs_of
@@ -101,6 +104,22 @@ def test_archive_is_small_and_its_f_strings_are_quoted_alike_by_every_python():
     nodes = [node for text in reader_modules(*everything).values() for node in ast.walk(ast.parse(text))]
     in_braces = [m for n in nodes if isinstance(n, ast.FormattedValue) for m in ast.walk(n.value)]
     assert in_braces and not any(isinstance(m, ast.Constant) and isinstance(m.value, str) for m in in_braces)
+
+
+def test_threads_make_archives_at_the_same_time():
+    """CPython 3.11's parser fails when the collector lets another thread parse in the middle of it."""
+    packing._archive.cache_clear()
+    packing._definitions.cache_clear()
+    threshold = gc.get_threshold()
+    gc.set_threshold(50)
+    gc.callbacks.append(let_others := lambda *_: time.sleep(0))
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            archives = list(pool.map(code_archive, [LowRank, CodebookTensor] * 2, [RankOne, RankOne] * 2))
+    finally:
+        gc.callbacks.remove(let_others)
+        gc.set_threshold(*threshold)
+    assert archives == [code_archive(LowRank), code_archive(CodebookTensor)] * 2
 
 
 def test_archive_is_the_same_bytes_from_any_process():
