@@ -183,14 +183,17 @@ def _dry_run(checked) -> None:
     from pgolf.sweeps.runner import done_by_other_code, missing
     from pgolf.sweeps.sweep_file import said_of_environment
     from pgolf.training.forecast import check, over_cap
+    from pgolf_core.model import skeleton
 
     jobs, stages = missing(checked)
     to_run = {job.name for job in jobs} | set(stages)
     status = dict(load_runs(checked.directory)[["run", "status"]].itertuples(index=False))
     print(f"{checked.name}: {checked.question}" if checked.question else checked.name)
     print(*(f"{line}\n" for line in [*said_of_environment(), *done_by_other_code(checked)]), sep="", end="")
+    parameters = {m: sum(p.numel() for p in skeleton(m).parameters()) for m in {c.model for c in checked.runs.values()}}
     for name in [*checked.runs, *checked.stages]:
-        print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else ''}".rstrip())
+        size = f"{parameters[checked.runs[name].model]:14,} parameters" if name in checked.runs else ""
+        print(f"  {name:32} {status.get(name, 'new'):12} {'to run' if name in to_run else '':6} {size}".rstrip())
     print(f"{len(to_run)} to run, {len(worker_environments([job.config for job in jobs]))} at a time")
     (over_cap if checked.skips_over_cap else check)({job.name: job.config for job in jobs}, print)
 

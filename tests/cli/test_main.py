@@ -165,7 +165,8 @@ def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
     status, out, _ = pgolf(capfd, "sweep", path, "--dry-run")
     words = [line.split() for line in out.splitlines()]
     assert status == 0 and words[0] == ["s:", "why?"]
-    assert words[1:4] == [["a", "complete"], ["b", "new", "to", "run"], ["sensitivity", "new", "to", "run"]]
+    assert words[1] == ["a", "complete", "714,440", "parameters"] and words[3] == ["sensitivity", "new", "to", "run"]
+    assert words[2] == ["b", "new", "to", "run", "714,440", "parameters"]
     assert words[4][:3] == ["2", "to", "run,"] and not (root / "s" / "b").exists()
 
 

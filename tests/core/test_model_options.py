@@ -204,16 +204,13 @@ PUBLISHED = {  # pull request of a record: its knobs and parameters
     "414": (SP1024 | VE | dict(bigram_vocab_size=2048), 26_993_756),
     "549": (SP1024 | VE | dict(bigram_vocab_size=1536), 26_928_220),
     "1060": (SP1024 | VE | dict(bigram_vocab_size=2816, bigram_dim=112), 27_038_812),
-    "1019": (SP1024 | VE | dict(bigram_vocab_size=3072, bigram_dim=112), 27_067_484),
-    "1218": (SP4096 | VE, 34_401_371),
     "1394": (SP8192, 35_943_512),
     "1493": (SP8192 | dict(loop_start=3, parallel_from=7), 35_944_536),
     "1530": (TOP, 35_944_602),
     "1736": (TOP | dict(attn_gate="dense"), 35_989_658),
     "1787": (TOP | dict(attn_gate="sparse"), 35_945_658),
     "1667": (TOP | dict(attn_gate="doubled", smear_gate="v2"), 35_945_671),
-    "1855": (TOP | dict(attn_gate="sparse", attn_gate_scale=0.5, smear_gate="v2"), 35_945_671),
-}
+}  # those of notebooks/sweeps/record_*.yaml: tests/sweeps/test_sweep_file.py
 
 
 @pytest.mark.parametrize("record", PUBLISHED)

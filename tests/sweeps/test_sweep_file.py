@@ -4,8 +4,10 @@ import time
 
 import pytest
 
+from pgolf.analysis.record_exports import RECORD_EXPORTS
+from pgolf.cli import main
 from pgolf.machines.pod import RemoteError, load_pod
-from pgolf.sweeps.sweep_file import SweepError, load_sweep
+from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 15))
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 2000))
@@ -72,3 +74,19 @@ def test_a_pod_file_that_unfolds_without_end_is_refused_shortly(tmp_path, text):
     with pytest.raises(RemoteError) as refusal:
         load_pod(tmp_path / "pod.yaml")
     assert len(str(refusal.value)) < 10_000
+
+
+RECORDS = {"1019": "27,067,484", "1218": "34,401,371", "1855": "35,945,671"}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_records_have_the_published_parameters_and_shrink(record, capfd):
+    path = NOTEBOOKS / "sweeps" / f"record_{record}.yaml"
+    assert main.main(["sweep", str(path), "--dry-run"]) == 0
+    assert f"to run {RECORDS[record]:>14} parameters" in capfd.readouterr().out
+    (run,), (nano,) = load_sweep(path).runs.values(), load_sweep(path, scale="nano").runs.values()
+    assert RECORD_EXPORTS.get(f"record {record}", {}).items() <= run.model_dump().items()
+    assert (nano.num_layers, nano.model_dim, nano.xsa_last, nano.vocab_size) == (3, 128, 3, run.vocab_size)
+    bands = (nano.parallel_from, nano.loop_start, nano.loop_end, nano.loop_extra)
+    assert bands == ((2, 1, 1, 2) if run.loop_extra else (3, 0, 0, 0))
+    assert 0.7 < nano.ema_decay < 0.9 and nano.calibration_tokens == 16_384
