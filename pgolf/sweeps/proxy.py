@@ -10,7 +10,7 @@ LENGTH = 4  # divisor of layers, widths and windows
 SIZE = 16  # divisor of counts of weights or bytes: the square of LENGTH
 STEPS = 64  # divisor of the steps that a mean of weights spans
 SECONDS = 20  # wallclock limit of a time-limited run
-CALIBRATION = 16_384  # most tokens of calibration, which counts toward that limit
+CALIBRATION = 4096  # most tokens of calibration, which counts toward that limit
 LENGTHS = (
     "num_layers", "num_unique_blocks", "window_size", "eval_seq_len", "eval_stride", "xsa_last", "ve_last",
     "parallel_from", "loop_start", "loop_end", "bigram_vocab_size",

@@ -16,8 +16,8 @@ from pgolf_core.config import HASH_EXCLUDED, ROOT, RunConfig
 from pgolf_core.model import skeleton
 
 NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
-OURS = {"demo", "growth", "tokenizers", "tour"}  # not in the notes
-FILES = sorted(path for path in (NOTEBOOKS / "sweeps").glob("*.yaml") if path.stem not in OURS)
+OURS = re.compile("demo|growth|tokenizers|tour|record_.*|stack_.*|frontier_nano")  # not in the notes
+FILES = sorted(path for path in (NOTEBOOKS / "sweeps").glob("*.yaml") if not OURS.fullmatch(path.stem))
 RESULTS = reference_results.load()
 
 HEADS = {"num_heads", "num_kv_heads"}  # always 2 and 1 at nano scale

@@ -89,4 +89,4 @@ def test_records_have_the_published_parameters_and_shrink(record, capfd):
     assert (nano.num_layers, nano.model_dim, nano.xsa_last, nano.vocab_size) == (3, 128, 3, run.vocab_size)
     bands = (nano.parallel_from, nano.loop_start, nano.loop_end, nano.loop_extra)
     assert bands == ((2, 1, 1, 2) if run.loop_extra else (3, 0, 0, 0))
-    assert 0.7 < nano.ema_decay < 0.9 and nano.calibration_tokens == 16_384
+    assert 0.7 < nano.ema_decay < 0.9 and nano.calibration_tokens == 4096
