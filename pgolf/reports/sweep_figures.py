@@ -19,6 +19,7 @@ VERDICTS = {  # a config against the baseline: marker, colour of face and edge
 }  # fmt: skip
 MIN_SPAN = 4e-4  # bpb; an axis spans at least this, so that its ticks have few digits
 CONFIGS = 24  # per figure; tables have all
+TICKS = (-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3)  # of plot_published
 
 
 def numeric_knob(rows: pd.DataFrame, group: pd.DataFrame) -> str:
@@ -141,4 +142,36 @@ def plot_leaderboard(steps: pd.DataFrame) -> Figure:
     if steps.cap_bytes.nunique() > 1:
         ax.legend(fontsize=8, loc="upper right")
     place_labels(ax, np.column_stack([mdates.date2num(times), steps.bpb]), steps.name.map(short))
+    return figure
+
+
+def plot_published(rows: pd.DataFrame) -> Figure:
+    """What having each technique changes here, with 95 % intervals, and the published change on axes of its own.
+
+    rows: of analysis.published_deltas.ablations.
+    """
+    names = list(dict.fromkeys(rows.title))[::-1]
+    size = (11, 1.3 + 0.3 * len(names))
+    figure, (here, there) = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True, width_ratios=(3, 2))
+    ways = list(dict.fromkeys(rows.ours))
+    for row in rows.itertuples():
+        colour = {"helps": BLUE, "harms": RED}.get(row.verdict, "0.45")
+        at = names.index(row.title) + 0.18 * (len(ways) - 1) * (1 - 2 * ways.index(row.ours))
+        here.plot([row.low, row.high], [at, at], color=colour, lw=1.4)
+        here.plot(row.delta, at, ls="", marker="os"[ways.index(row.ours)], color=colour, ms=5)
+        span = [row.published_low, row.published_high]
+        there.plot(span, 2 * [names.index(row.title)], color="0.45", lw=1.4, marker="|", ms=7, mew=1.4)
+    for ax, label in ((here, "Δ bits per byte of having it, here"), (there, "published Δ (other data)")):
+        ax.axvline(0, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
+        ax.set(xlabel=label)
+        ax.grid(axis="y", visible=False)
+    ends = here.get_xlim()
+    here.set_xscale("symlog", linthresh=0.01)  # vocabularies change ten times as much as gates
+    here.set_xticks(TICKS, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS], fontsize=8)
+    here.set_xticks([], minor=True)
+    here.set_xlim(ends)
+    here.set_yticks(range(len(names)), names, fontsize=8)
+    handles = [dot(f"{way}", "os"[i], "0.45", "0.45", ms=5) for i, way in enumerate(ways)]
+    handles += [dot(word, "D", colour, colour, ms=5) for word, colour in (("helps", BLUE), ("harms", RED))]
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=8)
     return figure

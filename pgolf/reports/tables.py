@@ -51,6 +51,12 @@ def format_interval(value: float, half: float, form: str, factor: float = 1.0) -
     return f"{text} ± {'?' if pd.isna(half) else format(factor * half, form)}"
 
 
+def format_range(low: float, high: float) -> str:
+    """'−0.006 to −0.003'; one figure if they are equal."""
+    texts = [MISSING if pd.isna(value) else f"{value:+.4g}".replace("-", "−") for value in (low, high)]
+    return " to ".join(dict.fromkeys(texts))
+
+
 def format_verdict(row) -> str:
     """'better (paired, 5 seeds)'. row: verdict and method of a statistics.Comparison."""
     if row.verdict in ("better", "worse"):
@@ -133,6 +139,12 @@ REFERENCE: list[Column] = [  # rows: analysis.reference_results
     ("bpb", lambda rows: rows.bpb_text.replace("", MISSING), ""),
     ("score", lambda rows: rows.score.where(rows.bpb.notna(), MISSING), ""),
     ("total bytes", "bytes", ",.0f"), *_words("status", "verdict"),
+]  # fmt: skip
+PUBLISHED: list[Column] = [  # rows: analysis.published_deltas.ablations
+    ("technique", "title", ""), *_words("ours", "sweep"), ("Δ of having it", ("delta", "half"), ".4f"),
+    ("note", lambda rows: rows.verdict.replace("not significant", "no difference found"), ""),
+    ("published Δ (other data)", lambda rows: map(format_range, rows.published_low, rows.published_high), ""),
+    *_words("reliability", "source"),
 ]  # fmt: skip
 HISTORY: list[Column] = [  # rows: analysis.seed_groups.history, with the leaders' names
     ("finished (UTC)", lambda rows: rows.finished.str.replace("T", " "), ""), ("cap", "cap_bytes", ",.0f"),
