@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from pgolf_core.knobs import ModelConfig
 from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_angles, window_mask, within_documents
 from pgolf_core.layers.bigram import BigramHash
-from pgolf_core.layers.fused import cross_entropy, norm, relu_squared, softcap
+from pgolf_core.layers.fused import capped_cross_entropy, norm, relu_squared, softcap
 from pgolf_core.layers.gates import HeadGates, SkipGates
 from pgolf_core.layers.lanes import TwoLanes
 from pgolf_core.layers.layer import Layer
@@ -132,6 +132,11 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V), soft-capped, in float32."""
+        logits = self.uncapped(ids)
+        return softcap(logits, self.config.logit_softcap) if self.softcaps is None else self.softcaps(logits)
+
+    def uncapped(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) before the soft cap."""
         x = self.tok_emb(ids)  # (B, T, E)
         if self.tok_emb_proj is not None:
             x = self.tok_emb_proj(x)  # (B, T, D)
@@ -164,16 +169,16 @@ class GPT(nn.Module):
             x = (x + lane) / 2
         x = norm(x)
         if self.lm_head is not None:
-            logits = self.lm_head(x)
-        else:
-            if self.tok_emb_proj is not None:
-                x = F.linear(x, self.tok_emb_proj.weight.to(x.dtype).T)  # (B, T, E)
-            logits = F.linear(x, self.tok_emb.weight.to(x.dtype))
-        return softcap(logits, self.config.logit_softcap) if self.softcaps is None else self.softcaps(logits)
+            return self.lm_head(x)
+        if self.tok_emb_proj is not None:
+            x = F.linear(x, self.tok_emb_proj.weight.to(x.dtype).T)  # (B, T, E)
+        return F.linear(x, self.tok_emb.weight.to(x.dtype))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token over (B, T) targets."""
-        return cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+        if self.softcaps is not None:
+            return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+        return capped_cross_entropy(self.uncapped(ids).flatten(0, 1), targets.flatten(), self.config.logit_softcap)
 
 
 def skeleton(config: ModelConfig) -> GPT:

@@ -120,7 +120,7 @@ def _definitions(source: str) -> dict[str, ast.stmt]:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Imports become one statement per name; annotations, descriptions of knobs, roles and backward passes go."""
+    """Imports become one statement per name; annotations, descriptions of knobs, roles and what trains go."""
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
         self.generic_visit(node)
@@ -134,7 +134,7 @@ class _Stripped(ast.NodeTransformer):
     visit_ImportFrom = visit_Import
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
-        if node.name == "backward":
+        if node.name in ("backward", "loss"):
             return None
         node.returns = None
         return self.generic_visit(node)

@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention as flex
 
 from pgolf_core.knobs import BOS, ModelConfig
 from pgolf_core.layers.exclusive import exclusive
-from pgolf_core.layers.fused import norm
+from pgolf_core.layers.fused import KEPT, fuses, norm
 from pgolf_core.layers.layer import Layer
 from pgolf_core.parameters import declare, matrix
 
@@ -23,6 +23,10 @@ Positions = tuple[Tensor, Tensor, Mask]  # cos and sin (T, R/2), mask
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first R dimensions of each head of x (B, H, T, C), as pairs (first half, second half) of them."""
+    if x.requires_grad and fuses(x):
+        from pgolf_core.layers.fused import rotary  # a reader of files needs no gradients: not counted
+
+        return rotary(x, cos, sin)
     R = 2 * cos.size(-1)
     x1, x2 = x[..., :R].chunk(2, dim=-1)  # (B, H, T, R/2) each
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin, x[..., R:]), dim=-1)
@@ -70,6 +74,11 @@ def compiled_flex_attention():
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """q (B, H, T, C), k and v (B, K, T, C) -> (B, H, T, C)."""
     k, v, gqa = k.to(q.dtype), v.to(q.dtype), k.size(1) != q.size(1)
+    trains = q.requires_grad and fuses(q) and not torch.is_autocast_enabled("cpu")
+    if mask is None and trains and q[..., 0].numel() * q.size(2) <= KEPT:
+        from pgolf_core.layers.fused import causal_attention  # likewise
+
+        return causal_attention(q, k, v)
     if mask is None or isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
     flex_attention = flex.flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()

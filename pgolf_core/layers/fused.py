@@ -1,4 +1,4 @@
-"""Elementwise chains with a backward pass of their own: half the passes over memory that autograd takes.
+"""Elementwise chains and attention with a backward pass of their own: about half of what autograd takes.
 
 They are for eager float32 and float64 on a CPU. Elsewhere torch has kernels or a compiler for the plain expressions.
 """
@@ -12,15 +12,17 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 BLOCK = 2**16  # logits that are worked on at a time
+QUERIES = 64  # of each head, likewise
+KEPT = 2**24  # probabilities of a layer's attention; more are left to torch, which keeps none
 
 
-def _fuses(x: Tensor) -> bool:
+def fuses(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.element_size() >= 4 and not torch.compiler.is_compiling()
 
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm over the last axis without a gain, in x's dtype: autocast on CUDA may widen it."""
-    return _Norm.apply(x) if _fuses(x) else F.rms_norm(x, (x.size(-1),)).to(x.dtype)
+    return _Norm.apply(x) if fuses(x) else F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
 
 class _Norm(Function):
@@ -40,7 +42,7 @@ class _Norm(Function):
 
 def relu_squared(x: Tensor, slope: float = 0.0) -> Tensor:
     """x² above 0, (slope · x)² below."""
-    return _ReluSquared.apply(x, slope) if _fuses(x) else _leaky(x, slope).square()
+    return _ReluSquared.apply(x, slope) if fuses(x) else _leaky(x, slope).square()
 
 
 def _leaky(x: Tensor, slope: float) -> Tensor:
@@ -65,7 +67,7 @@ class _ReluSquared(Function):
 
 def softcap(logits: Tensor, cap: float) -> Tensor:
     """cap · tanh(logits / cap), in float32: in bfloat16, eager mode rounds three times and a compiled model once."""
-    return _SoftCap.apply(logits, cap) if _fuses(logits) else cap * torch.tanh(logits.float() / cap)
+    return _SoftCap.apply(logits, cap) if fuses(logits) else cap * torch.tanh(logits.float() / cap)
 
 
 class _SoftCap(Function):
@@ -88,28 +90,99 @@ class _SoftCap(Function):
         return result, None
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats of targets (N,) under logits (N, V)."""
-    return _CrossEntropy.apply(logits, targets) if _fuses(logits) else F.cross_entropy(logits, targets)
+def capped_cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """Mean nats of targets (N,) under softcap(logits, cap), logits (N, V)."""
+    if fuses(logits):
+        return _CappedCrossEntropy.apply(logits, targets, cap)
+    return F.cross_entropy(softcap(logits, cap), targets)
 
 
-class _CrossEntropy(Function):
+class _CappedCrossEntropy(Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, targets: Tensor, cap: float) -> Tensor:
         share, nats = 1 / len(logits), logits.new_zeros(())
         slope = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for x, y, g in _blocks(logits, targets[:, None], slope):
-            largest = x.amax(1, keepdim=True)
-            sums = torch.sub(x, largest, out=g).exp_().sum(1, keepdim=True)
-            nats += (sums.log() + largest - x.gather(1, y)).sum()
-            g.mul_(share / sums).scatter_add_(1, y, g.new_full((1, 1), -share).expand_as(y))
+        for x, y, tanh in _blocks(logits, targets[:, None], slope):
+            torch.div(x, cap, out=tanh).tanh_()
+            largest = tanh.amax(1, keepdim=True)
+            p = (tanh - largest).mul_(cap).exp_()
+            sums = p.sum(1, keepdim=True)
+            nats += (sums.log() + cap * (largest - tanh.gather(1, y))).sum()
+            p.mul_(share / sums).scatter_add_(1, y, p.new_full((1, 1), -share).expand_as(y))
+            torch.addcmul(p, p, tanh.square_(), value=-1, out=tanh)  # now the slope, of which it is a part
         ctx.save_for_backward(slope)
         return nats * share
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0].mul_(grad), None  # in place: a second backward pass raises
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0].mul_(grad), None, None  # in place: a second backward pass raises
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """apply_rotary_emb, whose gradient is a rotation too, back."""
+    return _Rotary.apply(x, cos, sin)
+
+
+class _Rotary(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, -sin), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    y = x.clone()
+    (x1, x2), (y1, y2) = (t[..., : 2 * cos.size(-1)].chunk(2, dim=-1) for t in (x, y))
+    y1.mul_(cos).add_(x2 * sin)
+    y2.mul_(cos).sub_(x1 * sin)
+    return y
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q (B, H, T, C), k and v (B, K, T, C) -> (B, H, T, C); keeps its probabilities for the backward pass."""
+    groups = (q * q.size(-1) ** -0.5).unflatten(1, (k.size(1), -1)).flatten(0, 1)
+    return _Attention.apply(groups, k.flatten(0, 1), v.flatten(0, 1)).reshape(q.shape)
+
+
+class _Attention(Function):
+    """q (N, G, T, C), scaled: G heads for each of the keys and values, both (N, T, C)."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y, kept = torch.empty_like(q), []
+        for start, stop in _spans(q):
+            scores = (q[:, :, start:stop].flatten(1, 2) @ k[:, :stop].mT).unflatten(1, (-1, stop - start))
+            future = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1)
+            scores[..., start:].masked_fill_(future, -torch.inf)
+            kept.append(scores.softmax(-1).flatten(1, 2))
+            y[:, :, start:stop] = (kept[-1] @ v[:, :stop]).view_as(y[:, :, start:stop])
+        ctx.save_for_backward(q, k, v, y, *kept)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, y, *kept = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        share = (grad * y).sum(-1, keepdim=True)
+        for (start, stop), p in zip(_spans(q), kept, strict=True):
+            own_q, own_grad, own_share = (x[:, :, start:stop].flatten(1, 2) for x in (q, grad, share))
+            dv[:, :stop].baddbmm_(p.mT, own_grad)
+            dscores = (own_grad @ v[:, :stop].mT).sub_(own_share).mul_(p)
+            dq[:, :, start:stop] = (dscores @ k[:, :stop]).view_as(dq[:, :, start:stop])
+            dk[:, :stop].baddbmm_(dscores.mT, own_q)
+        return dq, dk, dv
+
+
+def _spans(q: Tensor) -> list[tuple[int, int]]:
+    return [(start, min(start + QUERIES, q.size(2))) for start in range(0, q.size(2), QUERIES)]
 
 
 def _blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -5,21 +5,33 @@ import torch
 import torch.nn.functional as F
 
 from pgolf_core.layers import fused
+from pgolf_core.layers.attention import apply_rotary_emb, rotary_angles
 
 CAP = 3.0
 CHAINS = {
+    "rotary": (lambda x: fused.rotary(x, *angles(x)), lambda x: rotated(x, *angles(x))),
     "norm": (fused.norm, lambda x: F.rms_norm(x, (x.size(-1),))),
     "relu_squared": (fused.relu_squared, lambda x: F.relu(x).square()),
     "softcap": (lambda x: fused.softcap(x, CAP), lambda x: CAP * torch.tanh(x / CAP)),
-    "cross_entropy": (
-        lambda x: fused.cross_entropy(x.flatten(0, -2), targets(x)),
-        lambda x: F.cross_entropy(x.flatten(0, -2), targets(x)),
+    "capped_cross_entropy": (
+        lambda x: fused.capped_cross_entropy(x.flatten(0, -2), targets(x), CAP),
+        lambda x: F.cross_entropy(CAP * torch.tanh(x.flatten(0, -2) / CAP), targets(x)),
     ),
 }
 
 
 def targets(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(x[..., 0].numel()) * 7 % x.size(-1)
+
+
+def angles(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(a.to(x.dtype) for a in rotary_angles(x.size(-2), 6, 10.0, x.device))
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The first six dimensions turned in pairs, as complex numbers; the others as they are."""
+    pairs = torch.complex(x[..., :3], x[..., 3:6]) * torch.complex(cos, -sin)
+    return torch.cat((pairs.real, pairs.imag, x[..., 6:]), -1)
 
 
 @pytest.mark.parametrize("block", [1, 40, 2**16])  # rows of 13: one, three, all at a time
@@ -44,4 +56,27 @@ def test_forward_keeps_the_bits_of_scores(name):
     """Files scored before are scored alike; the loss of training alone sums in another order."""
     x = 5 * torch.randn(2, 40, 64)
     ours, plain = (chain(x) for chain in CHAINS[name])
-    assert torch.equal(ours, plain) or (name == "cross_entropy" and torch.allclose(ours, plain, rtol=1e-6))
+    assert torch.equal(ours, plain) or (name == "capped_cross_entropy" and torch.allclose(ours, plain, rtol=1e-6))
+
+
+@pytest.mark.parametrize("heads, kv_heads, length", [(2, 2, 7), (6, 3, 64), (4, 1, 150)])
+def test_attention_and_its_gradients_are_torchs_own(heads, kv_heads, length):
+    draw = torch.Generator().manual_seed(0)
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-12)):
+        results = []
+        sides = [torch.randn(3, length, h, 8, generator=draw, dtype=dtype) for h in (heads, kv_heads, kv_heads)]
+        upstream = torch.randn(3, heads, length, 8, generator=draw, dtype=dtype)
+        for own in (
+            fused.causal_attention,
+            lambda *qkv: F.scaled_dot_product_attention(*qkv, None, 0, True, enable_gqa=True),
+        ):
+            q, k, v = (side.clone().transpose(1, 2).requires_grad_() for side in sides)
+            y = own(q, k, v)
+            results.append((y, *torch.autograd.grad(y, (q, k, v), upstream)))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_rotation_has_the_same_bits_with_a_gradient_and_without():
+    x = torch.randn(2, 3, 40, 16)
+    assert torch.equal(apply_rotary_emb(x, *angles(x)), apply_rotary_emb(x.requires_grad_(), *angles(x)))
