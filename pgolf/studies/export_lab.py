@@ -17,6 +17,7 @@ from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import calibration_of, load_checkpoint
 from pgolf_core.config import RunConfig
+from pgolf_core.quantization.calibration import Calibration
 
 Variants = dict[str, dict]  # name -> export knobs
 
@@ -119,23 +120,31 @@ def _lab(
         rows: list[dict] = []
         calibration, scored = None, {}  # shared, since no variant changes a knob of calibration or eval
 
-        def export(name: str, own: dict) -> Result:
-            return export_checkpoint(source_dir, _variant_dir(run_dir, name), calibration, scored, **knobs | own)
+        def calibrate(config: RunConfig) -> Calibration:
+            state, dataset = load_checkpoint(Path(source_dir) / CHECKPOINT), open_dataset(config)
+            return calibration_of(state, config, dataset, pick_device(config.train))
 
-        todo = {"plain": variants["plain"]}  # the others are compared with it
+        def needs(own: dict) -> bool:
+            return scoring_config(config, own).export.needs_calibration
+
+        def export(name: str, own: dict) -> Result:
+            made = calibration.result() if calibration and needs(own) else None
+            return export_checkpoint(source_dir, _variant_dir(run_dir, name), made, scored, **knobs | own)
+
+        todo = variants
         with ThreadPoolExecutor(_at_once(config)) as pool:
             while todo:
+                todo = dict(sorted(todo.items(), key=lambda item: needs(item[1])))  # others begin meanwhile
                 new = [own for name, own in todo.items() if read_result(_variant_dir(run_dir, name)) is None]
-                needing = [c for own in new if (c := scoring_config(config, own)).export.needs_calibration]
-                if needing and calibration is None:
-                    state, dataset = load_checkpoint(Path(source_dir) / CHECKPOINT), open_dataset(config)
-                    calibration = calibration_of(state, needing[0], dataset, pick_device(config.train))
+                if calibration is None and (needing := [own for own in new if needs(own)]):
+                    calibration = pool.submit(calibrate, scoring_config(config, needing[0]))
                 for (name, own), variant in zip(todo.items(), pool.map(export, todo, todo.values()), strict=True):
                     rows.append(_row(name, own, variant, rows[0] if rows else None))
                     line = "{variant:36} {bpb:.5f} bpb {delta_bpb:+.5f}  {total_bytes:>11,} B  {share:.3f}"
                     print(line.format(**rows[-1]), flush=True)
-                asked = variants if len(rows) < len(variants) else solver(rows)
-                todo = {name: own for name, own in asked.items() if all(name != row["variant"] for row in rows)}
+                todo = {name: own for name, own in solver(rows).items() if all(name != row["variant"] for row in rows)}
+        place = {name: i for i, name in enumerate(variants)}
+        rows.sort(key=lambda row: place.get(row["variant"], len(place)))
         return study(kind, source, config, rows, variant.data_fingerprint)
 
     def answers(stored: Result) -> bool:
