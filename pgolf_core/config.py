@@ -47,11 +47,7 @@ def _knobs_of(group: type[Group], config: RunConfig) -> Group:
 
 
 class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig):
-    """All knobs of one run, flat. Raises ConfigError naming every bad knob of the call at once.
-
-    `RunConfig(track="nano", num_layers=6)`; unset knobs come from the environment, then the track, then
-    the defaults. Frozen; `config.with_knobs(seed=2)` returns another one.
-    """
+    """All knobs of one run, flat and frozen. Raises ConfigError naming every bad knob of the call at once."""
 
     track: Literal["", "nano", "quick", "roundtrip", "fixed_step", "h100"] = Field(
         "", description="named set of values for knobs that are not given otherwise; '' = none"

@@ -58,8 +58,7 @@ class ModelConfig(Group):
     num_heads: Positive = Field(8, description="query heads; divides model_dim into an even head dimension")
     num_kv_heads: Positive = Field(4, description="key/value heads, shared by groups of query heads; divides num_heads")
     model_dim: Width = Field(512, description="width of the residual stream")
-    embed_dim: Count = Field(0, description="width of the embedding table; smaller than model_dim adds a projection; "
-                             "0 = model_dim")  # fmt: skip
+    embed_dim: Count = Field(0, description="width of the embedding table; a smaller one is projected; 0 = model_dim")
     mlp_mult: Layers = Field(2, description="hidden units of an MLP, in units of model_dim")
     window_size: Count = Field(0, description="tokens a query attends to, itself included; 0 = all before it")
     document_mask: bool = Field(False, description="a token sees its own document only, in training and scoring")
@@ -77,8 +76,7 @@ class ModelConfig(Group):
     attn_gate_scale: Finite = Field(1.0, description="factor of W u in the gates of heads")
     mlp_slope: float = Field(0.0, ge=0, le=1, description="the MLP squares z above 0 and this × z below; 0 = relu²")
     skip_gates: bool = Field(False, description="skips are mixed in by a learned gate, half and half at the start")
-    parallel_from: Count = Field(0, description="layers from this on have attention and MLP read the same; below, the "
-                                 "MLP reads attention's result; num_layers = never")  # fmt: skip
+    parallel_from: Count = Field(0, description="first layer whose MLP reads what attention reads; num_layers = none")
     residual_lanes: int = Field(1, ge=1, le=2, description="2 = own lanes of attention and MLP, from parallel_from on")
     loop_start: Count = Field(0, description="first layer of the band that loop_extra repeats")
     loop_end: Count = Field(0, description="last layer of the band that loop_extra repeats")
@@ -111,8 +109,7 @@ class DataConfig(Group):
     data_path: str = Field("embedded", description="folder of shards; embedded = the docstring corpus, embedded_large "
                            "= with comments, twice as many tokens")  # fmt: skip
     tokenizer_path: str = Field("", description="tokenizer file; '' = the one beside the shards")
-    tokenizer: Literal["", "bpe", "unigram", "bytes"] = Field("", description="tokenizer to train for the embedded "
-                       "corpus; '' = bpe. A folder of shards has its own")  # fmt: skip
+    tokenizer: Literal["", "bpe", "unigram", "bytes"] = Field("", description="for the embedded corpus; '' = bpe")
     text_transform: Literal["", "caseops"] = Field("", description="transform of the embedded corpus's text before its "
                             "tokenizer; caseops = capitals are operators, scored over the original bytes")  # fmt: skip
     shuffle_documents: Count = Field(0, description="RNG seed of the order of training documents; 0 = shard order")
@@ -121,12 +118,9 @@ class DataConfig(Group):
     train_batch_tokens: Positive = Field(524_288, description="tokens per step, all processes together")
     train_seq_len: Positive = Field(1024, description="tokens per training sequence")
     train_batch_schedule: Schedule = Field("", description="train_batch_tokens earlier, as train_seq_schedule")
-    train_seq_schedule: Schedule = Field("", description="train_seq_len earlier, as 512@0.1,1024@0.5: until a tenth, "
-                                         "until half of training; '' = the same throughout")  # fmt: skip
-    world_size: Positive = Field(1, description="processes that train together, one GPU each, started by train() or "
-                                 "by torchrun: 1, 2, 4 or 8")  # fmt: skip
-    grad_accum_steps: Count = Field(0, description="passes per step and process; 0 = 8 / world_size, as the "
-                                    "reference; fewer are larger and faster")  # fmt: skip
+    train_seq_schedule: Schedule = Field("", description="train_seq_len earlier; 512@0.1,1024@0.5 = until 10 %, 50 %")
+    world_size: Positive = Field(1, description="processes that train together, one GPU each: 1, 2, 4 or 8")
+    grad_accum_steps: Count = Field(0, description="passes per step and process; 0 = 8 / world_size, as the reference")
 
     @property
     def grad_accum(self) -> int:
@@ -188,8 +182,7 @@ class TrainConfig(Group):
     swa_start_frac: float = Field(0.4, gt=0, le=1, description="swa_every begins when rates fall below this share")
     save_raw_checkpoint: bool = Field(True, description="keep checkpoint.safetensors; without it no later re-export")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto = cuda if present, else cpu")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of training and scoring; auto = "
-                       "bfloat16 autocast on cuda, float32 elsewhere")  # fmt: skip
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto = bfloat16 on cuda alone")
     compile: bool = Field(False, description="torch.compile the loss; on CUDA only if Triton is installed")
     deterministic: bool = Field(False, description="CUDA kernels that give the same bits each time; CPU ones all do")
     cpu_threads: Count = Field(0, description="threads per run on a CPU; their number affects the bits; 0 = all cores")
@@ -202,8 +195,7 @@ class TrainConfig(Group):
 
 
 class RegularizerConfig(Group):
-    compression_reg_weight: Weight = Field(0.0, description="factor of absmax rounding's error plus the terms below; "
-                                           "0 = off")  # fmt: skip
+    compression_reg_weight: Weight = Field(0.0, description="factor of absmax's squared error and the terms; 0 = off")
     compression_reg_interval: Positive = Field(1, description="steps between penalized ones")
     compression_reg_warmup_steps: Count = Field(0, description="first steps without a penalty")
     compression_reg_sample_tensors: Positive = Field(4, description="matrices drawn per penalized step")
@@ -228,8 +220,7 @@ class ExportConfig(Group):
     mlp_out_quantizer: Quantizer = Field("", description="quantizer of an MLP's second matrix; '' = quantizer")
     head_quantizer: Quantizer = Field("", description="quantizer of an untied head; '' = quantizer")
     weight_quantization_bits: int = Field(8, ge=2, le=8, description="bits of absmax")
-    embed_quantization_bits: int = Field(0, description="bits of absmax for embedding tables; 0 = "
-                                                   "weight_quantization_bits, 16 = stays float16")  # fmt: skip
+    embed_quantization_bits: int = Field(0, description="of tables: 0 = weight_quantization_bits, 16 = stays float16")
     int8_axis_mode: Literal["auto", "row", "col"] = Field("auto", description="absmax: one scale per row or per "
                             "column; auto = whichever has the smaller error")  # fmt: skip
     keep_float_max_numel: Count = Field(65_536, description="matrices of at most this many elements stay float16")
@@ -279,8 +270,7 @@ class EvalConfig(Group):
     val_batch_size: Positive = Field(524_288, description="tokens scored per batch, without stride")
     val_max_tokens: Count = Field(0, description="validation tokens scored in training; 0 = all whole windows")
     roundtrip_val_max_tokens: Count = Field(0, description="validation tokens of the artifact's score; 0 = all")
-    val_max_documents: Count = Field(0, description="score the first documents, whole, instead of a number of tokens: "
-                                     "the same text by any tokenizer; 0 = off")  # fmt: skip
+    val_max_documents: Count = Field(0, description="whole documents scored, equal text for any tokenizer; 0 = off")
     roundtrip_val_max_documents: Count = Field(0, description="the same for the artifact's score; 0 = off")
     final_roundtrip_eval: bool = Field(True, description="export, read the file back from disk and score it")
     eval_seq_len: Count = Field(0, description="tokens per scored window; 0 = train_seq_len")
@@ -289,5 +279,4 @@ class EvalConfig(Group):
     eval_cache_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of the logits of recent tokens")
     eval_bigram_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of what followed the current token")
     eval_cache_size: Count = Field(0, description="n-gram cache: tokens it looks back; 0 = off")
-    eval_cache_delay: int = Field(0, ge=0, le=1, description="n-gram cache: 0 = aligned; 1 = one position late, as "
-                                  "the reference")  # fmt: skip
+    eval_cache_delay: int = Field(0, ge=0, le=1, description="n-gram cache: 0 = aligned; 1 = late, as the reference")

@@ -113,15 +113,13 @@ def partition(shapes: tuple[torch.Size, ...], ranks: int) -> list[list[int]]:
 
 
 def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> list[Optimizer]:
-    """Adam on embeddings, on control parameters and on an untied head; Muon on the matrices; decay is decoupled.
+    """Adam on embeddings, on controls and projections, on an untied head; Muon on matrices; decoupled decay.
 
-    Every group carries its `base_lr` and `base_wd`, which schedules scale. Raises RoleError naming an undeclared
-    parameter.
+    Groups carry their `base_lr` and `base_wd`, which schedules scale. Raises RoleError naming an undeclared parameter.
     """
-    roles = roles_of(model)
     of_kind: dict[str, list[Tensor]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        of_kind[roles[name].kind].append(parameter)
+    for name, role in roles_of(model).items():
+        of_kind["control" if role.kind == "projection" else role.kind].append(model.get_parameter(name))
     embed_lr = config.tied_embed_lr if model.config.tie_embeddings else config.embed_lr
     rates = [(embed_lr, config.embed_wd), (config.scalar_lr, config.adam_wd), (config.head_lr, config.adam_wd)]
     adam = dict(betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)  # one kernel per group

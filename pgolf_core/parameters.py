@@ -34,12 +34,13 @@ class Role:
 
     kind: embedding = a table (rows, dim) that token ids look up, trained by Adam at the embedding's rate;
         matrix = (rows, cols), trained by Muon; head = an untied output matrix, trained by Adam at head_lr;
+        projection = (rows, cols) behind a table of an option, trained as control, as the published runs did;
         control = vectors and gains of any shape, trained by Adam at scalar_lr and stored in control_dtype.
     quantizer_group: one of QUANTIZER_GROUPS, whose knob may override `quantizer` for this tensor; '' = none may.
     block: index of the block that holds it, filled in by `roles_of`; None outside the blocks.
     """
 
-    kind: Literal["embedding", "matrix", "head", "control"]
+    kind: Literal["embedding", "matrix", "head", "projection", "control"]
     quantizer_group: str = ""
     block: int | None = None
 
@@ -55,6 +56,7 @@ class Role:
 
 EMBEDDING = Role("embedding", "embed")
 HEAD = Role("head", "head")
+PROJECTION = Role("projection", "embed")
 CONTROL = Role("control")
 
 

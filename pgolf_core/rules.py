@@ -1,6 +1,8 @@
 """Conditions between knobs that RunConfig checks, each with the message for a config that fails it."""
 
-from pgolf_core.knobs import EMBEDDED, MICROBATCHES
+from pgolf_core.knobs import EMBEDDED, MICROBATCHES, TrainConfig
+
+TAPER_START, SWA_START = (TrainConfig.model_fields[name].default for name in ("wd_taper_start_frac", "swa_start_frac"))
 
 # (knobs involved, condition on a RunConfig c, message)
 RULES = [
@@ -63,11 +65,9 @@ RULES = [
      "eval_stride={c.eval_stride} is more than the window of {c.eval_window} tokens; targets would be skipped"),
     ({"val_batch_size", "eval_seq_len", "train_seq_len"}, lambda c: c.val_batch_size >= c.eval_window,
      "val_batch_size={c.val_batch_size} holds no window of {c.eval_window} tokens"),
-    ({"eval_seq_len", "train_seq_len", "val_max_tokens"}, lambda c: not 0 < c.val_max_tokens < c.eval_window,
-     "val_max_tokens={c.val_max_tokens} is less than one window of {c.eval_window} tokens"),
-    ({"eval_seq_len", "train_seq_len", "roundtrip_val_max_tokens"},
-     lambda c: not 0 < c.roundtrip_val_max_tokens < c.eval_window,
-     "roundtrip_val_max_tokens={c.roundtrip_val_max_tokens} is less than one window of {c.eval_window} tokens"),
+    *(({"eval_seq_len", "train_seq_len", name}, lambda c, name=name: not 0 < getattr(c, name) < c.eval_window,
+       f"{name}={{c.{name}}} is less than one window of {{c.eval_window}} tokens")
+      for name in ("val_max_tokens", "roundtrip_val_max_tokens")),
     ({"eval_cache_mix_weight", "eval_bigram_mix_weight", "eval_cache_size"},
      lambda c: c.eval_cache_size or not (c.eval_cache_mix_weight or c.eval_bigram_mix_weight),
      "eval_cache_size=0 leaves the n-gram cache's weights without effect; give it the tokens to look back"),
@@ -86,10 +86,17 @@ RULES = [
      "int8_residual_bits={c.int8_residual_bits}), whose statistics are in the trained order of neurons"),
     ({"wd_taper_final_mult", "muon_wd"}, lambda c: c.wd_taper_final_mult == 1 or c.muon_wd,
      "wd_taper_final_mult={c.wd_taper_final_mult:g} tapers muon_wd, which is 0; set muon_wd, as 0.09"),
+    ({"wd_taper_start_frac", "wd_taper_final_mult"},
+     lambda c: c.wd_taper_final_mult != 1 or c.wd_taper_start_frac == TAPER_START,
+     "wd_taper_start_frac={c.wd_taper_start_frac:g} begins no taper: set wd_taper_final_mult, as 0.5, which is 1"),
+    ({"min_lr", "warmdown_iters", "warmdown_frac"}, lambda c: not c.min_lr or c.warmdown_iters or c.warmdown_frac,
+     "min_lr={c.min_lr:g} is a floor of falling rates, and without warmdown_iters or warmdown_frac none fall"),
     ({"muon_polar_express", "muon_backend_steps"}, lambda c: not c.muon_polar_express or c.muon_backend_steps <= 5,
      "muon_polar_express has coefficients for 5 iterations, fewer than muon_backend_steps={c.muon_backend_steps}"),
     ({"ema_decay", "swa_every"}, lambda c: not (c.ema_decay and c.swa_every),
      "ema_decay={c.ema_decay:g} and swa_every={c.swa_every}: one average is scored; set the other 0"),
+    ({"swa_every", "swa_start_frac"}, lambda c: c.swa_every or c.swa_start_frac == SWA_START,
+     "swa_start_frac={c.swa_start_frac:g} begins no average: set swa_every, as 50, which is 0"),
     ({"swa_every", "swa_start_frac", "min_lr", "warmdown_iters", "warmdown_frac"},
      lambda c: not c.swa_every or (c.min_lr < c.swa_start_frac and (c.warmdown_iters or c.warmdown_frac)),
      "swa_every={c.swa_every} averages nothing: no warmdown takes rates below swa_start_frac={c.swa_start_frac:g}"),

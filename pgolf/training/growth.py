@@ -68,7 +68,7 @@ def initial_state(model: ModelConfig) -> dict[str, Tensor]:
 
 
 def growth_of(role: Role) -> Growth:
-    return BY_ADAM if role.kind in ("embedding", "head") else GROWTH.get(role.quantizer_group, DEFAULT)
+    return GROWTH.get(role.quantizer_group, DEFAULT) if role.kind == "matrix" else BY_ADAM
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Law:
         train, pace = self.train, growth_of(role).pace
         rate, decay = {
             "matrix": (train.matrix_lr, train.muon_wd), "control": (train.scalar_lr, train.adam_wd),
+            "projection": (train.scalar_lr, train.adam_wd),
         }.get(role.kind, (self.adam_rate(role), train.adam_wd if role.kind == "head" else train.embed_wd))  # fmt: skip
         if shrink := 2 * rate * decay:  # weight decay forgets old changes
             area = -math.expm1(-shrink * area) / shrink
@@ -112,7 +113,7 @@ class Law:
                 noise = math.sqrt(1 - FLAT) * noise + math.sqrt(FLAT) * flat
             noise *= _line_rms(w.size(0), growth.rows, after, generator)[:, None]
             noise *= _line_rms(w.size(1), growth.cols, after, generator)
-            if by_adam and w.size(0) == self.model.vocab_size >= 2 * IDLE_ROWS.stop:
+            if role.kind in ("embedding", "head") and w.size(0) == self.model.vocab_size >= 2 * IDLE_ROWS.stop:
                 idle = noise[IDLE_ROWS]
                 share = min(1.0, IDLE_LIMIT * self.adam_rate(role) / grown)
                 noise[IDLE_ROWS] = share * idle[:1] + IDLE_NOISE * idle

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import BOS, ModelConfig
-from pgolf_core.parameters import CONTROL, EMBEDDING, declare, matrix, option
+from pgolf_core.parameters import CONTROL, EMBEDDING, PROJECTION, declare, option
 
 
 @option("bigram_hash")
@@ -13,7 +13,7 @@ class BigramHash(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.table = declare(nn.Embedding(config.bigram_vocab_size, config.bigram_dim), EMBEDDING)
-        self.proj = declare(nn.Linear(config.bigram_dim, config.model_dim, bias=False), matrix("embed"))
+        self.proj = declare(nn.Linear(config.bigram_dim, config.model_dim, bias=False), PROJECTION)
         self.scale = nn.Parameter(torch.tensor(0.05))
         declare(self, CONTROL)
         nn.init.zeros_(self.table.weight)

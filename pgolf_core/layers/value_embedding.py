@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf_core.knobs import ModelConfig
-from pgolf_core.parameters import CONTROL, EMBEDDING, declare, matrix, option
+from pgolf_core.parameters import CONTROL, EMBEDDING, PROJECTION, declare, option
 
 
 @option("value_embed")
@@ -13,7 +13,7 @@ class ValueEmbedding(nn.Module):
         super().__init__()
         self.table = declare(nn.Embedding(config.vocab_size, config.ve_dim), EMBEDDING)
         kv_dim = config.num_kv_heads * config.head_dim
-        self.proj = declare(nn.Linear(config.ve_dim, kv_dim, bias=False), matrix("embed"))
+        self.proj = declare(nn.Linear(config.ve_dim, kv_dim, bias=False), PROJECTION)
         self.scale = nn.Parameter(torch.tensor(0.1))
         self.layer_scales = nn.Parameter(torch.ones(config.ve_last))
         declare(self, CONTROL)

@@ -27,7 +27,7 @@ def test_muon_golden():
 
 
 def test_groups_are_the_references():
-    config = RunConfig(track="nano", embed_dim=64, tie_embeddings=False)
+    config = RunConfig(track="nano", embed_dim=64, tie_embeddings=False, bigram_vocab_size=9, ve_last=1)
     model = GPT(config.model)
     names = {p: name for name, p in model.named_parameters()}
     groups = [
@@ -36,8 +36,8 @@ def test_groups_are_the_references():
         for g in o.param_groups
     ]
     assert groups == [
-        ("Adam", config.embed_lr, ["tok_emb"]),
-        ("Adam", config.scalar_lr, []),
+        ("Adam", config.embed_lr, ["table", "tok_emb"]),
+        ("Adam", config.scalar_lr, ["bigram_hash", "proj", "value_embed"]),  # the tables' projections too
         ("Adam", config.head_lr, ["lm_head"]),
         ("Muon", config.matrix_lr, ["c_k", "c_q", "c_v", "fc", "proj", "tok_emb_proj"]),
     ]

@@ -229,7 +229,7 @@ def test_divergence_is_an_error_and_leaves_no_result(embedded, tmp_path):
 def test_average_is_what_is_scored_and_exported_and_the_result_says_so(embedded, tmp_path, monkeypatch, knobs):
     """Raw weights are those of the run without averaging; the average is in the checkpoint, the file and the score."""
     config = tiny(quantizer="float16", **knobs)
-    raw = train(config.with_knobs(ema_decay=0, swa_every=0), tmp_path / "raw")
+    raw = train(config.with_knobs(ema_decay=0, swa_every=0, swa_start_frac=0.4), tmp_path / "raw")
     averaged = train(config, tmp_path / "averaged")
     assert (raw.weights, raw.raw_val_bpb) == ("raw", None)
     assert averaged.weights == ("ema 0.7" if "ema_decay" in knobs else "swa of 2")
