@@ -2,11 +2,13 @@
 
 import re
 import sys
+from itertools import pairwise
 
 import psutil
 import torch
 
 from pgolf_core.config import RunConfig
+from pgolf_core.knobs import parse_schedule
 
 # Dense bfloat16 products with float32 sums, 1e12 operations per second, by a part of CUDA's device name; the first
 # match counts. V100: float16, it has no bfloat16. Source: the makers' data sheets.
@@ -20,9 +22,9 @@ PEAKS = {
 def flops_per_token(config: RunConfig) -> float:
     """Operations of forward and backward: 6 per weight that a token is multiplied with, 12 per pair it attends to.
 
-    Weights of shared blocks count in every layer that uses them, the embedding as output matrix only. Extra passes
-    count for the share of training in which they are on. Pairs are those that causal attention and the window leave:
-    half as many as in formulas without a mask.
+    Weights of shared blocks count in every layer that uses them, the embedding as output matrix only. Pairs are those
+    that causal attention and the window leave: half as many as in formulas without a mask. With extra passes or a
+    schedule of lengths, the mean over the tokens of all stages of training.
     """
     m = config.model
     kv_dim = m.num_kv_heads * m.head_dim
@@ -34,11 +36,16 @@ def flops_per_token(config: RunConfig) -> float:
     if embed_dim < m.model_dim:
         head += m.model_dim * embed_dim * (2 if m.tie_embeddings else 1)
     head += m.bigram_dim * m.model_dim * bool(m.bigram_vocab_size) + m.ve_dim * kv_dim * bool(m.ve_last)
-    layers = config.loop_from * m.num_layers + (1 - config.loop_from) * len(m.passes())
-    length = config.train_seq_len
-    window = min(m.window_size or length, length)
-    seen = window - window * (window - 1) / (2 * length)  # keys a query sees, mean over the positions of a sequence
-    return 6 * (layers * layer + head) + 12 * layers * seen * m.model_dim
+    ends = [end for text in (config.train_batch_schedule, config.train_seq_schedule) for _, end in parse_schedule(text)]
+    total = tokens = 0.0
+    for start, end in pairwise(sorted({0.0, *ends, config.loop_from, 1.0})):
+        batch, length = config.data.stage(start)
+        window = min(m.window_size or length, length)
+        seen = window - window * (window - 1) / (2 * length)  # keys a query sees, mean over a sequence's positions
+        layers = len(m.passes(start >= config.loop_from))
+        tokens += (share := (end - start) * batch)
+        total += share * (6 * (layers * layer + head) + 12 * layers * seen * m.model_dim)
+    return total / tokens
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -1,4 +1,4 @@
-"""Gates of attention's heads, of their input, and of skip connections, learned alone."""
+"""Gates of attention's heads, computed from its input, and of skip connections, a learned vector each."""
 
 import torch
 import torch.nn.functional as F

@@ -46,6 +46,15 @@ def test_pairs_are_those_of_the_mask(window):
     assert difference == pytest.approx(12 * config.num_layers * config.model_dim * (pairs - 1))
 
 
+def test_operations_are_the_mean_over_the_tokens_of_all_stages():
+    whole = RunConfig(**SHAPE, loop_extra=1)
+    short, once = whole.with_knobs(train_seq_len=32), whole.with_knobs(loop_extra=0)
+    config = whole.with_knobs(train_seq_schedule="32@0.25", train_batch_schedule="1024@0.5", loop_from=0.75)
+    a, b, c = (flops.flops_per_token(each) for each in (short.with_knobs(loop_extra=0), once, whole))
+    mean = (0.25 * 1024 * a + 0.25 * 1024 * b + 0.25 * 512 * b + 0.25 * 512 * c) / (0.5 * 1024 + 0.5 * 512)
+    assert flops.flops_per_token(config) == pytest.approx(mean, rel=1e-12)
+
+
 def test_utilisation_is_of_all_gpus(monkeypatch):
     config, device = RunConfig(track="h100", world_size=8), torch.device("cuda")
     for name, peak in {
