@@ -80,10 +80,10 @@ class ModelConfig(Group):
     residual_lanes: int = Field(1, ge=1, le=2, description="2 = own lanes of attention and MLP, from parallel_from on")
     loop_start: Count = Field(0, description="first layer of the band that loop_extra repeats")
     loop_end: Count = Field(0, description="last layer of the band that loop_extra repeats")
-    loop_extra: Count = Field(0, description="passes more through the layers loop_start to loop_end; 0 = off")
+    loop_extra: int = Field(0, ge=0, le=100, description="more passes through layers loop_start to loop_end; 0 = off")
     smear_gate: Literal["off", "v1", "v2"] = Field("off", description="mix in the embedding of the document's token "
         "before: v1 = by dimension, after the norm; v2 = by a gate on 12 dimensions, before it")  # fmt: skip
-    bigram_vocab_size: Count = Field(0, description="rows of a hashed table of pairs of tokens, added to x; 0 = off")
+    bigram_vocab_size: int = Field(0, ge=0, le=1_000_000, description="rows of a hashed table of token pairs; 0 = off")
     bigram_dim: Width = Field(128, description="width of the table of token pairs")
     ve_last: Count = Field(0, description="last layers whose values get an embedding of the token; 0 = off")
     ve_dim: Width = Field(128, description="width of the table of value embeddings")

@@ -139,11 +139,6 @@ def pack(quantized: Quantized, codec: str) -> Packed:
     return packed
 
 
-def unpack(artifact: bytes) -> Quantized:
-    """The inverse of pack. Raises ArtifactError."""
-    return _model(unpack_arrays(artifact))
-
-
 def read(path: str | Path) -> Unpacked:
     """A model's arrays and byte account. Raises ArtifactError naming the file."""
     return _read(path)[0]

@@ -145,6 +145,7 @@ BAD_COMBINATIONS = [
     (dict(bigram_vocab_size=1), "bigram_vocab_size=1: one row is for tokens that begin"),
     (dict(residual_lanes=2, parallel_from=9), "residual_lanes=2 begin at layer parallel_from=9"),
     (dict(loop_start=4, loop_end=3, loop_extra=1), "loop_start=4 to loop_end=3 is no band of layers, of which there"),
+    (dict(loop_extra=101), "loop_extra=101: input should be less than or equal to 100"),
     (dict(loop_end=9, loop_extra=1), "loop_start=0 to loop_end=9 is no band of layers, of which there are 9"),
     (dict(residual_lanes=2, loop_end=3, loop_extra=1, parallel_from=3), "parallel_from=3 must be after loop_end=3"),
     (dict(loop_extra=1, loop_from=0.95, iterations=10), "loop_from=0.95 of iterations=10 is after the last step"),

@@ -10,13 +10,15 @@ from pgolf_core.knobs import BOS, EvalConfig, ModelConfig
 from pgolf_core.model import GPT
 from pgolf_core.tokens import ByteTable
 
-SHAPES = [{}, dict(window_size=20), dict(num_kv_heads=4), dict(num_unique_blocks=1, embed_dim=8)]
+ALL = dict(bigram_vocab_size=301, smear_gate="v2", ve_last=2, num_layers=4, parallel_from=2, residual_lanes=2,
+           loop_extra=1, loop_end=1, skip_gates=True, xsa_last=4, attn_gate="sparse", rope_dims=4)  # fmt: skip
+SHAPES = [{}, dict(window_size=20), dict(num_unique_blocks=1, embed_dim=8), ALL, ALL | dict(smear_gate="v1")]
 V = 50
 
 
 def model_of(**knobs) -> GPT:
     """A model whose attention says something from the first step on."""
-    config = ModelConfig(vocab_size=V, num_layers=2, model_dim=32, num_heads=4, **dict(num_kv_heads=2) | knobs)
+    config = ModelConfig(vocab_size=V, model_dim=32, num_heads=4, **dict(num_layers=2, num_kv_heads=2) | knobs)
     torch.manual_seed(0)
     model = GPT(config)
     with torch.no_grad():

@@ -10,12 +10,13 @@ import torch
 from golden_vectors import generated_state, golden_path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.artifacts import unpack
 
 from pgolf_core import scheme
 from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.codec import ArtifactError
 from pgolf_core.artifact.container import pack_arrays
-from pgolf_core.artifact.format import load, pack, unpack
+from pgolf_core.artifact.format import load, pack
 from pgolf_core.config import ROOT, ConfigError, RunConfig
 from pgolf_core.export import export, quantize_state
 from pgolf_core.knobs import ModelConfig

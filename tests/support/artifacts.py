@@ -13,10 +13,17 @@ import numpy as np
 from pgolf_core.artifact import codec, container
 from pgolf_core.artifact.codec import decode, encode
 from pgolf_core.artifact.container import CHECKSUM, MAGIC, PREAMBLE, unpack_arrays
-from pgolf_core.artifact.format import part_of
+from pgolf_core.artifact.format import from_arrays, part_of
+from pgolf_core.quantization.stored import Quantized
 
 NUMBERS = [-1, 0, 1, 7, 2**30, 2**62, 10**400, 0.5, True, None, "1", [], {}, [[[0]]], float("nan")]
 Arrays = dict[str, np.ndarray]
+
+
+def unpack(file: bytes) -> Quantized:
+    """The inverse of pack."""
+    unpacked = unpack_arrays(file)
+    return from_arrays(unpacked.arrays, unpacked.about)
 
 
 def taken_apart(file: bytes) -> tuple[dict, list[bytes]]:

@@ -29,6 +29,7 @@ MODEL_OPTIONS = {
     "BigramHash": dict(bigram_vocab_size=301, bigram_dim=10),
     "value embeddings": dict(ve_last=2, ve_dim=10),
     "document mask": dict(document_mask=True),
+    "window": dict(window_size=7),
     "orthogonal init": dict(orthogonal_init=True),
     "asymmetric soft cap": dict(asymmetric_softcap=True),
 }

@@ -67,22 +67,6 @@ def test_train_step_never_waits_for_the_device(window, axis):
             loss.item()  # the test can fail
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("window", [0, 16])
-def test_one_graph_serves_every_train_step(window):
-    """Compiled once as a whole; learning rates, the regulariser's choices and validation do not recompile it."""
-    state = small_state(RunConfig(**SMALL, **PRESSURE, window_size=window))
-    state.loss_fn = torch.compile(state.model.loss, fullgraph=True, dynamic=False, backend="aot_eager")
-    train_step(state, 0.5)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for step in range(1, 4):
-            train_step(state, 0.5 / step)
-            with torch.inference_mode():
-                state.model(torch.zeros(step, 32 * step, dtype=torch.int64))  # validation uses other lengths
-        with pytest.raises(RuntimeError, match="recompile"):
-            state.loss_fn(torch.zeros(3, 64, dtype=torch.int64), torch.zeros(3, 64, dtype=torch.int64))
-
-
 @pytest.fixture
 def blocks_of_a_gpu(monkeypatch):
     """window_mask as a GPU has it: FlexAttention's blocks, which a CPU computes as plain operations, forward only."""

@@ -18,7 +18,7 @@ from support.options import MODEL_OPTIONS, combinations, knobs_of
 from pgolf.data.tokenizers import Bytes
 from pgolf_core.artifact import code_archive as packing
 from pgolf_core.artifact.code_archive import code_archive, reader_modules
-from pgolf_core.artifact.format import unpack
+from pgolf_core.artifact.format import read_model
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import export, load
@@ -76,7 +76,7 @@ def test_archive_reads_and_scores_each_kind_of_file_alone(tmp_path):
         inputs = {name: torch.randn(64, t.size(1)) for name, t in state.items() if name.endswith(".weight")}
         calibration = {n: Statistics(torch.rand(len(state[n])) + 0.1, x.T @ x, 64) for n, x in inputs.items()}
         export(state, config.export, artifact, calibration)
-        unpacked = lzma.decompress(code_archive(*unpack(artifact.read_bytes()).forms))
+        unpacked = lzma.decompress(code_archive(*read_model(artifact).forms))
         with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
             archive.extractall(code, filter="data")
         model = GPT(config.model)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from support.artifacts import unpack
 from torch import Tensor
 
 from pgolf.runs.result import ARTIFACT, read_result
@@ -17,7 +18,7 @@ from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.forecast import forecast
 from pgolf.training.run import train
 from pgolf_core.artifact.code_archive import code_archive
-from pgolf_core.artifact.format import load, pack, unpack
+from pgolf_core.artifact.format import load, pack, read_model
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import quantize_state
 from pgolf_core.quantization.stored import form, stored_form
@@ -71,7 +72,7 @@ def test_a_scheme_defined_in_a_test_works_from_config_to_reader(embedded, tmp_pa
     result = train(config, tmp_path / "s" / "run")
     estimate = forecast(config)
     assert estimate.bytes == pytest.approx(result.total_bytes, rel=0.15)
-    file = unpack((tmp_path / "s" / "run" / ARTIFACT).read_bytes())
+    file = read_model(tmp_path / "s" / "run" / ARTIFACT)
     coded = {name: t for name, t in file.tensors.items() if isinstance(t, MineTensor)}
     assert len(coded) == 6 and all(t.levels.abs().max() <= 3 for t in coded.values())
     assert result.bytes["weights"] > 0 and result.bytes["code"] == len(code_archive(*file.forms)) > len(code_archive())
@@ -82,7 +83,7 @@ def test_a_scheme_defined_in_a_test_works_from_config_to_reader(embedded, tmp_pa
 
 def _reads_alone(path, folder):
     """The archived code, without this file and without the packages, loads the same tensors."""
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(code_archive(*unpack(path.read_bytes()).forms)))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(code_archive(*read_model(path).forms)))) as archive:
         archive.extractall(folder / "alone", filter="data")
     program = (
         f"import sys, json; sys.path.insert(0, {str(folder / 'alone')!r})\n"
