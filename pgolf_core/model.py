@@ -112,7 +112,7 @@ class GPT(nn.Module):
         return cos.to(x.dtype), sin.to(x.dtype), mask
 
     def layer(self, i: int, values: list[Tensor]) -> Layer:
-        """What layer i has of its own. values: (B, T, K·C) for each of the last layers, see ValueEmbedding."""
+        """The own parts of layer i. values: (B, T, K·C) for each of the last layers, see ValueEmbedding."""
         config, from_end = self.config, i - self.config.num_layers
         return Layer(
             q_gain=self.q_gains[i],

@@ -117,9 +117,10 @@ def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> li
 
     Groups carry their `base_lr` and `base_wd`, which schedules scale. Raises RoleError naming an undeclared parameter.
     """
-    of_kind: dict[str, list[Tensor]] = defaultdict(list)
-    for name, role in roles_of(model).items():
-        of_kind["control" if role.kind == "projection" else role.kind].append(model.get_parameter(name))
+    roles, of_kind = roles_of(model), defaultdict(list)
+    for name, parameter in model.named_parameters():
+        kind = roles[name].kind
+        of_kind["control" if kind == "projection" else kind].append(parameter)
     embed_lr = config.tied_embed_lr if model.config.tie_embeddings else config.embed_lr
     rates = [(embed_lr, config.embed_wd), (config.scalar_lr, config.adam_wd), (config.head_lr, config.adam_wd)]
     adam = dict(betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)  # one kernel per group

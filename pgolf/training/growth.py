@@ -80,11 +80,7 @@ class Law:
 
     def change(self, role: Role, shape: torch.Size, area: float) -> float:
         """Root mean square of what training adds to a parameter until this area."""
-        train, pace = self.train, growth_of(role).pace
-        rate, decay = {
-            "matrix": (train.matrix_lr, train.muon_wd), "control": (train.scalar_lr, train.adam_wd),
-            "projection": (train.scalar_lr, train.adam_wd),
-        }.get(role.kind, (self.adam_rate(role), train.adam_wd if role.kind == "head" else train.embed_wd))  # fmt: skip
+        (rate, decay), pace = self.rates(role), growth_of(role).pace
         if shrink := 2 * rate * decay:  # weight decay forgets old changes
             area = -math.expm1(-shrink * area) / shrink
         if role.kind != "matrix":
@@ -93,10 +89,14 @@ class Law:
         update = rate * math.sqrt(max(1, rows / cols) / max(rows, cols))  # Muon: singular values near 1
         return pace * update * area / math.sqrt(1 + area / COHERENT)
 
-    def adam_rate(self, role: Role) -> float:
-        if role.kind == "head":
-            return self.train.head_lr
-        return self.train.tied_embed_lr if self.model.tie_embeddings else self.train.embed_lr
+    def rates(self, role: Role) -> tuple[float, float]:
+        """Learning rate and weight decay of a parameter, as optim.make_optimizers sets them."""
+        train = self.train
+        return {
+            "matrix": (train.matrix_lr, train.muon_wd),
+            "embedding": (train.tied_embed_lr if self.model.tie_embeddings else train.embed_lr, train.embed_wd),
+            "head": (train.head_lr, train.adam_wd),
+        }.get(role.kind, (train.scalar_lr, train.adam_wd))
 
     def grow(
         self, w: Tensor, role: Role, before: float, after: float, pace: float, generator: torch.Generator
@@ -115,7 +115,7 @@ class Law:
             noise *= _line_rms(w.size(1), growth.cols, after, generator)
             if role.kind in ("embedding", "head") and w.size(0) == self.model.vocab_size >= 2 * IDLE_ROWS.stop:
                 idle = noise[IDLE_ROWS]
-                share = min(1.0, IDLE_LIMIT * self.adam_rate(role) / grown)
+                share = min(1.0, IDLE_LIMIT * self.rates(role)[0] / grown)
                 noise[IDLE_ROWS] = share * idle[:1] + IDLE_NOISE * idle
         return w + math.sqrt(grown**2 - was**2) * noise
 

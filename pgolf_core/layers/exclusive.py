@@ -1,4 +1,4 @@
-"""Exclusive self-attention (XSA): what a token takes from others, not what it knows. https://arxiv.org/abs/2603.09078"""
+"""Exclusive self-attention (XSA): outputs orthogonal to the token's own value. https://arxiv.org/abs/2603.09078"""
 
 import torch.nn.functional as F
 from torch import Tensor

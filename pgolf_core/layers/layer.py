@@ -1,4 +1,4 @@
-"""What one layer has of its own, whichever block of weights it uses."""
+"""Parts of one layer besides its block of weights, which several layers may share."""
 
 from collections.abc import Callable
 from typing import NamedTuple
