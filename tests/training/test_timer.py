@@ -57,7 +57,7 @@ def test_timer_counts_the_queued_step_once(finished, tmp_path, monkeypatch, othe
     real = optim.step_optimizers
     for name, stand_in in {
         "pgolf.training.timer.mark": lambda device: SimpleNamespace(synchronize=partial(wait_for, steps[0])),
-        "pgolf.training.timer.time": SimpleNamespace(perf_counter=lambda: now[0]),
+        "pgolf.training.timer.time": SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0]),
         "pgolf.training.timer.seconds_since": seconds_since,
         "pgolf_core.train.step_optimizers": step_optimizers,
         "pgolf_core.distributed.Ranks.share_float": lambda _, reading: readings.append(reading) or reading,
@@ -71,6 +71,7 @@ def test_timer_counts_the_queued_step_once(finished, tmp_path, monkeypatch, othe
     assert readings[1:] == [20.0, 30.0, 40.0] and readings[0] in (0.0, 10.0)
     result = train(config, tmp_path / "run")  # trains no more
     assert (result.stopped_by, result.steps, result.train_seconds, result.resumed) == ("wallclock", 4, 40.0, 1)
+    assert result.budget["cpu"] == 40.0  # kept by the resume file, as the wallclock's seconds are
 
 
 def test_expired_timer_stays_expired_after_a_resume():
