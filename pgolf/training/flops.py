@@ -23,8 +23,7 @@ def flops_per_token(config: RunConfig) -> float:
     """Operations of forward and backward: 6 per weight that a token is multiplied with, 12 per pair it attends to.
 
     Weights of shared blocks count in every layer that uses them, the embedding as output matrix only. Pairs are those
-    that causal attention and the window leave: half as many as in formulas without a mask. With extra passes or a
-    schedule of lengths, the mean over the tokens of all stages of training.
+    that causal attention and the window leave, half of those without a mask. The mean over tokens of all stages.
     """
     m = config.model
     kv_dim = m.num_kv_heads * m.head_dim

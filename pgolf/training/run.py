@@ -93,6 +93,8 @@ def train_loop(run: Run, config: RunConfig) -> None:
     with log.progress_bar(state.step) as bar:
         while True:
             last = timer.expired or state.step == config.iterations
+            if last and config.loop_extra and not state.model.looping:
+                log(f"warning:loop_from={config.loop_from:g} was not reached: scored with loops that were not trained")
             state.reach(1.0 if last else timer.fraction(state.step, config.iterations))
             if last or is_due(state.step, config.val_loss_every):
                 with timer.excluded("validation"):

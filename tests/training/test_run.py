@@ -245,6 +245,11 @@ def test_average_is_what_is_scored_and_exported_and_the_result_says_so(embedded,
     assert f"weights:{averaged.weights} val_bpb:" in (tmp_path / "averaged" / "log.txt").read_text()
 
 
+def test_loops_that_time_left_untrained_are_said(embedded, tmp_path):
+    train(tiny(loop_extra=1, loop_from=0.5, max_wallclock_seconds=0.001), tmp_path / "run")
+    assert "warning:loop_from=0.5 was not reached" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_average_of_nothing_is_said(embedded, tmp_path):
     result = train(tiny(swa_every=100, warmdown_iters=8), tmp_path / "run")
     assert result.weights == "raw"
