@@ -53,7 +53,7 @@ def format_interval(value: float, half: float, form: str, factor: float = 1.0) -
 
 def format_range(low: float, high: float) -> str:
     """'−0.006 to −0.003'; one figure if they are equal."""
-    texts = [MISSING if pd.isna(value) else f"{value:+.4g}".replace("-", "−") for value in (low, high)]
+    texts = [format_number(value, "+.4g" if value else ".0f") for value in (low, high)]
     return " to ".join(dict.fromkeys(texts))
 
 
