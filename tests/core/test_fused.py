@@ -12,7 +12,6 @@ CHAINS = {
     "rotary": (lambda x: fused.rotary(x, *angles(x)), lambda x: rotated(x, *angles(x))),
     "norm": (fused.norm, lambda x: F.rms_norm(x, (x.size(-1),))),
     "relu_squared": (fused.relu_squared, lambda x: F.relu(x).square()),
-    "softcap": (lambda x: fused.softcap(x, CAP), lambda x: CAP * torch.tanh(x / CAP)),
     "capped_cross_entropy": (
         lambda x: fused.capped_cross_entropy(x.flatten(0, -2), targets(x), CAP),
         lambda x: F.cross_entropy(CAP * torch.tanh(x.flatten(0, -2) / CAP), targets(x)),
