@@ -9,7 +9,6 @@ Elements of Information Theory, 10.3.3). One number is left to find: lam, the sq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,11 +17,9 @@ from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import Calibration, Statistics
 from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian
 from pgolf_core.quantization.grids import Grid, geometric_mean, rms, step_grid
-from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.residuals import fit_low_rank
 from pgolf_core.quantization.stored import Quantized
 from pgolf_core.scheme import ExportError
-from pgolf_core.threads import in_threads
 
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
@@ -60,22 +57,17 @@ def solve(
     wins more for its bytes than finer steps would. Less than the whole cap is used only where the finest steps there
     are fit it. Raises AllocationError when nothing fits.
     """
-
-    def factor(name: str) -> HessianFactor:
-        return factorize_hessian(calibration[name].hessian, config.gptq_damp, config.gptq_act_order)
-
-    factors = dict(zip(weights, in_threads(factor, weights), strict=True))
-
-    def rounded(name: str, lam: float) -> QuantizedTensor:
-        grid = grid_at(lam, weights[name], calibration[name], factors[name])
-        return grid.round(weights[name], factors[name], config.gptq_block)
+    factors = {n: factorize_hessian(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
 
     def at(lam: float, residuals: tuple[str, ...] = ()) -> Solution:
-        integers = dict(zip(weights, in_threads(partial(rounded, lam=lam), weights), strict=True))
-        if broken := [name for name, own in integers.items() if not own.scale.isfinite()]:
-            raise ExportError.too_large(broken[0])
-        errors = {name: weights[name] - integers[name].dequantize() for name in residuals}
-        low_ranks = {name: fit_low_rank(error, calibration[name], config)[0] for name, error in errors.items()}
+        integers, low_ranks = {}, {}
+        for name, w in weights.items():
+            grid = grid_at(lam, w, calibration[name], factors[name])
+            integers[name] = grid.round(w, factors[name], config.gptq_block)
+            if not integers[name].scale.isfinite():
+                raise ExportError.too_large(name)
+            if name in residuals:
+                low_ranks[name], _, _ = fit_low_rank(w - integers[name].dequantize(), calibration[name], config)
         quantized = Quantized(integers, low_ranks, floats)
         return Solution(quantized, lam, file_bytes(quantized))
 
@@ -86,12 +78,8 @@ def solve(
 
     def estimate(lam: float) -> float:
         """Bytes of the weights, nearly: a few rows of each at the nearest level, under their entropy."""
-
-        def size(name: str) -> float:
-            steps = grid_at(lam, weights[name], calibration[name], factors[name]).step_size()
-            return _entropy_bytes(weights[name], steps)
-
-        return sum(in_threads(size, weights))
+        grids = {name: grid_at(lam, w, calibration[name], factors[name]) for name, w in weights.items()}
+        return sum(_entropy_bytes(w, grids[name].step_size()) for name, w in weights.items())
 
     parameters = sum(w.numel() for w in weights.values())
     sizes = SizeEstimate(estimate, file_bytes(Quantized({}, {}, floats)), parameters)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pgolf_core.parameters import RoleError, roles_of
-from pgolf_core.threads import in_threads
 
 PIECE = 1024  # tokens of a backward pass on a CPU: activations stay in its caches
 PANEL = 128  # rows of second moments that are added at a time
@@ -39,12 +38,6 @@ class Statistics:
     row_fisher: Tensor
     hessian: Tensor
     tokens: int = 0
-
-    @classmethod
-    def sum(cls, parts: list["Statistics"], tokens: int) -> "Statistics":
-        """On the CPU, of parts whose hessians hold their upper triangles."""
-        hessian = sum(part.hessian for part in parts)
-        return cls(sum(part.row_fisher for part in parts).cpu(), (hessian.triu() + hessian.triu(1).T).cpu(), tokens)
 
     @property
     def row_weight(self) -> Tensor:
@@ -83,41 +76,31 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
     """
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     weights = {name: model.get_parameter(name) for name, role in roles_of(model).items() if not role.is_control}
-
-    def empty() -> Calibration:
-        zeros = partial(torch.zeros, device=device)
-        return {name: Statistics(zeros(len(w)), zeros(w.size(1), w.size(1))) for name, w in weights.items()}
-
-    def sums_of(pieces: Iterable[tuple[Tensor, Tensor]]) -> Calibration:
-        """pieces: ids (B, T), and for each of these positions a number from 0 to 1 that draws its label."""
-        sums = empty()
+    zeros = partial(torch.zeros, device=device)
+    sums = {name: Statistics(zeros(len(w)), zeros(w.size(1), w.size(1))) for name, w in weights.items()}
+    batches = list(sequences)
+    with _without_weight_gradients(model):
+        with _Recorder(weights, sums) as probe:
+            model(batches[0][:1].to(device))
         recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
-        for ids, uniform in pieces:
-            with torch.enable_grad(), recorder:
-                logits = model(ids.to(device)).float().flatten(0, 1)
-            below = logits.detach().softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
-            drawn = torch.searchsorted(below, uniform * below[:, -1:]).flatten()  # its share holds the number
-            F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+        by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
+        for part in (part for batch in batches for part in batch.split(1 if by_sequence else len(batch))):
+            uniform = torch.rand(part.numel(), 1, generator=generator, dtype=torch.float64)
+            few = max(1, PIECE // part.size(1)) if device.type == "cpu" else len(part)
+            for ids, own in zip(part.split(few), uniform.split(few * part.size(1)), strict=True):
+                with recorder:
+                    logits = model(ids.to(device)).float().flatten(0, 1)
+                below = logits.detach().softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
+                drawn = torch.searchsorted(below, own * below[:, -1:]).flatten()  # its share holds the number
+                F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
             for name, weight in by_sequence.items():
                 if weight.grad is None:
                     raise RoleError(f"weight {name} is declared, but the model does not use it")
                 sums[name].add_lookup(torch.arange(len(weight), device=device), weight.grad)
                 weight.grad = None
-        return sums
-
-    batches, pieces = list(sequences), []
-    with _without_weight_gradients(model):
-        with torch.enable_grad(), _Recorder(weights, empty()) as probe:
-            model(batches[0][:1].to(device))
-        by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
-        for part in (part for batch in batches for part in batch.split(1 if by_sequence else len(batch))):
-            uniform = torch.rand(part.numel(), 1, generator=generator, dtype=torch.float64)
-            few = max(1, PIECE // part.size(1)) if device.type == "cpu" else len(part)
-            pieces += zip(part.split(few), uniform.split(few * part.size(1)), strict=True)
-        at_once = 1 if by_sequence or device.type != "cpu" else torch.get_num_threads()
-        shares = in_threads(sums_of, (pieces[i::at_once] for i in range(at_once)))
     tokens = sum(batch.numel() for batch in batches)
-    return {name: Statistics.sum([share[name] for share in shares], tokens) for name in weights}
+    whole = {name: (s.hessian.triu() + s.hessian.triu(1).T).cpu() for name, s in sums.items()}
+    return {name: Statistics(s.row_fisher.cpu(), whole[name], tokens) for name, s in sums.items()}
 
 
 @contextmanager
@@ -126,7 +109,8 @@ def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
     training, wanted = model.training, {p: p.requires_grad for p in model.parameters()}
     model.eval().requires_grad_(False)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         model.train(training)
         for parameter, requires_grad in wanted.items():
