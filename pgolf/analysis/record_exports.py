@@ -20,7 +20,7 @@ RECORD_EXPORTS = {  # name -> export knobs. #1855 packs with lrzip instead, in 1
     ),
 }  # fmt: skip
 SMALLEST = 0.25  # share of a record's weights below which no file of equal loss is sought
-NEAR = 1.05  # ratio of the caps between which the equal loss lies, when the search ends
+NEAR = 1.02  # ratio of the caps between which the equal loss lies, when the search ends
 
 
 def is_record(knobs: dict) -> bool:

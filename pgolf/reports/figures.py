@@ -66,7 +66,7 @@ def plot_frontier(rows: pd.DataFrame) -> Figure:
     ax.set(xlim=padded([*rows.total_bytes, *in_reach]), ylim=(low, high), ylabel="bits per byte after round trip")
 
     front = rows[rows.on_front].sort_values(["total_bytes", "bpb"])
-    end = caps.max() if len(in_reach) == len(caps) else ax.get_xlim()[1]
+    end = max(caps.max(), front.total_bytes.max()) if len(in_reach) == len(caps) else ax.get_xlim()[1]
     staircase(ax, front.total_bytes, front.bpb, end, color=BLUE, lw=1.5, zorder=2)
     state = np.select([rows.on_front, rows.over_cap], ["on the front", "over cap"], "off the front")
     for (name, kind), points in rows.groupby([state, "kind"], sort=False):

@@ -90,7 +90,7 @@ class _CappedCrossEntropy(Function):
             sums = p.sum(1, keepdim=True)
             nats += (sums.log() + cap * (largest - tanh.gather(1, y))).sum()
             p.mul_(share / sums).scatter_add_(1, y, p.new_full((1, 1), -share).expand_as(y))
-            torch.addcmul(p, p, tanh.square_(), value=-1, out=tanh)  # now the slope, of which it is a part
+            torch.addcmul(p, p, tanh.square_(), value=-1, out=tanh)  # these rows of slope
         ctx.save_for_backward(slope)
         return nats * share
 

@@ -74,14 +74,14 @@ def killed_at(monkeypatch):
     return kill
 
 
-def test_resume_continues_the_random_numbers_of_forward(finished, tmp_path, monkeypatch, killed_at):
+def test_resume_continues_the_random_numbers_of_the_model(finished, tmp_path, monkeypatch, killed_at):
     def noisy(self, ids):
-        logits = forward(self, ids)
+        logits = uncapped(self, ids)
         return logits + 0.1 * torch.randn_like(logits) if self.training else logits
 
     config = tiny(compression_reg_weight=0.005, resume_every_seconds=1e-9, warmup_steps=1, ema_decay=0.6)
-    forward = GPT.forward
-    monkeypatch.setattr(GPT, "forward", noisy)
+    uncapped = GPT.uncapped
+    monkeypatch.setattr(GPT, "uncapped", noisy)
     undisturbed = train(config, tmp_path / "undisturbed")
     assert undisturbed.raw_val_bpb != finished[1].val_bpb
     killed_at(4, config, tmp_path / "killed")

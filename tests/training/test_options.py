@@ -77,13 +77,13 @@ def test_options_are_in_graphs_that_warm_up_has_built(group, embedded, tmp_path,
 
 @pytest.mark.slow
 def test_loops_are_on_from_their_share_of_training_and_in_what_is_scored(embedded, tmp_path, monkeypatch):
-    seen, forward = [], GPT.forward
+    seen, uncapped = [], GPT.uncapped
 
     def noted(self, ids):
         seen.append(("train" if self.training else "score", self.looping))
-        return forward(self, ids)
+        return uncapped(self, ids)
 
-    monkeypatch.setattr(GPT, "forward", noted)
+    monkeypatch.setattr(GPT, "uncapped", noted)
     train(config_of(("late loops",), val_loss_every=2), tmp_path / "run")
     warm_up = [("train", False), ("train", True)]
     steps = [("train", False), ("score", False), ("train", False), ("train", True), ("score", True), ("train", True)]
