@@ -19,7 +19,7 @@ VERDICTS = {  # a config against the baseline: marker, colour of face and edge
 }  # fmt: skip
 MIN_SPAN = 4e-4  # bpb; an axis spans at least this, so that its ticks have few digits
 CONFIGS = 24  # per figure; tables have all
-TICKS = (-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3)  # of plot_published
+TICKS = (-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3)  # bits per byte, in plot_published
 
 
 def numeric_knob(rows: pd.DataFrame, group: pd.DataFrame) -> str:

@@ -76,7 +76,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     k, v, gqa = k.to(q.dtype), v.to(q.dtype), k.size(1) != q.size(1)
     trains = q.requires_grad and fuses(q) and not torch.is_autocast_enabled("cpu")
     if mask is None and trains and q[..., 0].numel() * q.size(2) <= KEPT:
-        from pgolf_core.layers.fused import causal_attention  # likewise
+        from pgolf_core.layers.fused import causal_attention  # not counted either
 
         return causal_attention(q, k, v)
     if mask is None or isinstance(mask, Tensor):

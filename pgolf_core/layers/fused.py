@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 BLOCK = 2**16  # logits that are worked on at a time
-QUERIES = 64  # of each head, likewise
+QUERIES = 64  # positions of a head whose scores are worked on at a time
 KEPT = 2**24  # probabilities of a layer's attention; more are left to torch, which keeps none
 
 
