@@ -21,6 +21,7 @@ from pgolf_core.parameters import Role, roles_for
 from pgolf_core.quantization.allocation import solve
 from pgolf_core.quantization.calibration import Calibration
 from pgolf_core.quantization.gptq import factorize_hessian
+from pgolf_core.quantization.learning import Teacher
 from pgolf_core.quantization.permutation import neuron_permutations, permute
 from pgolf_core.quantization.residuals import choose_residuals
 from pgolf_core.quantization.schemes.absmax import Absmax
@@ -66,10 +67,16 @@ def export_name(config: ExportConfig) -> str:
 
 
 def export(
-    state: State, config: ExportConfig, path: str | Path, calibration: Calibration | None = None, roles: Roles = None
-) -> ByteAccount:
-    """Quantize, write the artifact in one move, account for its bytes. Arguments and errors as quantize_state."""
-    quantized, packed = _quantize(state, config, calibration, roles)
+    state: State, config: ExportConfig, path: str | Path, calibration: Calibration | None = None, roles: Roles = None,
+    teacher: Teacher | None = None,
+) -> ByteAccount:  # fmt: skip
+    """Quantize, write the artifact in one move, account for its bytes. Arguments and errors as quantize_state.
+
+    teacher: needed if config.learn_steps.
+    """
+    if config.learn_steps and teacher is None:
+        raise ExportError(f"learn_steps={config.learn_steps} needs the model and training text")
+    quantized, packed = _quantize(state, config, calibration, roles, teacher)
     packed = packed or pack(quantized, config.codec)
     atomic_write(path, packed.bytes)
     return ByteAccount(
@@ -86,7 +93,7 @@ def export(
 def quantize_state(
     state: State, config: ExportConfig, calibration: Calibration | None = None, roles: Roles = None
 ) -> Quantized:
-    """The stored form of a state dict, residuals included.
+    """The stored form of a state dict, residuals included, before learn_steps.
 
     calibration: needed if config.needs_calibration. roles: of every tensor, as `model.roles` gives them. Raises
     ExportError on NaN, infinity and weights too large for float16 scales, AllocationError on a cap that
@@ -96,7 +103,7 @@ def quantize_state(
 
 
 def _quantize(
-    state: State, config: ExportConfig, calibration: Calibration | None, roles: Roles
+    state: State, config: ExportConfig, calibration: Calibration | None, roles: Roles, teacher: Teacher | None = None
 ) -> tuple[Quantized, Packed | None]:
     """The stored form as quantize_state gives it, and its file if it was packed on the way."""
     roles = roles_by_name(state) if roles is None else roles_for(state, roles)
@@ -119,7 +126,10 @@ def _quantize(
             last = quantized, pack(quantized, config.codec)
             return len(last[1].bytes) + len(code_archive(*quantized.forms))
 
-        solved = _storable(solve(weights, floats, calibration, config, file_bytes))
+        solved = solve(weights, floats, calibration, config, file_bytes)
+        if config.learn_steps and teacher is not None:
+            solved = teacher.learn(solved, config, file_bytes)
+        solved = _storable(solved)
         return solved, last[1] if last[0] is solved else None
     schemes = {name: scheme_of(t, roles[name], config) for name, t in state.items()}
     floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if schemes[name] is None}

@@ -17,6 +17,7 @@ from pgolf.disk import checksum
 from pgolf.runs.result import RunError, evaluation_protocol
 from pgolf.training.device import deterministic_kernels, pick_device, pick_dtype
 from pgolf.training.inputs import data_facts, scored_tokens
+from pgolf.training.timer import seconds_since
 from pgolf_core.batches import sequences
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, Ranks
@@ -24,6 +25,9 @@ from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
 from pgolf_core.model import GPT, roles, skeleton
 from pgolf_core.quantization.calibration import Calibration, calibrate
+from pgolf_core.quantization.learning import CHECKED, Student, Teacher
+from pgolf_core.quantization.primitives import quantize
+from pgolf_core.quantization.stored import Quantized
 from pgolf_core.train import cast_embedding
 
 Scored = dict[str, tuple[Score, float]]  # SHA-256 of the weights -> their score and the seconds it took
@@ -34,8 +38,8 @@ class RoundTrip:
     account: ByteAccount
     score: Score
     artifact_sha256: str
-    calibration_seconds: float  # counts toward the wallclock limit: it reads training text
-    export_seconds: float  # without calibration
+    calibration_seconds: float  # and learn_steps; counts toward the wallclock limit: both read training text
+    export_seconds: float  # without these
     eval_seconds: float
 
 
@@ -54,8 +58,12 @@ def round_trip(
     if ranks.first:
         calibration = calibration or calibration_of(state, config, dataset, device)
         calibrated = time.perf_counter()
-        account = export(state, config.export, path, calibration, roles(config.model))
-        made = load(path), account, checksum(path), calibrated - start, time.perf_counter() - calibrated
+        teacher = teacher_of(state, config, dataset, device)
+        with deterministic_kernels(device.type == "cuda"):
+            account = export(state, config.export, path, calibration, roles(config.model), teacher)
+        learning = teacher.seconds if teacher else 0.0
+        seconds = calibrated - start + learning, time.perf_counter() - calibrated - learning
+        made = load(path), account, checksum(path), *seconds
     read, account, sha256, calibration_seconds, export_seconds = ranks.share(made)
     exported = time.perf_counter()
     scored, weights = ({}, "") if scored is None else (scored, hashlib.sha256(safetensors.torch.save(read)).hexdigest())
@@ -81,12 +89,39 @@ def calibration_of(
     """
     if not config.export.needs_calibration:
         return None
+    text = sequences(dataset.train_shards, tokens or config.calibration_tokens, config.train_seq_len)
+    with deterministic_kernels(device.type == "cuda"):
+        return calibrate(_float32_model(state, config, device), text)
+
+
+def teacher_of(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> Teacher | None:
+    """The raw model in float32 and the text of learn_steps; None without. Raises RunError as model_of."""
+    if not config.learn_steps:
+        return None
+    length = config.train_seq_len
+    per_step = -(-config.learn_tokens // length) * length
+    text = sequences(dataset.train_shards, config.learn_steps * per_step, length, per_step)
+    return Teacher(_float32_model(state, config, device), list(text))
+
+
+def learning_seconds(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> float:
+    """Seconds that learn_steps will take, by the second of two on int8 levels; 0 without."""
+    if not config.learn_steps:
+        return 0.0
+    teacher = teacher_of(state, config.with_knobs(learn_steps=2), dataset, device)
+    levels = {name: quantize(state[name].cpu()) for name, role in roles(config.model).items() if not role.is_control}
+    student = Student(teacher.model, Quantized(levels, {}, {}))
+    for ids in teacher.text:
+        began = time.perf_counter()
+        teacher.add_gradients(student, ids)
+    return seconds_since(began, device) * (config.learn_steps + 2 * CHECKED)
+
+
+def _float32_model(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:
     _check_weights(state, config)
     model = GPT(config.model).to(device)
     model.load_state_dict(state)
-    text = sequences(dataset.train_shards, tokens or config.calibration_tokens, config.train_seq_len)
-    with deterministic_kernels(device.type == "cuda"):
-        return calibrate(model, text)
+    return model.eval()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:

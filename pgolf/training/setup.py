@@ -17,7 +17,7 @@ from pgolf.training.forecast import Forecast, forecast
 from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
 from pgolf.training.resume import RESUME, TrainError, check_resume, naming, read_resume
-from pgolf.training.round_trip import calibration_of
+from pgolf.training.round_trip import calibration_of, learning_seconds
 from pgolf.training.timer import TrainTimer, seconds_since
 from pgolf_core.batches import training_stream
 from pgolf_core.config import RunConfig
@@ -131,11 +131,12 @@ def _reserve_calibration(run: Run, config: RunConfig, resume: dict | None) -> No
             with timer.excluded("warmup"):
                 began = time.perf_counter()
                 calibration_of(weights, config, run.dataset, device)
-                reserve = RESERVE_FACTOR * seconds_since(began, device)
+                seconds = seconds_since(began, device) + learning_seconds(weights, config, run.dataset, device)
+                reserve = RESERVE_FACTOR * seconds
     timer.calibration_reserve_s = run.ranks.share_float(reserve)
     if timer.calibration_reserve_s >= timer.limit_s:
         raise TrainError(
-            f"max_wallclock_seconds={timer.limit_s:g}: calibration alone takes {timer.calibration_reserve_s:.0f} s; "
-            "lower calibration_tokens, or give it more time"
+            f"max_wallclock_seconds={timer.limit_s:g}: calibration and learn_steps={config.learn_steps} alone take "
+            f"{timer.calibration_reserve_s:.0f} s; lower calibration_tokens or learn_steps, or give them more time"
         )
     run.log(f"reserve:{timer.calibration_reserve_s:.1f}s of {timer.limit_s:g}s for calibration")

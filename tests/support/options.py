@@ -40,6 +40,7 @@ TRAINING_OPTIONS = {
     "Polar Express": dict(muon_polar_express=True),
     "EMA": dict(ema_decay=0.6),
     "SWA": dict(swa_every=1, swa_start_frac=0.9),
+    "learned rounding": dict(learn_steps=4, learn_tokens=64, learn_rate=0.01),
     "clipping": dict(grad_clip_norm=0.3),
     "shuffled sequences": dict(shuffle_sequences=1),
     "coprime sequences": dict(coprime_sequences=1),

@@ -34,7 +34,7 @@ def test_calibration_counts_toward_the_wallclock_limit(embedded, tmp_path):
     assert account["apart"].keys() == {"warmup", "validation", "forecast", "resume files"}
     assert account["apart"]["validation"] > 0
     assert "reserve:" in (tmp_path / "run" / "log.txt").read_text()
-    with pytest.raises(TrainError, match=r"max_wallclock_seconds=0\.01: calibration alone takes"):
+    with pytest.raises(TrainError, match=r"max_wallclock_seconds=0\.01: calibration and learn_steps=0 alone take"):
         train(config.with_knobs(max_wallclock_seconds=0.01), tmp_path / "short")
 
 

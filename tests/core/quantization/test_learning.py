@@ -1,0 +1,140 @@
+"""Learned rounding predicts more as the raw model does, in a file that still fits; gradients are straight through."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pgolf_core.artifact.format import pack
+from pgolf_core.config import RunConfig
+from pgolf_core.export import export, load
+from pgolf_core.model import GPT
+from pgolf_core.quantization.allocation import solve
+from pgolf_core.quantization.calibration import calibrate
+from pgolf_core.quantization.learning import Student, Teacher
+from pgolf_core.quantization.primitives import RankOne
+from pgolf_core.scheme import ExportError
+
+SMALL = dict(vocab_size=64, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
+STEPS = 24
+
+
+def config_of(**knobs):
+    solved = dict(allocation="solve", codec="ans", cap_bytes=4_500, learn_steps=STEPS, learn_rate=0.03)
+    return RunConfig(**SMALL | solved | knobs).export
+
+
+def file_bytes(quantized) -> int:
+    return len(pack(quantized, "ans").bytes)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    model = GPT(RunConfig(**SMALL).model)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2 and p.size(0) > 2:
+                p.normal_(std=0.2)
+    return Teacher(model, [torch.randint(64, (4, 32)) for _ in range(STEPS)])
+
+
+@pytest.fixture(scope="module")
+def parts(teacher):
+    calibration = calibrate(teacher.model, teacher.text[:8])
+    state = {name: p.detach() for name, p in teacher.model.state_dict().items()}
+    weights = {name: state[name] for name in calibration}
+    return weights, {name: p.half() for name, p in state.items() if name not in calibration}, calibration
+
+
+@pytest.fixture(scope="module")
+def solved(parts):
+    return solve(*parts, config_of(), file_bytes)
+
+
+def divergence(teacher, quantized, texts) -> float:
+    """Independently of the learner: F.kl_div of a model that holds the stored weights."""
+    read = copy.deepcopy(teacher.model)
+    read.load_state_dict(quantized.state_dict())
+    with torch.no_grad():
+        pairs = [(read(ids).log_softmax(-1), teacher.model(ids).log_softmax(-1)) for ids in texts]
+    return sum(F.kl_div(*pair, log_target=True, reduction="sum").item() for pair in pairs)
+
+
+def test_learned_levels_predict_more_as_the_raw_model_on_other_text_too_in_a_file_that_fits(teacher, solved):
+    before = {name: p.clone() for name, p in teacher.model.state_dict().items()}
+    learned = teacher.learn(solved, config_of(), file_bytes)
+    unseen = [torch.randint(64, (8, 32), generator=torch.Generator().manual_seed(9))]
+    assert divergence(teacher, learned, unseen) < 0.75 * divergence(teacher, solved, unseen)
+    assert file_bytes(learned) <= 4_500
+    assert all(torch.equal(p, before[name]) for name, p in teacher.model.state_dict().items())
+    for name, tensor in learned.tensors.items():
+        assert torch.equal(tensor.step_size(), solved.tensors[name].step_size())
+    assert any(not torch.equal(t, solved.floats[name]) for name, t in learned.floats.items())
+    assert {name: t.dtype for name, t in learned.floats.items()} == {n: t.dtype for n, t in solved.floats.items()}
+
+
+def test_a_residual_stays_and_is_part_of_what_is_learned_around(teacher, solved):
+    name = "blocks.0.mlp.fc.weight"
+    pair = RankOne(torch.linspace(-1, 1, 64).half(), torch.linspace(0.1, 0.2, 32).half())
+    with_residual = replace(solved, residuals={name: pair})
+    student = Student(teacher.model, with_residual)
+    student.round()
+    read = with_residual.state_dict()
+    assert all(torch.equal(p, read[name]) for name, p in student.parameters.items())
+    learned = teacher.learn(with_residual, config_of(cap_bytes=6_000), file_bytes)
+    assert divergence(teacher, learned, teacher.text[:4]) < divergence(teacher, with_residual, teacher.text[:4])
+    assert learned.residuals == {name: pair}
+
+
+def test_the_student_begins_as_the_solvers_model(teacher, solved):
+    student = Student(teacher.model, solved)
+    assert all(torch.equal(student.levels(name), t.q.float()) for name, t in solved.tensors.items())
+    assert all(torch.equal(t.q, solved.tensors[name].q) for name, t in student.stored().tensors.items())
+
+
+def test_gradients_of_rounded_weights_become_those_of_the_latents_times_the_step(teacher, solved):
+    student, ids = Student(teacher.model, solved), teacher.text[0]
+    teacher.add_gradients(student, ids)
+    rounded = copy.deepcopy(teacher.model)
+    rounded.load_state_dict(solved.state_dict())
+    with torch.no_grad():
+        expected = teacher.model(ids).log_softmax(-1)
+    F.kl_div(rounded(ids).log_softmax(-1), expected, log_target=True, reduction="sum").div(ids.numel()).backward()
+    for name, p in rounded.named_parameters():
+        grad = student.latents[name].grad if name in student.latents else student.floats[name].grad
+        step = student.steps.get(name, 1.0)
+        torch.testing.assert_close(grad, p.grad * step, rtol=1e-3, atol=1e-7)
+
+
+def test_the_dead_zone_moves_only_what_lies_nearer_to_zero_than_its_edge(teacher, solved):
+    student = Student(teacher.model, solved)
+    student.latents["x"], student.dead_zone = torch.tensor([0.4, 0.6, -0.6, 0.8, 1.6, -1.8]), 0.2
+    assert student.levels("x").tolist() == [0, 0, 0, 1, 1, -2]
+
+
+def test_where_learning_finds_nothing_better_the_solvers_model_is_kept_with_a_warning(teacher, solved):
+    with pytest.warns(UserWarning, match="learn_rate=50: 24 steps found no better levels .* kept"):
+        assert teacher.learn(solved, config_of(learn_rate=50), file_bytes) is solved
+
+
+def test_equal_inputs_give_equal_files_and_the_file_holds_what_was_learned(teacher, parts, tmp_path):
+    weights, _, calibration = parts
+    state, config = teacher.model.state_dict(), config_of(cap_bytes=17_000)
+    teacher = Teacher(teacher.model, teacher.text[:16])
+    for name in ("a", "b"):
+        account = export(state, config, tmp_path / name, calibration, teacher=teacher)
+        assert account.fits
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    export(state, config.model_copy(update=dict(learn_steps=0)), tmp_path / "plain", calibration)
+    read, plain = load(tmp_path / "a"), load(tmp_path / "plain")
+    assert any(not torch.equal(read[name], plain[name]) for name in weights)
+
+
+def test_learning_without_a_model_and_text_is_refused(parts, tmp_path):
+    state = parts[0] | parts[1]
+    with pytest.raises(ExportError, match="learn_steps=24 needs the model and training text"):
+        export(state, config_of(), tmp_path / "a", parts[2])
+    assert not (tmp_path / "a").exists()
