@@ -35,7 +35,7 @@ def measure(run: Path, caps: list[int], knobs: dict) -> list[dict]:
     raw = score_model(model_of(state, base, device), base, dataset, roundtrip=True).val_bpb
     for cap in caps:
         row = {"cap": cap, "raw": raw, "threads": torch.get_num_threads()}
-        for name, own in {"solver": dict(learn_steps=0, learn_tokens=2048, learn_rate=0.003), "learned": {}}.items():
+        for name, own in {"solver": dict(learn_steps=0), "learned": {}}.items():
             with tempfile.TemporaryDirectory() as folder:
                 config = base.with_knobs(cap_bytes=cap, **own)
                 trip = round_trip(state, config, dataset, Path(folder) / "artifact", calibration, scored=scored)

@@ -1,9 +1,8 @@
 """Conditions between knobs that RunConfig checks, each with the message for a config that fails it."""
 
-from pgolf_core.knobs import EMBEDDED, MICROBATCHES, ExportConfig, TrainConfig
+from pgolf_core.knobs import EMBEDDED, MICROBATCHES, TrainConfig
 
 TAPER_START, SWA_START = (TrainConfig.model_fields[name].default for name in ("wd_taper_start_frac", "swa_start_frac"))
-LEARN = tuple(ExportConfig.model_fields[name].default for name in ("learn_tokens", "learn_rate"))
 
 # (knobs involved, condition on a RunConfig c, message)
 RULES = [
@@ -87,9 +86,6 @@ RULES = [
      "int8_residual_bits={c.int8_residual_bits}), whose statistics are in the trained order of neurons"),
     ({"learn_steps", "allocation"}, lambda c: not c.learn_steps or c.allocation == "solve",
      "learn_steps={c.learn_steps} learns the levels of allocation=solve, not of allocation={c.allocation}"),
-    ({"learn_steps", "learn_tokens", "learn_rate"},
-     lambda c: c.learn_steps or (c.learn_tokens, c.learn_rate) == LEARN,
-     "learn_tokens={c.learn_tokens} and learn_rate={c.learn_rate:g} have no effect: set learn_steps, as 200"),
     ({"wd_taper_final_mult", "muon_wd"}, lambda c: c.wd_taper_final_mult == 1 or c.muon_wd,
      "wd_taper_final_mult={c.wd_taper_final_mult:g} tapers muon_wd, which is 0; set muon_wd, as 0.09"),
     ({"wd_taper_start_frac", "wd_taper_final_mult"},

@@ -20,10 +20,11 @@ from pgolf_core.knobs import ExportConfig
 # right value depends on the size of the model.
 INT8_ZLIB_BASELINE = dict(
     allocation="fixed", quantizer="absmax", weight_quantization_bits=8, embed_quantization_bits=0, codec="zlib",
-    gptq=False, control_dtype="float32", mlp_permutation=False,
+    gptq=False, control_dtype="float32", mlp_permutation=False, learn_steps=0,
     embed_quantizer="", attn_in_quantizer="", attn_out_quantizer="", mlp_in_quantizer="", mlp_out_quantizer="",
     head_quantizer="", int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off",
 )  # fmt: skip
+SOLVER, LEARNED = "solver", "solver, learned"  # families of exports
 
 ComparisonGroup = namedtuple("ComparisonGroup", COMPARABLE)  # properties that comparable scores share
 
@@ -156,7 +157,7 @@ def exports(variants: pd.DataFrame) -> pd.DataFrame:
 
     delta_prequant: bpb − pre-quant bpb. delta_int8, share: bpb − that of INT8_ZLIB_BASELINE, and bytes as a share of
     its bytes; nan if that file is missing. half_prequant, half_int8: half of their 95 % intervals over other text.
-    on_front: on the Pareto front of all files; fixed_front: of the files without the solver's.
+    on_front: on the Pareto front of all files; fixed_front: of the files without the solver's, learned or not.
     """
     rows = variants.assign(family=variants.knobs.map(family), delta_prequant=variants.bpb - variants.raw_bpb)
     int8 = rows[rows.knobs.map(lambda knobs: INT8_ZLIB_BASELINE.items() <= knobs.items())].nlargest(1, "total_bytes")
@@ -168,7 +169,7 @@ def exports(variants: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
     rows = rows.sort_values(["total_bytes", "bpb"], kind="stable").drop_duplicates(["total_bytes", "bpb"])
     on_front = pareto(rows.assign(over_cap=False))
-    fixed_front = pareto(rows.assign(over_cap=rows.family == "solver"))
+    fixed_front = pareto(rows.assign(over_cap=rows.family.isin([SOLVER, LEARNED])))
     return rows.assign(on_front=on_front, fixed_front=fixed_front).reset_index(drop=True)
 
 
@@ -176,7 +177,7 @@ def family(knobs: dict) -> str:
     """The method of an export in a word or two."""
     kind, *rest = knobs["quantizer"].split(":")
     if knobs["allocation"] == "solve":
-        return "solver"
+        return LEARNED if knobs.get("learn_steps") else SOLVER
     if knobs["int8_residual_rank"] and knobs["int8_residual_budget_bytes"]:
         rank_one = knobs["int8_residual_rank"] == 1 and knobs.get("int8_residual_bits", 16) == 16
         return "rank-1 residual" if rank_one else "LQER"
@@ -188,15 +189,16 @@ def family(knobs: dict) -> str:
 def within(rows: pd.DataFrame, shares: Iterable[float] = (1.0, 0.8, 0.6, 0.4)) -> pd.DataFrame:
     """The solver compared with all other methods: the best file of each within a share of the int8 zlib bytes.
 
-    rows: exports(). Columns: share, limit (bytes); solver, solver_bpb, solver_bytes; fixed, fixed_bpb, fixed_bytes;
-    delta_bpb (solver − fixed), half, p, verdict. No rows if INT8_ZLIB_BASELINE's file is missing.
+    rows: exports(), of which those that learned are left out. Columns: share, limit (bytes); solver, solver_bpb,
+    solver_bytes; fixed, fixed_bpb, fixed_bytes; delta_bpb (solver − fixed), half, p, verdict. No rows if
+    INT8_ZLIB_BASELINE's file is missing.
     """
-    int8_bytes = (rows.total_bytes / rows.share).dropna().round()
+    int8_bytes, rows = (rows.total_bytes / rows.share).dropna().round(), rows[rows.family != LEARNED]
     table = []
     for share in shares if len(int8_bytes) else ():
         row = {"share": share, "limit": int(share * int8_bytes.iloc[0])}
         fitting, nats = rows[rows.total_bytes <= row["limit"]], {}
-        for who, some in fitting.groupby(fitting.family.eq("solver").map({True: "solver", False: "fixed"})):
+        for who, some in fitting.groupby(fitting.family.eq(SOLVER).map({True: "solver", False: "fixed"})):
             best = some.loc[some.bpb.idxmin()]
             row |= {who: best.variant, f"{who}_bpb": best.bpb, f"{who}_bytes": best.total_bytes}
             nats[who] = best.block_nats

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from pgolf.analysis.frontier import INT8_ZLIB_BASELINE
+from pgolf.analysis.frontier import INT8_ZLIB_BASELINE, SOLVER
 
 # Every matrix quantised, as at the records' scale, where all have more than keep_float_max_numel elements.
 _PUBLISHED = INT8_ZLIB_BASELINE | dict(
@@ -28,13 +28,18 @@ def is_record(knobs: dict) -> bool:
     return any(own.items() <= knobs.items() for own in RECORD_EXPORTS.values())
 
 
+def is_solved(knobs: dict) -> bool:
+    """Whether export knobs are the solver's, without learning."""
+    return knobs["allocation"] == "solve" and not knobs.get("learn_steps")
+
+
 def solver_caps(rows: Iterable[dict], caps: Iterable[int]) -> list[int]:
     """Caps of the solver's files to hold beside the records' rows, in order: that of equal bytes, then a bisection.
 
     rows: of studies.export_lab, finished so far. caps: the solver's, which are asked for anyway. The last cap is of a
     file that is not among the rows yet, unless all are; so equal rows of a finished search give equal caps.
     """
-    bpb = {row["knobs"]["cap_bytes"]: row["bpb"] for row in rows if row["knobs"]["allocation"] == "solve"}
+    bpb = {row["knobs"]["cap_bytes"]: row["bpb"] for row in rows if is_solved(row["knobs"])}
     sought, known = [], {*caps} & bpb.keys()
     for record in (row for row in rows if is_record(row["knobs"])):
         cap, code = record["total_bytes"], record["bytes"]["code"]
@@ -57,7 +62,7 @@ def beside_records(rows: pd.DataFrame) -> pd.DataFrame:
     rows: frontier.exports(). Columns: record, bpb, bytes; equal_bpb, of at most these bytes; equal_bytes, of at most
     this loss; share, equal_bytes / bytes. NaN where there is none.
     """
-    solved, table = rows[rows.family == "solver"], []
+    solved, table = rows[rows.family == SOLVER], []
     for record in rows[rows.knobs.map(is_record)].itertuples():
         small, good = solved[solved.total_bytes <= record.total_bytes], solved[solved.bpb <= record.bpb]
         found = record.variant, record.bpb, record.total_bytes, small.bpb.min(), good.total_bytes.min()

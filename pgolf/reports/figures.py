@@ -34,6 +34,7 @@ FAMILIES = {  # analysis.frontier.family: colour, marker
     "absmax": ("#000000", "o"), "rank-1 residual": ("0.6", "D"), "σ-tied steps": (SKY, "s"), "Fisher steps": (SKY, "v"),
     "GPTQ": (BLUE, "^"), "GPTQ, Fisher steps": (GREEN, "v"), "LQER": ("#882255", "p"), "sdclip": (PINK, "P"),
     "ternary": ("#F0E442", "X"), "codebook": (ORANGE, "h"), "solver": (RED, "*"),
+    "solver, learned": ("#882255", "*"),
 }  # fmt: skip
 ABOVE = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, fontsize=8, borderaxespad=0)  # a legend's place
 BESIDE = dict(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
@@ -156,12 +157,12 @@ def plot_exports(rows: pd.DataFrame, against: str = "prequant", title: str = "")
     ax.axhline(0, color=BLUE, lw=1, zorder=1, label=f"{origin}, {score:.4f} bpb")
     for family, (colour, marker) in FAMILIES.items():
         if (mine := rows.family == family).any():
-            look = dict(color=colour, edgecolors="0.25", linewidths=0.5, zorder=4 if family == "solver" else 3)
+            look = dict(color=colour, edgecolors="0.25", linewidths=0.5, zorder=4 if marker == "*" else 3)
             ax.scatter(x[mine], y[mine], 90 if marker == "*" else 34, marker=marker, label=family, **look)
     ax.legend(**BESIDE)
 
     # Coinciding files share one label. Of many files the int8 zlib file, the solver's, fronts and family bests get one.
-    telling = rows.on_front | rows.fixed_front | rows.share.eq(1) | (rows.family == "solver")
+    telling = rows.on_front | rows.fixed_front | rows.share.eq(1) | rows.family.str.startswith("solver")
     telling |= rows.index.isin(rows.groupby("family").bpb.idxmin())
     spots = pd.DataFrame({"x": x, "y": y, "name": rows.variant.map(short), "telling": telling})
     spots = spots.groupby([x.round(-1), y.round(2)], sort=False)

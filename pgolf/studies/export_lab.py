@@ -69,15 +69,21 @@ def lab_variants(steps: Iterable[float], codecs: Iterable[str]) -> Variants:
 
 
 def solver_variants(
-    rows: list[dict], shares: Iterable[float], caps: Iterable[int] = (), equal_loss: bool = True
+    rows: list[dict], shares: Iterable[float], caps: Iterable[int] = (), learn_steps: int = 0, equal_loss: bool = True
 ) -> Variants:
     """The solver's file for each cap in bytes, code included, and for each share of the first row's bytes.
 
-    equal_loss: then those to hold beside the records' files, which are sought among the rows finished so far.
+    learn_steps: 0 = off; else each of these files also after so many. equal_loss: then those to hold beside the
+    records' files, which are sought among the rows finished so far.
     """
     caps = sorted({*caps, *(int(share * rows[0]["total_bytes"]) for share in shares)}, reverse=True)
+    learned = {f"learn {cap}": _solved(cap) | dict(learn_steps=learn_steps) for cap in caps if learn_steps}
     caps += solver_caps(rows, caps) if equal_loss else []
-    return {f"solve {cap}": ANS_ALL_QUANTIZED | dict(allocation="solve", cap_bytes=cap) for cap in caps}
+    return {f"solve {cap}": _solved(cap) for cap in caps} | learned
+
+
+def _solved(cap: int) -> dict:
+    return ANS_ALL_QUANTIZED | dict(allocation="solve", cap_bytes=cap)
 
 
 def allocate_residuals(source_dir: str | Path, run_dir: str | Path, budgets: Iterable[int], **knobs) -> Result:
@@ -100,9 +106,11 @@ def export_lab(
 
     shares: size limits of the solver relative to int8 under zlib of this checkpoint. caps: further limits in bytes.
     equal_loss: search the solver's smallest files that lose no more than the records', some ten files more.
+    knobs: with learn_steps the solver's files of these limits also after learning; the others apply to all files.
     """
     variants = {"plain": INT8_ZLIB_BASELINE} | lab_variants(steps, codecs) | RECORD_EXPORTS
-    solver = partial(solver_variants, shares=tuple(shares), caps=tuple(caps), equal_loss=equal_loss)
+    limits = dict(shares=tuple(shares), caps=tuple(caps), learn_steps=int(knobs.pop("learn_steps", 0)))
+    solver = partial(solver_variants, **limits, equal_loss=equal_loss)
     return _lab("export_lab", source_dir, run_dir, variants, solver, knobs)
 
 

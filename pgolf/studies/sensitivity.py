@@ -151,7 +151,8 @@ def _coded_bytes(
 def _probe(config: RunConfig, change: str) -> RunConfig:
     """The knobs under which tensors are quantised. ConfigError naming a quantizer that is none."""
     # Neurons in another order make the same model only if fc and proj both have it.
-    config = config.with_knobs(mlp_permutation=False)
+    # Learned levels make up for each other, so that none has an error of its own.
+    config = config.with_knobs(mlp_permutation=False, learn_steps=0)
     if change in ("quantise", "protect"):
         return config
     others = [name for name in ExportConfig.model_fields if name.endswith("_quantizer")]

@@ -4,10 +4,11 @@ import pandas as pd
 import pytest
 
 from pgolf.analysis import frontier
-from pgolf.analysis.record_exports import NEAR, beside_records
+from pgolf.analysis.record_exports import NEAR, RECORD_EXPORTS, beside_records
 from pgolf.runs.result import ARTIFACT, RunError, read_result
 from pgolf.runs.table import best_training_run, load_runs, training_run_named
-from pgolf.studies.export_lab import allocate_residuals, export_lab, residual_variants
+from pgolf.studies.export_lab import allocate_residuals, export_lab, lab_variants, residual_variants, solver_variants
+from pgolf.studies.reexport import scoring_config
 from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import model_of, score_model
@@ -69,6 +70,13 @@ def test_best_run_is_legal(source):
         best_training_run(table.assign(status="incomplete"))
 
 
+def test_a_run_whose_export_learned_has_all_variants_none_of_which_learns():
+    trained = RunConfig(**KNOBS, allocation="solve", cap_bytes=50_000, learn_steps=4, learn_rate=0.01)
+    variants = lab_variants([0.4], ["ans"]) | residual_variants([1800]) | RECORD_EXPORTS
+    variants |= solver_variants([dict(total_bytes=9_000)], [0.5], equal_loss=False)
+    assert not any(scoring_config(trained, knobs).learn_steps for knobs in variants.values())
+
+
 def test_source_must_be_finished(tmp_path):
     with pytest.raises(RunError, match="only a finished run"):
         export_lab(tmp_path / "nothing", tmp_path / "lab", steps=[0.4])
@@ -84,7 +92,7 @@ def test_the_lab_seeks_files_of_a_records_loss(source, tmp_path, monkeypatch):
 
 def test_lab_scores_a_file_of_every_kind(source, tmp_path, monkeypatch):
     monkeypatch.setattr(codebook, "LLOYD_STEPS", 3)
-    lab = dict(steps=[0.4], codecs=["zlib", "ans"], equal_loss=False)
+    lab = dict(steps=[0.4], codecs=["zlib", "ans"], learn_steps=8, equal_loss=False)
     first = export_lab(source, tmp_path / "lab", **lab, shares=[1.0])
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
     assert export_lab(source, tmp_path / "lab", **lab, shares=[1.0]) == first
@@ -100,6 +108,7 @@ def test_lab_scores_a_file_of_every_kind(source, tmp_path, monkeypatch):
     assert len({row["bpb"] for row in rows.values()}) >= len(rows) - 2  # every other quantiser gives other weights
     for share in (1.0, 0.4):
         row = rows[f"solve {int(share * rows['plain']['total_bytes'])}"]
+        assert rows[row["variant"].replace("solve", "learn")]["total_bytes"] <= share * rows["plain"]["total_bytes"]
         assert 0.998 * share < row["share"] <= share and sum(row["bytes"].values()) == 2 * row["total_bytes"]
     config = RunConfig.from_file(tmp_path / "lab" / "step-0.4-gptq-fisher" / "config.json")
     loaded = load(tmp_path / "lab" / "step-0.4-gptq-fisher" / ARTIFACT)
