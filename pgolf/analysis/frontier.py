@@ -20,7 +20,7 @@ from pgolf_core.knobs import ExportConfig
 # right value depends on the size of the model.
 INT8_ZLIB_BASELINE = dict(
     allocation="fixed", quantizer="absmax", weight_quantization_bits=8, embed_quantization_bits=0, codec="zlib",
-    gptq=False, control_dtype="float32", mlp_permutation=False, learn_steps=0,
+    gptq=False, control_dtype="float32", mlp_permutation=False,
     embed_quantizer="", attn_in_quantizer="", attn_out_quantizer="", mlp_in_quantizer="", mlp_out_quantizer="",
     head_quantizer="", int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off",
 )  # fmt: skip

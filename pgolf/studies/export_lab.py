@@ -123,6 +123,7 @@ def _lab(
     solver: the variants that follow from the rows so far, until none is new. Sub-runs that are complete are not done
     again. Raises RunError if the source is incomplete, ConfigError on knobs of training.
     """
+    knobs = {"learn_steps": 0} | knobs  # the source's own; a variant that learns says so
 
     def make(source: Result, trained: RunConfig, config: RunConfig) -> Result:
         rows: list[dict] = []

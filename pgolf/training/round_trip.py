@@ -25,7 +25,7 @@ from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
 from pgolf_core.model import GPT, roles, skeleton
 from pgolf_core.quantization.calibration import Calibration, calibrate
-from pgolf_core.quantization.learning import CHECKED, Student, Teacher
+from pgolf_core.quantization.learning import CHECKED_BATCHES, Student, Teacher
 from pgolf_core.quantization.primitives import quantize
 from pgolf_core.quantization.stored import Quantized
 from pgolf_core.train import cast_embedding
@@ -57,8 +57,8 @@ def round_trip(
     start = time.perf_counter()
     if ranks.first:
         calibration = calibration or calibration_of(state, config, dataset, device)
-        calibrated = time.perf_counter()
         teacher = teacher_of(state, config, dataset, device)
+        calibrated = time.perf_counter()
         with deterministic_kernels(device.type == "cuda"):
             account = export(state, config.export, path, calibration, roles(config.model), teacher)
         learning = teacher.seconds if teacher else 0.0
@@ -95,7 +95,7 @@ def calibration_of(
 
 
 def teacher_of(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> Teacher | None:
-    """The raw model in float32 and the text of learn_steps; None without. Raises RunError as model_of."""
+    """The raw model in float32 and the text of learn_steps; None if that is 0. Raises RunError as model_of."""
     if not config.learn_steps:
         return None
     length = config.train_seq_len
@@ -105,16 +105,18 @@ def teacher_of(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, de
 
 
 def learning_seconds(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> float:
-    """Seconds that learn_steps will take, by the second of two on int8 levels; 0 without."""
+    """Seconds that learn_steps will take, timed on the second of two updates of int8 levels; 0 if learn_steps is."""
     if not config.learn_steps:
         return 0.0
     teacher = teacher_of(state, config.with_knobs(learn_steps=2), dataset, device)
     levels = {name: quantize(state[name].cpu()) for name, role in roles(config.model).items() if not role.is_control}
     student = Student(teacher.model, Quantized(levels, {}, {}))
-    for ids in teacher.text:
-        began = time.perf_counter()
-        teacher.add_gradients(student, ids)
-    return seconds_since(began, device) * (config.learn_steps + 2 * CHECKED)
+    with deterministic_kernels(device.type == "cuda"):
+        for ids in teacher.text:
+            began = time.perf_counter()
+            teacher.add_gradients(student, ids)
+            seconds = seconds_since(began, device)
+    return seconds * (config.learn_steps + 2 * CHECKED_BATCHES)
 
 
 def _float32_model(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:

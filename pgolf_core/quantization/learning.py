@@ -9,7 +9,7 @@ https://arxiv.org/abs/1308.3432). Step sizes stay as allocation chose them.
 import copy
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,22 +17,23 @@ from torch import Tensor, nn
 
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import PIECE
+from pgolf_core.quantization.grids import UNCLIPPED
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import Quantized
 
-START = 0.45  # steps between a latent weight and its level, at most, before the first update
+MAX_START_ERROR = 0.45  # of a latent weight from its level, in steps, before the first update
 FLOAT_RATE = 1e-3  # Adam's rate of the tensors that stay float
 WARMDOWN = 0.7  # share of the updates over which rates fall to 0
-CHECKED = 4  # batches on which the learned levels are compared with those they began as
-HALVINGS = 8  # of the interval in which the dead zone is sought
+CHECKED_BATCHES = 4  # on which the learned levels are compared with those they began as
+HALVINGS = 8  # of the interval in which the rounding offset is sought
 
 
 class Student:
     """A copy of the raw model whose matrices are rounded; `latents` are the weights before that, in steps."""
 
     def __init__(self, model: nn.Module, quantized: Quantized):
-        self.model, self.quantized, self.dead_zone = copy.deepcopy(model).eval(), quantized, 0.0
-        self.device = next(model.parameters()).device
+        self.model, self.quantized, self.offset = copy.deepcopy(model).eval(), quantized, 0.5
+        self.device, self.packing = next(model.parameters()).device, 0.0  # packing: seconds of shrink_to
         self.parameters = dict(self.model.named_parameters())
         self.steps, self.added, self.latents = {}, {}, {}
         for name, tensor in quantized.tensors.items():
@@ -42,16 +43,16 @@ class Student:
             self.steps[name] = tensor.step_size().expand(tensor.shape).to(self.device)
             levels = tensor.q.float().to(self.device)
             exact = (self.parameters[name].detach() - self.added[name]) / self.steps[name]
-            self.latents[name] = levels + (exact - levels).clamp(-START, START)
+            self.latents[name] = levels + (exact - levels).clamp(-MAX_START_ERROR, MAX_START_ERROR)
         self.floats = {name: p for name, p in self.parameters.items() if name in quantized.floats}
         with torch.no_grad():
             for name, p in self.floats.items():
                 p.copy_(quantized.floats[name])
 
     def levels(self, name: str) -> Tensor:
-        """Whole float32 numbers; a latent that lies in the dead zone beyond a half goes to the level nearer to 0."""
+        """sign(x) · ⌊|x| + offset⌋ of the latents x: an offset of 1/2 rounds to the nearest, a smaller one inwards."""
         latent = self.latents[name]
-        return latent.sign() * torch.floor((latent.abs() + 0.5 - self.dead_zone).clamp_min(0))
+        return latent.sign() * torch.floor(latent.abs() + self.offset).clamp(max=UNCLIPPED)
 
     @torch.no_grad()
     def round(self) -> None:
@@ -75,81 +76,94 @@ class Student:
         }
         return replace(self.quantized, tensors=tensors, floats=floats)
 
-    def fit(self, cap: int, file_bytes: Callable[[Quantized], int]) -> None:
-        """Widen the dead zone as far as the file needs it to fit the cap, to 2^-HALVINGS of the way; at most to 1/2."""
+    def shrink_to(self, cap: int, file_bytes: Callable[[Quantized], int]) -> None:
+        """Lower the rounding offset as far as the file needs it to fit the cap, to 2^-HALVINGS; at most to 0."""
+        began = time.perf_counter()
 
-        def fits(dead_zone: float) -> bool:
-            self.dead_zone = dead_zone
+        def fits(offset: float) -> bool:
+            self.offset = offset
             return file_bytes(self.stored()) <= cap
 
-        low, high = self.dead_zone, 0.5
-        if fits(low):
-            return
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-        self.dead_zone = high
+        high, low = self.offset, 0.0
+        if not fits(high):
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                low, high = (middle, high) if fits(middle) else (low, middle)
+            self.offset = low
+        self.packing += time.perf_counter() - began
 
 
 @dataclass
 class Teacher:
-    """The raw model, which is left as it is, and training text, (B, T) int64 ids each; seconds: spent learning."""
+    """The raw model, which is left as it is, and training text, (B, T) int64 ids each.
+
+    seconds: spent on that text by `learn`, so without the search for the file's size.
+    """
 
     model: nn.Module
     text: Sequence[Tensor]
     seconds: float = 0.0
 
     def learn(self, quantized: Quantized, config: ExportConfig, file_bytes: Callable[[Quantized], int]) -> Quantized:
-        """A stored model of the same steps, which predicts more as the raw one does; for each batch one update.
+        """A stored model of the same steps whose predictions are closer to the raw model's; one update per batch.
 
-        Its file and code, `file_bytes`, take at most config.cap_bytes: once half-way and once at the end a dead zone
-        around zero is widened until they do. Warns and returns `quantized` if nothing better was found.
+        Its file and code, `file_bytes`, take at most config.cap_bytes: half-way and at the end the rounding offset is
+        lowered until they do. Warns and returns `quantized` if nothing better was found.
         """
         began = time.perf_counter()
         student = Student(self.model, quantized)
-        rates = [(student.latents.values(), config.learn_rate), (student.floats.values(), FLOAT_RATE)]
-        optimizer = torch.optim.Adam([dict(params=list(p), lr=rate) for p, rate in rates if p], betas=(0.9, 0.95))
-        base = [group["lr"] for group in optimizer.param_groups]
         before = self.divergence(student)
-        for step, ids in enumerate(self.text):
-            if step == len(self.text) // 2:
-                student.fit(config.cap_bytes, file_bytes)
-            factor = min(1.0, (1 - step / len(self.text)) / WARMDOWN)
-            for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * factor
-            self.add_gradients(student, ids)
-            optimizer.step()
-            optimizer.zero_grad()
-        student.fit(config.cap_bytes, file_bytes)
-        learned, after = student.stored(), self.divergence(student)
-        self.seconds += time.perf_counter() - began
-        if after < before and file_bytes(learned) <= config.cap_bytes:
+        self.update(student, config, file_bytes)
+        learned = student.stored()
+        better = self.divergence(Student(self.model, learned)) < before
+        self.seconds += time.perf_counter() - began - student.packing
+        if better and file_bytes(learned) <= config.cap_bytes:
             return learned
+        found = "levels of fewer bytes" if better else "better levels"
         warnings.warn(
-            f"learn_rate={config.learn_rate:g}: {len(self.text)} steps found no better levels of at most cap_bytes="
-            f"{config.cap_bytes} than the solver's, which are kept; lower it or raise learn_steps",
+            f"learn_rate={config.learn_rate:g}: {len(self.text)} steps found no {found}, so the solver's for cap_bytes="
+            f"{config.cap_bytes} are kept; lower it or raise learn_steps",
             stacklevel=2,
         )
         return quantized
 
+    def update(self, student: Student, config: ExportConfig, file_bytes: Callable[[Quantized], int]) -> None:
+        """Adam on the latents and float tensors, the rates falling linearly to 0 over WARMDOWN of the text."""
+        latents, floats = list(student.latents.values()), list(student.floats.values())
+        groups = [dict(params=latents, lr=config.learn_rate), dict(params=floats, lr=FLOAT_RATE)]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for step, ids in enumerate(self.text):
+            if step == len(self.text) // 2:
+                student.shrink_to(config.cap_bytes, file_bytes)
+            factor = min(1.0, (1 - step / len(self.text)) / WARMDOWN)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            self.add_gradients(student, ids)
+            optimizer.step()
+            optimizer.zero_grad()
+        student.shrink_to(config.cap_bytes, file_bytes)
+
     @torch.no_grad()
     def divergence(self, student: Student) -> float:
-        """Nats per token by which the student's predictions are off, on the first CHECKED batches."""
+        """Nats per token between its predictions and the raw model's, on the first CHECKED_BATCHES."""
         student.round()
-        batches = self.text[:CHECKED]
-        return sum(self._divergence(student, ids).item() for ids in batches) / sum(ids.numel() for ids in batches)
+        batches = self.text[:CHECKED_BATCHES]
+        total = sum(divergence.item() for ids in batches for divergence in self._divergences(student, ids))
+        return total / sum(ids.numel() for ids in batches)
 
+    @torch.enable_grad()
     def add_gradients(self, student: Student, ids: Tensor) -> None:
         student.round()
-        few = max(1, PIECE // ids.size(1)) if student.device.type == "cpu" else len(ids)
-        for part in ids.split(few):
-            (self._divergence(student, part) / ids.numel()).backward()
+        for divergence in self._divergences(student, ids):
+            (divergence / ids.numel()).backward()
         student.pass_gradients()
 
-    def _divergence(self, student: Student, ids: Tensor) -> Tensor:
-        """Kullback–Leibler divergence from the raw model's predictions, summed over tokens, 0-d."""
-        ids = ids.to(student.device)
-        with torch.no_grad():
-            expected = self.model(ids).log_softmax(-1)
-        predicted = student.model(ids).log_softmax(-1)
-        return (expected.exp() * (expected - predicted)).sum()
+    def _divergences(self, student: Student, ids: Tensor) -> Iterator[Tensor]:
+        """Kullback–Leibler divergences from the raw model's predictions, each summed over a piece of ids, 0-d."""
+        sequences = max(1, PIECE // ids.size(1)) if student.device.type == "cpu" else len(ids)
+        for piece in ids.to(student.device).split(sequences):
+            with torch.no_grad():
+                expected = self.model(piece).log_softmax(-1)
+            predicted = student.model(piece).log_softmax(-1)
+            yield (expected.exp() * (expected - predicted)).sum()

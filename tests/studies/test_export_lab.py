@@ -1,17 +1,19 @@
 """The lab's stages on a small trained checkpoint: every figure against a file of its own."""
 
+import json
+
 import pandas as pd
 import pytest
 
 from pgolf.analysis import frontier
-from pgolf.analysis.record_exports import NEAR, RECORD_EXPORTS, beside_records
+from pgolf.analysis.record_exports import NEAR, beside_records
 from pgolf.runs.result import ARTIFACT, RunError, read_result
 from pgolf.runs.table import best_training_run, load_runs, training_run_named
-from pgolf.studies.export_lab import allocate_residuals, export_lab, lab_variants, residual_variants, solver_variants
-from pgolf.studies.reexport import scoring_config
+from pgolf.studies.export_lab import allocate_residuals, export_lab, residual_variants
 from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import model_of, score_model
+from pgolf.training.run import train
 from pgolf_core.artifact.format import load
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.quantization.schemes import codebook
@@ -70,11 +72,12 @@ def test_best_run_is_legal(source):
         best_training_run(table.assign(status="incomplete"))
 
 
-def test_a_run_whose_export_learned_has_all_variants_none_of_which_learns():
-    trained = RunConfig(**KNOBS, allocation="solve", cap_bytes=50_000, learn_steps=4, learn_rate=0.01)
-    variants = lab_variants([0.4], ["ans"]) | residual_variants([1800]) | RECORD_EXPORTS
-    variants |= solver_variants([dict(total_bytes=9_000)], [0.5], equal_loss=False)
-    assert not any(scoring_config(trained, knobs).learn_steps for knobs in variants.values())
+def test_variants_of_a_run_whose_export_learned_do_not_learn(tmp_path):
+    trained = RunConfig(**KNOBS, allocation="solve", codec="ans", cap_bytes=60_000, learn_steps=2, learn_rate=0.01)
+    train(trained, tmp_path / "learned")
+    rows = allocate_residuals(tmp_path / "learned", tmp_path / "study", budgets=[1800]).table
+    assert any(row["variant"].startswith("solve") for row in rows)
+    assert not any(json.loads(path.read_text())["learn_steps"] for path in tmp_path.rglob("study/*/config.json"))
 
 
 def test_source_must_be_finished(tmp_path):

@@ -1,5 +1,6 @@
 """The wallclock limit: what counts toward it, when training stops, and what a resumed run keeps of it."""
 
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,6 +17,16 @@ from pgolf_core import optim
 def test_training_stops_at_the_wallclock_limit(embedded, tmp_path):
     result = train(tiny(max_wallclock_seconds=1.0, iterations=100_000, val_loss_every=0), tmp_path / "run")
     assert result.stopped_by == "wallclock" and 1.0 <= result.train_seconds < 3 and result.steps > 1
+
+
+def test_learning_counts_toward_the_wallclock_limit_as_calibration_does(embedded, tmp_path):
+    learning = dict(allocation="solve", codec="ans", cap_bytes=40_000, learn_steps=6, learn_tokens=256)
+    config = tiny(iterations=100_000, max_wallclock_seconds=3.0, val_loss_every=0, calibration_tokens=512, **learning)
+    budget = train(config, tmp_path / "run").budget
+    reserve = float(re.search(r"reserve:([\d.]+)s", (tmp_path / "run" / "log.txt").read_text())[1])
+    assert 0.2 * reserve < budget["calibration"] < 5 * reserve
+    with pytest.raises(TrainError, match=r"calibration and learn_steps=6 alone take"):
+        train(config.with_knobs(max_wallclock_seconds=0.01), tmp_path / "short")
 
 
 def test_calibration_counts_toward_the_wallclock_limit(embedded, tmp_path):

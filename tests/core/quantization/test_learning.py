@@ -109,14 +109,23 @@ def test_gradients_of_rounded_weights_become_those_of_the_latents_times_the_step
         torch.testing.assert_close(grad, p.grad * step, rtol=1e-3, atol=1e-7)
 
 
-def test_the_dead_zone_moves_only_what_lies_nearer_to_zero_than_its_edge(teacher, solved):
+def test_a_smaller_rounding_offset_rounds_inwards(teacher, solved):
     student = Student(teacher.model, solved)
-    student.latents["x"], student.dead_zone = torch.tensor([0.4, 0.6, -0.6, 0.8, 1.6, -1.8]), 0.2
+    student.latents["x"] = torch.tensor([0.4, 0.6, -0.6, 0.8, 1.6, -1.8])
+    assert student.levels("x").tolist() == [0, 1, -1, 1, 2, -2]
+    student.offset = 0.3
     assert student.levels("x").tolist() == [0, 0, 0, 1, 1, -2]
 
 
+def test_learning_works_where_the_caller_wants_no_gradients(teacher, solved):
+    with torch.no_grad():
+        short = Teacher(teacher.model, teacher.text[:2])
+        short.add_gradients(student := Student(teacher.model, solved), short.text[0])
+    assert all(latent.grad.any() for latent in student.latents.values())
+
+
 def test_where_learning_finds_nothing_better_the_solvers_model_is_kept_with_a_warning(teacher, solved):
-    with pytest.warns(UserWarning, match="learn_rate=50: 24 steps found no better levels .* kept"):
+    with pytest.warns(UserWarning, match="learn_rate=50: 24 steps found no better levels, so the solver's .* kept"):
         assert teacher.learn(solved, config_of(learn_rate=50), file_bytes) is solved
 
 
