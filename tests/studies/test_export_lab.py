@@ -95,7 +95,7 @@ def test_the_lab_seeks_files_of_a_records_loss(source, tmp_path, monkeypatch):
 
 def test_lab_scores_a_file_of_every_kind(source, tmp_path, monkeypatch):
     monkeypatch.setattr(codebook, "LLOYD_STEPS", 3)
-    lab = dict(steps=[0.4], codecs=["zlib", "ans"], learn_steps=8, equal_loss=False)
+    lab = dict(steps=[0.4], codecs=["zlib", "ans"], learn_steps=2, equal_loss=False)
     first = export_lab(source, tmp_path / "lab", **lab, shares=[1.0])
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
     assert export_lab(source, tmp_path / "lab", **lab, shares=[1.0]) == first
