@@ -4,7 +4,7 @@
 
 RUN is a finished run with its checkpoint; `python benchmarks/bench_export.py` leaves a 6 × 384 one of 240 steps in
 runs/lab/base. Prints bits per byte above the raw weights' for both files of each cap, their bytes, and the seconds
-that learning took, on how many threads.
+that learning took; FILE.json also has the threads.
 """
 
 import argparse

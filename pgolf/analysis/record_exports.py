@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from pgolf.analysis.frontier import INT8_ZLIB_BASELINE, SOLVER
+from pgolf.analysis.frontier import INT8_ZLIB_BASELINE, SOLVER, family
 
 # Every matrix quantised, as at the records' scale, where all have more than keep_float_max_numel elements.
 _PUBLISHED = INT8_ZLIB_BASELINE | dict(
@@ -28,18 +28,13 @@ def is_record(knobs: dict) -> bool:
     return any(own.items() <= knobs.items() for own in RECORD_EXPORTS.values())
 
 
-def is_solved(knobs: dict) -> bool:
-    """Whether export knobs are the solver's, without learning."""
-    return knobs["allocation"] == "solve" and not knobs.get("learn_steps")
-
-
 def solver_caps(rows: Iterable[dict], caps: Iterable[int]) -> list[int]:
     """Caps of the solver's files to hold beside the records' rows, in order: that of equal bytes, then a bisection.
 
     rows: of studies.export_lab, finished so far. caps: the solver's, which are asked for anyway. The last cap is of a
     file that is not among the rows yet, unless all are; so equal rows of a finished search give equal caps.
     """
-    bpb = {row["knobs"]["cap_bytes"]: row["bpb"] for row in rows if is_solved(row["knobs"])}
+    bpb = {row["knobs"]["cap_bytes"]: row["bpb"] for row in rows if family(row["knobs"]) == SOLVER}
     sought, known = [], {*caps} & bpb.keys()
     for record in (row for row in rows if is_record(row["knobs"])):
         cap, code = record["total_bytes"], record["bytes"]["code"]

@@ -21,11 +21,11 @@ from pgolf_core.quantization.grids import UNCLIPPED
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import Quantized
 
-MAX_START_ERROR = 0.45  # of a latent weight from its level, in steps, before the first update
+MAX_START_ERROR = 0.45  # steps; latent weights begin no farther from their levels
 FLOAT_RATE = 1e-3  # Adam's rate of the tensors that stay float
 WARMDOWN = 0.7  # share of the updates over which rates fall to 0
-CHECKED_BATCHES = 4  # on which the learned levels are compared with those they began as
-HALVINGS = 8  # of the interval in which the rounding offset is sought
+CHECKED_BATCHES = 4  # their predictions decide whether the learned levels are better
+HALVINGS = 8  # the rounding offset is found to 2^-8 of where it was
 
 
 class Student:
