@@ -69,15 +69,16 @@ class GradientSum:
 
     Every rank owns a slice of all gradients. After each backward pass the ranks exchange slices, and each adds the
     ones it receives in order of rank; after the last pass the sums go to all. With one pass per step that sends as
-    many bytes as all-reduce, 2 · (n − 1)/n of the gradients.
+    many bytes as all-reduce, 2 · (n − 1)/n of the gradients. reused: a pass writes its gradients where the one before
+    wrote them, as CUDA graphs do.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], ranks: Ranks):
+    def __init__(self, parameters: Iterable[Tensor], ranks: Ranks, reused: bool = False):
         self.ranks = ranks
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for p in filter(Tensor.numel, parameters):  # with one layer skip_weights is empty
             by_dtype.setdefault(p.dtype, []).append(p)
-        self.groups = list(by_dtype.values()) if ranks.size > 1 else []
+        self.groups = list(by_dtype.values()) if ranks.size > 1 or reused else []  # else autograd adds them up
         self.sums: list[Tensor | None] = [None] * len(self.groups)
 
     def add(self) -> None:
@@ -85,20 +86,23 @@ class GradientSum:
         n = self.ranks.size
         for i, group in enumerate(self.groups):
             flat = torch.cat([p.grad.flatten() for p in group])
-            flat = F.pad(flat, (0, -flat.numel() % n))
-            received = torch.empty_like(flat)
-            dist.all_to_all_single(received, flat)
-            for part in received.view(n, -1):
+            if n > 1:
+                sent = F.pad(flat, (0, -flat.numel() % n))
+                dist.all_to_all_single(flat := torch.empty_like(sent), sent)
+            for part in flat.view(n, -1):
                 self.sums[i] = part.clone() if self.sums[i] is None else self.sums[i].add_(part)
             for p in group:
                 p.grad = None
 
     def finish(self) -> None:
         """Give every parameter its mean gradient and start over."""
+        n = self.ranks.size
         for i, group in enumerate(self.groups):
-            whole = self.sums[i].new_empty(self.ranks.size * self.sums[i].numel())
-            dist.all_gather(list(whole.view(self.ranks.size, -1)), self.sums[i])
-            whole /= self.ranks.size
+            whole = self.sums[i]
+            if n > 1:
+                whole = whole.new_empty(n * whole.numel())
+                dist.all_gather(list(whole.view(n, -1)), self.sums[i])
+                whole /= n
             sizes = [p.numel() for p in group]
             for p, gradient in zip(group, whole[: sum(sizes)].split(sizes), strict=True):
                 p.grad = gradient.view_as(p)

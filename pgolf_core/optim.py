@@ -86,18 +86,20 @@ class Muon(Optimizer):
             torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     def _orthogonalised(self, matrices: list[Tensor], steps: int, polar_express: bool) -> list[Tensor]:
-        """Updates newton_schulz · sqrt(max(1, rows/cols)), each in its matrix's dtype; every rank computes a part."""
+        """Updates newton_schulz · sqrt(max(1, rows/cols)) in the matrices' dtype; every rank computes a part."""
         shapes = tuple(m.shape for m in matrices)
         own = partition(shapes, self.ranks.size)[self.ranks.rank]
         flat = torch.zeros(sum(m.numel() for m in matrices), dtype=self.dtype, device=matrices[0].device)
-        updates = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True)]
+        sizes = [m.numel() for m in matrices]
+        updates = [part.view_as(m) for part, m in zip(flat.split(sizes), matrices, strict=True)]
         for (rows, cols), members in groupby(sorted(own, key=shapes.__getitem__), key=shapes.__getitem__):
             members = list(members)
             stacked = torch.stack([matrices[i] for i in members])
             update = newton_schulz(stacked, steps, self.dtype, polar_express) * max(1, rows / cols) ** 0.5
             torch._foreach_copy_([updates[i] for i in members], list(update))
         self.ranks.add_(flat)  # zero where other ranks' updates go, so the sum is exact
-        return [update.to(m.dtype) for update, m in zip(updates, matrices, strict=True)]
+        flat = flat.to(matrices[0].dtype)  # at once, as launches count
+        return [part.view_as(m) for part, m in zip(flat.split(sizes), matrices, strict=True)]
 
 
 @functools.cache

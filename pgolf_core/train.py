@@ -82,16 +82,23 @@ def make_state(
         torch._dynamo.reset()  # torch keeps eight graphs per process
     return TrainState(
         model=model,
-        loss_fn=torch.compile(model.loss, fullgraph=True, dynamic=False) if compiled else model.loss,
+        loss_fn=compiled_loss(model, device) if compiled else model.loss,
         optimizers=make_optimizers(model, config, ranks),
         regularizer=CompressionRegularizer(model, config),
         average=WeightAverage(model, config),
-        gradients=GradientSum(model.parameters(), ranks),
+        gradients=GradientSum(model.parameters(), ranks, reused=compiled and device.type == "cuda"),
         batches=Batches(stream, config.data, ranks.rank, device),
         config=config.train,
         grad_accum=config.data.grad_accum,
         dtype=dtype,
     )
+
+
+def compiled_loss(model: GPT, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """model.loss as one graph; a GPU launches it as a whole, and its gradients are `reused` (GradientSum)."""
+    # Sums over tokens, for gradients of scales, are slow kernels where they share one with the norm's backward pass.
+    options = {"triton.cudagraphs": True, "triton.mix_order_reduction": False} if device.type == "cuda" else None
+    return torch.compile(model.loss, fullgraph=True, dynamic=False, options=options)
 
 
 def cast_embedding(model: GPT, dtype: torch.dtype) -> None:

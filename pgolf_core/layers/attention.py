@@ -19,16 +19,21 @@ from pgolf_core.parameters import declare, matrix
 
 Mask = Tensor | flex.BlockMask | None  # None = plain causal attention
 Positions = tuple[Tensor, Tensor, Mask]  # cos and sin (T, R/2), mask
+TRITON = find_spec("triton") is not None  # asked once: a graph cannot ask
 
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first R dimensions of each head of x (B, H, T, C), as pairs (first half, second half) of them."""
+    """Rotate the first R dimensions of each head of x (B, T, H, C), as pairs (first half, second half) of them.
+
+    cos and sin: (T, R/2), as rotary_angles gives them.
+    """
+    cos, sin = cos[:, None], sin[:, None]
     if x.requires_grad and fuses(x):
         from pgolf_core.layers.fused import rotary  # a reader of files needs no gradients: not counted
 
         return rotary(x, cos, sin)
     R = 2 * cos.size(-1)
-    x1, x2 = x[..., :R].chunk(2, dim=-1)  # (B, H, T, R/2) each
+    x1, x2 = x[..., :R].chunk(2, dim=-1)  # (B, T, H, R/2) each
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin, x[..., R:]), dim=-1)
 
 
@@ -50,7 +55,7 @@ def window_mask(length: int, window: int, device: torch.device, document: Tensor
         return seen if document is None else seen & (document[b, i] == document[b, j])
 
     rows = None if document is None else len(document)
-    if device.type == "cuda" and find_spec("triton"):
+    if device.type == "cuda" and TRITON:
         return flex.create_block_mask(sees, rows, None, length, length, device=device)
     position = torch.arange(length, device=device)
     b = None if document is None else torch.arange(rows, device=device)[:, None, None, None]
@@ -102,13 +107,15 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, D) -> (B, T, D)."""
         cos, sin, mask = positions
         B, T, D = x.shape
-        q = self.c_q(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, C)
-        k = self.c_k(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
+        q = self.c_q(x).view(B, T, self.num_heads, self.head_dim)
+        k = self.c_k(x).view(B, T, self.num_kv_heads, self.head_dim)
         v = self.c_v(x) if layer.value is None else self.c_v(x) + layer.value
-        v = v.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
+        v = v.view(B, T, self.num_kv_heads, self.head_dim)
         q, k = norm(q), norm(k)
         q, k = apply_rotary_emb(q, cos, sin), apply_rotary_emb(k, cos, sin)
-        q = q * layer.q_gain.to(q.dtype)[:, None, None]
+        q = q * layer.q_gain.to(q.dtype)[:, None]
+        # Transposed only now: a compiler lays memory out in the order of what it computes, and kernels return q's.
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         y = attention(q, k, v, mask)  # (B, H, T, C)
         if layer.exclusive:
             y = exclusive(y, v)

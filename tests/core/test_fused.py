@@ -77,5 +77,5 @@ def test_attention_and_its_gradients_are_torchs_own(heads, kv_heads, length):
 
 
 def test_rotation_has_the_same_bits_with_a_gradient_and_without():
-    x = torch.randn(2, 3, 40, 16)
-    assert torch.equal(apply_rotary_emb(x, *angles(x)), apply_rotary_emb(x.requires_grad_(), *angles(x)))
+    x, turns = torch.randn(2, 40, 3, 16), rotary_angles(40, 6, 10.0, torch.device("cpu"))
+    assert torch.equal(apply_rotary_emb(x, *turns), apply_rotary_emb(x.requires_grad_(), *turns))

@@ -192,6 +192,20 @@ def test_one_process_adds_nothing():
     assert ALONE.share_float(1.5) == 1.5
 
 
+def test_gradients_written_over_by_the_next_pass_add_up_as_autograd_adds_them():
+    parameters = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(4, dtype=torch.float64))]
+    buffers = [torch.empty_like(p) for p in parameters]  # a CUDA graph's, the same in every pass
+    gradients, expected = GradientSum(parameters, ALONE, reused=True), [0.0, 0.0]
+    for _ in range(3):
+        for i, (p, buffer) in enumerate(zip(parameters, buffers, strict=True)):
+            p.grad = buffer.normal_()
+            expected[i] = expected[i] + buffer
+        gradients.add()
+    gradients.finish()
+    for p, total in zip(parameters, expected, strict=True):
+        assert torch.equal(p.grad, total)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_muon_matrices_are_divided_among_ranks(ranks):
     """Each matrix once, and no rank has more than its share and the largest matrix."""

@@ -36,6 +36,7 @@ def test_old_artifact_decodes_to_the_same_bits_scores_alike_and_packs_to_the_sam
     tokens = torch.randint(4, 64, (400,), generator=torch.Generator().manual_seed(1))
     ids = torch.arange(64)
     table = ByteTable((ids % 5 + 1).to(torch.int16), ids % 3 == 0, ids < 4)
-    assert evaluate(model, tokens, table, config.eval).val_bpb == pytest.approx(expected["val_bpb"], abs=1e-9)
+    score = evaluate(model, tokens, table, config.eval)
+    assert score.val_bpb == pytest.approx(expected["val_bpb"], abs=1e-7)  # processors round sums of float32 differently
     codecs = set(read(path).codecs.values())
     assert len(codecs) > 1 or pack(read_model(path), codecs.pop()).bytes == path.read_bytes()

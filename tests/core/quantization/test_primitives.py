@@ -31,7 +31,8 @@ def test_golden(case):
 def test_golden_rank_one():
     recorded, arrays = golden("rank1_residual")
     r, _, benefit = fit_rank_one(arrays["residual"], recorded["power_iters"])
-    assert torch.equal(r.left, arrays["left"]) and torch.equal(r.right, arrays["right"])
+    for factor, expected in ((r.left, arrays["left"]), (r.right, arrays["right"])):
+        torch.testing.assert_close(factor, expected, rtol=2**-10, atol=0)  # one unit of float16: processors differ
     assert benefit == pytest.approx(recorded["benefit"], rel=1e-6)
 
 
