@@ -1,10 +1,16 @@
-"""What learned rounding wins: the solver's file of one checkpoint with and without `learn_steps`, cap by cap.
+"""What learning wins at equal tokens: files of a model trained as usual, and of one trained for its bytes, cap by cap.
 
-    python benchmarks/bench_learning.py RUN [--caps 556000 741000 926000 1389000] [-k learn_steps=150] [--out FILE.json]
+    python benchmarks/bench_learning.py [--shape nano] [--seeds 1337 1338 1339] [--shares 0.12 0.16 0.2 0.3]
+    python benchmarks/bench_learning.py --runs DIR --threads 1 --out FILE.json
 
-RUN is a finished run with its checkpoint; `python benchmarks/bench_export.py` leaves a 6 × 384 one of 240 steps in
-runs/lab/base. Prints bits per byte above the raw weights' for both files of each cap, their bytes, and the seconds
-that learning took; FILE.json also has the threads.
+Every cap is a share of the usual model's file in int8 under zlib. Rise in bits per byte over the usual raw weights:
+
+    solver   the usual model, by allocation=solve
+    learned  the same, then learn_steps towards the raw model's predictions: what can be done after training
+    trained  a model with weight decay that leaves the last part of its tokens to learn_steps with learn_labels
+
+`trained` reads as many tokens of the same text as the usual model in all. Runs are kept in DIR/learning/SHAPE and not
+trained again. Prints the mean over seeds, and at last the seconds of each.
 """
 
 import argparse
@@ -12,53 +18,101 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
+import pandas as pd
 
-from pgolf.runs.result import CHECKPOINT, finished_run
-from pgolf.studies.export_lab import ANS_ALL_QUANTIZED
-from pgolf.studies.reexport import scoring_config
+import pgolf
+from pgolf.runs import directory
+from pgolf.runs.result import CHECKPOINT
 from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import calibration_of, load_checkpoint, model_of, round_trip, score_model
+from pgolf_core.config import RunConfig
 from pgolf_core.files import atomic_write
 
-CAPS = (556_000, 741_000, 926_000, 1_389_000)  # 0.12 to 0.30 × int8 under zlib of a 6 × 384 model
+COMMON = dict(
+    track="nano", iterations=240, val_loss_every=0, final_roundtrip_eval=False, keep_float_max_numel=0,
+    resume_every_seconds=60,
+)  # fmt: skip
+SHAPES = {
+    "nano": dict(warmdown_iters=120),
+    "6x384": dict(
+        num_layers=6, model_dim=384, num_heads=6, num_kv_heads=3, train_seq_len=512, train_batch_tokens=8192,
+        warmdown_iters=120, muon_momentum_warmup_steps=120,
+    ),
+}  # fmt: skip
+LEARNING_SHARE = 50 / 240  # of the steps, whose tokens learning gets
+USUAL = dict(allocation="solve", codec="ans")
+AFTER = dict(learn_rate=0.003)
+FOR_ITS_BYTES = dict(muon_wd=0.6), dict(learn_rate=0.01, learn_labels=0.7)
 
 
-def measure(run: Path, caps: list[int], knobs: dict) -> list[dict]:
-    """A row per cap."""
-    _, trained = finished_run(run)
-    state = load_checkpoint(run / CHECKPOINT)
-    base = scoring_config(trained, ANS_ALL_QUANTIZED | dict(allocation="solve", learn_steps=150) | knobs)
-    dataset, device, rows, scored = open_dataset(base), pick_device(base.train), [], {}
-    calibration = calibration_of(state, base, dataset, device)
-    raw = score_model(model_of(state, base, device), base, dataset, roundtrip=True).val_bpb
-    for cap in caps:
-        row = {"cap": cap, "raw": raw, "threads": torch.get_num_threads()}
-        for name, own in {"solver": dict(learn_steps=0), "learned": {}}.items():
-            with tempfile.TemporaryDirectory() as folder:
-                config = base.with_knobs(cap_bytes=cap, **own)
-                trip = round_trip(state, config, dataset, Path(folder) / "artifact", calibration, scored=scored)
-            row |= {f"{name}_rise": trip.score.val_bpb - raw, f"{name}_bytes": trip.account.total}
-        row["learning_seconds"] = trip.calibration_seconds
-        rows.append(row)
-        print(
-            f"{cap:>9,} B  solver {row['solver_rise']:+.4f} in {row['solver_bytes']:,}  learned "
-            f"{row['learned_rise']:+.4f} in {row['learned_bytes']:,}  {row['learning_seconds']:.0f} s", flush=True,
-        )  # fmt: skip
+def trained(knobs: dict, folder: Path) -> tuple[RunConfig, dict, float]:
+    """Knobs, raw weights and seconds of a run, which is trained unless it is there."""
+    config = RunConfig(**knobs)
+    result = pgolf.train(config, folder)
+    return config, load_checkpoint(folder / CHECKPOINT), result.train_seconds
+
+
+def measure(shape: str, seed: int, shares: list[float], runs: Path) -> list[dict]:
+    """A row per cap and way to store."""
+    knobs = COMMON | SHAPES[shape] | dict(seed=seed)
+    left = round(knobs["iterations"] * (1 - LEARNING_SHARE))
+    short = knobs | FOR_ITS_BYTES[0] | dict(iterations=left, warmdown_iters=round(left / 2))
+    models = {
+        "usual": trained(knobs, runs / f"usual-s{seed}"),
+        "short": trained(short, runs / f"for_its_bytes-s{seed}"),
+    }
+    config, state, _ = models["usual"]
+    learned_tokens = (knobs["iterations"] - left) * config.train_batch_tokens
+    steps = dict(learn_steps=learned_tokens // config.learn_tokens)
+    ways = {
+        "solver": ("usual", {}),
+        "learned": ("usual", steps | AFTER),
+        "trained": ("short", steps | FOR_ITS_BYTES[1]),
+    }
+    dataset, device = open_dataset(config), pick_device(config.train)
+    raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True).val_bpb
+    int8 = stored(state, config, dataset).account.total
+    statistics = {
+        name: calibration_of(weights, own.with_knobs(**USUAL), dataset, device)
+        for name, (own, weights, _) in models.items()
+    }
+    rows = []
+    for share in shares:
+        for way, (name, learning) in ways.items():
+            own, weights, seconds = models[name]
+            cap = round(share * int8)
+            trip = stored(weights, own.with_knobs(cap_bytes=cap, **USUAL, **learning), dataset, statistics[name])
+            rows.append(
+                dict(seed=seed, raw=raw, share=share, cap=cap, way=way, rise=trip.score.val_bpb - raw,
+                     fill=trip.account.total / cap, training_seconds=seconds, learning_seconds=trip.calibration_seconds)
+            )  # fmt: skip
+            print(f"seed {seed}  {cap:>9,} B  {way:8} {rows[-1]['rise']:+.4f}  {rows[-1]['fill']:.2%} full", flush=True)
     return rows
+
+
+def stored(state, config, dataset, calibration=None):
+    with tempfile.TemporaryDirectory() as folder:
+        return round_trip(state, config, dataset, Path(folder) / "artifact", calibration)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--caps", type=int, nargs="+", default=CAPS)
-    parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
-    parser.add_argument("-k", dest="knobs", action="append", default=[], metavar="NAME=VALUE", help="set a knob")
+    parser.add_argument("--shape", choices=SHAPES, default="nano")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.12, 0.16, 0.2, 0.3])
+    parser.add_argument("--runs", type=Path, default=directory.RUNS, metavar="DIR")
+    parser.add_argument("--threads", type=int, default=1, help="0 = all cores")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args()
     with cpu_threads(arguments.threads):
-        rows = measure(arguments.run, arguments.caps, dict(pair.partition("=")[::2] for pair in arguments.knobs))
+        folder = arguments.runs / "learning" / arguments.shape
+        rows = [row for seed in arguments.seeds for row in measure(arguments.shape, seed, arguments.shares, folder)]
+    table = pd.DataFrame(rows)
+    print(table.pivot_table("rise", "share", "way").round(4).to_string())
+    print(
+        table.pivot_table(["training_seconds", "learning_seconds", "fill"], "way", aggfunc="mean").round(3).to_string()
+    )
     if arguments.out:
         atomic_write(arguments.out, json.dumps(rows, indent=1).encode())
 

@@ -153,12 +153,15 @@ class SequenceStream(ShuffledStream):
         return firsts, firsts + self.sequence + 1
 
 
-def sequences(shards: Iterable[str | Path], tokens: int, length: int, batch_tokens: int = 8192) -> Iterator[Tensor]:
-    """(B, length) int64 ids from the beginning of the shards, at most batch_tokens of them per batch.
+def sequences(
+    shards: Iterable[str | Path], tokens: int, length: int, batch_tokens: int = 8192, after: int = 0
+) -> Iterator[Tensor]:
+    """(B, length) int64 ids of the shards' text after so many tokens, at most batch_tokens of them per batch.
 
-    In all there are `tokens` of them, rounded up to whole sequences.
+    In all there are `tokens` of them, rounded up to whole sequences. Behind the last shard the first begins again.
     """
     stream, left = TokenStream(shards), -(-tokens // length)
+    stream.token = after % stream.starts[-1]
     while left:
         count = min(left, max(1, batch_tokens // length))
         yield torch.from_numpy(stream.take(count * length).astype("int64")).view(count, length)

@@ -140,7 +140,10 @@ def _quantize(
         for name, (order, axis) in neuron_permutations(tensors).items():
             weights[name] = weights[name].index_select(axis, order)
             tensors[name] = permute(tensors[name], order, axis)
-    return _storable(Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)), None
+    quantized = Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)
+    if config.learn_steps and teacher is not None:
+        quantized = teacher.learn(_storable(quantized), config)
+    return _storable(quantized), None
 
 
 def _storable(quantized: Quantized) -> Quantized:

@@ -232,10 +232,12 @@ class ExportConfig(Group):
     gptq_block: Positive = Field(128, description="GPTQ: columns between two updates of all later ones")
     gptq_act_order: bool = Field(True, description="GPTQ: columns of large inputs first")
     calibration_tokens: Positive = Field(65_536, description="tokens of the training split used for calibration")
-    learn_steps: int = Field(0, ge=0, le=1_000_000, description="updates of allocation=solve's levels and float "
-                             "tensors towards the raw model's predictions on training text; 0 = off")  # fmt: skip
+    learn_steps: int = Field(0, ge=0, le=1_000_000, description="updates of levels and float tensors towards "
+                             "the raw model's predictions on training text; 0 = off")  # fmt: skip
     learn_tokens: int = Field(2048, gt=0, le=1_000_000, description="tokens of training text per update of "
                               "learn_steps, rounded up to whole sequences")  # fmt: skip
+    learn_labels: float = Field(0.0, ge=0, le=1, description="share of the text's own loss in what learn_steps lower; "
+                                "above 0 they go on training, on the file's levels")  # fmt: skip
     learn_rate: Above0 = Field(0.003, description="Adam's rate of the levels in learn_steps, in steps of the grid")
     int8_residual_rank: int = Field(0, ge=0, le=256, description="rank of residual corrections; 0 = none")
     int8_residual_bits: int = Field(16, description="bits of a residual's factors; 16 = float16")

@@ -84,8 +84,8 @@ RULES = [
      lambda c: not (c.mlp_permutation and c.low_rank_residuals),
      "mlp_permutation cannot be combined with low-rank residuals (int8_residual_rank={c.int8_residual_rank}, "
      "int8_residual_bits={c.int8_residual_bits}), whose statistics are in the trained order of neurons"),
-    ({"learn_steps", "allocation"}, lambda c: not c.learn_steps or c.allocation == "solve",
-     "learn_steps={c.learn_steps} learns the levels of allocation=solve, not of allocation={c.allocation}"),
+    ({"learn_steps", "mlp_permutation"}, lambda c: not (c.learn_steps and c.mlp_permutation),
+     "mlp_permutation cannot be combined with learn_steps={c.learn_steps}, which compares with the trained order"),
     ({"wd_taper_final_mult", "muon_wd"}, lambda c: c.wd_taper_final_mult == 1 or c.muon_wd,
      "wd_taper_final_mult={c.wd_taper_final_mult:g} tapers muon_wd, which is 0; set muon_wd, as 0.09"),
     ({"wd_taper_start_frac", "wd_taper_final_mult"},

@@ -21,6 +21,7 @@ CONFIG = {  # by_config's column: the runs' column and its aggregate over a conf
     "total_bytes": ("total_bytes", "max"), "over_cap": ("over_cap", "any"), "cap_bytes": ("cap_bytes", "first"),
     "steps": ("steps", lambda steps: (int(steps.min()), int(steps.max()))),
     "track": ("track", "first"), "time_limit": ("time_limit", "first"), "code": ("code", "first"),
+    "parameters": ("parameters", "first"),
 }  # fmt: skip
 REPEATS = {  # repeats' column, likewise, over a set of repeats
     "track": ("track", "first"), "time_limited": ("time_limited", "first"),
@@ -77,8 +78,8 @@ def by_config(runs: pd.DataFrame, across_sweeps: bool = False) -> pd.DataFrame:
 
     Columns: sweep, arm (the config's name in its sweep file), kind, is_baseline; runs, seeds (lists), index (labels
     of the rows of `runs`); n (samples), bpb (their mean), sd; total_bytes (of the largest run), over_cap (any run);
-    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); code; samples (bpb by seed); delta,
-    low, high, p, method, verdict, half, detectable of its statistics.Comparison.
+    cap_bytes; steps (lowest, highest); track; time_limit (seconds, 0 = none); code; parameters; samples (bpb by
+    seed); delta, low, high, p, method, verdict, half, detectable of its statistics.Comparison.
 
     A trained config is compared with its baseline_of, an export with the run that it exports, by the text. p and
     interval are simultaneous over the trained configs of one baseline, and over a sweep's exports.

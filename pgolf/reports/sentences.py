@@ -109,6 +109,19 @@ def conclusions(configs: pd.DataFrame, exports: pd.DataFrame) -> list[str]:
     return texts
 
 
+def best_widths(rows: pd.DataFrame) -> list[str]:
+    """Where bits per weight are best at one size of file, a sentence per cap and steps. rows: of analysis.widths."""
+    texts = []
+    for (cap, steps), own in rows.groupby(["cap_bytes", "steps"]):
+        best = own[own.best].iloc[0]
+        end = "" if own.bits.min() < best.bits < own.bits.max() else ", at the end of what was tried"
+        texts.append(
+            f"At {cap:,} bytes after {steps[1]:,} steps the best of {len(own)} sizes is **{md(best.arm)}**: "
+            f"{best.bits:.1f} bits per weight of {best.parameters:,}, {best.bpb:.4f} bpb{end}."
+        )
+    return texts
+
+
 def unclean_comparisons(rows: pd.DataFrame, group: pd.DataFrame, changes: dict[str, list[str]]) -> list[str]:
     """One sentence per config of a sweep that did not change just what its file says. changes: of sweep.json."""
     texts = []

@@ -111,6 +111,26 @@ def _finish(ax: Axes, label: str, knob: str, names: list[str], is_score: bool) -
         ax.set_ylim(len(names) - 0.4, -0.6)
 
 
+def plot_widths(rows: pd.DataFrame) -> Figure:
+    """bpb over bits per weight, a line per cap and steps, its lowest filled. rows: of analysis.widths."""
+    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for ((cap, steps), own), colour in zip(rows.groupby(["cap_bytes", "steps"]), [*COLOURS, *COLOURS], strict=False):
+        label = f"{cap:,} B, {steps[1]:,} steps"
+        ax.plot(own.bits, own.bpb, color=colour, lw=1.3, marker="o", ms=6, mfc="white", mec=colour, label=label)
+        ax.plot(own.bits[own.best], own.bpb[own.best], ls="", marker="o", ms=7, color=colour)
+        for row in own.itertuples():
+            ax.plot([row.bits] * row.n, row.samples, ls="", marker=".", ms=4, color=colour, alpha=0.6)
+            ax.annotate(
+                short(row.arm), (row.bits, row.bpb), (4, 5), textcoords="offset points", fontsize=7, color="0.35"
+            )
+    ax.set_xscale("log", base=2)
+    ticks = 2.0 ** np.arange(np.floor(np.log2(rows.bits.min())), np.ceil(np.log2(rows.bits.max())) + 1)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set(xlabel="bits per weight, file and code", ylabel="bits per byte after round trip")
+    ax.legend(fontsize=8)
+    return figure
+
+
 def plot_seeds(rows: pd.DataFrame) -> Figure:
     """Each run's distance from the mean of its config, and the standard deviation. rows: of analysis.seed_groups."""
     rows = rows[:CONFIGS]

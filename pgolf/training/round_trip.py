@@ -95,12 +95,16 @@ def calibration_of(
 
 
 def teacher_of(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> Teacher | None:
-    """The raw model in float32 and the text of learn_steps; None if that is 0. Raises RunError as model_of."""
+    """The raw model in float32 and the text of learn_steps; None if that is 0. Raises RunError as model_of.
+
+    The text is what follows where `iterations` steps through the shards in order end.
+    """
     if not config.learn_steps:
         return None
     length = config.train_seq_len
     per_step = -(-config.learn_tokens // length) * length
-    text = sequences(dataset.train_shards, config.learn_steps * per_step, length, per_step)
+    trained = config.iterations * config.train_batch_tokens
+    text = sequences(dataset.train_shards, config.learn_steps * per_step, length, per_step, after=trained)
     return Teacher(_float32_model(state, config, device), list(text))
 
 

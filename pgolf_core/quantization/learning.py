@@ -1,46 +1,53 @@
-"""Learned rounding: levels and float tensors that follow the predictions of the raw weights on training text.
+"""Learned rounding: levels and float tensors that follow the raw weights' predictions, or the text, on training text.
 
-The solver rounds matrix by matrix. Here all levels move together, as in AdaRound (Nagel et al. 2020,
+Quantizers round matrix by matrix. Here all levels move together, as in AdaRound (Nagel et al. 2020,
 https://arxiv.org/abs/2004.10568), towards what the whole model should predict (distillation: Hinton et al. 2015,
 https://arxiv.org/abs/1503.02531). Gradients pass the rounding straight through (Bengio et al. 2013,
-https://arxiv.org/abs/1308.3432). Step sizes stay as allocation chose them.
+https://arxiv.org/abs/1308.3432). Step sizes stay in the proportions that were chosen.
 """
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import PIECE
-from pgolf_core.quantization.grids import UNCLIPPED
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import Quantized
+from pgolf_core.scheme import ExportError
 
 MAX_START_ERROR = 0.45  # steps; latent weights begin no farther from their levels
 FLOAT_RATE = 1e-3  # Adam's rate of the tensors that stay float
 WARMDOWN = 0.7  # share of the updates over which rates fall to 0
 CHECKED_BATCHES = 4  # their predictions decide whether the learned levels are better
-HALVINGS = 8  # the rounding offset is found to 2^-8 of where it was
+MIN_FILL, MAX_TRIES = 0.995, 8  # share of the cap that a file should take, and files that are made for it
+
+FileBytes = Callable[[Quantized], int]
 
 
 class Student:
-    """A copy of the raw model whose matrices are rounded; `latents` are the weights before that, in steps."""
+    """A copy of the raw model whose matrices are rounded; `latents` are the weights before, in steps of `quantized`."""
 
     def __init__(self, model: nn.Module, quantized: Quantized):
-        self.model, self.quantized, self.offset = copy.deepcopy(model).eval(), quantized, 0.5
-        self.device, self.packing = next(model.parameters()).device, 0.0  # packing: seconds of shrink_to
+        self.model, self.quantized = copy.deepcopy(model).eval(), quantized
+        self.device, self.packing = next(model.parameters()).device, 0.0  # packing: seconds of fit_to
         self.parameters = dict(self.model.named_parameters())
-        self.steps, self.added, self.latents = {}, {}, {}
         for name, tensor in quantized.tensors.items():
-            assert isinstance(tensor, QuantizedTensor), f"{name} has no levels to learn"
+            if not isinstance(tensor, QuantizedTensor):
+                raise ExportError(f"learn_steps learns levels, and tensor {name} has none; take a quantizer of a grid")
+        self.limits = {name: tensor.q.abs().max().item() for name, tensor in quantized.tensors.items()}
+        self.tensors, self.steps, self.added, self.latents = {}, {}, {}, {}
+        self.rescale(1.0)
+        for name, tensor in quantized.tensors.items():
             residual = quantized.residuals.get(name)
             self.added[name] = residual.dequantize().to(self.device) if residual else 0.0
-            self.steps[name] = tensor.step_size().expand(tensor.shape).to(self.device)
             levels = tensor.q.float().to(self.device)
             exact = (self.parameters[name].detach() - self.added[name]) / self.steps[name]
             self.latents[name] = levels + (exact - levels).clamp(-MAX_START_ERROR, MAX_START_ERROR)
@@ -49,10 +56,16 @@ class Student:
             for name, p in self.floats.items():
                 p.copy_(quantized.floats[name])
 
+    def rescale(self, factor: float) -> None:
+        """Make the steps `factor` times those of `quantized`."""
+        self.factor = factor
+        for name, tensor in self.quantized.tensors.items():
+            scale = (tensor.scale.float() * factor).to(tensor.scale.dtype)
+            self.tensors[name] = replace(tensor, scale=scale)
+            self.steps[name] = self.tensors[name].step_size().to(self.device)
+
     def levels(self, name: str) -> Tensor:
-        """sign(x) · ⌊|x| + offset⌋ of the latents x: an offset of 1/2 rounds to the nearest, a smaller one inwards."""
-        latent = self.latents[name]
-        return latent.sign() * torch.floor(latent.abs() + self.offset).clamp(max=UNCLIPPED)
+        return (self.latents[name] / self.factor).round().clamp(-self.limits[name], self.limits[name])
 
     @torch.no_grad()
     def round(self) -> None:
@@ -63,11 +76,12 @@ class Student:
     def pass_gradients(self) -> None:
         """Gradients of the rounded weights become those of the latents."""
         for name, step in self.steps.items():
-            self.latents[name].grad, self.parameters[name].grad = self.parameters[name].grad * step, None
+            gradient, self.parameters[name].grad = self.parameters[name].grad, None
+            self.latents[name].grad = gradient * (step / self.factor)
 
     def stored(self) -> Quantized:
         tensors = {}
-        for name, tensor in self.quantized.tensors.items():
+        for name, tensor in self.tensors.items():
             levels = self.levels(name).cpu()
             dtype = torch.int8 if levels.abs().max() <= 127 else torch.int16
             tensors[name] = replace(tensor, q=levels.to(dtype))
@@ -76,20 +90,28 @@ class Student:
         }
         return replace(self.quantized, tensors=tensors, floats=floats)
 
-    def shrink_to(self, cap: int, file_bytes: Callable[[Quantized], int]) -> None:
-        """Lower the rounding offset as far as the file needs it to fit the cap, to 2^-HALVINGS; at most to 0."""
-        began = time.perf_counter()
-
-        def fits(offset: float) -> bool:
-            self.offset = offset
-            return file_bytes(self.stored()) <= cap
-
-        high, low = self.offset, 0.0
-        if not fits(high):
-            for _ in range(HALVINGS):
-                middle = (low + high) / 2
-                low, high = (middle, high) if fits(middle) else (low, middle)
-            self.offset = low
+    @torch.no_grad()
+    def fit_to(self, cap: int, file_bytes: FileBytes) -> None:
+        """Rescale all steps alike until the file takes MIN_FILL to all of the cap, or as near as MAX_TRIES find."""
+        began, fits, over = time.perf_counter(), None, None  # these two: (octaves of the factor, bytes)
+        octaves, target = math.log2(self.factor), (1 + MIN_FILL) / 2 * cap
+        weights = sum(latent.numel() for latent in self.latents.values())
+        for _ in range(MAX_TRIES):
+            self.rescale(2**octaves)
+            found = octaves, file_bytes(self.stored())
+            if found[1] > cap:
+                over = found
+            else:
+                fits = found
+                if found[1] >= MIN_FILL * cap:
+                    break
+            if fits and over:
+                share = (over[1] - target) / (over[1] - fits[1])
+                octaves = over[0] + min(0.9, max(0.1, share)) * (fits[0] - over[0])
+            else:  # half a bit per weight and octave
+                octaves += max(-0.5, min(0.5, 16 * (found[1] - target) / weights))
+        else:
+            self.rescale(2 ** (fits or over)[0])
         self.packing += time.perf_counter() - began
 
 
@@ -104,66 +126,74 @@ class Teacher:
     text: Sequence[Tensor]
     seconds: float = 0.0
 
-    def learn(self, quantized: Quantized, config: ExportConfig, file_bytes: Callable[[Quantized], int]) -> Quantized:
-        """A stored model of the same steps whose predictions are closer to the raw model's; one update per batch.
+    def learn(self, quantized: Quantized, config: ExportConfig, file_bytes: FileBytes | None = None) -> Quantized:
+        """A stored model of the same grids whose predictions are closer to the raw model's; one update per batch.
 
-        Its file and code, `file_bytes`, take at most config.cap_bytes: half-way and at the end the rounding offset is
-        lowered until they do. Warns and returns `quantized` if nothing better was found.
+        file_bytes: of file and code; given, half-way and at the end all steps are made coarser or finer by one factor,
+        so that they fit config.cap_bytes. Warns and returns `quantized` if nothing better was found.
         """
         began = time.perf_counter()
         student = Student(self.model, quantized)
-        before = self.divergence(student)
+        before = self.loss(student, config.learn_labels)
         self.update(student, config, file_bytes)
         learned = student.stored()
-        better = self.divergence(Student(self.model, learned)) < before
+        better = self.loss(Student(self.model, learned), config.learn_labels) < before
         self.seconds += time.perf_counter() - began - student.packing
-        if better and file_bytes(learned) <= config.cap_bytes:
+        if better and (file_bytes is None or file_bytes(learned) <= config.cap_bytes):
             return learned
         found = "levels of fewer bytes" if better else "better levels"
         warnings.warn(
-            f"learn_rate={config.learn_rate:g}: {len(self.text)} steps found no {found}, so the solver's for cap_bytes="
-            f"{config.cap_bytes} are kept; lower it or raise learn_steps",
+            f"learn_rate={config.learn_rate:g}: {len(self.text)} steps found no {found}, so those before are kept; "
+            "lower it or raise learn_steps",
             stacklevel=2,
         )
         return quantized
 
-    def update(self, student: Student, config: ExportConfig, file_bytes: Callable[[Quantized], int]) -> None:
+    def update(self, student: Student, config: ExportConfig, file_bytes: FileBytes | None) -> None:
         """Adam on the latents and float tensors, the rates falling linearly to 0 over WARMDOWN of the text."""
         latents, floats = list(student.latents.values()), list(student.floats.values())
         groups = [dict(params=latents, lr=config.learn_rate), dict(params=floats, lr=FLOAT_RATE)]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
         rates = [group["lr"] for group in optimizer.param_groups]
         for step, ids in enumerate(self.text):
-            if step == len(self.text) // 2:
-                student.shrink_to(config.cap_bytes, file_bytes)
+            if file_bytes and step == len(self.text) // 2:
+                student.fit_to(config.cap_bytes, file_bytes)
             factor = min(1.0, (1 - step / len(self.text)) / WARMDOWN)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            self.add_gradients(student, ids)
+            self.add_gradients(student, ids, config.learn_labels)
             optimizer.step()
             optimizer.zero_grad()
-        student.shrink_to(config.cap_bytes, file_bytes)
+        if file_bytes:
+            student.fit_to(config.cap_bytes, file_bytes)
 
     @torch.no_grad()
-    def divergence(self, student: Student) -> float:
-        """Nats per token between its predictions and the raw model's, on the first CHECKED_BATCHES."""
+    def loss(self, student: Student, labels: float) -> float:
+        """What `add_gradients` lowers, in nats per token, on the first CHECKED_BATCHES."""
         student.round()
         batches = self.text[:CHECKED_BATCHES]
-        total = sum(divergence.item() for ids in batches for divergence in self._divergences(student, ids))
+        total = sum(nats.item() for ids in batches for nats in self._nats(student, ids, labels))
         return total / sum(ids.numel() for ids in batches)
 
     @torch.enable_grad()
-    def add_gradients(self, student: Student, ids: Tensor) -> None:
+    def add_gradients(self, student: Student, ids: Tensor, labels: float = 0.0) -> None:
         student.round()
-        for divergence in self._divergences(student, ids):
-            (divergence / ids.numel()).backward()
+        for nats in self._nats(student, ids, labels):
+            (nats / ids.numel()).backward()
         student.pass_gradients()
 
-    def _divergences(self, student: Student, ids: Tensor) -> Iterator[Tensor]:
-        """Kullback–Leibler divergences from the raw model's predictions, each summed over a piece of ids, 0-d."""
+    def _nats(self, student: Student, ids: Tensor, labels: float) -> Iterator[Tensor]:
+        """Sums over a piece of ids, 0-d: the divergence (Kullback–Leibler) from the raw model's predictions, and of
+        the share `labels` the loss of the text itself in its place.
+        """
         sequences = max(1, PIECE // ids.size(1)) if student.device.type == "cpu" else len(ids)
         for piece in ids.to(student.device).split(sequences):
             with torch.no_grad():
                 expected = self.model(piece).log_softmax(-1)
             predicted = student.model(piece).log_softmax(-1)
-            yield (expected.exp() * (expected - predicted)).sum()
+            nats = (1 - labels) * (expected.exp() * (expected - predicted)).sum()
+            if labels:
+                nats = nats + labels * F.nll_loss(
+                    predicted[:, :-1].flatten(0, 1), piece[:, 1:].flatten(), reduction="sum"
+                )
+            yield nats

