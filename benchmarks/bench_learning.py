@@ -1,7 +1,7 @@
 """What learning wins at equal tokens: files of a model trained as usual, and of one trained for its bytes, cap by cap.
 
     python benchmarks/bench_learning.py [--shape nano] [--seeds 1337 1338 1339] [--shares 0.12 0.16 0.2 0.3]
-    python benchmarks/bench_learning.py --runs DIR --threads 1 --out FILE.json
+    python benchmarks/bench_learning.py --runs DIR --threads 1 --out FILE.json --figure FILE.png
 
 Every cap is a share of the usual model's file in int8 under zlib. Rise in bits per byte over the usual raw weights:
 
@@ -18,9 +18,12 @@ import json
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 import pgolf
+from pgolf.reports.figures import BLUE, RED, SKY, STYLE, byte_axis
 from pgolf.runs import directory
 from pgolf.runs.result import CHECKPOINT
 from pgolf.training.device import cpu_threads, pick_device
@@ -43,6 +46,7 @@ SHAPES = {
 LEARNING_SHARE = 50 / 240  # of the steps, whose tokens learning gets
 USUAL = dict(allocation="solve", codec="ans")
 AFTER = dict(learn_rate=0.003)
+TICKS = (-0.05, -0.025, 0, 0.025, 0.05, 0.1, 0.2, 0.4)
 FOR_ITS_BYTES = dict(muon_wd=0.6), dict(learn_rate=0.01, learn_labels=0.7)
 
 
@@ -96,6 +100,29 @@ def stored(state, config, dataset, calibration=None):
         return round_trip(state, config, dataset, Path(folder) / "artifact", calibration)
 
 
+def plot(table: pd.DataFrame) -> Figure:
+    """Rise over bytes, a line per way through the means of seeds, which are dots."""
+    plt.rcParams.update(STYLE)
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    names = {"solver": "trained as usual, solver", "learned": "… and learned after training",
+             "trained": "trained for its bytes"}  # fmt: skip
+    for (way, name), colour in zip(names.items(), (SKY, BLUE, RED), strict=True):
+        own = table[table.way == way]
+        means = own.groupby("share")[["cap", "rise"]].mean()
+        ax.plot(own.cap, own.rise, ls="", marker=".", ms=5, color=colour, alpha=0.6)
+        ax.plot(means.cap, means.rise, color=colour, lw=1.6, marker="o", ms=6, mfc="white", label=name)
+    ax.axhline(0, color="black", lw=0.8, ls=(0, (4, 3)))
+    ax.annotate("usual weights, not rounded", (1, 0), (-4, -11), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
+    ax.set_yscale("symlog", linthresh=0.05)
+    ax.set_yticks(TICKS, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS])
+    ax.set_yticks([], minor=True)
+    ax.set_ylabel("bits per byte above the usual weights")
+    byte_axis(ax.xaxis, table.cap, "artifact and code")
+    ax.legend(fontsize=9)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="nano")
@@ -103,7 +130,8 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.12, 0.16, 0.2, 0.3])
     parser.add_argument("--runs", type=Path, default=directory.RUNS, metavar="DIR")
     parser.add_argument("--threads", type=int, default=1, help="0 = all cores")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the rows")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the rows")
     arguments = parser.parse_args()
     with cpu_threads(arguments.threads):
         folder = arguments.runs / "learning" / arguments.shape
@@ -113,6 +141,8 @@ def main() -> None:
     print(
         table.pivot_table(["training_seconds", "learning_seconds", "fill"], "way", aggfunc="mean").round(3).to_string()
     )
+    if arguments.figure:
+        plot(table).savefig(arguments.figure, dpi=130)
     if arguments.out:
         atomic_write(arguments.out, json.dumps(rows, indent=1).encode())
 

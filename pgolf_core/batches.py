@@ -158,7 +158,7 @@ def sequences(
 ) -> Iterator[Tensor]:
     """(B, length) int64 ids of the shards' text after so many tokens, at most batch_tokens of them per batch.
 
-    In all there are `tokens` of them, rounded up to whole sequences. Behind the last shard the first begins again.
+    In all there are `tokens` of them, rounded up to whole sequences. After the last shard the first begins again.
     """
     stream, left = TokenStream(shards), -(-tokens // length)
     stream.token = after % stream.starts[-1]

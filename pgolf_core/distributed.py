@@ -85,7 +85,8 @@ class GradientSum:
         """Take the gradients of the backward pass that has just ended."""
         n = self.ranks.size
         for i, group in enumerate(self.groups):
-            flat = torch.cat([p.grad.flatten() for p in group])
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]  # None: not yet used
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             if n > 1:
                 sent = F.pad(flat, (0, -flat.numel() % n))
                 dist.all_to_all_single(flat := torch.empty_like(sent), sent)

@@ -115,22 +115,25 @@ def _quantize(
     if config.needs_calibration and calibration is None:
         needs = "gptq, fisher steps, low-rank residuals, allocation=solve"
         raise ExportError(f"these export knobs need calibration: {needs}")
+    last: tuple[Quantized | None, Packed | None] = None, None
+
+    def file_bytes(quantized: Quantized) -> int:
+        nonlocal last
+        last = quantized, pack(quantized, config.codec)
+        return len(last[1].bytes) + len(code_archive(*quantized.forms))
+
     if config.allocation == "solve":
         floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if name not in calibration}
-        weights = {name: state[name] for name in calibration}
+        quantized = solve({name: state[name] for name in calibration}, floats, calibration, config, file_bytes)
+    else:
+        quantized = _quantize_fixed(state, config, calibration, roles)
+    if config.learn_steps and teacher is not None:
+        quantized = teacher.learn(_storable(quantized), config, file_bytes)
+    return _storable(quantized), last[1] if last[0] is quantized else None
 
-        last: tuple[Quantized | None, Packed | None] = None, None
 
-        def file_bytes(quantized: Quantized) -> int:
-            nonlocal last
-            last = quantized, pack(quantized, config.codec)
-            return len(last[1].bytes) + len(code_archive(*quantized.forms))
-
-        solved = solve(weights, floats, calibration, config, file_bytes)
-        if config.learn_steps and teacher is not None:
-            solved = teacher.learn(solved, config, file_bytes)
-        solved = _storable(solved)
-        return solved, last[1] if last[0] is solved else None
+def _quantize_fixed(state: State, config: ExportConfig, calibration: Calibration | None, roles: Roles) -> Quantized:
+    """The stored form by the quantizer knobs; arguments as quantize_state, of tensors on the CPU."""
     schemes = {name: scheme_of(t, roles[name], config) for name, t in state.items()}
     floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if schemes[name] is None}
     weights = {name: t for name, t in state.items() if name not in floats}
@@ -140,10 +143,7 @@ def _quantize(
         for name, (order, axis) in neuron_permutations(tensors).items():
             weights[name] = weights[name].index_select(axis, order)
             tensors[name] = permute(tensors[name], order, axis)
-    quantized = Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)
-    if config.learn_steps and teacher is not None:
-        quantized = teacher.learn(_storable(quantized), config)
-    return _storable(quantized), None
+    return Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)
 
 
 def _storable(quantized: Quantized) -> Quantized:

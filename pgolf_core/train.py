@@ -96,7 +96,8 @@ def make_state(
 
 def compiled_loss(model: GPT, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """model.loss as one graph; a GPU launches it as a whole, and its gradients are `reused` (GradientSum)."""
-    # Sums over tokens, for gradients of scales, are slow kernels where they share one with the norm's backward pass.
+    # Inductor's mixed-order reductions put a scale's gradient, a sum over all tokens, and the norm's, sums within one
+    # token, into one kernel, which took up to 3.3 ms.
     options = {"triton.cudagraphs": True, "triton.mix_order_reduction": False} if device.type == "cuda" else None
     return torch.compile(model.loss, fullgraph=True, dynamic=False, options=options)
 

@@ -24,7 +24,7 @@ INT8_ZLIB_BASELINE = dict(
     embed_quantizer="", attn_in_quantizer="", attn_out_quantizer="", mlp_in_quantizer="", mlp_out_quantizer="",
     head_quantizer="", int8_residual_rank=0, int8_residual_budget_bytes=0, int8_targeted_residual_mode="off",
 )  # fmt: skip
-SOLVER, LEARNED = "solver", "solver, learned"  # families of exports
+SOLVER, LEARNED = "solver", "learned"  # families of exports
 
 ComparisonGroup = namedtuple("ComparisonGroup", COMPARABLE)  # properties that comparable scores share
 
@@ -176,8 +176,10 @@ def exports(variants: pd.DataFrame) -> pd.DataFrame:
 def family(knobs: dict) -> str:
     """The method of an export in a word or two."""
     kind, *rest = knobs["quantizer"].split(":")
+    if knobs.get("learn_steps"):
+        return LEARNED
     if knobs["allocation"] == "solve":
-        return LEARNED if knobs.get("learn_steps") else SOLVER
+        return SOLVER
     if knobs["int8_residual_rank"] and knobs["int8_residual_budget_bytes"]:
         rank_one = knobs["int8_residual_rank"] == 1 and knobs.get("int8_residual_bits", 16) == 16
         return "rank-1 residual" if rank_one else "LQER"

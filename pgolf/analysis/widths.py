@@ -7,7 +7,7 @@ MIN_FILL = 0.95  # of the cap, for files to be of equal size
 
 
 def bits_per_weight(configs: pd.DataFrame) -> pd.DataFrame:
-    """The configs whose models differ in size and whose files have one, with `bits` of file and code per weight.
+    """The best config of each size of model whose files have one size, with `bits` of file and code per weight.
 
     configs: of seed_groups.by_config, of one comparison group. Sorted by cap, steps and bits; `best`: the lowest mean
     bpb of its cap and steps. Empty where no cap has MIN_SIZES sizes of models.
@@ -16,5 +16,6 @@ def bits_per_weight(configs: pd.DataFrame) -> pd.DataFrame:
     sets = full.groupby(["cap_bytes", "steps"], group_keys=False)
     full = full[sets.parameters.transform("nunique") >= MIN_SIZES]
     full = full.assign(bits=8 * full.total_bytes / full.parameters)
+    full = full.sort_values("bpb").drop_duplicates(["cap_bytes", "steps", "parameters"])
     best = full.groupby(["cap_bytes", "steps"]).bpb.transform("min")
     return full.assign(best=full.bpb == best).sort_values(["cap_bytes", "steps", "bits"])

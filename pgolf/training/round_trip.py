@@ -23,6 +23,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
+from pgolf_core.knobs import MICROBATCHES
 from pgolf_core.model import GPT, roles, skeleton
 from pgolf_core.quantization.calibration import Calibration, calibrate
 from pgolf_core.quantization.learning import CHECKED_BATCHES, Student, Teacher
@@ -97,13 +98,13 @@ def calibration_of(
 def teacher_of(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> Teacher | None:
     """The raw model in float32 and the text of learn_steps; None if that is 0. Raises RunError as model_of.
 
-    The text is what follows where `iterations` steps through the shards in order end.
+    The text is what follows where `iterations` steps of the full batch through the shards in order end.
     """
     if not config.learn_steps:
         return None
     length = config.train_seq_len
     per_step = -(-config.learn_tokens // length) * length
-    trained = config.iterations * config.train_batch_tokens
+    trained = config.iterations * (config.train_batch_tokens + MICROBATCHES)  # each ends with one more target
     text = sequences(dataset.train_shards, config.learn_steps * per_step, length, per_step, after=trained)
     return Teacher(_float32_model(state, config, device), list(text))
 

@@ -92,7 +92,8 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
         with run.timer.excluded("warmup"), run.kernels():
             warm_up(state, warmup_steps)
         log(f"warmup_steps:{warmup_steps} done and undone")
-    if config.max_wallclock_seconds and config.final_roundtrip_eval and config.export.needs_calibration:
+    reads_text = config.export.needs_calibration or config.learn_steps
+    if config.max_wallclock_seconds and config.final_roundtrip_eval and reads_text:
         _reserve_calibration(run, config, resume)
     if resume:
         with naming(run_dir / RESUME):

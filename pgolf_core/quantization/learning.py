@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import PIECE
+from pgolf_core.quantization.grids import UNCLIPPED
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import Quantized
 from pgolf_core.scheme import ExportError
@@ -28,6 +29,7 @@ FLOAT_RATE = 1e-3  # Adam's rate of the tensors that stay float
 WARMDOWN = 0.7  # share of the updates over which rates fall to 0
 CHECKED_BATCHES = 4  # their predictions decide whether the learned levels are better
 MIN_FILL, MAX_TRIES = 0.995, 8  # share of the cap that a file should take, and files that are made for it
+MIN_USED = 0.95  # of the cap; the solver uses less only where its steps are the finest there are
 
 FileBytes = Callable[[Quantized], int]
 
@@ -42,7 +44,9 @@ class Student:
         for name, tensor in quantized.tensors.items():
             if not isinstance(tensor, QuantizedTensor):
                 raise ExportError(f"learn_steps learns levels, and tensor {name} has none; take a quantizer of a grid")
-        self.limits = {name: tensor.q.abs().max().item() for name, tensor in quantized.tensors.items()}
+        # Without an axis of scales nothing is clipped; quantizers with one end at their bits, at most where they are.
+        limits = {name: tensor.q.abs().max().item() for name, tensor in quantized.tensors.items()}
+        self.limits = {name: UNCLIPPED if quantized.tensors[name].axis is None else limits[name] for name in limits}
         self.tensors, self.steps, self.added, self.latents = {}, {}, {}, {}
         self.rescale(1.0)
         for name, tensor in quantized.tensors.items():
@@ -126,20 +130,22 @@ class Teacher:
     text: Sequence[Tensor]
     seconds: float = 0.0
 
-    def learn(self, quantized: Quantized, config: ExportConfig, file_bytes: FileBytes | None = None) -> Quantized:
+    def learn(self, quantized: Quantized, config: ExportConfig, file_bytes: FileBytes) -> Quantized:
         """A stored model of the same grids whose predictions are closer to the raw model's; one update per batch.
 
-        file_bytes: of file and code; given, half-way and at the end all steps are made coarser or finer by one factor,
-        so that they fit config.cap_bytes. Warns and returns `quantized` if nothing better was found.
+        file_bytes: of file and code. Where allocation=solve used the cap, all steps are made coarser or finer by one
+        factor, half-way and at the end, so that it is used again. Warns and returns `quantized` if nothing better was
+        found, or nothing that fits.
         """
+        used = config.allocation == "solve" and file_bytes(quantized) >= MIN_USED * config.cap_bytes
         began = time.perf_counter()
         student = Student(self.model, quantized)
         before = self.loss(student, config.learn_labels)
-        self.update(student, config, file_bytes)
+        self.update(student, config, file_bytes if used else None)
         learned = student.stored()
         better = self.loss(Student(self.model, learned), config.learn_labels) < before
         self.seconds += time.perf_counter() - began - student.packing
-        if better and (file_bytes is None or file_bytes(learned) <= config.cap_bytes):
+        if better and file_bytes(learned) <= config.cap_bytes:
             return learned
         found = "levels of fewer bytes" if better else "better levels"
         warnings.warn(
@@ -183,17 +189,17 @@ class Teacher:
         student.pass_gradients()
 
     def _nats(self, student: Student, ids: Tensor, labels: float) -> Iterator[Tensor]:
-        """Sums over a piece of ids, 0-d: the divergence (Kullback–Leibler) from the raw model's predictions, and of
-        the share `labels` the loss of the text itself in its place.
+        """(1 − labels) · cross-entropy with the raw model's predictions + labels · that of the text, each summed over a
+        piece of ids, 0-d. The first is the divergence up to a constant; the last token of a sequence predicts no text.
         """
         sequences = max(1, PIECE // ids.size(1)) if student.device.type == "cpu" else len(ids)
         for piece in ids.to(student.device).split(sequences):
             with torch.no_grad():
-                expected = self.model(piece).log_softmax(-1)
-            predicted = student.model(piece).log_softmax(-1)
-            nats = (1 - labels) * (expected.exp() * (expected - predicted)).sum()
-            if labels:
-                nats = nats + labels * F.nll_loss(
-                    predicted[:, :-1].flatten(0, 1), piece[:, 1:].flatten(), reduction="sum"
-                )
-            yield nats
+                expected = self.model(piece).softmax(-1)  # (B, T, V)
+                if labels:
+                    following = piece[:, 1:, None]
+                    expected *= 1 - labels
+                    expected[:, :-1].scatter_add_(
+                        2, following, torch.full_like(following, labels, dtype=expected.dtype)
+                    )
+            yield F.cross_entropy(student.model(piece).flatten(0, 1), expected.flatten(0, 1), reduction="sum")

@@ -161,6 +161,7 @@ def test_exports_of_one_checkpoint(tmp_path):
         ({"int8_residual_rank": 1, "int8_residual_budget_bytes": 9}, "rank-1 residual"),
         ({"int8_residual_rank": 1, "int8_residual_budget_bytes": 9, "int8_residual_bits": 4}, "LQER"),
         ({"int8_residual_rank": 1}, "absmax"), ({"quantizer": "codebook:32:1"}, "codebook"),
+        ({"allocation": "solve", "learn_steps": 9}, "learned"), ({"quantizer": "ternary", "learn_steps": 9}, "learned"),
     ],
 )  # fmt: skip
 def test_every_export_has_a_family_with_its_own_colour(knobs, name):

@@ -17,6 +17,9 @@ def make_sizes(root, scores: dict[int, float], steps: int = 120, **changes) -> N
 
 def test_the_best_of_several_sizes_and_whether_it_is_between_others(tmp_path):
     make_sizes(tmp_path, {96: 2.50, 128: 2.45, 192: 2.48})
+    make_config(
+        tmp_path, "w96_other", [2.6], CAP | dict(model_dim=96, matrix_lr=0.1), [1], total=498_000, parameters=368_640
+    )
     make_sizes(tmp_path, {96: 2.40, 128: 2.38, 192: 2.35}, steps=240)
     rows = widths.bits_per_weight(seed_groups.by_config(only_group(tmp_path)))
     assert list(rows.arm[rows.best]) == ["w128_120-s1", "w192_240-s1"]

@@ -193,17 +193,17 @@ def test_one_process_adds_nothing():
 
 
 def test_gradients_written_over_by_the_next_pass_add_up_as_autograd_adds_them():
-    parameters = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(4, dtype=torch.float64))]
+    shapes = [torch.randn(3, 2), torch.randn(4, dtype=torch.float64), torch.randn(2)]
+    parameters = [torch.nn.Parameter(t) for t in shapes]
     buffers = [torch.empty_like(p) for p in parameters]  # a CUDA graph's, the same in every pass
-    gradients, expected = GradientSum(parameters, ALONE, reused=True), [0.0, 0.0]
+    gradients, expected = GradientSum(parameters, ALONE, reused=True), [torch.zeros_like(p) for p in parameters]
     for _ in range(3):
-        for i, (p, buffer) in enumerate(zip(parameters, buffers, strict=True)):
-            p.grad = buffer.normal_()
-            expected[i] = expected[i] + buffer
+        for i in range(2):  # nothing uses the last parameter yet
+            parameters[i].grad = buffers[i].normal_()
+            expected[i] += buffers[i]
         gradients.add()
     gradients.finish()
-    for p, total in zip(parameters, expected, strict=True):
-        assert torch.equal(p.grad, total)
+    assert all(torch.equal(p.grad, total) for p, total in zip(parameters, expected, strict=True))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
