@@ -117,7 +117,7 @@ def best_widths(rows: pd.DataFrame) -> list[str]:
         end = "" if own.bits.min() < best.bits < own.bits.max() else ", at the end of what was tried"
         texts.append(
             f"At {cap:,} bytes after {steps[1]:,} steps the best of {len(own)} sizes is **{md(best.arm)}**: "
-            f"{best.bits:.1f} bits per weight of {best.parameters:,}, {best.bpb:.4f} bpb{end}."
+            f"{best.bits:.1f} bits per weight of {best.parameters:,.0f}, {best.bpb:.4f} bpb{end}."
         )
     return texts
 

@@ -120,14 +120,13 @@ def plot_widths(rows: pd.DataFrame) -> Figure:
         ax.plot(own.bits[own.best], own.bpb[own.best], ls="", marker="o", ms=7, color=colour)
         for row in own.itertuples():
             ax.plot([row.bits] * row.n, row.samples, ls="", marker=".", ms=4, color=colour, alpha=0.6)
-            ax.annotate(
-                short(row.arm), (row.bits, row.bpb), (4, 5), textcoords="offset points", fontsize=7, color="0.35"
-            )
     ax.set_xscale("log", base=2)
     ticks = 2.0 ** np.arange(np.floor(np.log2(rows.bits.min())), np.ceil(np.log2(rows.bits.max())) + 1)
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set(xlabel="bits per weight, file and code", ylabel="bits per byte after round trip")
+    ax.margins(0.12)
     ax.legend(fontsize=8)
+    place_labels(ax, rows[["bits", "bpb"]].to_numpy(), rows.arm.map(short))
     return figure
 
 
