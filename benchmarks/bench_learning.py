@@ -43,11 +43,11 @@ SHAPES = {
         warmdown_iters=120, muon_momentum_warmup_steps=120,
     ),
 }  # fmt: skip
-LEARNING_SHARE = 50 / 240  # of the steps, whose tokens learning gets
+LEARNING_SHARE = 50 / 240  # share of the steps whose tokens learning gets
 USUAL = dict(allocation="solve", codec="ans")
-AFTER = dict(learn_rate=0.003)
+AFTER_TRAINING = dict(learn_rate=0.003)
+DECAYED, IN_TRAINING = dict(muon_wd=0.6), dict(learn_rate=0.01, learn_labels=0.7)  # trained for its bytes
 TICKS = (-0.05, -0.025, 0, 0.025, 0.05, 0.1, 0.2, 0.4)
-FOR_ITS_BYTES = dict(muon_wd=0.6), dict(learn_rate=0.01, learn_labels=0.7)
 
 
 def trained(knobs: dict, folder: Path) -> tuple[RunConfig, dict, float]:
@@ -61,7 +61,7 @@ def measure(shape: str, seed: int, shares: list[float], runs: Path) -> list[dict
     """A row per cap and way to store."""
     knobs = COMMON | SHAPES[shape] | dict(seed=seed)
     left = round(knobs["iterations"] * (1 - LEARNING_SHARE))
-    short = knobs | FOR_ITS_BYTES[0] | dict(iterations=left, warmdown_iters=round(left / 2))
+    short = knobs | DECAYED | dict(iterations=left, warmdown_iters=round(left / 2))
     models = {
         "usual": trained(knobs, runs / f"usual-s{seed}"),
         "short": trained(short, runs / f"for_its_bytes-s{seed}"),
@@ -71,8 +71,8 @@ def measure(shape: str, seed: int, shares: list[float], runs: Path) -> list[dict
     steps = dict(learn_steps=learned_tokens // config.learn_tokens)
     ways = {
         "solver": ("usual", {}),
-        "learned": ("usual", steps | AFTER),
-        "trained": ("short", steps | FOR_ITS_BYTES[1]),
+        "learned": ("usual", steps | AFTER_TRAINING),
+        "trained": ("short", steps | IN_TRAINING),
     }
     dataset, device = open_dataset(config), pick_device(config.train)
     raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True).val_bpb

@@ -78,7 +78,7 @@ class GradientSum:
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for p in filter(Tensor.numel, parameters):  # with one layer skip_weights is empty
             by_dtype.setdefault(p.dtype, []).append(p)
-        self.groups = list(by_dtype.values()) if ranks.size > 1 or reused else []  # else autograd adds them up
+        self.groups = list(by_dtype.values()) if ranks.size > 1 or reused else []  # []: autograd adds them up
         self.sums: list[Tensor | None] = [None] * len(self.groups)
 
     def add(self) -> None:

@@ -98,7 +98,7 @@ class Muon(Optimizer):
             update = newton_schulz(stacked, steps, self.dtype, polar_express) * max(1, rows / cols) ** 0.5
             torch._foreach_copy_([updates[i] for i in members], list(update))
         self.ranks.add_(flat)  # zero where other ranks' updates go, so the sum is exact
-        flat = flat.to(matrices[0].dtype)  # at once, as launches count
+        flat = flat.to(matrices[0].dtype)  # one launch for all matrices
         return [part.view_as(m) for part, m in zip(flat.split(sizes), matrices, strict=True)]
 
 

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-MIN_SIZES = 3  # of models, for an optimum to be one
-MIN_FILL = 0.95  # of the cap, for files to be of equal size
+MIN_SIZES = 3  # fewer sizes of models show no optimum
+MIN_FILL = 0.95  # share of the cap that a file of full size takes
 
 
 def bits_per_weight(configs: pd.DataFrame) -> pd.DataFrame:

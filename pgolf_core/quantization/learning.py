@@ -29,7 +29,7 @@ FLOAT_RATE = 1e-3  # Adam's rate of the tensors that stay float
 WARMDOWN = 0.7  # share of the updates over which rates fall to 0
 CHECKED_BATCHES = 4  # their predictions decide whether the learned levels are better
 MIN_FILL, MAX_TRIES = 0.995, 8  # share of the cap that a file should take, and files that are made for it
-MIN_USED = 0.95  # of the cap; the solver uses less only where its steps are the finest there are
+MIN_USED = 0.95  # share of the cap; the solver takes less with the finest steps alone
 
 FileBytes = Callable[[Quantized], int]
 
@@ -41,12 +41,11 @@ class Student:
         self.model, self.quantized = copy.deepcopy(model).eval(), quantized
         self.device, self.packing = next(model.parameters()).device, 0.0  # packing: seconds of fit_to
         self.parameters = dict(self.model.named_parameters())
+        self.limits = {}  # largest levels: steps without an axis clip nothing, other grids end where they now do
         for name, tensor in quantized.tensors.items():
             if not isinstance(tensor, QuantizedTensor):
                 raise ExportError(f"learn_steps learns levels, and tensor {name} has none; take a quantizer of a grid")
-        # Without an axis of scales nothing is clipped; quantizers with one end at their bits, at most where they are.
-        limits = {name: tensor.q.abs().max().item() for name, tensor in quantized.tensors.items()}
-        self.limits = {name: UNCLIPPED if quantized.tensors[name].axis is None else limits[name] for name in limits}
+            self.limits[name] = UNCLIPPED if tensor.axis is None else tensor.q.abs().max().item()
         self.tensors, self.steps, self.added, self.latents = {}, {}, {}, {}
         self.rescale(1.0)
         for name, tensor in quantized.tensors.items():

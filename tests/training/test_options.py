@@ -45,7 +45,7 @@ def test_options_train_resume_to_the_same_bytes_solve_and_read_back(group, embed
         assert stored[name].any(), name
     assert result.total_bytes <= config.cap_bytes
     code = forecast(config).parts["code"]
-    assert result.bytes["code"] == code or "low-rank residuals" in group  # which the solver may leave out
+    assert result.bytes["code"] == code or "low-rank residuals" in group  # the solver may leave them out
 
     # Killed in the middle and resumed: the same weights.
     step, config = training.train_step, config.with_knobs(final_roundtrip_eval=False)

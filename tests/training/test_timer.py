@@ -25,7 +25,7 @@ def test_learning_counts_toward_the_wallclock_limit_as_calibration_does(embedded
     budget = train(config, tmp_path / "run").budget
     reserve = float(re.search(r"reserve:([\d.]+)s", (tmp_path / "run" / "log.txt").read_text())[1])
     assert 0.2 * reserve < budget["calibration"] < 5 * reserve
-    for knobs in ({}, dict(allocation="fixed", quantizer="ternary", allow_over_cap=True)):  # which needs no calibration
+    for knobs in ({}, dict(allocation="fixed", quantizer="ternary", allow_over_cap=True)):  # ternary needs none
         with pytest.raises(TrainError, match=r"calibration and learn_steps=6 alone take"):
             train(config.with_knobs(max_wallclock_seconds=0.01, **knobs), tmp_path / f"short{len(knobs)}")
 

@@ -27,7 +27,7 @@ def config_of(**knobs):
 
 
 def file_bytes(quantized) -> int:
-    return len(pack(quantized, "zlib").bytes)  # which packs tiny models faster than "ans"
+    return len(pack(quantized, "zlib").bytes)  # zlib packs tiny models faster than "ans"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_coarser_steps_store_the_same_weights_in_fewer_bytes(teacher, solved):
 def test_steps_are_made_as_fine_as_the_cap_allows(teacher, solved, cap):
     student = Student(teacher.model, solved)
     for name, w in teacher.model.named_parameters():
-        if name in student.latents:  # at the start many lie together, at the margin
+        if name in student.latents:  # many begin together at the margin
             student.latents[name] = w.detach() / student.steps[name]
     student.fit_to(cap, file_bytes)
     assert 0.99 * cap <= file_bytes(student.stored()) <= cap
