@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
-from pgolf.training.device import deterministic_kernels
+from pgolf_core.device import deterministic_kernels
 from pgolf_core.layers.attention import attention, compiled_flex_attention, window_mask
 
 SHAPES = {"9x512": (64, 8, 4, 1024, 64), "12x384": (32, 6, 3, 1024, 64), "record": (48, 8, 4, 2048, 64)}

@@ -26,10 +26,11 @@ import pgolf
 from pgolf.reports.figures import BLUE, RED, SKY, STYLE, byte_axis
 from pgolf.runs import directory
 from pgolf.runs.result import CHECKPOINT
-from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import calibration_of, load_checkpoint, model_of, round_trip, score_model
+from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
 from pgolf_core.config import RunConfig
+from pgolf_core.device import cpu_threads, pick_device
+from pgolf_core.export_inputs import calibration_of, model_of
 from pgolf_core.files import atomic_write
 
 COMMON = dict(
@@ -78,7 +79,7 @@ def measure(shape: str, seed: int, shares: list[float], runs: Path) -> list[dict
     raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True).val_bpb
     int8 = stored(state, config, dataset).account.total
     statistics = {
-        name: calibration_of(weights, own.with_knobs(**USUAL), dataset, device)
+        name: calibration_of(weights, own.with_knobs(**USUAL), dataset.train_shards, device)
         for name, (own, weights, _) in models.items()
     }
     rows = []

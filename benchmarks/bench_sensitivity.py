@@ -17,11 +17,12 @@ from torch import Tensor
 from pgolf.runs.result import CHECKPOINT, finished_run
 from pgolf.studies import sensitivity
 from pgolf.studies.exact_map import exact_scores
-from pgolf.training.device import pick_device, pick_dtype
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import load_checkpoint, model_of
+from pgolf.training.round_trip import load_checkpoint
+from pgolf_core.device import pick_device, pick_dtype
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import quantize_state
+from pgolf_core.export_inputs import model_of
 from pgolf_core.model import roles
 
 

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgolf.training.device import cpu_threads, keep_freed_memory
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import RunConfig
+from pgolf_core.device import cpu_threads, keep_freed_memory
 from pgolf_core.shards import header
 from pgolf_core.train import TrainState, make_state, train_step
 

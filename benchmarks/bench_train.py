@@ -29,11 +29,11 @@ import torch
 import yaml
 
 from pgolf.training import flops
-from pgolf.training.device import cpu_threads, deterministic_kernels, not_compiled, pick_device, pick_dtype
 from pgolf.training.launch import joined
 from pgolf_core import train as core
 from pgolf_core.batches import training_stream
 from pgolf_core.config import RunConfig
+from pgolf_core.device import cpu_threads, deterministic_kernels, not_compiled, pick_device, pick_dtype
 from pgolf_core.distributed import Ranks
 from pgolf_core.shards import header
 from pgolf_core.train import TrainState, make_state, train_step

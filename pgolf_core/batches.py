@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pgolf_core.files import DataError
 from pgolf_core.knobs import DataConfig
-from pgolf_core.shards import read_shard
+from pgolf_core.shards import read_shard, shard_paths
 
 MAPPED = 64  # shards mapped at a time: macOS allows 256 open files
 CPU = torch.device("cpu")
@@ -175,6 +175,31 @@ def training_stream(paths: Iterable[str | Path], config: DataConfig, bos: int) -
     if seed := config.shuffle_sequences or config.coprime_sequences:
         return SequenceStream(paths, config.train_seq_len, seed, bool(config.coprime_sequences))
     return TokenStream(paths)
+
+
+def validation_tokens(
+    directory: str | Path, seq_len: int, max_tokens: int = 0, max_documents: int = 0, bos: int = 1
+) -> Tensor:
+    """The scored part of all val shards, (n,) int64; each token but the first is a target.
+
+    Whole windows of seq_len, at most max_tokens (0 = all), and one token more. With max_documents, the first
+    max_documents whole documents instead: the same text for every tokenizer. DataError if no window is left.
+    """
+    stream = TokenStream(shard_paths(directory, "val"))
+    available, limit = stream.starts[-1], f"val_max_tokens={max_tokens or 'all'}"
+    count = min(available - 1, max_tokens or available) // seq_len * seq_len + 1
+    if max_documents:
+        limit = f"val_max_documents={max_documents}"
+        starts = np.flatnonzero(stream.take(available) == bos)  # the stream is at its first token again
+        if len(starts) < max_documents:
+            raise DataError(f"{limit}: {directory} has {len(starts)} validation documents")
+        count = [*starts, available][max_documents]
+    if count <= seq_len:
+        raise DataError(
+            f"{directory}: its {available} validation tokens with {limit} hold no window of {seq_len} and one more; "
+            "score more, or shorten eval_seq_len or train_seq_len"
+        )
+    return torch.from_numpy(stream.take(count).astype(np.int64))
 
 
 class Batches:

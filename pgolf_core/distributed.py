@@ -4,6 +4,7 @@ DDP adds gradients in the order of its rings. Here they are added in the order i
 for the same bytes on the wire, so the result of a run does not depend on the number of processes.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0)) if under_torchrun() else 0
 
 
 class GradientSum:

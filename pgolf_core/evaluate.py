@@ -16,7 +16,7 @@ from pgolf_core.knobs import EvalConfig
 from pgolf_core.tokens import ByteTable
 
 BLOCKS = 64  # parts whose losses a score keeps, for tests of differences
-PIECE = 2048  # tokens per batch on a CPU: activations stay in its caches
+CPU_TOKENS = 2048  # tokens per batch on a CPU: activations stay in its caches
 MAX_LOGITS = 1 << 29  # float32 logits per batch: 2 GB, and 2 GB in cross-entropy
 
 
@@ -93,7 +93,7 @@ class Batch:
 def batches(
     tokens: Tensor, byte_table: ByteTable, config: EvalConfig, device: torch.device, every: int = 1, ranks=None
 ) -> Iterator[Batch]:
-    """Batches of every `every`-th window of tokens (n,), smaller than the knobs say if PIECE or MAX_LOGITS demands it.
+    """Batches of every `every`-th window of tokens (n,), smaller than the knobs say if CPU_TOKENS or MAX_LOGITS demands it.
 
     ranks: distributed.Ranks; the batches are dealt out to them in turn, and this rank makes its own alone.
     """
@@ -103,7 +103,7 @@ def batches(
     sums = summing_device(device)
     sizes = byte_table.sizes(tokens).to(sums)
     batch = config.sw_eval_batch if config.eval_stride else config.val_batch_size // L
-    most = min(MAX_LOGITS // len(byte_table.base_bytes), PIECE if device.type == "cpu" else MAX_LOGITS)
+    most = min(MAX_LOGITS // len(byte_table.base_bytes), CPU_TOKENS if device.type == "cpu" else MAX_LOGITS)
     batch = max(1, min(batch, most // L))
     offsets = torch.arange(L, device=device)
     rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)

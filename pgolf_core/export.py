@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.container import Packed
 from pgolf_core.artifact.format import ACCOUNT, pack, to_arrays
 from pgolf_core.artifact.format import load as load  # the inverse of `export`, and a stable entry point here
@@ -68,26 +67,35 @@ def export_name(config: ExportConfig) -> str:
 
 def export(
     state: State, config: ExportConfig, path: str | Path, calibration: Calibration | None = None, roles: Roles = None,
-    teacher: Teacher | None = None,
+    teacher: Teacher | None = None, code_bytes: int = 0,
 ) -> ByteAccount:  # fmt: skip
     """Quantize, write the artifact in one move, account for its bytes. Arguments and errors as quantize_state.
 
-    teacher: needed if config.learn_steps.
+    teacher: needed if config.learn_steps. code_bytes: of what has to ship with the file; cap_bytes includes them.
     """
-    if config.learn_steps and teacher is None:
-        raise ExportError(f"learn_steps={config.learn_steps} needs the model and training text")
-    quantized, packed = _quantize(state, config, calibration, roles, teacher)
-    packed = packed or pack(quantized, config.codec)
-    atomic_write(path, packed.bytes)
+    quantized, packed = write_artifact(state, config, path, calibration, roles, teacher, code_bytes)
     return ByteAccount(
         parts={part: packed.parts.get(part, 0) for part in ACCOUNT},
         artifact=len(packed.bytes),
-        code=len(code_archive(*quantized.forms)),
+        code=code_bytes,
         cap=config.cap_bytes,
         payload=sum(array.nbytes for array in to_arrays(quantized)[0].values()),
         residual_tensors=tuple(quantized.residuals),
         codecs=packed.codecs,
     )
+
+
+def write_artifact(
+    state: State, config: ExportConfig, path: str | Path, calibration: Calibration | None = None, roles: Roles = None,
+    teacher: Teacher | None = None, code_bytes: int = 0,
+) -> tuple[Quantized, Packed]:  # fmt: skip
+    """Quantize and write the artifact in one move; returns both forms. Arguments and errors as export."""
+    if config.learn_steps and teacher is None:
+        raise ExportError(f"learn_steps={config.learn_steps} needs the model and training text")
+    quantized, packed = _quantize(state, config, calibration, roles, teacher, code_bytes)
+    packed = packed or pack(quantized, config.codec)
+    atomic_write(path, packed.bytes)
+    return quantized, packed
 
 
 def quantize_state(
@@ -103,7 +111,8 @@ def quantize_state(
 
 
 def _quantize(
-    state: State, config: ExportConfig, calibration: Calibration | None, roles: Roles, teacher: Teacher | None = None
+    state: State, config: ExportConfig, calibration: Calibration | None, roles: Roles, teacher: Teacher | None = None,
+    code_bytes: int = 0,
 ) -> tuple[Quantized, Packed | None]:
     """The stored form as quantize_state gives it, and its file if it was packed on the way."""
     roles = roles_by_name(state) if roles is None else roles_for(state, roles)
@@ -120,7 +129,7 @@ def _quantize(
     def file_bytes(quantized: Quantized) -> int:
         nonlocal last
         last = quantized, pack(quantized, config.codec)
-        return len(last[1].bytes) + len(code_archive(*quantized.forms))
+        return len(last[1].bytes) + code_bytes
 
     if config.allocation == "solve":
         floats = {name: stored_float(t, roles[name], config) for name, t in state.items() if name not in calibration}

@@ -128,6 +128,8 @@ class DataConfig(Group):
 
     def stage(self, fraction: float) -> tuple[int, int]:
         """(tokens per step, tokens per sequence) after this share of training."""
+        if not (self.train_batch_schedule or self.train_seq_schedule):
+            return self.train_batch_tokens, self.train_seq_len
         batch = [value for value, until in parse_schedule(self.train_batch_schedule) if fraction < until]
         length = [value for value, until in parse_schedule(self.train_seq_schedule) if fraction < until]
         return (*batch, self.train_batch_tokens)[0], (*length, self.train_seq_len)[0]

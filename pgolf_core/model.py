@@ -100,13 +100,14 @@ class GPT(nn.Module):
 
     def positions(self, x: Tensor) -> Positions:
         """cos and sin (T, R/2) for x (B, T, D), and the window's mask (None without a window); kept between calls."""
-        T, device, window = x.size(1), x.device, self.config.window_size
+        T, device = x.size(1), x.device
         if (T, device) not in self._positions_cache:
             # Tensors made in inference mode could not be used by a later training step.
             with torch.inference_mode(False):
                 dims = self.config.rope_dims or self.config.head_dim
                 cos, sin = rotary_angles(T, dims, self.config.rope_base, device)
-                mask = window_mask(T, window, device) if 0 < window < T else None
+                window = self.config.window_size
+                mask = window_mask(T, window, device) if self.config.window_size and window < T else None
             self._positions_cache[T, device] = (cos, sin, mask)
         cos, sin, mask = self._positions_cache[T, device]
         return cos.to(x.dtype), sin.to(x.dtype), mask

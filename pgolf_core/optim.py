@@ -167,6 +167,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int, lr_factor: float) -> None:
+        if not (self.config.ema_decay or self.config.swa_every):
+            return
         decay, every = self.config.ema_decay, self.config.swa_every
         if decay or (every and step % every == 0 and lr_factor < self.config.swa_start_frac):
             self.count += 1

@@ -11,7 +11,7 @@ The module keeps the declaration, so copies of a model and moves to another devi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # pages use tensor_place and load no torch
 
 M = TypeVar("M", bound="nn.Module")
 
-OPTIONS: dict[str, type] = {}  # see option
 QUANTIZER_GROUPS = ("embed", "attn_in", "attn_out", "mlp_in", "mlp_out", "head")  # knobs `<one of these>_quantizer`
 
 
@@ -72,16 +71,6 @@ def declare(module: M, role: Role, *names: str) -> M:
         raise RoleError(f"{type(module).__name__} has no parameter {unknown[0]}; create it before it is declared")
     module.__dict__.setdefault("parameter_roles", {}).update(dict.fromkeys(names or own, role))
     return module
-
-
-def option(name: str) -> Callable[[type[M]], type[M]]:
-    """Class decorator: GPT has such a module under this name if a knob is on. Only files with it pay for its code."""
-    return lambda cls: OPTIONS.setdefault(name, cls)
-
-
-def options_of(names: Iterable[str]) -> set[type]:
-    """Classes of the options that these parameters are of."""
-    return {OPTIONS[first] for name in names if (first := name.partition(".")[0]) in OPTIONS}
 
 
 def roles_of(model: nn.Module) -> dict[str, Role]:

@@ -83,19 +83,25 @@ def register(cls: type[QuantScheme]) -> type[QuantScheme]:
     return cls
 
 
-@cache
-def parse_scheme(text: str) -> QuantScheme:
-    """The scheme of 'word:argument:argument'. Raises ValueError that says what would be right."""
-    word, *args = text.split(":")
+def scheme_class(word: str) -> type[QuantScheme]:
+    """The class of a word, loaded from quantization/schemes if need be. Raises ValueError that lists all words."""
     words = sorted({module.name for module in pkgutil.iter_modules([str(FOLDER)])} | SCHEMES.keys())
     if word not in words:
         raise ValueError("input should begin with " + ", ".join(words))
     if word not in SCHEMES:
         importlib.import_module(f"pgolf_core.quantization.schemes.{word}")
+    return SCHEMES[word]
+
+
+@cache
+def parse_scheme(text: str) -> QuantScheme:
+    """The scheme of 'word:argument:argument'. Raises ValueError that says what would be right."""
+    word, *args = text.split(":")
+    scheme = scheme_class(word)
     try:
-        return SCHEMES[word].from_args(*args)
+        return scheme.from_args(*args)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"input should be {SCHEMES[word].usage}") from error
+        raise ValueError(f"input should be {scheme.usage}") from error
 
 
 def parse_number(text: str, low: float, high: float) -> float:

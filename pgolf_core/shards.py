@@ -11,7 +11,7 @@ import numpy as np
 
 from pgolf_core.files import DataError
 
-MAGIC, VERSION = 20240520, 1
+SHARD_MAGIC, SHARD_VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
 SHARD_TOKENS = 100_000_000  # tokens per published shard, except the last of a split
 
@@ -19,7 +19,7 @@ SHARD_TOKENS = 100_000_000  # tokens per published shard, except the last of a s
 def header(tokens: int) -> bytes:
     """The first HEADER_BYTES of a shard with this number of tokens."""
     numbers = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-    numbers[:3] = MAGIC, VERSION, tokens
+    numbers[:3] = SHARD_MAGIC, SHARD_VERSION, tokens
     return numbers.tobytes()
 
 
@@ -29,10 +29,10 @@ def read_shard(path: str | Path) -> np.memmap:
     if size < HEADER_BYTES:
         raise DataError(f"{path}: {size} bytes are no shard; its header alone has {HEADER_BYTES}")
     magic, version, count = (int(v) for v in np.fromfile(path, dtype="<i4", count=3))
-    if magic != MAGIC:
-        raise DataError(f"{path}: begins with {magic}; a shard begins with the magic number {MAGIC}")
-    if version != VERSION:
-        raise DataError(f"{path}: shard version {version}; only version {VERSION} can be read")
+    if magic != SHARD_MAGIC:
+        raise DataError(f"{path}: begins with {magic}; a shard begins with the magic number {SHARD_MAGIC}")
+    if version != SHARD_VERSION:
+        raise DataError(f"{path}: shard version {version}; only version {SHARD_VERSION} can be read")
     if size != HEADER_BYTES + 2 * count:
         raise DataError(
             f"{path}: the header promises {count} tokens, that is {HEADER_BYTES + 2 * count} bytes, "

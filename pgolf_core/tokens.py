@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import torch
 from torch import Tensor
 
 from pgolf_core.files import DataError
+from pgolf_core.shards import read_shard, sidecar_paths
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,13 @@ class ByteTable:
             torch.tensor([piece.leads for piece in pieces]),
             torch.tensor([piece.boundary for piece in pieces]),
         )
+
+    def with_sidecar(self, directory: str | Path) -> ByteTable:
+        """With the byte sidecar of a folder of shards, if it has one."""
+        if not (paths := sidecar_paths(directory)):
+            return self
+        sizes = np.concatenate([read_shard(path) for path in paths]).astype(np.int32)
+        return replace(self, sidecar=torch.from_numpy(sizes))
 
     def sizes(self, tokens: Tensor) -> Tensor:
         """Bytes of every target in tokens (n,), (n - 1,); with a sidecar, tokens begin the validation split."""

@@ -24,7 +24,7 @@ class TrainState:
     model: GPT
     loss_fn: Callable[[Tensor, Tensor], Tensor]  # model.loss, compiled or not
     optimizers: list[torch.optim.Optimizer]
-    regularizer: CompressionRegularizer
+    regularizer: CompressionRegularizer | None  # None without a penalty
     average: WeightAverage
     gradients: GradientSum
     batches: Batches
@@ -84,7 +84,7 @@ def make_state(
         model=model,
         loss_fn=compiled_loss(model, device) if compiled else model.loss,
         optimizers=make_optimizers(model, config, ranks),
-        regularizer=CompressionRegularizer(model, config),
+        regularizer=CompressionRegularizer(model, config) if config.compression_reg_weight else None,
         average=WeightAverage(model, config),
         gradients=GradientSum(model.parameters(), ranks, reused=compiled and device.type == "cuda"),
         batches=Batches(stream, config.data, ranks.rank, device),
@@ -139,6 +139,8 @@ def accumulate_gradients(state: TrainState) -> Tensor:
 
 def backward_regularizer(state: TrainState) -> Tensor:
     """Add the regularizer's gradient; returns its unweighted value, 0-d, which is 0 on steps that sample no tensor."""
+    if state.regularizer is None:
+        return torch.zeros((), device=state.device)
     penalty, sampled = state.regularizer(state.step)
     if sampled:
         (state.regularizer.config.compression_reg_weight * penalty).backward()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import filecmp
 import hashlib
 import json
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 from pydantic import BaseModel, Field, Strict, StringConstraints, ValidationError
 from torch import Tensor
 
 from pgolf.data import tokenizers
 from pgolf.data.tokenizers import Tokenizer
 from pgolf.disk import checksum, read_json
-from pgolf_core.batches import TokenStream
+from pgolf_core.batches import validation_tokens
 from pgolf_core.config import ROOT
 from pgolf_core.files import DataError, atomic_write
 from pgolf_core.shards import read_shard, shard_paths, sidecar_paths
@@ -74,31 +72,6 @@ class _About(BaseModel):
     tokenizer_sha256: Text = ""
     vocab_size: Count = 0
     fingerprint: Text = ""
-
-
-def validation_tokens(
-    directory: str | Path, seq_len: int, max_tokens: int = 0, max_documents: int = 0, bos: int = 1
-) -> Tensor:
-    """The scored part of all val shards, (n,) int64; each token but the first is a target.
-
-    Whole windows of seq_len, at most max_tokens (0 = all), and one token more. With max_documents, the first
-    max_documents whole documents instead: the same text for every tokenizer. DataError if no window is left.
-    """
-    stream = TokenStream(shard_paths(directory, "val"))
-    available, limit = stream.starts[-1], f"val_max_tokens={max_tokens or 'all'}"
-    count = min(available - 1, max_tokens or available) // seq_len * seq_len + 1
-    if max_documents:
-        limit = f"val_max_documents={max_documents}"
-        starts = np.flatnonzero(stream.take(available) == bos)  # the stream is at its first token again
-        if len(starts) < max_documents:
-            raise DataError(f"{limit}: {directory} has {len(starts)} validation documents")
-        count = [*starts, available][max_documents]
-    if count <= seq_len:
-        raise DataError(
-            f"{directory}: its {available} validation tokens with {limit} hold no window of {seq_len} and one more; "
-            "score more, or shorten eval_seq_len or train_seq_len"
-        )
-    return torch.from_numpy(stream.take(count).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -172,8 +145,7 @@ class Dataset:
                     f"{sidecar[0]}: the byte sidecar states the bytes of {description[f'{SIDECAR}_tokens']:,} tokens, "
                     f"and the validation split has {description['val_tokens']:,}; get the one of these shards"
                 )
-            sizes = np.concatenate([read_shard(path) for path in sidecar]).astype(np.int32)
-            table = dataclasses.replace(table, sidecar=torch.from_numpy(sizes))
+            table = table.with_sidecar(directory)
         return cls(directory, tokenizer_path, tokenizer, shards["train"], shards["val"], table, description, about)
 
     @property

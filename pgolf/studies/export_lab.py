@@ -13,10 +13,11 @@ from pgolf.analysis.frontier import INT8_ZLIB_BASELINE
 from pgolf.analysis.record_exports import RECORD_EXPORTS, solver_caps
 from pgolf.runs.result import CHECKPOINT, Result, read_result
 from pgolf.studies.reexport import derive, export_checkpoint, scoring_config, study
-from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import calibration_of, load_checkpoint
+from pgolf.training.round_trip import load_checkpoint
 from pgolf_core.config import RunConfig
+from pgolf_core.device import pick_device
+from pgolf_core.export_inputs import calibration_of
 from pgolf_core.quantization.calibration import Calibration
 
 Variants = dict[str, dict]  # name -> export knobs
@@ -131,7 +132,7 @@ def _lab(
 
         def calibrate(config: RunConfig) -> Calibration:
             state, dataset = load_checkpoint(Path(source_dir) / CHECKPOINT), open_dataset(config)
-            return calibration_of(state, config, dataset, pick_device(config.train))
+            return calibration_of(state, config, dataset.train_shards, pick_device(config.train))
 
         def needs(own: dict) -> bool:
             return scoring_config(config, own).export.needs_calibration

@@ -17,10 +17,11 @@ from pgolf.runs.result import (
     stored_result,
     write_result,
 )
-from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import Scored, load_checkpoint, model_of, round_trip, roundtrip_fields, score_model
+from pgolf.training.round_trip import Scored, load_checkpoint, round_trip, roundtrip_fields, score_model
 from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.device import cpu_threads, pick_device
+from pgolf_core.export_inputs import model_of
 from pgolf_core.knobs import EvalConfig, ExportConfig
 from pgolf_core.quantization.calibration import Calibration
 

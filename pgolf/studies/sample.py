@@ -8,11 +8,11 @@ import torch
 from pgolf.data.tokenizers import Tokenizer
 from pgolf.runs.result import ARTIFACT, Result, RunError, finished_run
 from pgolf.studies.reexport import derive, study
-from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import model_of
 from pgolf_core.config import RunConfig
+from pgolf_core.device import pick_device
 from pgolf_core.export import load
+from pgolf_core.export_inputs import model_of
 from pgolf_core.model import GPT
 
 PROMPTS = ("", "The ", "import ")

@@ -11,14 +11,15 @@ from pgolf.data.dataset import Dataset
 from pgolf.runs.result import CHECKPOINT, Result, RunError
 from pgolf.studies.exact_map import exact_scores
 from pgolf.studies.reexport import derive, study
-from pgolf.training.device import pick_device, pick_dtype
 from pgolf.training.inputs import open_dataset, scored_tokens
-from pgolf.training.round_trip import calibration_of, load_checkpoint, model_of
+from pgolf.training.round_trip import load_checkpoint
 from pgolf_core.artifact.format import pack
 from pgolf_core.batches import sequences
 from pgolf_core.config import RunConfig
+from pgolf_core.device import pick_device, pick_dtype
 from pgolf_core.evaluate import batches, scored_nats
 from pgolf_core.export import quantize_state, stored_float
+from pgolf_core.export_inputs import calibration_of, model_of
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.model import GPT, roles
 from pgolf_core.parameters import tensor_place
@@ -98,7 +99,8 @@ def sensitivity(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, c
     """
     config = _probe(config, change)
     device, role_of = pick_device(config.train), roles(config.model)
-    quantized = quantize_state(state, config.export, calibration_of(state, config, dataset, device), role_of)
+    calibration = calibration_of(state, config, dataset.train_shards, device)
+    quantized = quantize_state(state, config.export, calibration, role_of)
     names = [name for name in state if name in quantized.tensors]
     if not names:
         raise ValueError(f"change={change}: no tensor of this model is quantised, so there is nothing to map")

@@ -15,14 +15,15 @@ from pgolf.data.dataset import Dataset
 from pgolf.disk import explain_disk_errors
 from pgolf.runs import directory, integrity
 from pgolf.runs.result import ARTIFACT, Result, finished_run
-from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import model_of, score_model
+from pgolf.training.round_trip import score_model
 from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.format import read_model
 from pgolf_core.config import ROOT
+from pgolf_core.device import cpu_threads, pick_device
 from pgolf_core.evaluate import Score
 from pgolf_core.export import load
+from pgolf_core.export_inputs import model_of
 from pgolf_core.files import atomic_write
 
 SUBMISSIONS = ROOT / "reports" / "submissions"

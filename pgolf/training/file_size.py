@@ -1,24 +1,21 @@
 """Bytes of an artifact of drawn weights, really quantised and coded; one block may stand for several alike."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.codec import encode
 from pgolf_core.artifact.container import pack_arrays
 from pgolf_core.artifact.format import ACCOUNT, part_of, to_arrays
 from pgolf_core.export import fit_context, scheme_of, stored_float
 from pgolf_core.knobs import ExportConfig
-from pgolf_core.parameters import Role, options_of, tensor_place
+from pgolf_core.parameters import Role, tensor_place
 from pgolf_core.quantization.allocation import MAX_REL_STEP
-from pgolf_core.quantization.lowrank import LowRank
 from pgolf_core.quantization.schemes.step import Step
-from pgolf_core.quantization.stored import Quantized, form
+from pgolf_core.quantization.stored import Quantized
 from pgolf_core.scheme import FitContext, QuantScheme
 
 SAMPLES = dict(ans=1 << 22, zlib=1 << 20, lzma=1 << 19, brotli=1 << 18, brotli_shuffle=1 << 18)  # weights coded in 1 s
@@ -34,6 +31,7 @@ class Sizes:
     roles: dict[str, Role]
     copies: dict[str, float]
     config: ExportConfig
+    code: int  # bytes of the run's script
 
     def scheme(self, name: str, t: Tensor) -> QuantScheme | None:
         """The export's, None = float; under allocation=solve the coarsest step sizes there are."""
@@ -105,9 +103,3 @@ class Sizes:
 
 def _tensor(array: str) -> str:
     return array.partition("/")[2]
-
-
-def code_bytes(schemes: Iterable[QuantScheme], names: Iterable[str], config: ExportConfig) -> int:
-    """Bytes of the code that a reader needs; exact, since they do not depend on the weights. names: of the tensors."""
-    low_rank = [LowRank] if config.low_rank_residuals else []
-    return len(code_archive(*{form(scheme.stored) for scheme in schemes}, *low_rank, *options_of(names)))

@@ -13,7 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pgolf.training.file_size import Sizes, code_bytes
+from pgolf.script.compile import script_of
+from pgolf.training.file_size import Sizes
 from pgolf.training.growth import Law, initial_state, lr_area, warmdown_steps
 from pgolf_core.artifact.format import ACCOUNT
 from pgolf_core.config import RunConfig
@@ -69,13 +70,13 @@ def forecast(config: RunConfig) -> Forecast:
     """
     train = config.train.model_copy(update={"seed": 0})  # runs of several seeds share one forecast
     export = config.export.model_copy(update={"allow_over_cap": False})
-    return _before_training(config.model, train, export)
+    return _before_training(config.model, train, export, len(script_of(config).packed))
 
 
 @lru_cache(maxsize=256)
-def _before_training(model: ModelConfig, train: TrainConfig, export: ExportConfig) -> Forecast:
+def _before_training(model: ModelConfig, train: TrainConfig, export: ExportConfig, code: int) -> Forecast:
     state, law = initial_state(model), Law(model, train)
-    sizes = Sizes(roles(model), {name: model.blocks if name.startswith("blocks.") else 1 for name in state}, export)
+    sizes = Sizes(roles(model), {name: model.blocks if name.startswith("blocks.") else 1 for name in state}, export, code)
     most = train.iterations
     fewest = min(most, FEWEST_STEPS) if train.max_wallclock_seconds else most
     scenarios = [(fewest, GROWTH_RANGE[0]), (round(math.sqrt(fewest * most)), 1.0), (most, GROWTH_RANGE[1])]
@@ -112,7 +113,8 @@ def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, 
         return {name: law.grow(t, known[name], now, after, growth, generator) for name, t in state.items()}
 
     margin = MARGIN_SEEN if fraction < 1 else MARGIN
-    return _interval(Sizes(known, copies, config.export), state, drawn, margin, known=fraction == 1, without=without)
+    sizes = Sizes(known, copies, config.export, len(script_of(config).packed))
+    return _interval(sizes, state, drawn, margin, known=fraction == 1, without=without)
 
 
 def over_cap(configs: dict[str, RunConfig], say: Callable[[str], None] | None = None) -> dict[str, str]:
@@ -152,7 +154,7 @@ def _interval(
     """
     config, schemes = sizes.config, [scheme for name, t in state.items() if (scheme := sizes.scheme(name, t))]
     parts = sizes.parts(drawn(1))
-    artifact, code = sum(parts.values()), code_bytes(schemes, state, config)
+    artifact, code = sum(parts.values()), sizes.code
     if any(scheme.needs_calibration for scheme in schemes):
         margin = max(margin, FISHER_MARGIN)
     low, high = artifact * (1 - margin), artifact * (1 + margin)

@@ -22,7 +22,7 @@ from torch import Tensor
 from pgolf.processes import SWEEP_PID, end_with, end_with_sweep, kill_family
 from pgolf.runs.directory import outside_knobs, why_it_failed, write_failure
 from pgolf_core.config import ConfigError, RunConfig
-from pgolf_core.distributed import ALONE, Ranks
+from pgolf_core.distributed import ALONE, Ranks, under_torchrun
 from pgolf_core.files import atomic_write
 
 PATIENCE = timedelta(hours=1)  # collectives wait while rank 0 exports
@@ -32,10 +32,6 @@ LOG = "ranks.log"  # stderr of all ranks of a failed run
 
 class RankError(RuntimeError):
     """A rank ended before the run did; the message says which one, and what to do."""
-
-
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager
@@ -62,10 +58,6 @@ def joined(world_size: int, run_dir: Path) -> Iterator[Ranks]:
         yield Ranks(rank, size)
     # Not after an error: NCCL's shutdown deadlocks while other ranks wait on this one. The process ends instead.
     dist.destroy_process_group()
-
-
-def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0)) if under_torchrun() else 0
 
 
 @contextmanager

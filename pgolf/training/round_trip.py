@@ -9,27 +9,21 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from pgolf.data.dataset import Dataset
 from pgolf.disk import checksum
 from pgolf.runs.result import RunError, evaluation_protocol
-from pgolf.training.device import deterministic_kernels, pick_device, pick_dtype
+from pgolf.script.compile import script_of
 from pgolf.training.inputs import data_facts, scored_tokens
-from pgolf.training.timer import seconds_since
-from pgolf_core.batches import sequences
 from pgolf_core.config import RunConfig
+from pgolf_core.device import deterministic_kernels, pick_device, pick_dtype
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, evaluate
 from pgolf_core.export import ByteAccount, export, load
-from pgolf_core.knobs import MICROBATCHES
-from pgolf_core.model import GPT, roles, skeleton
-from pgolf_core.quantization.calibration import Calibration, calibrate
-from pgolf_core.quantization.learning import CHECKED_BATCHES, Student, Teacher
-from pgolf_core.quantization.primitives import quantize
-from pgolf_core.quantization.stored import Quantized
-from pgolf_core.train import cast_embedding
+from pgolf_core.export_inputs import calibration_of, model_of, teacher_of
+from pgolf_core.model import GPT, roles
+from pgolf_core.quantization.calibration import Calibration
 
 Scored = dict[str, tuple[Score, float]]  # SHA-256 of the weights -> their score and the seconds it took
 
@@ -57,11 +51,12 @@ def round_trip(
     device, made = pick_device(config.train), None
     start = time.perf_counter()
     if ranks.first:
-        calibration = calibration or calibration_of(state, config, dataset, device)
-        teacher = teacher_of(state, config, dataset, device)
+        calibration = calibration or calibration_of(state, config, dataset.train_shards, device)
+        teacher = teacher_of(state, config, dataset.train_shards, device)
         calibrated = time.perf_counter()
         with deterministic_kernels(device.type == "cuda"):
-            account = export(state, config.export, path, calibration, roles(config.model), teacher)
+            code = len(script_of(config).packed)
+            account = export(state, config.export, path, calibration, roles(config.model), teacher, code)
         learning = teacher.seconds if teacher else 0.0
         seconds = calibrated - start + learning, time.perf_counter() - calibrated - learning
         made = load(path), account, checksum(path), *seconds
@@ -80,57 +75,6 @@ def round_trip(
     return RoundTrip(account, score, sha256, calibration_seconds, export_seconds, eval_seconds)
 
 
-def calibration_of(
-    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device, tokens: int = 0
-) -> Calibration | None:
-    """Statistics of the weights on training text; None if the export knobs need none. tokens: 0 = calibration_tokens.
-
-    In float32 with deterministic kernels: equal weights and knobs give equal statistics, and so equal files.
-    Raises RunError as model_of.
-    """
-    if not config.export.needs_calibration:
-        return None
-    text = sequences(dataset.train_shards, tokens or config.calibration_tokens, config.train_seq_len)
-    with deterministic_kernels(device.type == "cuda"):
-        return calibrate(_float32_model(state, config, device), text)
-
-
-def teacher_of(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> Teacher | None:
-    """The raw model in float32 and the text of learn_steps; None if that is 0. Raises RunError as model_of.
-
-    The text is what follows where `iterations` steps of the full batch through the shards in order end.
-    """
-    if not config.learn_steps:
-        return None
-    length = config.train_seq_len
-    per_step = -(-config.learn_tokens // length) * length
-    trained = config.iterations * (config.train_batch_tokens + MICROBATCHES)  # each ends with one more target
-    text = sequences(dataset.train_shards, config.learn_steps * per_step, length, per_step, after=trained)
-    return Teacher(_float32_model(state, config, device), list(text))
-
-
-def learning_seconds(state: dict[str, Tensor], config: RunConfig, dataset: Dataset, device: torch.device) -> float:
-    """Seconds that learn_steps will take, timed on the second of two updates of int8 levels; 0 if learn_steps is."""
-    if not config.learn_steps:
-        return 0.0
-    teacher = teacher_of(state, config.with_knobs(learn_steps=2), dataset, device)
-    levels = {name: quantize(state[name].cpu()) for name, role in roles(config.model).items() if not role.is_control}
-    student = Student(teacher.model, Quantized(levels, {}, {}))
-    with deterministic_kernels(device.type == "cuda"):
-        for ids in teacher.text:
-            began = time.perf_counter()
-            teacher.add_gradients(student, ids)
-            seconds = seconds_since(began, device)
-    return seconds * (config.learn_steps + 2 * CHECKED_BATCHES)
-
-
-def _float32_model(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:
-    _check_weights(state, config)
-    model = GPT(config.model).to(device)
-    model.load_state_dict(state)
-    return model.eval()
-
-
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """A run's unquantized weights. RunError naming the file if it is missing or damaged."""
     path = Path(path)
@@ -140,28 +84,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise RunError(f"{path}: not a whole checkpoint ({error})") from error
-
-
-def model_of(state: dict[str, Tensor], config: RunConfig, device: torch.device) -> GPT:
-    """A model with these weights, its embedding in the precision that training holds it in.
-
-    Raises RunError if they are not the weights of such a model.
-    """
-    _check_weights(state, config)
-    model = GPT(config.model).to(device)
-    cast_embedding(model, pick_dtype(config.train, device))
-    model.load_state_dict(state)
-    return model
-
-
-def _check_weights(state: dict[str, Tensor], config: RunConfig) -> None:
-    """Compare names and shapes with the model's before it takes memory; as model_of."""
-    try:
-        skeleton(config.model).load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise RunError(
-            f"the weights are not those of the run's config: {' '.join(str(error).split())[:300]}"
-        ) from error
 
 
 def score_model(

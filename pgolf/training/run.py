@@ -23,14 +23,14 @@ from pgolf.runs.code import other_code
 from pgolf.runs.directory import locked, run_name, why_it_failed, write_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, evaluation_protocol, read_result, write_result
 from pgolf.training import flops
-from pgolf.training.device import cpu_threads
 from pgolf.training.forecast import check, forecast_from
-from pgolf.training.launch import is_secondary_error, joined, launch, under_torchrun, write_end
+from pgolf.training.launch import is_secondary_error, joined, launch, write_end
 from pgolf.training.resume import RESUME, TrainError, save_resume
 from pgolf.training.round_trip import load_checkpoint, round_trip, roundtrip_fields, score_model
 from pgolf.training.setup import Run, setup
 from pgolf_core.config import RunConfig
-from pgolf_core.distributed import Ranks
+from pgolf_core.device import cpu_threads
+from pgolf_core.distributed import Ranks, under_torchrun
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import export_name
 from pgolf_core.files import atomic_write

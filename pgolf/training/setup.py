@@ -1,6 +1,5 @@
 """From knobs to a training that is ready for its first step, or for the step after its resume file."""
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,21 +11,19 @@ from torch import Tensor
 
 from pgolf.data.dataset import Dataset
 from pgolf.runs.directory import describe_environment, outside_knobs
-from pgolf.training.device import deterministic_kernels, keep_freed_memory, not_compiled, pick_device, pick_dtype
 from pgolf.training.forecast import Forecast, forecast
 from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
 from pgolf.training.resume import RESUME, TrainError, check_resume, naming, read_resume
-from pgolf.training.round_trip import calibration_of, learning_seconds
-from pgolf.training.timer import TrainTimer, seconds_since
 from pgolf_core.batches import training_stream
 from pgolf_core.config import RunConfig
+from pgolf_core.device import deterministic_kernels, keep_freed_memory, not_compiled, pick_device, pick_dtype
 from pgolf_core.distributed import Ranks
 from pgolf_core.evaluate import Score
+from pgolf_core.export_inputs import reserve_seconds
 from pgolf_core.optim import newton_schulz_dtype
+from pgolf_core.timer import TrainTimer
 from pgolf_core.train import TrainState, make_state, warm_up
-
-RESERVE_FACTOR = 1.25  # reserved calibration time / time measured before training
 
 
 @dataclass
@@ -92,9 +89,7 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
         with run.timer.excluded("warmup"), run.kernels():
             warm_up(state, warmup_steps)
         log(f"warmup_steps:{warmup_steps} done and undone")
-    reads_text = config.export.needs_calibration or config.learn_steps
-    if config.max_wallclock_seconds and config.final_roundtrip_eval and reads_text:
-        _reserve_calibration(run, config, resume)
+    _reserve_calibration(run, config, resume)
     if resume:
         with naming(run_dir / RESUME):
             state.load_state_dict(resume["train"])
@@ -126,15 +121,11 @@ def _reserve_calibration(run: Run, config: RunConfig, resume: dict | None) -> No
     """Keep time for calibration, which counts toward the limit: as in the resume file, else as rank 0 measures it."""
     timer, reserve = run.timer, resume["timer"]["calibration_reserve_s"] if resume else 0.0
     if run.ranks.first and not resume:
-        weights, device = run.state.model.state_dict(), run.state.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a new model draws random numbers
-            calibration_of(weights, config, run.dataset, device, tokens=1)  # builds kernels
-            with timer.excluded("warmup"):
-                began = time.perf_counter()
-                calibration_of(weights, config, run.dataset, device)
-                seconds = seconds_since(began, device) + learning_seconds(weights, config, run.dataset, device)
-                reserve = RESERVE_FACTOR * seconds
+        weights, shards = run.state.model.state_dict(), run.dataset.train_shards
+        reserve = reserve_seconds(weights, config, shards, run.state.device, timer)
     timer.calibration_reserve_s = run.ranks.share_float(reserve)
+    if not timer.calibration_reserve_s:
+        return
     if timer.calibration_reserve_s >= timer.limit_s:
         raise TrainError(
             f"max_wallclock_seconds={timer.limit_s:g}: calibration and learn_steps={config.learn_steps} alone take "

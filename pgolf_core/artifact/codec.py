@@ -303,7 +303,7 @@ def _number_operations(numbers: np.ndarray) -> list[Operation]:
     return operations + [(numbers[lengths == n] - (1 << n - 1), n - 1) for n in range(2, len(counts))]
 
 
-def _model(frequencies: np.ndarray | int) -> Any:
+def _symbol_model(frequencies: np.ndarray | int) -> Any:
     """constriction's model for frequencies, or uniform for that many bits."""
     model = library("ans").stream.model
     uniform = isinstance(frequencies, int)
@@ -326,7 +326,7 @@ def _body(q: np.ndarray, plan: _Plan) -> bytes:
         operations = _number_operations(_difference(plan.roots, plan.way))
         operations += zip(parts, _frequencies(plan.roots**2), strict=True)
         for part, frequencies in reversed(operations):  # a stack: the part read first is pushed last
-            coder.encode_reverse(part.astype(np.int32), _model(frequencies))
+            coder.encode_reverse(part.astype(np.int32), _symbol_model(frequencies))
     low = (plan.low % 256**q.itemsize).to_bytes(q.itemsize, "little")
     head = bytes([plan.way]) + low + (symbols - 1).to_bytes(q.itemsize, "little")
     levels = b"".join(map(_block, plan.levels)) if len(q) > 1 else b""
@@ -381,7 +381,7 @@ def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int], entries: 
         if roots.min() < 0 or not 0 < weights.sum(axis=1).min() <= weights.sum(axis=1).max() < 2**39:
             raise ValueError("its tables are wrong")
         for f, places in zip(_frequencies(weights), np.split(order, np.cumsum(counts[:-1])), strict=True):
-            flat[places] = coder.decode(_model(f), len(places)) + low
+            flat[places] = coder.decode(_symbol_model(f), len(places)) + low
     if not coder.is_empty():
         raise ValueError("it is longer than its array")
     return flat.reshape(shape)
@@ -389,12 +389,12 @@ def _read_matrix(body: bytes, dtype: np.dtype, shape: tuple[int, int], entries: 
 
 def _read_numbers(coder: Any, count: int) -> np.ndarray:
     """The `count` numbers written by `_number_operations`, int64. Raises ValueError."""
-    kinds = int(coder.decode(_model(5), 1)[0])
-    if not 2 <= kinds <= PRECISION or (rarity := coder.decode(_model(4), kinds)).min() == 15:
+    kinds = int(coder.decode(_symbol_model(5), 1)[0])
+    if not 2 <= kinds <= PRECISION or (rarity := coder.decode(_symbol_model(4), kinds)).min() == 15:
         raise ValueError("its tables are wrong")
-    lengths = coder.decode(_model(_length_frequencies(rarity)), count)
+    lengths = coder.decode(_symbol_model(_length_frequencies(rarity)), count)
     numbers = np.minimum(lengths, 1).astype(np.int64)
     for n in range(2, kinds):
         here = lengths == n
-        numbers[here] = coder.decode(_model(n - 1), int(here.sum())) + (1 << n - 1)
+        numbers[here] = coder.decode(_symbol_model(n - 1), int(here.sum())) + (1 << n - 1)
     return numbers

@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import BOS, ModelConfig
-from pgolf_core.parameters import CONTROL, EMBEDDING, PROJECTION, declare, option
+from pgolf_core.parameters import CONTROL, EMBEDDING, PROJECTION, declare
 
 
-@option("bigram_hash")
 class BigramHash(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()

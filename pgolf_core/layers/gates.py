@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import ModelConfig
-from pgolf_core.parameters import CONTROL, declare, option
+from pgolf_core.parameters import CONTROL, declare
 
 
-@option("head_gates")
 class HeadGates(nn.Module):
     """Factors σ(scale · W u) of the heads' outputs, where u is attention's input.
 
@@ -32,7 +31,6 @@ class HeadGates(nn.Module):
         return self.most * gate.transpose(1, 2)[..., None]
 
 
-@option("skip_gates")
 class SkipGates(nn.Module):
     """σ(g) · x + (1 − σ(g)) · skip for each of the skip connections; the half of both at the start."""
 

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from pgolf_core.parameters import CONTROL, declare, option
+from pgolf_core.parameters import CONTROL, declare
 
 
-@option("lanes")
 class TwoLanes(nn.Module):
     def __init__(self, layers: int):
         super().__init__()

@@ -5,12 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import BOS, ModelConfig
-from pgolf_core.parameters import CONTROL, declare, option
+from pgolf_core.parameters import CONTROL, declare
 
 WIDTH = 12  # first dimensions of a token that the gate of v2 reads
 
 
-@option("smear_gate")
 class SmearGate(nn.Module):
     """v1: (1 − σ(g)) · x[t] + σ(g) · x[t−1], g per dimension; v2: x[t] + λ · σ(g · x[t, :12]) · x[t−1]."""
 

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from pgolf_core.parameters import CONTROL, declare, option
+from pgolf_core.parameters import CONTROL, declare
 
 
-@option("softcaps")
 class AsymmetricSoftcap(nn.Module):
     def __init__(self, cap: float):
         super().__init__()

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from pgolf_core.knobs import ModelConfig
-from pgolf_core.parameters import CONTROL, EMBEDDING, PROJECTION, declare, option
+from pgolf_core.parameters import CONTROL, EMBEDDING, PROJECTION, declare
 
 
-@option("value_embed")
 class ValueEmbedding(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()

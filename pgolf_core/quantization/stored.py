@@ -16,8 +16,6 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from pgolf_core.parameters import options_of
-
 INTEGERS, FLOATS = (torch.int8, torch.int16), (torch.float16, torch.float32)  # dtypes of levels, of scales
 
 FORMS: dict[str, type[Stored]] = {}  # word -> class, of the modules loaded so far
@@ -70,12 +68,6 @@ class Quantized:
     tensors: dict[str, Stored]
     residuals: dict[str, Stored]  # added to some `tensors`, in the order they were chosen
     floats: dict[str, Tensor]
-
-    @property
-    def forms(self) -> set[type]:
-        """Classes that a reader of this model needs: of its tensors, and of its options."""
-        own = {type(t) for t in (*self.tensors.values(), *self.residuals.values())}
-        return own | options_of((*self.tensors, *self.floats))
 
     def state_dict(self) -> dict[str, Tensor]:
         """float32 tensors as a reader of the file will have them."""

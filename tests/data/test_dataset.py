@@ -9,7 +9,8 @@ import torch
 from support.shards import write_shard
 
 from pgolf.cli import main
-from pgolf.data.dataset import Dataset, describe, validation_tokens
+from pgolf.data.dataset import Dataset, describe
+from pgolf_core.batches import validation_tokens
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard
 from pgolf_core.tokens import ByteTable

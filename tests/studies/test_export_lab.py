@@ -10,12 +10,13 @@ from pgolf.analysis.record_exports import NEAR, beside_records
 from pgolf.runs.result import ARTIFACT, RunError, read_result
 from pgolf.runs.table import best_training_run, load_runs, training_run_named
 from pgolf.studies.export_lab import allocate_residuals, export_lab, residual_variants
-from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import model_of, score_model
+from pgolf.training.round_trip import score_model
 from pgolf.training.run import train
 from pgolf_core.artifact.format import load
 from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.device import pick_device
+from pgolf_core.export_inputs import model_of
 from pgolf_core.quantization.schemes import codebook
 
 KNOBS = dict(

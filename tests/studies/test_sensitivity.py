@@ -6,13 +6,14 @@ import torch
 from pgolf.runs.result import CHECKPOINT, RunError
 from pgolf.studies import sensitivity
 from pgolf.studies.sensitivity import map_sensitivity, protect
-from pgolf.training.device import pick_device
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import load_checkpoint, model_of, score_model
+from pgolf.training.round_trip import load_checkpoint, score_model
 from pgolf_core.artifact.format import load, pack
 from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.device import pick_device
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import quantize_state
+from pgolf_core.export_inputs import model_of
 from pgolf_core.model import GPT
 
 KNOBS = dict(

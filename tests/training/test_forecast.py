@@ -17,7 +17,7 @@ from pgolf.sweeps.runner import run_sweep
 from pgolf.training.forecast import ForecastError, forecast, forecast_from
 from pgolf.training.growth import lr_area, warmdown_steps
 from pgolf.training.run import RESUME, TrainError, train
-from pgolf_core.artifact.code_archive import code_archive
+from pgolf.script.compile import script_of
 from pgolf_core.config import RunConfig
 from pgolf_core.export import export
 from pgolf_core.optim import lr_factor

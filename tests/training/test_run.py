@@ -15,17 +15,19 @@ from support.shards import write_shard
 from support.training import tiny, what_counts
 
 from pgolf.data import embedded_corpus
-from pgolf.data.dataset import Dataset, validation_tokens
+from pgolf.data.dataset import Dataset
 from pgolf.runs.code import code_digest
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result, write_result
 from pgolf.runs.table import load_metrics, load_runs
 from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.resume import TrainError
-from pgolf.training.round_trip import load_checkpoint, model_of
+from pgolf.training.round_trip import load_checkpoint
 from pgolf.training.run import train
+from pgolf_core.batches import validation_tokens
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import load
+from pgolf_core.export_inputs import WeightsError, model_of
 from pgolf_core.files import DataError
 from pgolf_core.model import GPT
 from pgolf_core.quantization.allocation import AllocationError
@@ -213,7 +215,7 @@ def test_bad_input_stops_before_any_work(embedded, tmp_path):
 
 
 def test_weights_of_another_config_are_refused_in_words():
-    with pytest.raises(RunError, match=r"not those of the run's config: .*blocks.1.attn"):
+    with pytest.raises(WeightsError, match=r"not those of the run's config: .*blocks.1.attn"):
         model_of(GPT(tiny(num_layers=2).model).state_dict(), tiny(num_layers=1), torch.device("cpu"))
 
 

@@ -135,7 +135,7 @@ def test_memory_that_a_step_frees_serves_the_next_step():
     """In a process of its own, for malloc is the process's: 64 MiB freed and taken a third time fault few pages in."""
     code = """
 import resource, torch
-from pgolf.training.device import keep_freed_memory
+from pgolf_core.device import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

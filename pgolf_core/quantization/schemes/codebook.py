@@ -2,7 +2,7 @@
 
 Every matrix is divided by its own rms, so that one table serves them all. Lloyd's algorithm finds the table; with a
 price on bits it becomes the entropy-constrained one of Chou, Lookabaugh & Gray, IEEE Trans. ASSP 37(1), 1989, whose
-indices are meant for an entropy coder. `learn` makes the table; `encode` and `CodebookTensor.dequantize` are the pair.
+indices are meant for an entropy coder. `learn` makes the table; `to_codes` and `CodebookTensor.dequantize` are the pair.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CodebookScheme(QuantScheme):
 
     def fit_all(self, weights: dict[str, Tensor], contexts: dict[str, FitContext]) -> dict[str, CodebookTensor]:
         book = learn(weights.values(), self.size, self.dimension, self.rate_weight)
-        return {name: encode(w, book, self.rate_weight) for name, w in weights.items()}
+        return {name: to_codes(w, book, self.rate_weight) for name, w in weights.items()}
 
     def bits_per_weight(self) -> float:
         """Bound on the entropy of indices.
@@ -98,7 +98,7 @@ class CodebookScheme(QuantScheme):
         return 2 * self.size * self.dimension
 
 
-def encode(w: Tensor, book: Tensor, rate_weight: float = 0.0) -> CodebookTensor:
+def to_codes(w: Tensor, book: Tensor, rate_weight: float = 0.0) -> CodebookTensor:
     """The entries and the scale for w (rows, cols) of least squared error + rate_weight · bits.
 
     The error is a vector's, in units of w's mean square; the bits are -log2 of an index's share among w's own
@@ -125,7 +125,7 @@ def learn(tensors: Iterable[Tensor], size: int, dimension: int, rate_weight: flo
 
     There are fewer if the weights hold fewer distinct vectors, or if rate_weight > 0 has emptied cells: under a price
     on bits that is how the rate falls. Equal weights give equal tables. Takes some 5 s for 256 entries on one core,
-    whatever the number of weights. Raises ValueError as encode.
+    whatever the number of weights. Raises ValueError as to_codes.
     """
     generator = torch.Generator().manual_seed(0)
     normalised = [vectors / rms.clamp_min(SMALLEST) for vectors, rms in (as_vectors(w, dimension) for w in tensors)]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pgolf_core.quantization.schemes.codebook import as_vectors, cheapest, encode, learn, lloyd_step, spread_entries
+from pgolf_core.quantization.schemes.codebook import as_vectors, cheapest, learn, lloyd_step, spread_entries, to_codes
 
 
 def random_weights(count=3, rows=64, cols=48):
@@ -26,7 +26,7 @@ def entropy(indices):
 
 def bits_and_error(tensors, codebook, rate_weight=0.0):
     """Sums over the tensors of bits per index and of relative squared error."""
-    stored = [encode(w, codebook, rate_weight) for w in tensors]
+    stored = [to_codes(w, codebook, rate_weight) for w in tensors]
     errors = [(w - t.dequantize()).square().sum() / w.square().sum() for w, t in zip(tensors, stored, strict=True)]
     return sum(entropy(t.indices) for t in stored), sum(errors).item()
 
@@ -70,19 +70,19 @@ def test_round_trip_is_idempotent(size, dimension, rate_weight):
     tensors = random_weights()
     codebook = learn(tensors, size, dimension, rate_weight)
     for w in tensors:
-        stored = encode(w, codebook, rate_weight)
+        stored = to_codes(w, codebook, rate_weight)
         assert stored.indices.dtype == torch.uint8 and stored.indices.shape == (w.size(0), w.size(1) // dimension)
         assert stored.scale.dtype == torch.float16 and stored.scale.shape == ()
         decoded = stored.dequantize()
         assert decoded.dtype == torch.float32 and decoded.shape == w.shape
-        again = encode(decoded, codebook)
+        again = to_codes(decoded, codebook)
         assert torch.equal(again.indices, stored.indices) and torch.equal(again.dequantize(), decoded)
 
 
 def test_scaled_weights_get_the_same_indices():
     (w,) = random_weights(1)
     codebook = learn([w], 32, 2)
-    plain, scaled = encode(w, codebook), encode(w * 2.0**-5, codebook)
+    plain, scaled = to_codes(w, codebook), to_codes(w * 2.0**-5, codebook)
     assert torch.equal(plain.indices, scaled.indices) and scaled.scale == plain.scale * 2.0**-5
 
 
@@ -123,13 +123,13 @@ def test_few_distinct_vectors_are_the_table():
     w = torch.tensor([[1.0, -1.0, 1.0, 2.0], [-1.0, 1.0, 2.0, 2.0]])
     codebook = learn([w], 16, 1)
     assert codebook.shape == (3, 1)
-    torch.testing.assert_close(encode(w, codebook).dequantize(), w, rtol=1e-3, atol=0)
+    torch.testing.assert_close(to_codes(w, codebook).dequantize(), w, rtol=1e-3, atol=0)
 
 
 def test_large_tables_have_wide_indices():
     tensors = random_weights(1)
     codebook = learn(tensors, 300, 2)
-    indices = encode(tensors[0], codebook).indices
+    indices = to_codes(tensors[0], codebook).indices
     assert indices.dtype == torch.int16 and indices.max() >= 256
     assert bits_and_error(tensors, codebook)[1] < 0.02
 
@@ -137,12 +137,12 @@ def test_large_tables_have_wide_indices():
 @pytest.mark.parametrize("rate_weight", [0.0, 100.0])
 def test_zeros_stay_zeros(rate_weight):
     codebook = learn([*random_weights(1), torch.zeros(4, 8)], 8, 2)
-    assert torch.equal(encode(torch.zeros(4, 8), codebook, rate_weight).dequantize(), torch.zeros(4, 8))
+    assert torch.equal(to_codes(torch.zeros(4, 8), codebook, rate_weight).dequantize(), torch.zeros(4, 8))
 
 
 def test_bits_at_any_price_leave_a_finite_scale():
     for entries in ([[0.0], [5.0]], [[-0.01], [9.0]]):
-        stored = encode(random_weights(1)[0], torch.tensor(entries).half(), rate_weight=1e6)
+        stored = to_codes(random_weights(1)[0], torch.tensor(entries).half(), rate_weight=1e6)
         assert entropy(stored.indices) == 0 and torch.isfinite(stored.scale) and stored.scale > 0
 
 

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 
 import torch
 
-from pgolf.training.launch import local_rank
 from pgolf_core.config import ConfigError
+from pgolf_core.distributed import local_rank
 from pgolf_core.knobs import TrainConfig
 
 # Deterministic cuBLAS needs a fixed workspace, and reads this at the first matrix product of the process.

@@ -1,0 +1,229 @@
+"""A run's knobs → its script, readable and packed.
+
+The script is what `train_gpt.main` of pgolf_core reaches under these knobs, in one namespace: definitions whose names
+are never read, methods that are never called and branches that the knobs decide are left out. Knobs become one frozen
+class. The packed form, which the size limit counts, has no docstrings, annotations and assertions, is compressed by
+lzma and unpacks itself. Both are the same bytes on every machine and Python version: python-minifier is pinned.
+"""
+
+import ast
+import lzma
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+
+from python_minifier import minify
+
+from pgolf.script.folding import reachable
+from pgolf.script.parts import PACKAGE, Module, Name, copied, module, source_of
+from pgolf.script.reach import CONFIG, KEPT_ERRORS, VARIABLES, Reached
+from pgolf.script.renaming import Tables, renamed, tables
+from pgolf_core.artifact.codec import LIBRARIES
+from pgolf_core.config import RunConfig
+
+FILTER = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 20, "lc": 4, "pb": 0}
+LOADER = (
+    "#coding:latin1\nimport lzma\nexec(lzma.decompress('{}'.encode('latin1'),3,None,"
+    "[dict(id=lzma.FILTER_LZMA1,dict_size=1<<20,lc=4,pb=0)]))\n"
+)
+ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"}
+PARSING = Lock()  # CPython 3.11 counts the depth of a syntax tree for all threads together; two at a time fail
+HEADING = '''"""Trains, exports, reads the file back and scores it.
+
+    SEED=1337 DATA_PATH=data torchrun --standalone --nproc_per_node=8 train_gpt.py     # or python, on one device
+    DATA_PATH=data python train_gpt.py --eval artifact.pgolf                           # only scores a file
+
+The program that train_gpt.py holds packed, made of pgolf_core with the knobs of one run.
+"""'''
+
+
+@dataclass(frozen=True)
+class Script:
+    """packed: the bytes of train_gpt.py, which the size limit counts. readable: text of the same program.
+
+    packages: imported besides the standard library.
+    """
+
+    packed: bytes
+    readable: str
+    packages: tuple[str, ...]
+
+
+def script_of(config: RunConfig) -> Script:
+    """The script of a run; the same for all seeds, folders of data and numbers of processes. Threads wait."""
+    with PARSING:
+        return _script(config.with_knobs(seed=1337, data_path="data", tokenizer_path="", allow_over_cap=False))
+
+
+@cache
+def _script(config: RunConfig) -> Script:
+    packed = pack(_minified_all(Reached(config, literal=True)))
+    reached = Reached(config, literal=False)
+    imported = {line.split()[1].partition(".")[0] for line in reached.external.values()}
+    codec = {LIBRARIES[name][0] for name in LIBRARIES if config.codec in (name, "auto")}
+    packages = sorted((imported - sys.stdlib_module_names) | codec)
+    return Script(packed, _readable(reached, len(packed)), tuple(packages))
+
+
+def pack(source: str) -> bytes:
+    """A latin-1 Python file that holds the source compressed; only bytes that a literal cannot hold are escaped."""
+    text = lzma.compress(source.encode(), lzma.FORMAT_RAW, filters=[FILTER]).decode("latin1")
+    text = text.translate(str.maketrans(ESCAPES))
+    text = re.sub("\0(?=[0-7])", "\\\\000", text).replace("\0", "\\0")
+    return LOADER.replace("{}", text).encode("latin1")
+
+
+def _readable(reached: Reached, packed_bytes: int) -> str:
+    parts = [HEADING, "from __future__ import annotations", _imports(reached.external)]
+    for name in reached.modules:
+        parts.append(f"# {'-' * 20} {name.removeprefix(f'{PACKAGE}.').replace('.', '/')} {'-' * 20}")
+        parts += _texts_of(reached, name)
+    text = "\n\n\n".join(parts) + '\n\n\nif __name__ == "__main__":\n    main()\n'
+    return text.replace(
+        "return len(Path(__file__).read_bytes())", f"return {packed_bytes}  # of train_gpt.py, which is this, packed"
+    )
+
+
+def _imports(external: dict[str, str]) -> str:
+    """The import statements: whole modules first, then names by module."""
+    whole = sorted({line for line in external.values() if line.startswith("import ")})
+    names: dict[str, list[str]] = {}
+    for line in sorted(set(external.values()) - set(whole)):
+        origin, name = line.removeprefix("from ").split(" import ")
+        if origin != "__future__":
+            names.setdefault(origin, []).append(name)
+    return "\n".join([*whole, *(f"from {origin} import {', '.join(own)}" for origin, own in names.items())])
+
+
+def _texts_of(reached: Reached, name: str) -> Iterator[str]:
+    """Texts of what is kept of a module, in the order of its source."""
+    if name == CONFIG[0]:
+        yield ast.unparse(_config_class(reached))
+        return
+    origin = module(name)
+    for own, statement in _statements(reached, name):
+        if isinstance(reached.kept[name, own], ast.ClassDef):
+            yield _class_text(reached, (name, own))
+        else:
+            yield _text(origin, statement, reached.kept[name, own])
+
+
+def _statements(reached: Reached, name: str) -> Iterator[tuple[str, ast.stmt]]:
+    """Kept definitions of a module and their statements, in the order of its source, each statement once."""
+    done = set()
+    for own, statement in module(name).definitions.items():
+        if (name, own) in reached.kept and id(statement) not in done:
+            done.add(id(statement))
+            yield own, statement
+
+
+def _text(origin: Module, statement: ast.stmt, kept: ast.stmt) -> str:
+    """Text of a statement, as in the source unless a part of it was left out."""
+    kept = _LocalImports().visit(kept)
+    same = ast.dump(kept) == ast.dump(statement)
+    return source_of(origin, statement) if same else ast.unparse(kept)
+
+
+def _class_text(reached: Reached, name: Name) -> str:
+    origin, cls, methods = module(name[0]), reached.kept[name], reached.members[name]
+    first = min(node.lineno for s in cls.body for node in (s, *getattr(s, "decorator_list", [])))
+    while origin.lines[first - 2].lstrip().startswith("#"):
+        first -= 1
+    start = min([cls.lineno, *(decorator.lineno for decorator in cls.decorator_list)])
+    parts = ["\n".join(origin.lines[start - 1 : first - 1]).rstrip()]
+    for statement in cls.body:
+        if not isinstance(statement, ast.FunctionDef):
+            parts.append(source_of(origin, statement))
+        elif statement.name in methods:
+            text = _text(origin, statement, methods[statement.name])
+            indented = text if text.startswith(" ") else textwrap.indent(text, "    ")
+            parts.append(f"\n{indented}")
+    return "\n".join(parts if len(parts) > 1 else [*parts, "    pass"])
+
+
+class _LocalImports(ast.NodeTransformer):
+    """Leaves out imports of the package inside functions: a script has one namespace."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        return None if node.module.startswith(f"{PACKAGE}.") else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node = self.generic_visit(node)
+        node.body = reachable(node.body)
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.If:
+        node = self.generic_visit(node)
+        node.body = reachable(node.body)
+        return node
+
+
+def _config_class(reached: Reached) -> ast.ClassDef:
+    """The knobs as a frozen dataclass; every group of them is the whole."""
+    lines = ["@dataclass(frozen=True)", "class RunConfig:", '    """The knobs of this run, and what follows from them."""']
+    for name, value in reached.knobs().items():
+        lines.append(f"    {name}: {type(value).__name__} = {VARIABLES.get(name, repr(value))}")
+    groups = [name for name in ("model", "data", "train", "regularizer", "export", "eval") if name in reached.used]
+    lines.append(f"    {' = '.join(groups)} = property(lambda self: self)")
+    lines += ["    def with_knobs(self, **knobs):", "        return replace(self, **knobs)"]
+    cls = ast.parse("\n".join(lines)).body[0]
+    cls.body += reached.members[CONFIG].values()
+    return cls
+
+
+def _minified_all(reached: Reached) -> str:
+    """The packed form's source: every definition minified by itself, so that equal ones are minified once a process."""
+    known = tables(tuple(name for name in reached.modules if not name.startswith(PACKAGE)))
+    parts = ["from __future__ import annotations", _imports(reached.external)]
+    for name in reached.modules:
+        if name == CONFIG[0]:
+            parts.append(_packed_text(_config_class(reached), known))
+            continue
+        for own, statement in _statements(reached, name):
+            kept = copied(reached.kept[name, own])
+            if isinstance(reached.kept[name, own], ast.ClassDef):
+                methods = reached.members[name, own]
+                kept.body = [
+                    copied(methods[s.name]) if isinstance(s, ast.FunctionDef) else s
+                    for s in kept.body
+                    if not isinstance(s, ast.FunctionDef) or s.name in methods
+                    if not isinstance(s, ast.Assign) or s.targets[0].id in reached.used
+                ] or [ast.Pass()]
+            parts.append(_packed_text(_LocalImports().visit(kept), known))
+    return "\n".join([*parts, f"{known.short.get('main', 'main')}()"])
+
+
+def _packed_text(statement: ast.stmt, known: Tables) -> str:
+    return _minified(ast.unparse(renamed(_Stripped().visit(statement), known)))
+
+
+@cache
+def _minified(source: str) -> str:
+    return minify(source, remove_literal_statements=True, hoist_literals=False, remove_asserts=True, rename_locals=False)
+
+
+class _Stripped(ast.NodeTransformer):
+    """Annotations go, and the messages of errors that are for developers."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt | None:
+        if "ClassVar" in ast.unparse(node.annotation):
+            return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
+        if isinstance(node.target, ast.Name) and node.simple:
+            node.annotation = ast.Constant(0)
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
+        if isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name) and node.exc.func.id not in KEPT_ERRORS:
+            return ast.Raise(node.exc.func)
+        return node
