@@ -186,15 +186,15 @@ def validation_tokens(
     max_documents whole documents instead: the same text for every tokenizer. DataError if no window is left.
     """
     stream = TokenStream(shard_paths(directory, "val"))
-    available, limit = stream.starts[-1], f"val_max_tokens={max_tokens or 'all'}"
+    available = stream.starts[-1]
     count = min(available - 1, max_tokens or available) // seq_len * seq_len + 1
     if max_documents:
-        limit = f"val_max_documents={max_documents}"
         starts = np.flatnonzero(stream.take(available) == bos)  # the stream is at its first token again
         if len(starts) < max_documents:
-            raise DataError(f"{limit}: {directory} has {len(starts)} validation documents")
+            raise DataError(f"val_max_documents={max_documents}: {directory} has {len(starts)} validation documents")
         count = [*starts, available][max_documents]
     if count <= seq_len:
+        limit = f"val_max_documents={max_documents}" if max_documents else f"val_max_tokens={max_tokens or 'all'}"
         raise DataError(
             f"{directory}: its {available} validation tokens with {limit} hold no window of {seq_len} and one more; "
             "score more, or shorten eval_seq_len or train_seq_len"

@@ -93,7 +93,7 @@ class Batch:
 def batches(
     tokens: Tensor, byte_table: ByteTable, config: EvalConfig, device: torch.device, every: int = 1, ranks=None
 ) -> Iterator[Batch]:
-    """Batches of every `every`-th window of tokens (n,), smaller than the knobs say if CPU_TOKENS or MAX_LOGITS demands it.
+    """Batches of every `every`-th window of tokens (n,), smaller than the knobs say if CPU_TOKENS or MAX_LOGITS asks.
 
     ranks: distributed.Ranks; the batches are dealt out to them in turn, and this rank makes its own alone.
     """

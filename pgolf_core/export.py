@@ -111,7 +111,11 @@ def quantize_state(
 
 
 def _quantize(
-    state: State, config: ExportConfig, calibration: Calibration | None, roles: Roles, teacher: Teacher | None = None,
+    state: State,
+    config: ExportConfig,
+    calibration: Calibration | None,
+    roles: Roles,
+    teacher: Teacher | None = None,
     code_bytes: int = 0,
 ) -> tuple[Quantized, Packed | None]:
     """The stored form as quantize_state gives it, and its file if it was packed on the way."""

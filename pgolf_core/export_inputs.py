@@ -46,12 +46,11 @@ def calibration_of(
         return calibrate(_float32_model(state, config, device), text)
 
 
-def teacher_of(
-    state: State, config: RunConfig, shards: Shards, device: torch.device, steps: int = 0
-) -> Teacher | None:
+def teacher_of(state: State, config: RunConfig, shards: Shards, device: torch.device, steps: int = 0) -> Teacher | None:
     """The raw model in float32 and the text of learn_steps; None if that is 0. Raises WeightsError.
 
-    steps: of text, 0 = learn_steps. The text is what follows where `iterations` steps of the full batch through the shards in order end.
+    steps: of text, 0 = learn_steps. The text is what follows where `iterations` steps of the full batch through the
+    shards in order end.
     """
     if not config.learn_steps:
         return None

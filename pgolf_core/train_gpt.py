@@ -37,8 +37,8 @@ from pgolf_core.evaluate import evaluate
 from pgolf_core.export import export_name, load, write_artifact
 from pgolf_core.export_inputs import calibration_of, model_of, reserve_seconds, teacher_of
 from pgolf_core.knobs import BOS
-from pgolf_core.parameters import roles_of
 from pgolf_core.optim import lr_factor
+from pgolf_core.parameters import roles_of
 from pgolf_core.shards import shard_paths
 from pgolf_core.timer import TrainTimer
 from pgolf_core.tokens import ByteTable
@@ -55,8 +55,7 @@ def main() -> None:
     if under_torchrun():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         ranks = Ranks(dist.get_rank(), dist.get_world_size())
-        config = config.with_knobs(world_size=ranks.size)
-    out = Path(os.environ.get("OUT", "."))
+    config, out = config.with_knobs(world_size=ranks.size), Path(os.environ.get("OUT", "."))
     with cpu_threads(config.cpu_threads):
         device = pick_device(config.train)
         if device.type == "cuda":
@@ -115,10 +114,8 @@ def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tu
                 if not ranks.hold_same(state.model.parameters()):
                     raise SystemExit(f"ranks hold different weights at step {state.step}")
                 score = evaluate(state.model, tokens, table, config.eval, dtype, ranks)
-            say(
-                f"step:{state.step}/{config.iterations} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} "
-                f"train_time:{1000 * timer.trained_s:.0f}ms step_avg:{1000 * timer.trained_s / max(state.step, 1):.2f}ms"
-            )
+            of_score = f"val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f}"
+            say(f"step:{state.step}/{config.iterations} {of_score} {times(timer.trained_s, state.step)}")
         if last:
             break
         lr_scale = lr_factor(state.config, state.step, timer.step_end_s, timer.calibration_reserve_s)
@@ -126,19 +123,18 @@ def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tu
             loss, _ = train_step(state, lr_scale)
         if config.train_log_every and (state.step <= 10 or state.step % config.train_log_every == 0):
             seconds, nats = timer.seconds(), ranks.add_(loss).item() / ranks.size
-            say(
-                f"step:{state.step}/{config.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "
-                f"step_avg:{1000 * seconds / state.step:.2f}ms"
-            )
+            say(f"step:{state.step}/{config.iterations} train_loss:{nats:.4f} {times(seconds, state.step)}")
         timer.update(state.step, ranks)
     if timer.expired:
-        say(
-            f"stopping_early: wallclock_cap train_time:{1000 * timer.trained_s:.0f}ms step:{state.step}/{config.iterations}"
-        )
+        say(f"stopping_early: wallclock_cap {times(timer.trained_s, state.step)} step:{state.step}/{config.iterations}")
     if state.average.count:
         state.average.replace_weights()
         say(f"weights:{state.average}")
     return state, timer
+
+
+def times(seconds: float, step: int) -> str:
+    return f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / max(step, 1):.2f}ms"
 
 
 def export_and_score(
@@ -159,10 +155,9 @@ def export_and_score(
             write_artifact(weights, config.export, path, calibration, roles_of(state.model), teacher, code_bytes())
         counted = timer.trained_s + calibrated + (teacher.seconds if teacher else 0.0)
         say(f"wallclock:{timer.trained_s:.1f}s training, {counted:.1f}s with calibration")
-        say(f"Serialized model {config.codec}: {path.stat().st_size} bytes")
-        say(
-            f"Total submission size: {path.stat().st_size + code_bytes()} bytes (code:{code_bytes()} cap:{config.cap_bytes})"
-        )
+        size, code = path.stat().st_size, code_bytes()
+        say(f"Serialized model {config.codec}: {size} bytes")
+        say(f"Total submission size: {size + code} bytes (code:{code} cap:{config.cap_bytes})")
         say(f"artifact_sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
     score_file(path, config, state.device, ranks, say)
 

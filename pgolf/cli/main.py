@@ -131,8 +131,10 @@ def _add_commands_of_files(command: Callable) -> None:
     sub.add_argument("--temperature", type=positive, default=0.7, metavar="T", help=text)
     sub.add_argument("--seed", type=int, default=1, metavar="N", help="of the draws; default: 1")
 
-    sub = command(submission, "submission", "score a run's artifact again, audit its data, and pack a record folder")
-    sub.add_argument("run", metavar="RUN", help="sweep/run below runs/, or a folder")
+    sub = command(submission, "submission", "score runs' artifacts again, audit their data, and write a record folder")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="sweep/run below runs/, or a folder; seeds of one config")
+    sub.add_argument("--base", metavar="RUN", help="run whose knobs the README compares with these")
+    sub.add_argument("--beats", type=positive, metavar="BPB", help="claimed bits per byte to test the seeds against")
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder; default: reports/submissions/<sweep>_<run>")
 
 
@@ -293,7 +295,8 @@ def sample(arguments: argparse.Namespace) -> int:
 def submission(arguments: argparse.Namespace) -> int:
     from pgolf.submission.submit import submit
 
-    print(submit(_run_dir(arguments.run), arguments.out))
+    base = _run_dir(arguments.base) if arguments.base else None
+    print(submit([_run_dir(run) for run in arguments.runs], arguments.out, base, arguments.beats))
     return 0
 
 

@@ -67,6 +67,7 @@ class Result:
     forecast_bytes: Int | None = None  # total estimated before training
     forecast_at_tenth: Int | None = None  # total estimated from the weights after a tenth of training
     artifact_sha256: Text | None = None
+    script_sha256: Text | None = None  # of the packed script whose bytes are those of the code
     parameters: Int | None = None
     steps: Int | None = None
     tokens: Int | None = None

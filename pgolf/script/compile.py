@@ -7,13 +7,14 @@ lzma and unpacks itself. Both are the same bytes on every machine and Python ver
 """
 
 import ast
+import hashlib
 import lzma
 import re
 import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from threading import Lock
 
 from python_minifier import minify
@@ -31,6 +32,12 @@ LOADER = (
     "[dict(id=lzma.FILTER_LZMA1,dict_size=1<<20,lc=4,pb=0)]))\n"
 )
 ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"}
+# Knobs that a script does not read, or that are set where it runs.
+SAME_FOR_ALL = dict(
+    seed=1337, data_path="data", tokenizer_path="", tokenizer="", text_transform="", world_size=1,
+    allow_over_cap=False, roundtrip_val_max_tokens=0, roundtrip_val_max_documents=0, track="", resume_every_seconds=0,
+    save_raw_checkpoint=True,
+)  # fmt: skip
 PARSING = Lock()  # CPython 3.11 counts the depth of a syntax tree for all threads together; two at a time fail
 HEADING = '''"""Trains, exports, reads the file back and scores it.
 
@@ -52,11 +59,18 @@ class Script:
     readable: str
     packages: tuple[str, ...]
 
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.packed).hexdigest()
+
 
 def script_of(config: RunConfig) -> Script:
-    """The script of a run; the same for all seeds, folders of data and numbers of processes. Threads wait."""
+    """The script of a run; the same for all seeds, folders of data and numbers of processes. Threads wait.
+
+    It scores the whole validation split, whatever part of it the run scores.
+    """
     with PARSING:
-        return _script(config.with_knobs(seed=1337, data_path="data", tokenizer_path="", allow_over_cap=False))
+        return _script(config.with_knobs(**SAME_FOR_ALL))
 
 
 @cache
@@ -164,7 +178,11 @@ class _LocalImports(ast.NodeTransformer):
 
 def _config_class(reached: Reached) -> ast.ClassDef:
     """The knobs as a frozen dataclass; every group of them is the whole."""
-    lines = ["@dataclass(frozen=True)", "class RunConfig:", '    """The knobs of this run, and what follows from them."""']
+    lines = [
+        "@dataclass(frozen=True)",
+        "class RunConfig:",
+        '    """The knobs of this run, and what follows from them."""',
+    ]
     for name, value in reached.knobs().items():
         lines.append(f"    {name}: {type(value).__name__} = {VARIABLES.get(name, repr(value))}")
     groups = [name for name in ("model", "data", "train", "regularizer", "export", "eval") if name in reached.used]
@@ -183,7 +201,7 @@ def _minified_all(reached: Reached) -> str:
         if name == CONFIG[0]:
             parts.append(_packed_text(_config_class(reached), known))
             continue
-        for own, statement in _statements(reached, name):
+        for own, _ in _statements(reached, name):
             kept = copied(reached.kept[name, own])
             if isinstance(reached.kept[name, own], ast.ClassDef):
                 methods = reached.members[name, own]
@@ -203,7 +221,9 @@ def _packed_text(statement: ast.stmt, known: Tables) -> str:
 
 @cache
 def _minified(source: str) -> str:
-    return minify(source, remove_literal_statements=True, hoist_literals=False, remove_asserts=True, rename_locals=False)
+    return minify(
+        source, remove_literal_statements=True, hoist_literals=False, remove_asserts=True, rename_locals=False
+    )
 
 
 class _Stripped(ast.NodeTransformer):
@@ -223,7 +243,26 @@ class _Stripped(ast.NodeTransformer):
             node.annotation = ast.Constant(0)
         return node
 
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.JoinedStr:
+        node = self.generic_visit(node)
+        node.values = [ast.Constant(str(each.value.value)) if _is_constant(each) else each for each in node.values]
+        return node
+
     def visit_Raise(self, node: ast.Raise) -> ast.Raise:
-        if isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name) and node.exc.func.id not in KEPT_ERRORS:
+        if (
+            isinstance(node.exc, ast.Call)
+            and isinstance(node.exc.func, ast.Name)
+            and node.exc.func.id not in KEPT_ERRORS
+        ):
             return ast.Raise(node.exc.func)
         return node
+
+
+def _is_constant(part: ast.expr) -> bool:
+    """True of a constant in an f-string's braces, without a format."""
+    return (
+        isinstance(part, ast.FormattedValue)
+        and isinstance(part.value, ast.Constant)
+        and part.conversion == -1
+        and part.format_spec is None
+    )

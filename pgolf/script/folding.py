@@ -107,9 +107,9 @@ class Folding(ast.NodeTransformer):
         return self.visit(node.body if known else node.orelse)
 
     def visit_If(self, node: ast.If) -> ast.stmt | list[ast.stmt] | None:
-        if not node.orelse and self._only_raises(node.body):
-            if not any(isinstance(each, ast.NamedExpr) for each in ast.walk(node.test)):
-                return None
+        assigns = any(isinstance(each, ast.NamedExpr) for each in ast.walk(node.test))
+        if not node.orelse and not assigns and self._only_raises(node.body):
+            return None
         known = self.truth(node.test)
         if known is UNKNOWN:
             node.test = self.test(node.test)
@@ -127,10 +127,11 @@ class Folding(ast.NodeTransformer):
         return node
 
     def _only_raises(self, body: list[ast.stmt]) -> bool:
-        """True of one `raise` of an error that is not kept."""
-        if len(body) != 1 or not isinstance(body[0], ast.Raise) or body[0].exc is None:
+        """True of a `raise` of an error that is not kept, and assignments before it."""
+        *before, last = body
+        if not isinstance(last, ast.Raise) or last.exc is None or not all(isinstance(s, ast.Assign) for s in before):
             return False
-        error = body[0].exc
+        error = last.exc
         while isinstance(error, ast.Call | ast.Attribute):
             error = error.func if isinstance(error, ast.Call) else error.value
         return isinstance(error, ast.Name) and error.id not in self.kept_errors

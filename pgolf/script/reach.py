@@ -17,7 +17,7 @@ from pgolf_core.scheme import parse_scheme
 ENTRY: Name = (f"{PACKAGE}.train_gpt", "main")
 CONFIG: Name = (f"{PACKAGE}.config", "RunConfig")
 KNOBS = f"{PACKAGE}.knobs"
-GROUPS = {name for name, cls in vars(knob_groups).items() if isinstance(cls, type) and issubclass(cls, Group)}
+GROUPS = [name for name, cls in vars(knob_groups).items() if isinstance(cls, type) and issubclass(cls, Group)]
 # Knobs that the environment or torchrun may set, so that one script serves all seeds and machines.
 VARIABLES = {
     "seed": 'int(os.environ.get("SEED", 1337))',
@@ -34,8 +34,12 @@ REPLACED = {
 }
 # Definitions that a run never uses, unless a condition of its knobs holds.
 UNUSED = {
-    (f"{PACKAGE}.quantization.lowrank", "LowRank"): lambda c: c.low_rank_residuals,
-    (f"{PACKAGE}.quantization.primitives", "RankOne"): lambda c: c.int8_residual_rank and not c.low_rank_residuals,
+    (f"{PACKAGE}.quantization.lowrank", "LowRank"): lambda c: (
+        c.low_rank_residuals or (c.int8_residual_rank and c.allocation == "solve")
+    ),
+    (f"{PACKAGE}.quantization.primitives", "RankOne"): lambda c: (
+        c.int8_residual_budget_bytes and not c.low_rank_residuals
+    ),
     (f"{PACKAGE}.quantization.gptq", "gptq"): lambda c: c.gptq or c.allocation == "solve",
     (f"{PACKAGE}.quantization.gptq", "factorize_hessian"): lambda c: c.needs_calibration,
 }
@@ -49,8 +53,8 @@ CALLED_BY_TORCH = {"forward", "backward"}
 class Reached:
     """kept: definition -> its statement, decided branches left out, classes whole; in the order they were reached.
 
-    members: class -> its methods that are called, likewise. literal: knobs are read by value. used: attributes that any of it reads. external: name ->
-    its import from another package.
+    members: class -> its methods that are called, likewise. used: attributes that any of it reads. external: name ->
+    its import from another package. literal: knobs are read by value.
     """
 
     def __init__(self, config: RunConfig, literal: bool):
@@ -159,8 +163,8 @@ class Reached:
         """Note what code of a module uses; returns the definitions that it reads."""
         names, attributes, imported = references(node)
         self.used |= attributes
-        found = [*imported]
-        for name in names:
+        found = sorted(imported)
+        for name in sorted(names):
             if name in origin.imports:
                 found.append(origin.imports[name])
             elif name in origin.definitions:

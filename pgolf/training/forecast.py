@@ -76,7 +76,9 @@ def forecast(config: RunConfig) -> Forecast:
 @lru_cache(maxsize=256)
 def _before_training(model: ModelConfig, train: TrainConfig, export: ExportConfig, code: int) -> Forecast:
     state, law = initial_state(model), Law(model, train)
-    sizes = Sizes(roles(model), {name: model.blocks if name.startswith("blocks.") else 1 for name in state}, export, code)
+    sizes = Sizes(
+        roles(model), {name: model.blocks if name.startswith("blocks.") else 1 for name in state}, export, code
+    )
     most = train.iterations
     fewest = min(most, FEWEST_STEPS) if train.max_wallclock_seconds else most
     scenarios = [(fewest, GROWTH_RANGE[0]), (round(math.sqrt(fewest * most)), 1.0), (most, GROWTH_RANGE[1])]

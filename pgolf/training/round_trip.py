@@ -106,7 +106,8 @@ def roundtrip_fields(
         roundtrip_tokens=score.tokens, roundtrip_bytes=score.bytes,
         scored_text=text, protocol=evaluation_protocol(config.eval, config.train, pick_device(config.train).type),
         roundtrip_block_nats=list(score.block_nats), prequant_block_nats=list(prequant_nats),
-        bytes=account.rows(), total_bytes=account.total, cap_bytes=account.cap, artifact_sha256=trip.artifact_sha256,
+        bytes=account.rows(), total_bytes=account.total, cap_bytes=account.cap,
+        artifact_sha256=trip.artifact_sha256, script_sha256=script_of(config).sha256,
         export_seconds=trip.export_seconds, eval_seconds=trip.eval_seconds,
         data=facts, data_fingerprint=dataset.fingerprint,
     )  # fmt: skip

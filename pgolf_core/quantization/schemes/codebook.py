@@ -2,7 +2,7 @@
 
 Every matrix is divided by its own rms, so that one table serves them all. Lloyd's algorithm finds the table; with a
 price on bits it becomes the entropy-constrained one of Chou, Lookabaugh & Gray, IEEE Trans. ASSP 37(1), 1989, whose
-indices are meant for an entropy coder. `learn` makes the table; `to_codes` and `CodebookTensor.dequantize` are the pair.
+indices are meant for an entropy coder. `learn` makes the table, `to_codes` and `CodebookTensor.dequantize` use it.
 """
 
 from __future__ import annotations
