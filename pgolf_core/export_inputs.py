@@ -78,8 +78,9 @@ def learning_seconds(state: State, config: RunConfig, shards: Shards, device: to
 
 def reserve_seconds(state: State, config: RunConfig, shards: Shards, device: torch.device, timer: TrainTimer) -> float:
     """Seconds to keep of the wallclock limit for calibration and learn_steps, measured outside the timer."""
-    reads_text = config.export.needs_calibration or config.learn_steps
-    if not (config.max_wallclock_seconds and config.final_roundtrip_eval and reads_text):
+    if not (config.max_wallclock_seconds and config.final_roundtrip_eval):
+        return 0.0
+    if not (config.export.needs_calibration or config.learn_steps):
         return 0.0
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a new model draws random numbers
         calibration_of(state, config, shards, device, tokens=1)  # builds kernels

@@ -74,7 +74,9 @@ class GPT(nn.Module):
         L, D = config.num_layers, config.model_dim
         E = config.embed_dim or D
         self.tok_emb = declare(nn.Embedding(config.vocab_size, E), EMBEDDING)
-        self.tok_emb_proj = declare(nn.Linear(E, D, bias=False), matrix("embed")) if E < D else None
+        self.tok_emb_proj = None
+        if config.embed_dim and config.embed_dim < config.model_dim:
+            self.tok_emb_proj = declare(nn.Linear(E, D, bias=False), matrix("embed"))
         self.bigram_hash = BigramHash(config) if config.bigram_vocab_size else None
         self.smear_gate = SmearGate(config) if config.smear_gate != "off" else None
         self.value_embed = ValueEmbedding(config) if config.ve_last else None

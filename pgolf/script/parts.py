@@ -64,6 +64,7 @@ def module(name: str) -> Module:
     return found
 
 
+@cache
 def references(node: ast.AST) -> tuple[set[str], set[str], set[Name]]:
     """Names that code reads, attributes that it uses, and imports of the package inside functions."""
     names, attributes, imported = set(), set(), set()

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+from functools import cache
 from typing import Any
 
 from pgolf.script.folding import Folding
@@ -30,6 +31,7 @@ REPLACED = {
     (f"{PACKAGE}.scheme", "scheme_class"): "scheme_class = SCHEMES.__getitem__",
     (f"{PACKAGE}.quantization.stored", "form"): "form = FORMS.__getitem__",
     (f"{PACKAGE}.model", "roles_by_name"): "roles_by_name = None",  # the script knows the roles
+    (f"{PACKAGE}.files", "atomic_write"): "def atomic_write(path, content):\n    Path(path).write_bytes(content)",
     (f"{PACKAGE}.export_inputs", "_check_weights"): "def _check_weights(state, config):\n    pass",
 }
 # Definitions that a run never uses, unless a condition of its knobs holds.
@@ -47,6 +49,7 @@ UNUSED = {
 UNUSED_METHODS = {(f"{PACKAGE}.timer", "TrainTimer"): ("state_dict", "load_state_dict")}
 # Errors that stay, with their messages: mistakes of whoever runs the script. Checks against other errors go.
 KEPT_ERRORS = {"SystemExit", "AllocationError"}
+LIBRARY_CODECS = tuple(LIBRARIES)
 CALLED_BY_TORCH = {"forward", "backward"}
 
 
@@ -58,16 +61,15 @@ class Reached:
     """
 
     def __init__(self, config: RunConfig, literal: bool):
-        self.facts = facts_of(config)
-        decided = {name: value for name, value in self.facts.items() if name not in UNDECIDED}
-        names = {"LIBRARIES": (LIBRARIES,), "polar_express": (config.muon_polar_express,)}
-        names |= {"codec": (config.codec, "lzma")} if config.codec != "auto" else {}  # headers are under lzma
-        names |= {} if config.window_size or config.document_mask else {"mask": (None,)}
-        self.folding = Folding(decided, names, KEPT_ERRORS, literal)
+        self.literal, self.facts = literal, facts_of(config)
+        self.decided = {name: value for name, value in self.facts.items() if name not in UNDECIDED}
+        self.variables = {"LIBRARIES": (LIBRARY_CODECS,), "polar_express": (config.muon_polar_express,)}
+        self.variables |= {"codec": (config.codec, "lzma")} if config.codec != "auto" else {}  # headers are under lzma
+        self.variables |= {} if config.window_size or config.document_mask else {"mask": (None,)}
         self.replaced = REPLACED | {name: f"{name[1]} = None" for name, used in UNUSED.items() if not used(config)}
         self.kept: dict[Name, ast.stmt] = {}
         self.members: dict[Name, dict[str, ast.stmt]] = {}
-        self.absent: dict[Name, set[str]] = {}
+        self.absent: dict[Name, frozenset[str]] = {}
         self.used: set[str] = set()
         self.external: dict[str, str] = {}
         todo = [ENTRY, *_forms(config)]
@@ -109,20 +111,16 @@ class Reached:
         origin = module(name[0])
         if name == CONFIG:
             self.kept[name], self.members[name] = ast.Pass(), {}
-            self.external |= {"os": "import os"} | {
-                name: f"from dataclasses import {name}" for name in ("dataclass", "replace")
-            }
+            own = {name: f"from dataclasses import {name}" for name in ("dataclass", "replace")}
+            self.external |= {"os": "import os"} | own
             return []
-        statement = ast.parse(self.replaced[name]).body[0] if name in self.replaced else origin.definitions[name[1]]
+        statement = parsed(self.replaced[name]) if name in self.replaced else origin.definitions[name[1]]
         if isinstance(statement, ast.ClassDef):
             self.kept[name], self.members[name] = statement, {}
-            shell = copy.copy(statement)
-            shell.body = [s for s in statement.body if not isinstance(s, ast.FunctionDef)]
-            found = self._refer(origin, shell)
             self.absent[name] = self._always_none(statement)
+            found = self._refer(origin, shell_of(statement))
         else:
-            self.folding.absent, self.folding.in_config = set(), False
-            self.kept[name] = self.folding.visit(copied(statement))
+            self.kept[name] = self._folded(statement)
             found = self._refer(origin, self.kept[name])
         return found + [(origin.name, effect) for effect in origin.definitions if effect.startswith("*")]
 
@@ -130,34 +128,36 @@ class Reached:
         """Keep the methods of a class that are called by now; returns the definitions that they refer to."""
         origin = module(KNOBS if cls == CONFIG else cls[0])
         body = _config_methods(self.facts) if cls == CONFIG else self.kept[cls].body
-        self.folding.absent, self.folding.in_config = self.absent.get(cls, set()), cls == CONFIG
         found = []
         for method in body:
             if not isinstance(method, ast.FunctionDef) or method.name in self.members[cls]:
                 continue
             name = method.name
-            if name in UNUSED_METHODS.get(cls, ()):
-                continue
-            if name in self.used or name in CALLED_BY_TORCH or (name.startswith("__") and name.endswith("__")):
-                self.members[cls][name] = self.folding.visit(copied(method))
-                found += self._refer(origin, self.members[cls][name])
+            called = name in self.used or name in CALLED_BY_TORCH or (name.startswith("__") and name.endswith("__"))
+            if called and name not in UNUSED_METHODS.get(cls, ()):
+                folded = self._folded(method, self.absent.get(cls, frozenset()), in_config=cls == CONFIG)
+                self.members[cls][name] = folded
+                found += self._refer(origin, folded)
         return found
 
-    def _always_none(self, cls: ast.ClassDef) -> set[str]:
-        """Attributes that the constructor sets to None under the knobs, and that nothing else sets."""
-        self.folding.absent, self.folding.in_config = set(), False
+    def _folded(self, statement: ast.stmt, absent: frozenset[str] = frozenset(), in_config: bool = False) -> ast.stmt:
+        """The statement without the branches that the knobs decide."""
+        names, attributes, _ = references(statement)
+        knobs = tuple((name, self.decided[name]) for name in sorted(attributes) if name in self.decided)
+        variables = tuple((name, self.variables[name]) for name in sorted(names) if name in self.variables)
+        return folded(statement, knobs, variables, absent & attributes, self.literal, in_config)
+
+    def _always_none(self, cls: ast.ClassDef) -> frozenset[str]:
+        """Attributes that a class sets to None under the knobs, and to nothing else."""
         assigned: dict[str, list[ast.expr]] = {}
         for method in cls.body:
             if isinstance(method, ast.FunctionDef):
-                for node in ast.walk(self.folding.visit(copied(method))):
+                for node in ast.walk(self._folded(method)):
                     match node:
                         case ast.Assign([ast.Attribute(ast.Name("self"), attribute)], value):
                             assigned.setdefault(attribute, []).append(value)
-        return {
-            name
-            for name, values in assigned.items()
-            if all(isinstance(value, ast.Constant) and value.value is None for value in values)
-        }
+        nothing = {name: all(ast.unparse(value) == "None" for value in values) for name, values in assigned.items()}
+        return frozenset(name for name, always in nothing.items() if always)
 
     def _refer(self, origin: Module, node: ast.AST) -> list[Name]:
         """Note what code of a module uses; returns the definitions that it reads."""
@@ -173,6 +173,32 @@ class Reached:
                 known = self.external.setdefault(name, origin.external[name])
                 assert known == origin.external[name], f"{origin.name}: {origin.external[name]}, elsewhere {known}"
         return [_resolved(name) for name in found]
+
+
+# Scripts of one process have most parts in common: each is made once per values of the knobs that it reads.
+
+
+@cache
+def parsed(text: str) -> ast.stmt:
+    return ast.parse(text).body[0]
+
+
+@cache
+def shell_of(cls: ast.ClassDef) -> ast.ClassDef:
+    """A class without its methods."""
+    shell = copy.copy(cls)
+    shell.body = [s for s in cls.body if not isinstance(s, ast.FunctionDef)]
+    return shell
+
+
+@cache
+def folded(
+    statement: ast.stmt, knobs: tuple, variables: tuple, absent: frozenset[str], literal: bool, in_config: bool
+) -> ast.stmt:
+    """The statement under these values of what it reads; see Folding."""
+    folding = Folding(dict(knobs), dict(variables), KEPT_ERRORS, literal)
+    folding.absent, folding.in_config = absent, in_config
+    return folding.visit(copied(statement))
 
 
 def _resolved(name: Name) -> Name:

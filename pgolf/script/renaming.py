@@ -5,6 +5,7 @@ function and at the top of a module alike. A definition has the same short name 
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from itertools import count
 from keyword import iskeyword
 from string import ascii_lowercase, ascii_uppercase, digits
 
-from pgolf.script.parts import SOURCES, copied, module
+from pgolf.script.parts import SOURCES, module
 
 FIRST, NEXT = ascii_uppercase, ascii_uppercase + ascii_lowercase + digits
 Scope = ast.FunctionDef | ast.Lambda
@@ -50,12 +51,12 @@ def tables(outside: tuple[str, ...] = ()) -> Tables:
     return Tables({name: next(free) for name in sorted(defined - named)}, named)
 
 
-def renamed(statement: ast.stmt, known: Tables) -> ast.stmt:
-    """A copy of a definition with short names."""
-    statement = copied(statement)
+def renamed(statement: ast.stmt, known: Tables, method: bool = False) -> ast.stmt:
+    """A definition with short names, in place; a method keeps its own."""
     for scope in _scopes(statement):
         _Rename(_local_names(scope, known)).generic_visit(scope)
-    return _Rename(known.short).visit(statement)
+    rename = _Rename(known.short)
+    return rename.generic_visit(statement) if method else rename.visit(statement)
 
 
 def _scopes(node: ast.AST) -> Iterator[Scope]:
@@ -89,7 +90,9 @@ def _local_names(scope: Scope, known: Tables) -> dict[str, str]:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
+    uses = Counter(node.id for node in ast.walk(scope) if isinstance(node, ast.Name))
     own = [name for name in dict.fromkeys(_bound(scope)) if name not in known.named | imported | known.short.keys()]
+    own.sort(key=lambda name: -uses[name])  # the commonest are alike in all functions
     taken = (read | set(_bound(scope)) | known.named) - set(own)
     return dict(zip(own, (name for name in _letters() if name not in taken), strict=False))
 

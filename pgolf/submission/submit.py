@@ -16,8 +16,8 @@ from pgolf.disk import explain_disk_errors
 from pgolf.runs import directory, integrity
 from pgolf.runs.result import ARTIFACT, Result, finished_run
 from pgolf.script.compile import Script, script_of
-from pgolf.submission import record_folder
-from pgolf.submission.record_folder import Comparison, Record, Seed
+from pgolf.submission import record as folders
+from pgolf.submission.record import Comparison, Record, Seed
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import score_model
 from pgolf_core.config import ROOT, RunConfig
@@ -78,14 +78,14 @@ def submit(
     audit.store(dataset, found)
     for run in runs:
         _refuse(run, _problems(run, dataset, script, found))
-    compared = record_folder.compared(first.directory, base) if base else None
+    compared = folders.compared(first.directory, base) if base else None
     with explain_disk_errors(out), cpu_threads(first.config.cpu_threads):
         seeds = [_scored(run, dataset) for run in runs]
         record = Record(first.name, seeds, first.config, script, found, Comparison(compared, beats))
         unfinished = out.with_name(f"{out.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        record_folder.write(record, unfinished)
+        folders.write(record, unfinished)
         os.replace(unfinished, out)
     return out
 

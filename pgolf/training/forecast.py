@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pgolf.script.compile import script_of
+from pgolf.script.compile import packed_script
 from pgolf.training.file_size import Sizes
 from pgolf.training.growth import Law, initial_state, lr_area, warmdown_steps
 from pgolf_core.artifact.format import ACCOUNT
@@ -70,7 +70,7 @@ def forecast(config: RunConfig) -> Forecast:
     """
     train = config.train.model_copy(update={"seed": 0})  # runs of several seeds share one forecast
     export = config.export.model_copy(update={"allow_over_cap": False})
-    return _before_training(config.model, train, export, len(script_of(config).packed))
+    return _before_training(config.model, train, export, len(packed_script(config)))
 
 
 @lru_cache(maxsize=256)
@@ -115,7 +115,7 @@ def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, 
         return {name: law.grow(t, known[name], now, after, growth, generator) for name, t in state.items()}
 
     margin = MARGIN_SEEN if fraction < 1 else MARGIN
-    sizes = Sizes(known, copies, config.export, len(script_of(config).packed))
+    sizes = Sizes(known, copies, config.export, len(packed_script(config)))
     return _interval(sizes, state, drawn, margin, known=fraction == 1, without=without)
 
 

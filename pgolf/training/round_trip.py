@@ -14,7 +14,7 @@ from torch import Tensor
 from pgolf.data.dataset import Dataset
 from pgolf.disk import checksum
 from pgolf.runs.result import RunError, evaluation_protocol
-from pgolf.script.compile import script_of
+from pgolf.script.compile import packed_script
 from pgolf.training.inputs import data_facts, scored_tokens
 from pgolf_core.config import RunConfig
 from pgolf_core.device import deterministic_kernels, pick_device, pick_dtype
@@ -55,7 +55,7 @@ def round_trip(
         teacher = teacher_of(state, config, dataset.train_shards, device)
         calibrated = time.perf_counter()
         with deterministic_kernels(device.type == "cuda"):
-            code = len(script_of(config).packed)
+            code = len(packed_script(config))
             account = export(state, config.export, path, calibration, roles(config.model), teacher, code)
         learning = teacher.seconds if teacher else 0.0
         seconds = calibrated - start + learning, time.perf_counter() - calibrated - learning
@@ -107,7 +107,7 @@ def roundtrip_fields(
         scored_text=text, protocol=evaluation_protocol(config.eval, config.train, pick_device(config.train).type),
         roundtrip_block_nats=list(score.block_nats), prequant_block_nats=list(prequant_nats),
         bytes=account.rows(), total_bytes=account.total, cap_bytes=account.cap,
-        artifact_sha256=trip.artifact_sha256, script_sha256=script_of(config).sha256,
+        artifact_sha256=trip.artifact_sha256, script_sha256=hashlib.sha256(packed_script(config)).hexdigest(),
         export_seconds=trip.export_seconds, eval_seconds=trip.eval_seconds,
         data=facts, data_fingerprint=dataset.fingerprint,
     )  # fmt: skip

@@ -4,7 +4,6 @@ import ast
 import gc
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.alone import ONLY, final_bpb, run_alone
 from support.shards import write_shard
 from support.training import tiny
 
@@ -26,15 +26,6 @@ from pgolf.training.run import train
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.shards import read_shard, shard_paths
 
-ONLY = ("torch", "numpy", "sentencepiece", "constriction", "brotli")
-# What an environment with only these packages lacks; the script's own packages are checked against ONLY.
-ALONE = """
-import runpy, sys
-for name in ("pgolf", "pgolf_core", "pydantic", "yaml", "safetensors", "pandas", "tqdm", "python_minifier"):
-    sys.modules[name] = None
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 SHORT = dict(iterations=6, val_loss_every=3, val_max_tokens=0, roundtrip_val_max_tokens=0, resume_every_seconds=0)
 CASES = {
     "baseline": {},
@@ -70,23 +61,6 @@ def folder(tmp_path_factory, embedded):
     (folder / "tokenizer.model").write_bytes((embedded / "tokenizer.model").read_bytes())
     describe(folder)
     return folder
-
-
-def run_alone(script: Path, data: Path, *arguments: str, ranks: int = 1) -> str:
-    """What the script prints, run in its folder without the packages of the workbench."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SEED", "OUT")}
-    words = [sys.executable, "-P", "-c", ALONE, str(script), *arguments]
-    if ranks > 1:
-        words = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        words += [str(script), *arguments]
-    environment |= {"DATA_PATH": str(data), "OUT": str(script.parent / "out")}
-    done = subprocess.run(words, cwd=script.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def final_bpb(output: str) -> str:
-    return re.findall(r"_roundtrip_exact val_loss:[\d.]+ val_bpb:([\d.]+)", output)[-1]
 
 
 def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> None:
@@ -133,7 +107,9 @@ def test_the_readable_script_is_the_packed_one(folder, tmp_path):
 def test_seeds_folders_and_processes_share_a_script_and_what_counts_does_not():
     config = RunConfig(track="nano")
     script = script_of(config)
-    assert script == script_of(config.with_knobs(seed=7, data_path="elsewhere", world_size=2, roundtrip_val_max_tokens=0))
+    assert script == script_of(
+        config.with_knobs(seed=7, data_path="elsewhere", world_size=2, roundtrip_val_max_tokens=0)
+    )
     assert script.packed != script_of(config.with_knobs(matrix_lr=0.03)).packed
     assert script.readable.count("import pgolf") == script.readable.count("pgolf_core.") == 0
 

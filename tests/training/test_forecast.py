@@ -13,11 +13,11 @@ import pgolf.training.forecast as forecast_module
 from pgolf.cli import main
 from pgolf.runs import directory
 from pgolf.runs.table import load_runs
+from pgolf.script.compile import script_of
 from pgolf.sweeps.runner import run_sweep
 from pgolf.training.forecast import ForecastError, forecast, forecast_from
 from pgolf.training.growth import lr_area, warmdown_steps
 from pgolf.training.run import RESUME, TrainError, train
-from pgolf.script.compile import script_of
 from pgolf_core.config import RunConfig
 from pgolf_core.export import export
 from pgolf_core.optim import lr_factor
@@ -42,7 +42,7 @@ CHECKPOINTS = [
 def test_a_final_checkpoint_is_coded_as_export_does(tmp_path, knobs):
     config = RunConfig(track="nano", num_heads=4, num_kv_heads=2, keep_float_max_numel=4096, **knobs)
     state = gaussian_state(config)
-    account = export(state, config.export, tmp_path / "artifact")
+    account = export(state, config.export, tmp_path / "artifact", code_bytes=len(script_of(config).packed))
     seen = forecast_from(state, config, 1.0)
     assert seen.bytes == sum(seen.parts.values()) and seen.parts["code"] == account.code
     assert seen.bytes - account.code == pytest.approx(account.artifact, rel=0.01)
@@ -56,13 +56,15 @@ def test_of_many_weights_some_stand_for_all(tmp_path, monkeypatch, codec, dim):
     account = export(state, config.export, tmp_path / "artifact")
     monkeypatch.setattr(forecast_module, "CHECKPOINT_WEIGHTS", 25 * dim**2)  # three blocks
     monkeypatch.setitem(file_size.SAMPLES, codec, 18 * dim**2)
-    assert forecast_from(state, config, 1.0).bytes - account.code == pytest.approx(account.artifact, rel=0.02)
+    seen = forecast_from(state, config, 1.0)
+    assert seen.bytes - seen.parts["code"] == pytest.approx(account.artifact, rel=0.02)
 
 
 def test_code_is_known_exactly():
     config = RunConfig(**TINY)
-    assert forecast(config).parts["code"] == len(code_archive())
-    assert forecast(config.with_knobs(quantizer="codebook:256:2")).parts["code"] > len(code_archive())
+    code = len(script_of(config).packed)
+    assert forecast(config).parts["code"] == code
+    assert forecast(config.with_knobs(quantizer="codebook:256:2")).parts["code"] > code
 
 
 def test_finer_steps_and_larger_models_cost_more():
@@ -94,7 +96,7 @@ def test_the_solver_fills_its_cap_by_construction():
     config = RunConfig(**TINY, allocation="solve", cap_bytes=70_000)
     seen = forecast(config)
     assert seen.bytes == seen.high == 70_000 and 69_000 < seen.low < 70_000
-    least = len(code_archive()) + 1000
+    least = seen.parts["code"] + 1000
     assert forecast(config.with_knobs(cap_bytes=least)).bytes > least  # even the coarsest steps
     assert forecast(config.with_knobs(cap_bytes=10_000_000)).bytes < 1_000_000  # even the finest
 

@@ -1,24 +1,19 @@
 """A scheme of a few lines, defined here alone, works from its knob to the reader of its file."""
 
-import io
-import json
-import lzma
-import subprocess
-import sys
-import tarfile
 from dataclasses import dataclass
 
 import pytest
 import torch
+from support.alone import final_bpb, run_alone
 from support.artifacts import unpack
 from torch import Tensor
 
 from pgolf.runs.result import ARTIFACT, read_result
+from pgolf.script.compile import script_of
 from pgolf.studies.reexport import export_checkpoint
 from pgolf.training.forecast import forecast
 from pgolf.training.run import train
-from pgolf_core.artifact.code_archive import code_archive
-from pgolf_core.artifact.format import load, pack, read_model
+from pgolf_core.artifact.format import pack, read_model
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import quantize_state
 from pgolf_core.quantization.stored import form, stored_form
@@ -59,7 +54,7 @@ class Mine(QuantScheme):
 
 TINY = dict(
     track="nano", num_layers=1, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
-    iterations=1, val_loss_every=0, val_max_tokens=512, roundtrip_val_max_tokens=512, val_batch_size=512,
+    iterations=1, val_loss_every=0, val_max_tokens=512, roundtrip_val_max_tokens=0, val_batch_size=4096,
     keep_float_max_numel=0,
 )  # fmt: skip
 
@@ -75,27 +70,18 @@ def test_a_scheme_defined_in_a_test_works_from_config_to_reader(embedded, tmp_pa
     file = read_model(tmp_path / "s" / "run" / ARTIFACT)
     coded = {name: t for name, t in file.tensors.items() if isinstance(t, MineTensor)}
     assert len(coded) == 6 and all(t.levels.abs().max() <= 3 for t in coded.values())
-    assert result.bytes["weights"] > 0 and result.bytes["code"] == len(code_archive(*file.forms)) > len(code_archive())
+    plain = script_of(config.with_knobs(quantizer="step:0.3"))
+    assert result.bytes["weights"] > 0 and result.bytes["code"] == len(script_of(config).packed) > len(plain.packed)
     finer = export_checkpoint(tmp_path / "s" / "run", tmp_path / "s" / "lab", quantizer="mine:40")
     assert finer.total_bytes > result.total_bytes and finer == read_result(tmp_path / "s" / "lab")
-    _reads_alone(tmp_path / "s" / "run" / ARTIFACT, tmp_path)
+    _reads_alone(tmp_path / "s" / "run", config, embedded, tmp_path)
 
 
-def _reads_alone(path, folder):
-    """The archived code, without this file and without the packages, loads the same tensors."""
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(code_archive(*read_model(path).forms)))) as archive:
-        archive.extractall(folder / "alone", filter="data")
-    program = (
-        f"import sys, json; sys.path.insert(0, {str(folder / 'alone')!r})\n"
-        "from pgolf_core.artifact.format import load\n"
-        f"state = load({str(path)!r})\n"
-        "print(json.dumps([{name: t.double().sum().item() for name, t in state.items()}, [*sys.modules]]))"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    sums, modules = json.loads(done.stdout)
-    assert sums == {name: t.double().sum().item() for name, t in load(path).items()}
-    assert "pgolf_core.quantization.schemes.mine" in modules and "pgolf_core.export" not in modules
+def _reads_alone(run_dir, config, data, folder):
+    """The run's script, without this file and without the packages, scores its artifact alike."""
+    (folder / "train_gpt.py").write_bytes(script_of(config).packed)
+    output = run_alone(folder / "train_gpt.py", data, "--eval", str(run_dir / ARTIFACT))
+    assert final_bpb(output) == f"{read_result(run_dir).roundtrip_val_bpb:.8f}"
 
 
 def test_all_schemes_round_trip_and_use_their_context():
@@ -104,7 +90,11 @@ def test_all_schemes_round_trip_and_use_their_context():
         config = RunConfig(quantizer=text, keep_float_max_numel=0).export
         quantized = quantize_state(w, config)
         read_back, scheme = unpack(pack(quantized, "ans").bytes), parse_scheme(text)
-        assert {type(t) for t in read_back.tensors.values()} == {form(scheme.stored)} == quantized.forms
+        assert (
+            {type(t) for t in read_back.tensors.values()}
+            == {form(scheme.stored)}
+            == {type(t) for t in quantized.tensors.values()}
+        )
         expected = scheme.fit_all(w, dict.fromkeys(w, FitContext()))
         assert all(torch.equal(t.dequantize(), expected[n].dequantize()) for n, t in read_back.tensors.items())
     assert not quantize_state(w, RunConfig(quantizer="float16", keep_float_max_numel=0).export).tensors
