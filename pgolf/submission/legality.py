@@ -270,11 +270,11 @@ def of_runs(run_dirs: list[Path]) -> list[Verdict]:
 
 
 def sentence(verdicts: list[Verdict]) -> str:
-    """'legal: 14 of 16 rules hold, 2 not tested', or which ones are broken."""
-    failed = [verdict.rule for verdict in verdicts if verdict.outcome == FAIL]
-    if failed:
-        return f"not legal: {', '.join(dict.fromkeys(failed))}"
-    held = sum(verdict.outcome == PASS for verdict in verdicts)
-    untested = [verdict.rule for verdict in verdicts if verdict.outcome == NOT_TESTED]
-    rest = f"; not tested: {', '.join(dict.fromkeys(untested))}" if untested else ""
-    return f"legal: {held} of {len(verdicts)} rules hold{rest}" if held else f"nothing could be tested{rest}"
+    """'legal: 14 of 16 rules hold; not tested: …', or which are broken; only tested conditions make it legal."""
+    rules = {kind: list(dict.fromkeys(v.rule for v in verdicts if v.outcome == kind)) for kind in (PASS, FAIL)}
+    if rules[FAIL]:
+        return f"not legal: {', '.join(rules[FAIL])}"
+    word = "legal" if "C1 causality" in rules[PASS] else "no violation found"
+    held = f"{word}: {sum(v.outcome == PASS for v in verdicts)} of {len(verdicts)} rules hold"
+    untested = ", ".join(dict.fromkeys(v.rule for v in verdicts if v.outcome == NOT_TESTED))
+    return f"{held}; not tested: {untested}" if untested else held

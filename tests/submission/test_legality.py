@@ -204,7 +204,7 @@ def test_averaged_weights_claimed_and_raw_ones_in_the_file_are_named(run_dir, fo
 
 def test_runs_of_one_configuration_and_several_seeds_belong_together(run_dir, folder, tmp_path):
     other = trained(tmp_path / "s" / "s42", folder, seed=42)
-    assert sentence(of_runs([run_dir, other])) == "legal: 3 of 3 rules hold"
+    assert sentence(of_runs([run_dir, other])) == "no violation found: 3 of 3 rules hold"
     lower = trained(tmp_path / "s" / "lower", folder, seed=7, matrix_lr=0.01)
     verdict = of_runs([run_dir, other, lower])[0]
     assert verdict.outcome == FAIL
