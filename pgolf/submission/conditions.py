@@ -21,6 +21,7 @@ PASS, FAIL, NOT_TESTED = "pass", "fail", "not tested"
 PLACES = 8  # tokens whose distributions are looked at
 SUM_TOLERANCE = 1e-5  # of a distribution's sum
 NATS_TOLERANCE = 1e-4  # between a score and the logarithm of its probability, both of float32 logits
+C1, C2, C3, C4 = "C1 causality", "C2 normalisation", "C3 score before update", "C4 one pass"
 NOISE, MOST_NOISE = 4.0, 1e-3  # tolerated change: so many differences of two equal scorings, at most so many nats
 
 
@@ -122,27 +123,25 @@ def probe(tokens: Tensor, window: int, bos: int) -> Tensor:
 
 def examine(scorer: Scorer, tokens: Tensor, window: int, bos: int) -> list[Verdict]:
     """Verdicts on the four conditions, and on documents that are said to be independent. tokens: (n,), see probe."""
-    trial = _Trial(scorer, tokens, bos)
-    places = _places(tokens, window, bos)
+    trial, places = _Trial(scorer, tokens, bos), _places(tokens, window, bos)
     for place in places:
         trial.at(place)
-    how = f"{len(places)} places, {len(tokens):,} tokens"
     slack = f"tolerance {trial.tolerance:.1e}" if trial.tolerance else "to the bit"
-    largest = {name: f"largest change {size:.1e}, {slack}" for name, size in trial.largest.items()}
+    moved, sums, own = "largest change {:.1e}, " + slack, "sums within {:.1e} of 1", "each once, within {:.1e} nats"
     tests = {
-        "C1 causality": (f"change every token scored after it: {how}", largest["C1 causality"]),
-        "C2 normalisation": (
-            f"sum over the vocabulary, and other tokens in its place have their probability: {how}",
-            f"sums within {trial.largest['C2 normalisation']:.1e} of 1, {trial.others} other tokens agree",
-        ),
-        "C3 score before update": (f"change the token itself: {how}", largest["C3 score before update"]),
-        "C4 one pass": (
-            f"count the scores of each of {len(tokens) - 1:,} targets; each is that of its one distribution",
-            f"each once, within {trial.largest['C4 one pass']:.1e} nats",
-        ),
+        C1: ("change every token scored after it", moved),
+        C2: ("sum over the vocabulary, and score other tokens in its place", f"{sums}, {trial.others} others agree"),
+        C3: ("change the token itself", moved),
+        C4: ("count the scores of each target, and compare each with its one distribution", own),
     }
-    verdicts = [judged(rule, how, trial.problems[rule][:3], figures) for rule, (how, figures) in tests.items()]
-    return [*verdicts, trial.isolation()]
+    where = f"{len(places)} places, {len(tokens):,} tokens"
+    return [
+        *(
+            judged(r, f"{how}: {where}", trial.problems[r][:3], f.format(trial.largest[r]))
+            for r, (how, f) in tests.items()
+        ),
+        trial.isolation(),
+    ]
 
 
 def _places(tokens: Tensor, window: int, bos: int) -> list[int]:
@@ -161,12 +160,11 @@ class _Trial:
         self.scorer, self.tokens, self.bos, self.others = scorer, tokens, bos, 0
         self.base, again = scorer.score(tokens), scorer.score(tokens)
         self.tolerance = min(NOISE * float((again.nats - self.base.nats).abs().max()), MOST_NOISE)
-        rules = ("C1 causality", "C2 normalisation", "C3 score before update", "C4 one pass")
-        self.problems: dict[str, list[str]] = {rule: [] for rule in rules}
-        self.largest = dict.fromkeys(rules, 0.0)
+        self.problems: dict[str, list[str]] = {rule: [] for rule in (C1, C2, C3, C4)}
+        self.largest = dict.fromkeys(self.problems, 0.0)
         if wrong := int((self.base.times != 1).sum()):
             counts = f"between {int(self.base.times.min())} and {int(self.base.times.max())} times"
-            self._note("C4 one pass", 0.0, f"{wrong:,} targets are not scored exactly once, but {counts}", wrong)
+            self._note(C4, 0.0, f"{wrong:,} targets are not scored exactly once, but {counts}", wrong)
         # Another order than the file's may follow the lengths of documents, which then stay as they are.
         self.same_documents = not bool((self.base.order.diff() > 0).all())
         self.random = torch.Generator().manual_seed(1)
@@ -190,41 +188,31 @@ class _Trial:
         order, target, token = self.base.order, place - 1, int(self.tokens[place])
         p = self.scorer.distribution(self.tokens, place)
         off = abs(float(p.sum()) - 1)
-        proper = off <= SUM_TOLERANCE and bool((p >= 0).all())
-        self._note(
-            "C2 normalisation", off, f"the probabilities at token {place} sum to {float(p.sum()):.6g}", not proper
-        )
+        words = f"the probabilities at token {place} sum to {float(p.sum()):.6g}"
+        self._note(C2, off, words, not (off <= SUM_TOLERANCE and bool((p >= 0).all())))
         nats, own = float(self.base.nats[target]), -float(p[token].log())
         words = f"token {place} is scored {nats:.4f} nats, and its distribution gives {own:.4f}"
-        self._note("C4 one pass", abs(nats - own), words, not abs(nats - own) <= NATS_TOLERANCE)
-
+        self._note(C4, abs(nats - own), words, not abs(nats - own) <= NATS_TOLERANCE)
         later = torch.cat([torch.tensor([False]), order > order[target]])
-        upto = order <= order[target]
-        self._compare("C1 causality", place, p, self._changed(later, len(p), self.same_documents), upto)
+        self._compare(C1, place, p, self._changed(later, len(p), self.same_documents), order <= order[target])
         others = {int(p.argmax()), int(self.tokens[place - 1]), int(torch.randint(len(p), (), generator=self.random))}
         if self.same_documents:
             others = set() if token == self.bos else others - {self.bos}
         for other in others - {token}:
             text = self.tokens.clone()
             text[place] = other
-            nats = float(
-                self._compare("C3 score before update", place, p, text, upto & (order != order[target]))[target]
-            )
-            expected = -float(p[other].log())
-            words = (
-                f"at token {place} token {other} would score {nats:.4f} nats, and the distribution says {expected:.4f}"
-            )
-            self._note("C2 normalisation", 0.0, words, not abs(nats - expected) <= NATS_TOLERANCE)
+            nats = float(self._compare(C3, place, p, text, order < order[target])[target])
+            own = -float(p[other].log())
+            words = f"at token {place} token {other} would score {nats:.4f} nats, and the distribution says {own:.4f}"
+            self._note(C2, 0.0, words, not abs(nats - own) <= NATS_TOLERANCE)
             self.others += 1
 
     def _compare(self, rule: str, place: int, p: Tensor, text: Tensor, unchanged: Tensor) -> Tensor:
         """Nats of a changed text, of which the unchanged targets and the distribution at place must be as before."""
         nats = self.scorer.score(text).nats
-        moved = float((nats - self.base.nats)[unchanged].abs().max()) if unchanged.any() else 0.0
+        moved = float(((nats - self.base.nats) * unchanged).abs().max())
         shift = float((self.scorer.distribution(text, place) - p).abs().max())
-        what = {"C1 causality": "tokens scored later change", "C3 score before update": "the token itself changes"}[
-            rule
-        ]
+        what = "tokens scored later change" if rule == C1 else "the token itself changes"
         words = f"{what} the distribution at token {place} by {shift:.1e} and earlier scores by {moved:.1e} nats"
         self._note(rule, max(moved, shift), words, not max(moved, shift) <= self.tolerance)
         return nats

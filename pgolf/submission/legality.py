@@ -30,6 +30,7 @@ from pgolf_core.model import roles
 
 EVAL_SECONDS = 600.0  # the challenge's limit of the evaluation, on tracks whose training has one
 SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # tolerance between two scores of one file, bpb
+OVERLAP, BYTES = ("overlap",), ("shards", "tokenizer", "table", "bytes", "marks")  # of audit.CHECKS
 MACHINE = ("device", "device_name", "platform", "torch", "numpy")
 
 
@@ -49,6 +50,11 @@ class Evidence:
     @property
     def same_machine(self) -> bool:
         return all(self.result.environment.get(name) == self.here[name] for name in MACHINE)
+
+    @property
+    def tolerance(self) -> float:
+        """Between two scores of one file."""
+        return SAME_MACHINE if self.same_machine else OTHER_MACHINE
 
     @property
     def same_code(self) -> bool:
@@ -108,11 +114,11 @@ def _record(run_dir: Path, result: Result, config: RunConfig) -> Verdict:
     log, lacking = run_dir / "log.txt", []
     if result.kind == "train" and log.exists():
         text = log.read_text(encoding="utf-8", errors="replace")
-        facts = (
+        facts = [
             f"config:{result.config_hash}",
             f"val_bpb:{result.roundtrip_val_bpb:.8f}",
             f": {result.total_bytes} bytes",
-        )
+        ]
         lacking = [fact for fact in facts if fact not in text]
     problems += [f"log.txt is of another run: it has no “{fact.strip(': ')}”" for fact in lacking]
     how = "hash of config.json, seed, and log.txt against the result"
@@ -129,7 +135,7 @@ def _clocks(result: Result, config: RunConfig) -> list[Verdict]:
     late = [f"{evaluation:.1f} s of {EVAL_SECONDS:.0f} s"] if evaluation > EVAL_SECONDS else []
     evaluated = judged(rules[1], "eval_seconds of the result", late, f"{evaluation:.1f} s of {EVAL_SECONDS:.0f} s")
     how = "counted seconds of training and calibration; the last step may cross the limit"
-    if not budget:
+    if "counted" not in budget:
         return [Verdict(rules[0], NOT_TESTED, how, "the result has no budget of seconds"), evaluated]
     counted = f"{budget['counted']:.1f} s of {limit:g} s, {budget['calibration']:.1f} s of it calibration"
     wrong = [f"the budget has a limit of {budget['limit']:g} s"] if budget["limit"] != limit else []
@@ -152,24 +158,19 @@ def _size(e: Evidence) -> Verdict:
         problems.append(f"the code has {code:,} bytes, and {counted:,} are counted")
     figures = f"{file:,} of the file + {counted:,} of code = {total:,} of {cap:,} bytes"
     how = f"{ARTIFACT} on disk, and the archive of the code that reads it"
-    return judged(
-        "size", how, problems, figures + ("" if e.same_code else "; code as counted by the run: it is other code now")
-    )
+    return judged("size", how, problems, figures + "; other code now, so its bytes are the run's" * (not e.same_code))
 
 
 def _rescored(e: Evidence) -> Verdict:
-    tolerance = SAME_MACHINE if e.same_machine else OTHER_MACHINE
-    ours = (e.score.val_bpb, e.score.val_loss, e.score.tokens, e.score.bytes)
-    r = e.result
+    r, ours = e.result, (e.score.val_bpb, e.score.val_loss, e.score.tokens, e.score.bytes)
     theirs = (r.roundtrip_val_bpb, r.roundtrip_val_loss, r.roundtrip_tokens, r.roundtrip_bytes)
     text = "{:.8f} bpb, {:.8f} nats per token, {:,} tokens of {:,} bytes"
-    same = all(abs(a - b) <= tolerance for a, b in zip(ours, theirs, strict=True))
+    same = all(abs(a - b) <= e.tolerance for a, b in zip(ours, theirs, strict=True))
     problems = [] if same else [f"now {text.format(*ours)}; the result says {text.format(*theirs)}"]
     if r.data_fingerprint != e.dataset.fingerprint:
         problems.append(f"{e.dataset.directory.name} is not the data that was scored: its fingerprint is another")
-    return judged(
-        "score of the file", f"read back and scored again, tolerance {tolerance:g}", problems, text.format(*ours)
-    )
+    how = f"read back and scored again, tolerance {e.tolerance:g}"
+    return judged("score of the file", how, problems, text.format(*ours))
 
 
 def _whole_split(e: Evidence) -> Verdict:
@@ -186,24 +187,23 @@ def _whole_split(e: Evidence) -> Verdict:
 def _averaged(e: Evidence) -> Verdict:
     """Raw or averaged weights: what the knobs ask for, what was scored, and what is in the file."""
     rule, how = "weights scored are weights shipped", "knobs, score of the checkpoint, control tensors of the file"
-    said, config, problems = str(e.result.weights), e.config, []
-    asked = "ema" if config.ema_decay else "swa" if config.swa_every else "raw"
+    said, config, problems = e.result.weights or "raw", e.config, []
+    asked = ("ema",) if config.ema_decay else ("swa", "raw") if config.swa_every else ("raw",)  # swa may begin too late
     if not said.startswith(asked):
-        problems.append(f"the knobs ask for {asked} weights, and {said} ones were scored")
+        problems.append(f"the knobs ask for {asked[0]} weights, and {said} ones were scored")
     if not e.checkpoint.is_file():
         return judged(rule, how, problems, "") if problems else Verdict(rule, NOT_TESTED, how, "there is no checkpoint")
     state, kinds = load_checkpoint(e.checkpoint), roles(config.model)
     device = pick_device(config.train)
     prequant = score_model(model_of(state, config, device), config, e.dataset, roundtrip=True).val_bpb
-    if not abs(prequant - e.result.prequant_val_bpb) <= (SAME_MACHINE if e.same_machine else OTHER_MACHINE):
+    if not abs(prequant - e.result.prequant_val_bpb) <= e.tolerance:
         problems.append(f"the checkpoint scores {prequant:.8f} bpb, the result says {e.result.prequant_val_bpb:.8f}")
     controls = [name for name, role in kinds.items() if role.is_control]
     as_stored = {name: stored_float(state[name], kinds[name], config.export).float() for name in controls}
     other = [name for name in controls if not as_stored[name].equal(e.weights[name].float())]
     if other and not config.learn_steps:
-        problems.append(
-            f"{len(other)} of {len(controls)} control tensors of the file are not the checkpoint's: {other[0]}"
-        )
+        words = "control tensors of the file are not the checkpoint's"
+        problems.append(f"{len(other)} of {len(controls)} {words}: {other[0]}")
     return judged(rule, how, problems, f"{said} weights; before quantization {prequant:.8f} bpb")
 
 
@@ -229,15 +229,10 @@ def _calibration(e: Evidence) -> Verdict:
 
 def _audited(found: audit.Audit) -> list[Verdict]:
     """Verdicts that the thorough audit of the data gives."""
-    rules = {
-        "no validation text in training": (("overlap",), "documents of both splits, hashed and compared"),
-        "bytes as decoded": (
-            ("shards", "tokenizer", "table", "bytes", "marks"),
-            "byte table and documents against the bytes that tokens decode to",
-        ),
-    }
+    overlap = "documents of both splits, hashed and compared"
+    spelt = "byte table and documents against the bytes that tokens decode to"
     verdicts = []
-    for rule, (checks, how) in rules.items():
+    for rule, checks, how in (("no validation text in training", OVERLAP, overlap), ("bytes as decoded", BYTES, spelt)):
         own = [finding for finding in found.findings if finding.check in checks]
         problems = [finding.message for finding in own if finding.level == "error"]
         notes = [finding.message for finding in own if finding.level != "error"]
