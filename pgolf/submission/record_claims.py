@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from pgolf.analysis import claims
-from pgolf.analysis.training_logs import Log
+from pgolf.analysis.training_logs import Log, Score
 
 README = "README.md"
 FIGURE = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?![\d%]|\s*[MKk]i?B)")
@@ -38,17 +38,17 @@ def problems(submission: dict, readme: str, logs: list[Log]) -> dict[str, list[s
 
 
 def _means(submission: dict, by_seed: dict[str, dict]) -> Iterator[str]:
-    """Stated means that the scores claimed for the seeds do not have; a figure may also be that of one seed."""
+    """Stated means and deviations that the scores claimed for the seeds do not have."""
+    scores = [
+        {kind: own[kind] for kind in claims.SCORES if claims.is_figure(own.get(kind))} for own in by_seed.values()
+    ]
     for kind in claims.SCORES:
-        values = [float(own[kind]) for own in by_seed.values() if claims.is_figure(own.get(kind))]
-        if len(values) < 2 or len(values) < len(by_seed):
-            continue
-        mean = sum(values) / len(values)
-        for name, figures in {kind: [mean, *values], f"mean_{kind}": [mean], f"{kind}_mean": [mean]}.items():
-            claim = submission.get(name)
-            if isinstance(claim, Decimal) and not any(claims.near(claim, figure, claims.ROUNDED) for figure in figures):
-                words = f"{mean:.8f} is the mean of the {len(values)} that it claims for seeds"
-                yield f"{name} {claim} in {claims.SUBMISSION}, {words}"
+        if len(scores) > 1 and all(kind in own for own in scores):
+            finals = [
+                Score("final", line=1, digits=8, **dict.fromkeys(claims.SCORES, float(own[kind]))) for own in scores
+            ]
+            as_logged = [Log(scores=[score]) for score in finals]
+            yield from (text.replace("logs", "claims") for text in claims.over_seeds(kind, submission, as_logged))
 
 
 def _total(submission: dict, by_seed: dict[str, dict], logs: list[Log], seeds: int) -> Iterator[str]:

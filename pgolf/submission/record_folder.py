@@ -11,7 +11,7 @@ from pgolf.analysis import claims, diff
 from pgolf.analysis.records import NAMED_SEED, Source, logs_below
 from pgolf.analysis.training_logs import CAP_BYTES, CODE, Log, LogError
 from pgolf.data.audit import PUBLISHED
-from pgolf.disk import open_regular
+from pgolf.disk import checksum, open_regular
 from pgolf.submission import record_claims
 from pgolf.submission.conditions import FAIL, NOT_TESTED, Verdict, judged
 
@@ -125,7 +125,12 @@ def _every_seed(folder: Folder) -> Verdict:
     several = max((int(count) for count in MEAN_OF.findall(words)), default=1)
     if not folder.seeds and several > len(set(logged)):
         problems.append(f"a mean of {several} seeds is claimed, and {len(set(logged))} is logged")
-    return judged("a log of every seed", "seeds claimed against seeds logged", problems, f"seeds {', '.join(logged)}")
+    seeds = (
+        f"seeds {', '.join(logged)}"
+        if None not in {log.seed for log in folder.logs.values()}
+        else "not all logs name one"
+    )
+    return judged("a log of every seed", "seeds claimed against seeds logged", problems, seeds)
 
 
 def _distinct(folder: Folder) -> Verdict:
@@ -180,7 +185,11 @@ def _size(folder: Folder) -> Verdict:
         stated = {k: own.get(k) for k in ("bytes_total", "artifact_bytes", "artifact_bytes_max")}
         over = {k: v for k, v in stated.items() if claims.is_figure(v) and v > cap}
         problems += [f"{k} {v:,}{where} in {claims.SUBMISSION} is over the cap of {cap:,}" for k, v in over.items()]
-    for file in [file for pattern in ARTIFACTS for file in folder.path.rglob(pattern)]:
+    shipped = [file for pattern in ARTIFACTS for file in folder.path.rglob(pattern)]
+    claimed = folder.submission.get("artifact_sha256")
+    if len(shipped) == 1 and isinstance(claimed, str) and checksum(shipped[0]) != claimed:
+        problems.append(f"{shipped[0].name} has not the artifact_sha256 of {claims.SUBMISSION}")
+    for file in shipped:
         if (total := file.stat().st_size + script) > cap:
             problems.append(f"{file.name} and {SCRIPT} have {total:,} bytes on disk, over the cap by {total - cap:,}")
     figures = f"{', '.join(f'{total:,}' for total in totals)} of {cap:,} bytes"

@@ -11,6 +11,7 @@ import torch
 from support.shards import write_shard
 from support.training import tiny
 
+from pgolf.cli import main
 from pgolf.data import audit
 from pgolf.data.dataset import describe
 from pgolf.runs.result import ARTIFACT, RunError, read_result, write_result
@@ -73,11 +74,13 @@ def broken(run):
     return {v.rule: v.found for v in of_run(run) if v.outcome == FAIL}
 
 
-def test_a_clean_run_holds_every_rule_and_each_is_tested(run_dir):
+def test_a_clean_run_holds_every_rule_and_each_is_tested(run_dir, capfd):
     verdicts = of_run(run_dir)
     assert [f"{v.rule}: {v.found}" for v in verdicts if v.outcome != "pass"] == []
     assert all(v.how and v.found for v in verdicts)
     assert sentence(verdicts) == f"legal: {len(verdicts)} of {len(verdicts)} rules hold"
+    assert main.main(["legality", str(run_dir)]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == sentence(verdicts)
 
 
 def test_a_run_on_a_part_of_the_split_is_not_legal(run_dir, folder, tmp_path):

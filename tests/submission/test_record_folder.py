@@ -157,6 +157,9 @@ def test_a_shipped_file_counts_to_the_byte(folder):
     assert broken(folder) == {}
     (folder / "final.ptz").write_bytes(bytes(16_000_000 - 28_000 + 1))
     assert "final.ptz and train_gpt.py have 16,000,001 bytes on disk, over the cap by 1" in broken(folder)["size"]
+    (folder / "final.ptz").write_bytes(b"weights")
+    edit(folder / "submission.json", '"ema": true', f'"artifact_sha256": "{"0" * 64}"')
+    assert broken(folder) == {"size": "final.ptz has not the artifact_sha256 of submission.json"}
 
 
 def test_a_mean_of_more_seeds_than_are_logged_is_named(folder):
@@ -205,3 +208,11 @@ def test_the_command_prints_a_table_and_writes_a_page_and_its_status_tells(folde
     assert text.count("<tr>") == 16
     assert main.main(["legality", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, "1.07", [], {}, [{"seed": 42}], {"42": 1.07}, 10**30, True])
+def test_claims_of_any_type_are_read_without_an_error(folder, value):
+    names = ("seeds", "seed_results", "val_bpb", "val_bpb_std", "bytes_total", "track", "artifact_sha256")
+    (folder / "submission.json").write_text(json.dumps(dict.fromkeys(names, value)))
+    (folder / "README.md").write_text("| Seed | val_bpb |\n|--|\n| 42 | x |\n| mean | −1.0 |\n|||\n")
+    assert len(of_folder(folder)) == 15
