@@ -17,6 +17,8 @@ LOG = TUNED.replace("val_tokens: 40960", "val_tokens: 40540160").replace(
 )
 BPB = {"42": "1.07234560", "7": "1.07334560", "314": "1.07134560"}
 README = """
+**val_bpb: 1.0723** (mean of three)
+
 | Seed | Steps | Post-quant bpb | **Adapted val_bpb** | Δ bpb | Artifact |
 |---|---|---|---|---|---|
 | 42 | 4,800 | 1.0830 | **1.07235** | -0.5 | 15,928,000 |
@@ -90,6 +92,21 @@ FLAWS = [
     ),
     ("README.md", "| 7 | 4,800", "| 7 | 4,900", "steps and parameters as logged", "steps 4,900 of seed 7"),
     ("README.md", "15,928,000 |\n| 314", "15,910,000 |\n| 314", "bytes as logged", "artifact 15,910,000 of seed 7"),
+    ("README.md", "val_bpb: 1.0723", "val_bpb: 1.0623", "scores as logged", "val_bpb 1.0623 at the top of README.md"),
+    (
+        "submission.json",
+        '"42": {',
+        '"42": {"pre_quant_val_bpb": 1.0699, ',
+        "scores as logged",
+        "no such score in its log",
+    ),
+    (
+        LOGS,
+        "quantized+brotli: 15928000",
+        "quantized+brotli: 15929000",
+        "bytes as logged",
+        "is not the file's 15,900,000",
+    ),
     (LOGS, "seed: 42", "seed: 43", "a log of every seed", "no log of seed 42"),
     (LOGS, "embed_lr: 0.6", "embed_lr: 0.5", "one configuration", "embed_lr 0.5 and 0.6"),
     (LOGS, "(compressed): 28000", "(compressed): 27000", "one configuration", "code of 140,000"),
@@ -168,6 +185,14 @@ def test_a_mean_of_more_seeds_than_are_logged_is_named(folder):
         (folder / file).unlink()
     (folder / "submission.json").write_text(json.dumps(claims))
     assert "a mean of 3 seeds is claimed, and 1 is logged" in broken(folder)["a log of every seed"]
+
+
+def test_seeds_whose_logs_are_missing_are_held_against_the_readme(folder):
+    (folder / "train_seed7.log").unlink()
+    edit(folder / "README.md", "**1.07335**", "**1.07435**")
+    found = broken(folder)
+    assert "val_bpb 1.0733456 of seed 7 in submission.json, and not in its row" in found["scores as logged"]
+    assert found.keys() == {"a log of every seed", "scores as logged"}
 
 
 def test_a_track_without_a_clock_is_not_timed(folder):
