@@ -45,7 +45,7 @@ def _decimal(text: str) -> Decimal | str:
     return Decimal(text) if len(text) < 40 and 1e-15 < abs(float(text)) < 1e15 else text
 
 
-def _claims_by_seed(submission: dict) -> tuple[list[str], dict[str, dict]]:
+def claims_by_seed(submission: dict) -> tuple[list[str], dict[str, dict]]:
     """The seeds that it lists, and its claims about each."""
     results = submission.get("results")
     submission = (results if isinstance(results, dict) else {}) | submission
@@ -69,7 +69,7 @@ def compare(log: Log, submission: dict, others: list[Log]) -> tuple[list[str], l
     figures count only if the record has one log; with several they are means, or another seed's.
     """
     seed = str(log.seed)
-    seeds, by_seed = _claims_by_seed(submission)
+    seeds, by_seed = claims_by_seed(submission)
     words = " ".join(value for value in submission.values() if isinstance(value, str))
     means = any("_std" in name or "std_" in name for name in submission) or MANY_SEEDS.search(words)
     claims = {f"seed_results {seed} {name}": v for name, v in by_seed.get(seed, {}).items()}
@@ -77,7 +77,7 @@ def compare(log: Log, submission: dict, others: list[Log]) -> tuple[list[str], l
         claims |= submission
     flags, found = [], []
     for name, claim in claims.items():
-        if not _is_figure(claim):
+        if not is_figure(claim):
             continue
         answers = [_judge(other, name, claim) for other in [log, *(o for o in others if str(o.seed) == seed)]]
         if ("", "") not in answers:
@@ -85,7 +85,7 @@ def compare(log: Log, submission: dict, others: list[Log]) -> tuple[list[str], l
             found += [problem for _, problem in answers[:1] if all(problem for _, problem in answers)]
     codes = [size.bytes for other in others for size in other.sizes if size.what == CODE]
     codes += [other.artifact.get("code") for other in others]
-    if any(codes) and _is_figure(code := submission.get("bytes_code")) and code not in codes:
+    if any(codes) and is_figure(code := submission.get("bytes_code")) and code not in codes:
         found.append(f"bytes_code {code} in {SUBMISSION}, {codes[0]} in the log")
     found += _parameters(submission, others)
     if seeds and log.seed is not None and seed not in seeds:
@@ -93,7 +93,7 @@ def compare(log: Log, submission: dict, others: list[Log]) -> tuple[list[str], l
     return flags, found
 
 
-def _is_figure(claim: object) -> bool:
+def is_figure(claim: object) -> bool:
     return isinstance(claim, int | Decimal) and not isinstance(claim, bool) and abs(claim) < 10**15
 
 
@@ -125,7 +125,7 @@ def _parameters(submission: dict, logs: list[Log]) -> list[str]:
     logged = [count for log in logs if isinstance(count := log.parameters, int)]
     for name in PARAMETERS:
         claim = submission.get(name)
-        known = logged and _is_figure(claim) and claim > 10_000  # millions may be counted in millions
+        known = logged and is_figure(claim) and claim > 10_000  # millions may be counted in millions
         if known and not any(claim == count or _is_rounded(claim, count) for count in logged):
             return [f"{name} {claim} in {SUBMISSION}, {logged[0]} in the log"]
     return []
@@ -146,17 +146,17 @@ def _is_rounded(claim: int | Decimal, logged: int) -> bool:
 def of_record(record: Path, logs: list[Log]) -> list[str]:
     """Remarks on seeds that submission.json lists without a log, and on its means and deviations over seeds."""
     submission = parsed(read_claims(record)) or {}
-    seeds, claims = _claims_by_seed(submission)
+    seeds, claims = claims_by_seed(submission)
     missing = [seed for seed in seeds if seed not in {str(log.seed) for log in logs}]
     if missing:
         return [f"{record.name}: no log of seed {', '.join(missing[:20])}, which {SUBMISSION} lists"]
-    chosen = [_log_of_seed(seed, claims[seed], logs) for seed in seeds]
+    chosen = [log_of_seed(seed, claims[seed], logs) for seed in seeds]
     if len(seeds) < 2 or None in chosen:
         return []
-    return [f"{record.name}: {problem}" for kind in SCORES for problem in _over_seeds(kind, submission, chosen)]
+    return [f"{record.name}: {problem}" for kind in SCORES for problem in over_seeds(kind, submission, chosen)]
 
 
-def _over_seeds(kind: str, submission: dict, logs: list[Log]) -> Iterator[str]:
+def over_seeds(kind: str, submission: dict, logs: list[Log]) -> Iterator[str]:
     """Stated means and deviations of a score that no label's scores give; logs: one of each seed.
 
     A figure under the score's own name may be the mean or that of one seed.
@@ -176,19 +176,19 @@ def _over_seeds(kind: str, submission: dict, logs: list[Log]) -> Iterator[str]:
         claim = submission.get(name)
         if known and isinstance(claim, Decimal):
             what, slack = ("standard deviation", claim / 20) if "std" in name else ("mean", ROUNDED)
-            if not any(_near(claim, figure, slack) for figure in known):
+            if not any(near(claim, figure, slack) for figure in known):
                 yield f"{name} {claim} in {SUBMISSION}, {known[0]:.8f} is the {what} of its {len(logs)} seeds' logs"
 
 
-def _log_of_seed(seed: str, claims: dict, logs: list[Log]) -> Log | None:
+def log_of_seed(seed: str, claims: dict, logs: list[Log]) -> Log | None:
     """The scored log of a seed, of several the one that its claims agree with; None if that is none or not one."""
     own = [log for log in logs if str(log.seed) == seed and log.final]
     if len(own) > 1:
-        scores = {kind: claims[kind] for kind in SCORES if _is_figure(claims.get(kind))}
+        scores = {kind: claims[kind] for kind in SCORES if is_figure(claims.get(kind))}
         own = [log for log in own if scores and not any(_judge(log, *claim)[1] for claim in scores.items())]
     return own[0] if len(own) == 1 else None
 
 
-def _near(claim: Decimal, figure: float, slack: Decimal) -> bool:
+def near(claim: Decimal, figure: float, slack: Decimal) -> bool:
     """True if they differ by a unit of the claim's last digit or by the slack: scores may be rounded before a mean."""
     return abs(claim - Decimal(str(figure))) <= max(Decimal(1).scaleb(claim.as_tuple().exponent), slack)

@@ -77,7 +77,7 @@ def import_logs(paths: list[Path], sweep: str | None, root: Path) -> tuple[list[
 
 def _find(start: Path, problems: list[str]) -> dict[Path, Source]:
     """One log file, or every log in and below a folder, by resolved path."""
-    found = _logs_below(start, {}, problems) if start.is_dir() else {start.resolve(): _read(start)}
+    found = logs_below(start, {}, problems) if start.is_dir() else {start.resolve(): _read(start)}
     if not found:
         told = f": {problems[-1]}" if problems else ""
         raise LogError(f"{start}: no training log in this folder or below it (looked at *.log and *.txt){told}")
@@ -86,7 +86,8 @@ def _find(start: Path, problems: list[str]) -> dict[Path, Source]:
     return found
 
 
-def _logs_below(folder: Path, known: dict[Path, Source], problems: list[str]) -> dict[Path, Source]:
+def logs_below(folder: Path, known: dict[Path, Source], problems: list[str]) -> dict[Path, Source]:
+    """All logs in and below a folder, by resolved path; known: already parsed ones. Unreadable files are problems."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in (".log", ".txt"):
@@ -130,7 +131,7 @@ def _decoded(content: bytes) -> str:
 
 def _logs_of(record: Path, known: dict[Path, Source], problems: list[str]) -> dict[Path, Source]:
     """All logs of a record; of a folder without submission.json, which may hold anything, only the known ones."""
-    logs = _logs_below(record, known, problems) if (record / SUBMISSION).is_file() else known
+    logs = logs_below(record, known, problems) if (record / SUBMISSION).is_file() else known
     return {path: source for path, source in logs.items() if source.record == record}
 
 

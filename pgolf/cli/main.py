@@ -8,7 +8,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from pgolf.cli import cluster, data, remote
+from pgolf.cli import cluster, data, legality, remote
 from pgolf.cli.arguments import (
     add_command,
     add_knobs,
@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=ROOT / "reports", metavar="DIR", help="folder; default: reports")
 
     _add_commands_of_files(command)
+    legality.add_commands(commands)
     data.add_commands(commands)
     remote.add_commands(commands)
     cluster.add_commands(commands)
