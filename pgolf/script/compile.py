@@ -211,7 +211,8 @@ def _minified_all(reached: Reached) -> str:
     parts = ["from __future__ import annotations", _imports(reached.external)]
     for name in reached.modules:
         if name == CONFIG[0]:
-            parts.append(_minified(ast.unparse(_Stripped().visit(_config_class(reached)))))
+            own = renamed(_Stripped().visit(copied(_config_class(reached))), tables(outside))
+            parts.append(_minified(ast.unparse(own)))
             continue
         for own, _ in _statements(reached, name):
             kept = reached.kept[name, own]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from pgolf_core.artifact.code_archive import code_archive
 from torch import Tensor
 
 from pgolf.analysis import diff
@@ -20,7 +21,6 @@ from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, Pipeline, Verdic
 from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, model_of, round_trip, score_model
-from pgolf_core.artifact.code_archive import code_archive
 from pgolf_core.artifact.format import read_model
 from pgolf_core.config import RunConfig
 from pgolf_core.evaluate import Score

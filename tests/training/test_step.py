@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.attention import flex_attention as flex
 
-from pgolf.training import device as devices
+from pgolf_core import device as devices
 from pgolf_core.config import RunConfig
 from pgolf_core.distributed import ALONE, GradientSum
 from pgolf_core.layers import attention
