@@ -87,7 +87,13 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
     config.write_text(yaml.safe_dump(TINY | {"iterations": 2}), encoding="utf-8")
     status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "seed=5")
     (run_dir,) = run_directories(root)
-    assert status == 0 and out.splitlines()[-1] == str(run_dir)
+    *_, place, answer = out.splitlines()
+    assert status == 0 and place == str(run_dir)
+    result = read_result(run_dir)
+    assert answer.startswith(f"explore/{run_dir.name}: {result.roundtrip_val_bpb:.4f} bpb in {result.total_bytes:,} of")
+    assert answer.endswith(" of 1,000,000 bytes, fits")
+    status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "seed=5")
+    assert status == 0 and out.splitlines()[-1] == answer and "not trained again" in out
     expected = tiny(iterations=2, seed=5)
     assert run_dir == root / "explore" / run_name(expected, run_dir.parent)
     assert read_result(run_dir).config_hash == expected.hash
@@ -167,7 +173,7 @@ def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
     assert status == 0 and words[0] == ["s:", "why?"]
     assert words[1] == ["a", "complete", "714,440", "parameters"] and words[3] == ["sensitivity", "new", "to", "run"]
     assert words[2] == ["b", "new", "to", "run", "714,440", "parameters"]
-    assert words[4][:3] == ["2", "to", "run,"] and not (root / "s" / "b").exists()
+    assert words[-1][:3] == ["2", "to", "run,"] and words[-1][-2:] == ["go", "by"] and not (root / "s" / "b").exists()
 
 
 def test_the_table_shows_every_run(capfd, root):
@@ -204,7 +210,7 @@ def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
     status, out, _ = pgolf(capfd, "diff", "s/b", "s/a", "--claim", "matrix_lr")
     assert status == 1 and "claimed and not changed: matrix_lr; changed and not claimed: num_layers" in out
     status, _, err = pgolf(capfd, "diff", "s/b", "s/none")
-    assert status == 2 and "missing or damaged" in err and "Traceback" not in err
+    assert status == 2 and "s/none: no such run" in err and "Traceback" not in err
 
 
 def test_own_documents_become_a_run(capfd, own, tmp_path, root):
