@@ -16,7 +16,7 @@ EXAMPLES = """first steps:
   pgolf demo                                   build a corpus, run the demo sweep, write reports
   pgolf train -k track=nano                    one run, a minute on one CPU thread
   pgolf knobs learning rate                    which knob does what
-  pgolf generate explore/NAME "The "           text that a run writes
+  pgolf generate explore/NAME "The name"      text that a run writes
   pgolf COMMAND --help                         what a command takes, with examples"""
 
 

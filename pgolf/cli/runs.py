@@ -84,7 +84,7 @@ def _add_commands_of_weights(command) -> None:
 
     sub = command(
         generate, "generate", "print text that a run's artifact writes, read back from disk",
-        'pgolf generate demo/momentum "The "',
+        'pgolf generate demo/momentum "The name"',
         'pgolf generate demo/momentum "def f(" "import " --tokens 40 --temperature 1',
     )  # fmt: skip
     add_run(sub)

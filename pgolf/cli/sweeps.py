@@ -118,12 +118,18 @@ def _dry_run(checked) -> None:
         time = f"  {in_words(seconds[name])}" if seconds.get(name) is not None else ""
         run = "to run" if name in to_run else ""
         print(f"  {name:32} {status.get(name, 'new'):12} {run:6} {size}{time}".rstrip())
-    (over_cap if checked.skips_over_cap else check)({job.name: job.config for job in jobs}, print)
-    at_once = max(1, len(worker_environments([job.config for job in jobs])))
+    at_once = len(worker_environments([job.config for job in jobs]))
     unknown = "time unknown, since there is no complete run to go by"
     known = [own for own in seconds.values() if own is not None]
-    total = f"{in_words(sum(known) / at_once)} of training" if len(known) == len(seconds) else unknown
-    print(f"{len(to_run)} to run, {at_once} at a time{f', {total}' if seconds else ''}")
+    total = (
+        f"{in_words(sum(known) / max(1, min(at_once, len(jobs))))} of training"
+        if len(known) == len(seconds)
+        else unknown
+    )
+    try:
+        (over_cap if checked.skips_over_cap else check)({job.name: job.config for job in jobs}, print)
+    finally:
+        print(f"{len(to_run)} to run, {at_once} at a time{f', {total}' if seconds else ''}")
 
 
 def report(arguments: argparse.Namespace) -> int:
