@@ -128,7 +128,7 @@ UNUSED = [
     ("int8_residual_bits int8_residual_group int8_residual_budget_bytes int8_residual_power_iters "
      "int8_targeted_residual_mode", lambda c: c.int8_residual_rank, "int8_residual_rank is 0"),
     ("int8_residual_rank", lambda c: c.int8_residual_budget_bytes, "int8_residual_budget_bytes is 0"),
-    ("gptq_damp gptq_act_order calibration_tokens", lambda c: c.needs_calibration,
+    ("gptq_damp gptq_act_order", lambda c: c.needs_calibration,
      "no export knob needs calibration, as gptq=1 or allocation=solve do"),
     ("gptq_block", lambda c: c.gptq or c.allocation == "solve", "gptq is 0"),
     ("learn_tokens learn_labels learn_rate", lambda c: c.learn_steps, "learn_steps is 0"),
