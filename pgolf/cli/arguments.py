@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from pgolf.runs import directory
-from pgolf_core.config import RunConfig, did_you_mean, knob_of_alias
+from pgolf_core.config import RunConfig, did_you_mean
 
 # Whatever a terminal obeys; not its "one line up", by which progress bars draw.
 CONTROLS = re.compile("(?!\x1b\\[A)[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -60,9 +60,8 @@ def complete_runs(prefix: str, **_) -> Iterable[str]:
 
 
 def complete_knobs(prefix: str, **_) -> Iterable[str]:
-    """`NAME=` of every knob, for the shell; the one that a name of other trainers means."""
-    knob = knob_of_alias(prefix)
-    return [f"{knob}="] if knob else [f"{name}=" for name in RunConfig.model_fields]
+    """`NAME=` of every knob, for the shell."""
+    return [f"{name}=" for name in RunConfig.model_fields]
 
 
 def add_run(parser: argparse.ArgumentParser, text: str = "sweep/run below runs/, or a folder", **options) -> None:

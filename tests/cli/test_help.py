@@ -10,7 +10,7 @@ import torch
 from support.runs import make_run
 
 from pgolf.cli import main
-from pgolf.cli.arguments import complete_knobs
+from pgolf.cli.arguments import complete_knobs, complete_runs
 from pgolf.runs import directory
 
 
@@ -131,5 +131,5 @@ def test_the_doctor_finds_what_runs_need(runs, capfd):
     assert out.splitlines()[-1].startswith("all that runs need is here")
 
 
-def test_a_shell_completes_knobs_and_their_other_names():
-    assert "num_layers=" in complete_knobs("num") and complete_knobs("steps") == ["iterations="]
+def test_a_shell_completes_knobs_and_runs(runs):
+    assert "num_layers=" in complete_knobs("num") and complete_runs("") == ["demo/control", "demo/momentum"]

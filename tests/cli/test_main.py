@@ -119,6 +119,7 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["data", "docs", "OWN", "--transform", "upper"], ["transform=upper: choose caseops, with the tokenizer"]),
         (["data", "docs", "OWN", "--val-documents", "many"], ["many: expected a whole number"]),
         (["data", "docs", "OWN", "--vocab-size", "70000"], ["vocab_size=70000: shards hold tokens of vocab_size <="]),
+        (["data", "docs", "OWN", "--vocab-size", "262"], ["vocab_size=262", "Increase vocab_size"]),
         (["data", "docs", "OWN", "--tokenizer", "bytes", "--val-documents", "300"], ["300 documents give 0 for train"]),
         (["data", "docs", "OWN", "--val-documents", "3", "--val-share", "0.1"], ["set either val_documents", "=0.1"]),
         (["data", "fineweb", "--variant", "../x"], ["not the name of a variant"]),
@@ -138,7 +139,7 @@ def test_a_bad_request_ends_with_one_message_and_writes_nothing(capfd, own, tmp_
     assert status == 2
     assert all(text in err for text in says) and "Traceback" not in err
     assert words[0] == "train" or not root.exists()
-    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.glob("out*") if path.suffix != ".lock"]
 
 
 def test_an_artifact_is_accounted_for(capfd, tmp_path):
@@ -236,6 +237,16 @@ def test_own_documents_become_a_run(capfd, own, tmp_path, root):
     shard.write_bytes(shard.read_bytes()[:-3])
     status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
     assert status == 1 and "fineweb_val_000000.bin: the header promises" in " ".join(out.split())
+
+
+def test_fewer_documents_are_fewer_for_the_tokenizer_too(capfd, own, tmp_path):
+    words = ("data", "docs", own, "--vocab-size", 320, "--val-share", 0.2, "--documents", 100)
+    assert pgolf(capfd, *words, "--out", tmp_path / "few")[0] == 0
+    source = json.loads((tmp_path / "few" / "dataset.json").read_text(encoding="utf-8"))["source"]
+    assert (source["documents_taken"], source["tokenizer"]["documents"]) == (100, 100)
+    assert pgolf(capfd, *words, "--tokenizer-documents", 200, "--out", tmp_path / "more")[0] == 0
+    source = json.loads((tmp_path / "more" / "dataset.json").read_text(encoding="utf-8"))["source"]
+    assert source["tokenizer"]["documents"] == 200
 
 
 def test_control_characters_never_reach_the_terminal(capfd):
