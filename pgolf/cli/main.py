@@ -107,8 +107,6 @@ def import_log(arguments: argparse.Namespace) -> int:
 
     imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or directory.RUNS)
     print(*text.imports(imported), *remarks, sep="\n")
-    places = ", ".join(dict.fromkeys(run.run_dir.parent.name for run in imported))
-    print(f"{len(imported)} logs imported{f' into {places}; `pgolf runs` lists them' if imported else ''}")
     return 0
 
 

@@ -186,18 +186,15 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def import_checkpoint(arguments: argparse.Namespace) -> int:
-    from pgolf.studies.import_checkpoint import import_checkpoint, read_checkpoint
+    from pgolf.studies.import_checkpoint import import_checkpoint
 
-    known = read_checkpoint(arguments.file).knobs
-    print("names and shapes tell:", *(f"{name}={value}" for name, value in known.items()))
-    if "parallel_from" in known:
-        print("parameters per block, as the public baseline has them: no layer is parallel")
     run_dir = directory.RUNS / "imported" / directory.folder_name(arguments.name or arguments.file.stem)
     _say_answer(run_dir, import_checkpoint(arguments.file, run_dir, **dict(arguments.knobs)))
     return 0
 
 
 def export(arguments: argparse.Namespace) -> int:
+    from pgolf.analysis.statistics import compare_blocks
     from pgolf.reports import text
     from pgolf.studies.finished_run import open_run
 
@@ -205,8 +202,11 @@ def export(arguments: argparse.Namespace) -> int:
     if not knobs:
         raise ConfigError("export: name what is to be stored in another way, as -k codec=ans; `pgolf knobs` has all")
     run_dir = arguments.run_dir or run.export_dir(**knobs)
-    result = run.export(run_dir, **knobs)
-    print(f"its own file: {text.answer(run.result)}")
+    result, own = run.export(run_dir, **knobs), run.result
+    print(f"its own file: {text.answer(own)}")
+    if own.scored_text and own.scored_text == result.scored_text and own.protocol == result.protocol:
+        found = compare_blocks(result.roundtrip_block_nats, own.roundtrip_block_nats, result.roundtrip_bytes)
+        print(f"against it: {found.delta:+.4f} ± {found.half:.4f} bpb, {found.verdict}")
     _say_answer(run_dir, result)
     return 0
 

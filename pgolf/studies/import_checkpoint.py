@@ -196,7 +196,12 @@ def import_checkpoint(path: str | Path, run_dir: str | Path, **knobs) -> Result:
         raise ConfigError(
             "final_roundtrip_eval=0 or save_raw_checkpoint=0: an import is stored and scored; leave both 1"
         )
+    print("names and shapes tell:", *(f"{name}={value}" for name, value in checkpoint.knobs.items()))
+    if "parallel_from" in checkpoint.knobs:
+        print("parameters per block, as the public baseline has them: no layer is parallel")
     dataset, device = open_dataset(config), pick_device(config.train)
+    if "data_path" not in knobs:
+        print(f"scored on {dataset.directory.name}; data_path names shards of the tokenizer that it was trained with")
     check_scored(dataset, config.train_seq_len, config.eval)
     order = skeleton(config.model).state_dict()  # export and file have the tensors in this order
     state = {name: checkpoint.state[name] for name in order}

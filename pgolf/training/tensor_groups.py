@@ -18,17 +18,20 @@ OPTIMIZERS = {  # role -> optimizer and the knob of its rate, as make_optimizers
 
 
 def tensor_lines(model: nn.Module, config: RunConfig) -> Iterator[str]:
-    """'tensors:2 x blocks.*.attn.c_q.weight 192x192 muon matrix_lr regularised stored:int8', per group of equals."""
+    """'2 x blocks.*.attn.c_q.weight 192x192, muon matrix_lr, regularised, stored as int8', per group of equals.
+
+    No `name:value` is in it, which import-log would take for a knob.
+    """
     roles, groups = roles_of(model), Counter()
     for name, t in model.state_dict().items():
         role = roles[name]
         embedding = f"adam {'tied_embed_lr' if config.tie_embeddings else 'embed_lr'}"
         pressed = "regularised" if config.compression_reg_weight and not role.is_control else "not regularised"
         shape = "x".join(map(str, t.shape)) or "scalar"
-        how = f"{OPTIMIZERS.get(role.kind, embedding)} {pressed} stored:{_stored(t, role, config)}"
-        groups[f"{re.sub(r'[.][0-9]+[.]', '.*.', name)} {shape} {how}"] += 1
+        how = f"{OPTIMIZERS.get(role.kind, embedding)}, {pressed}, stored as {_stored(t, role, config)}"
+        groups[f"{re.sub(r'[.][0-9]+[.]', '.*.', name)} {shape}, {how}"] += 1
     for line, count in groups.items():
-        yield f"tensors:{count} x {line}"
+        yield f"{count} x {line}"
 
 
 def idle_knobs(config: RunConfig) -> Iterator[str]:
@@ -38,7 +41,7 @@ def idle_knobs(config: RunConfig) -> Iterator[str]:
 
 
 def _stored(t, role, config: RunConfig) -> str:
-    """The form in the file: 'solved', 'int8', 'step:0.4:fisher', 'float16'."""
+    """The form in the file: 'solved', 'int8', 'step-0.4-fisher', 'float16'."""
     if config.allocation == "solve" and not role.is_control:
         return "solved"
     scheme = scheme_of(t, role, config.export)
@@ -47,4 +50,4 @@ def _stored(t, role, config: RunConfig) -> str:
     if isinstance(scheme, Absmax):
         return f"int{config.embed_bits if role.kind == 'embedding' else config.weight_quantization_bits}"
     own = role.quantizer_group and getattr(config, f"{role.quantizer_group}_quantizer")
-    return own or config.quantizer
+    return (own or config.quantizer).replace(":", "-")

@@ -1,10 +1,16 @@
 """Knobs and tracks on the command line: each is explained, and whatever a user types leads to the right one."""
 
+import json
+import math
+import re
+
 import pytest
 
+from pgolf.analysis.records import import_logs
 from pgolf.cli import main
 from pgolf.cli.knobs import explain, matching, shown
 from pgolf.runs.result import read_result
+from pgolf.training.tensor_groups import idle_knobs
 from pgolf_core.config import ALIASES, TRACKS, ConfigError, RunConfig, knob_of_alias, no_such_knob
 from pgolf_core.rules import UNUSED, without_effect
 
@@ -68,21 +74,17 @@ def test_a_knob_without_effect_is_named_with_the_reason_and_no_track_has_one():
     assert without_effect(solved).keys() == {"quantizer", "int8_residual_bits"}
 
 
-def test_a_run_says_which_knobs_have_no_effect_and_how_each_tensor_is_trained(finished, tmp_path, capsys, monkeypatch):
-    text = (finished[0] / "log.txt").read_text(encoding="utf-8").splitlines()
-    tensors = [line.split() for line in text if line.startswith("tensors:")]
-    assert ["tensors:1", "x", "tok_emb.weight", "1024x64", "adam", "tied_embed_lr", "regularised"] in [
-        words[:7] for words in tensors
-    ]
-    assert [words[4:6] for words in tensors if words[2] == "blocks.*.mlp.fc.weight"] == [["muon", "matrix_lr"]]
-    assert read_result(finished[0]).parameters == sum(
-        int(words[0].removeprefix("tensors:")) * _elements(words[3]) for words in tensors
-    )
-    assert not any("has no effect" in line for line in text)
+def test_a_log_says_of_each_tensor_how_it_is_trained_and_stored_and_import_log_reads_no_knob_there(finished, tmp_path):
+    text = (finished[0] / "log.txt").read_text(encoding="utf-8")
+    groups = [found.groups() for found in re.finditer(r"^(\d+) x (\S+) (\S+), (.*)$", text, re.MULTILINE)]
+    assert ("1", "tok_emb.weight", "1024x64", "adam tied_embed_lr, regularised, stored as float16") in groups
+    assert ("1", "blocks.*.mlp.fc.weight", "128x64", "muon matrix_lr, regularised, stored as float16") in groups
+    sizes = [int(n) * math.prod(map(int, shape.split("x"))) for n, _, shape, _ in groups]
+    assert sum(sizes) == read_result(finished[0]).parameters and "has no effect" not in text
+    (imported,), _ = import_logs([finished[0] / "log.txt"], "theirs", tmp_path)
+    assert not [k for k in json.loads((imported.run_dir / "config.json").read_text()) if "blocks" in k or "emb" in k]
 
 
-def _elements(shape: str) -> int:
-    count = 1
-    for size in shape.split("x") if shape != "scalar" else ():
-        count *= int(size)
-    return count
+def test_a_run_warns_of_a_knob_without_effect():
+    (line,) = idle_knobs(RunConfig({}, ternary_reg_weight=0.5))
+    assert line.startswith("warning:ternary_reg_weight=0.5 has no effect: compression_reg_weight")
