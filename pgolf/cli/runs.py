@@ -114,6 +114,8 @@ def _say_answer(run_dir: Path, result) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     from pgolf.runs.result import read_result
+    from pgolf.training.device import pick_device
+    from pgolf.training.inputs import check_scored, open_dataset
     from pgolf.training.run import train
 
     knobs = dict(arguments.knobs)
@@ -121,6 +123,9 @@ def train(arguments: argparse.Namespace) -> int:
     explore = directory.RUNS / "explore"
     run_dir = arguments.run_dir or explore / directory.run_name(config, explore)
     before = read_result(run_dir)
+    if before is None:  # a machine or data that cannot be trained on leaves no folder of a failed run
+        pick_device(config.train)
+        check_scored(open_dataset(config), config.train_seq_len, config.eval)
     result = train(config, run_dir)
     if before is not None:
         print(f"complete since {before.finished} UTC; not trained again")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pgolf.data.dataset import Dataset
+from pgolf.disk import removed_on_error
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, finished_run
 from pgolf.runs.table import load_metrics
@@ -93,9 +94,11 @@ class FinishedRun:
         """The result of storing the run's checkpoint with other export or eval knobs, read back and scored.
 
         run_dir: default runs/exported/<sweep>_<run>-<hash of the knobs>. Returns the stored result if that is complete.
-        Raises ConfigError on knobs of training, and without any knob.
+        Raises ConfigError on knobs of training, ExportError or AllocationError on what cannot be stored so.
         """
-        return export_checkpoint(self.directory, run_dir or self.export_dir(**knobs), **knobs)
+        run_dir = Path(run_dir or self.export_dir(**knobs))
+        with removed_on_error(run_dir):
+            return export_checkpoint(self.directory, run_dir, **knobs)
 
     def export_dir(self, **knobs) -> Path:
         """Where `export` of these knobs is stored without a place of its own."""

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pgolf.runs.directory import describe_environment, locked, write_environment, write_failure
+from pgolf.disk import removed_on_error
+from pgolf.runs.directory import describe_environment, locked, write_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, read_result, write_result
 from pgolf.training.device import cpu_threads, pick_device
 from pgolf.training.inputs import check_scored, open_dataset
@@ -207,19 +208,15 @@ def import_checkpoint(path: str | Path, run_dir: str | Path, **knobs) -> Result:
     state = {name: checkpoint.state[name] for name in order}
     content = safetensors.torch.save(state)
     sha256 = hashlib.sha256(content).hexdigest()
-    with locked(run_dir, config), cpu_threads(config.cpu_threads):
+    with removed_on_error(run_dir), locked(run_dir, config), cpu_threads(config.cpu_threads):
         if (stored := read_result(run_dir)) is not None:
             if stored.checkpoint_sha256 != sha256:
                 raise RunError(f"{run_dir}: holds other weights; name another run with --name, or delete that folder")
             return stored
-        try:
-            write_environment(run_dir, device)
-            atomic_write(run_dir / CHECKPOINT, content)
-            trip = round_trip(state, config, dataset, run_dir / ARTIFACT)
-            raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True)
-        except Exception as error:
-            write_failure(run_dir, error)
-            raise
+        write_environment(run_dir, device)
+        atomic_write(run_dir / CHECKPOINT, content)
+        trip = round_trip(state, config, dataset, run_dir / ARTIFACT)
+        raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True)
         fields = roundtrip_fields(trip, raw.val_bpb, raw.block_nats, dataset, config)
         result = Result(
             KIND, config.hash, config.seed, config.track, source=path.name, checkpoint_sha256=sha256, weights="raw",

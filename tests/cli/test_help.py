@@ -11,7 +11,9 @@ from support.runs import make_run
 
 from pgolf.cli import main
 from pgolf.cli.arguments import complete_knobs, complete_runs
+from pgolf.reports import text
 from pgolf.runs import directory
+from pgolf.runs.result import Result
 
 
 def commands(parser, words=("pgolf",)):
@@ -122,6 +124,19 @@ def test_a_dry_run_of_chosen_runs_estimates_time_by_complete_ones(runs, capfd):
     assert "wide" in out and "control" not in out
     (each,) = [line.partition("about")[2] for line in out.splitlines() if line.startswith("  wide")]
     assert out.splitlines()[-1].startswith("1 to run, ") and out.splitlines()[-1].endswith(f"about{each} of training")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "2.5000 bpb in 900 of 1,000 bytes, fits"),
+        ({"total_bytes": 1100}, "2.5000 bpb in 1,100 of 1,000 bytes, over its cap by 100 bytes"),
+        ({"roundtrip_val_bpb": None, "val_bpb": 2.25}, "2.2500 bpb of the unquantized weights; no file was written"),
+    ],
+)
+def test_the_answer_of_a_run_is_one_sentence(fields, says):
+    usual = dict(roundtrip_val_bpb=2.5, total_bytes=900, cap_bytes=1000)
+    assert text.answer(Result("train", "x", 1, "nano", **usual | fields)).startswith(says)
 
 
 def test_the_doctor_finds_what_runs_need(runs, capfd):

@@ -9,6 +9,7 @@ from pgolf.runs.result import RunError, read_result
 from pgolf.studies.finished_run import open_run
 from pgolf_core.config import ConfigError
 from pgolf_core.evaluate import evaluate
+from pgolf_core.quantization.allocation import AllocationError
 
 
 @pytest.fixture
@@ -53,4 +54,6 @@ def test_it_writes_text_and_stores_its_weights_in_another_way(run, tmp_path):
     assert run.export_dir(codec="ans") != run.export_dir(codec="lzma")
     with pytest.raises(ConfigError, match="train another run"):
         run.export(tmp_path / "f", num_layers=2)
+    with pytest.raises(AllocationError):
+        run.export(tmp_path / "f", allocation="solve", codec="ans", cap_bytes=13_000)
     assert not (tmp_path / "f").exists()
