@@ -40,7 +40,10 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, words: list[str]) -> NoReturn:
         """End the process: none of these words is an option or argument of this command."""
         known = [option for action in self._actions for option in action.option_strings]
-        nearest = did_you_mean(words[0].partition("=")[0], known) if words[0].startswith("-") else ""
+        name, given, _ = words[0].partition("=")
+        nearest = did_you_mean(name, known) if name.startswith("-") else ""
+        if given and name in RunConfig.model_fields:
+            nearest = f"; a knob is set by -k {words[0]}"
         nearest = nearest or f"; `{self.prog} --help` says what it takes"
         self.exit(2, f"pgolf: {words[0]}: unexpected{nearest}\n")
 

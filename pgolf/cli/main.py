@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 from pgolf.cli import cluster, data, doctor, knobs, remote, runs, sweeps
-from pgolf.cli.arguments import Parser, add_command, add_run, escape_controls
+from pgolf.cli.arguments import Parser, add_command, add_run, complete_runs, escape_controls
 from pgolf.runs import directory
+from pgolf.runs.result import ARTIFACT
 
 EXAMPLES = """first steps:
   pgolf demo                                   build a corpus, run the demo sweep, write reports
@@ -85,8 +86,8 @@ def make_parser() -> Parser:
     sub.add_argument("--out", type=Path, metavar="RUNS_DIR", help="runs folder; default: runs")
 
     text = "check an artifact file and list its bytes by part and tensor"
-    sub = command(artifact, "artifact", text, "pgolf artifact runs/demo/momentum/artifact.pgolf")
-    sub.add_argument("file", metavar="FILE", help="artifact.pgolf of a run")
+    sub = command(artifact, "artifact", text, "pgolf artifact demo/momentum")
+    sub.add_argument("file", metavar="FILE", help="artifact.pgolf of a run, or the run").completer = complete_runs
 
     text = "score a run's artifact again, audit its data, and pack a record folder"
     sub = command(submission, "submission", text, "pgolf submission demo/momentum --out my_record")
@@ -114,7 +115,8 @@ def artifact(arguments: argparse.Namespace) -> int:
     from pgolf.reports import text
     from pgolf_core.artifact.format import read
 
-    print(text.artifact(read(arguments.file)))
+    of_run = directory.RUNS / arguments.file / ARTIFACT
+    print(text.artifact(read(of_run if of_run.is_file() else arguments.file)))
     return 0
 
 

@@ -88,7 +88,8 @@ def _add_commands_of_weights(command) -> None:
         'pgolf generate demo/momentum "def f(" "import " --tokens 40 --temperature 1',
     )  # fmt: skip
     add_run(sub)
-    sub.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts to go on with; default: three short ones")
+    text = "texts to go on with; default: three short ones"
+    sub.add_argument("prompts", nargs="*", default=[], metavar="PROMPT", help=text)
     sub.add_argument("--tokens", type=count, default=120, metavar="N", help="tokens each, at most; default: 120")
     text = "logits are divided by it; the lower the likelier each token; default: 0.7"
     sub.add_argument("--temperature", type=positive, default=0.7, metavar="T", help=text)

@@ -143,7 +143,7 @@ def test_a_bad_request_ends_with_one_message_and_writes_nothing(capfd, own, tmp_
     assert not [path for path in tmp_path.glob("out*") if path.suffix != ".lock"]
 
 
-def test_an_artifact_is_accounted_for(capfd, tmp_path):
+def test_an_artifact_is_accounted_for(capfd, tmp_path, root):
     config = RunConfig(quantizer="step:0.5", codec="ans", keep_float_max_numel=0).export
     state = {"blocks.0.mlp.fc.weight": torch.randn(64, 32), "q_gains": torch.ones(2, 2)}
     account = export(state, config, tmp_path / "a")
@@ -155,6 +155,9 @@ def test_an_artifact_is_accounted_for(capfd, tmp_path):
     assert rows["total"][-1] == f"{account.artifact:,}" and rows["weights"][1] == "ans"
     assert rows["blocks.0.mlp.fc.weight"][1:4] == ["64", "×", "32"]
     assert float(rows["blocks.0.mlp.fc.weight"][-1]) == pytest.approx(3.05, abs=0.3)  # bits of a Gaussian at half σ
+    (root / "s" / "run").mkdir(parents=True)
+    (root / "s" / "run" / "artifact.pgolf").write_bytes((tmp_path / "a").read_bytes())
+    assert pgolf(capfd, "artifact", "s/run") == (0, out, "")
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
     status, _, err = pgolf(capfd, "artifact", tmp_path / "a")
     assert status == 2 and err.startswith("pgolf: ") and "cut short" in err
