@@ -157,8 +157,11 @@ def list_runs(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1, default=str))
     elif table.empty:
         print(f"no runs in {directory.RUNS} yet; `pgolf demo` makes some")
+    elif columns:
+        print(text.columns(table[columns]))
     else:
-        print(text.columns(table[columns]) if columns else text.runs(table))
+        counts = ", ".join(f"{count} {status}" for status, count in table.status.value_counts().items())
+        print(f"{text.runs(table)}\n\n{len(table)} runs: {counts}")
     return 0
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pgolf.data.dataset import Dataset
 from pgolf.disk import removed_on_error
 from pgolf.runs import directory
-from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, finished_run
+from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, finished_run, read_result
 from pgolf.runs.table import load_metrics
 from pgolf.studies.reexport import export_checkpoint, scoring_config
 from pgolf.studies.sample import PROMPTS, sample
@@ -109,5 +109,8 @@ class FinishedRun:
 def open_run(name: str | Path) -> FinishedRun:
     """The finished run of that name: sweep/run below runs/, or a folder. RunError if it is none."""
     run = FinishedRun(directory.find_run(name))
+    imported = read_result(run.directory)
+    if imported is not None and imported.kind == "import":
+        raise RunError(f"{name}: an imported log, which has figures and no weights; load_runs() has its figures")
     finished_run(run.directory)
     return run

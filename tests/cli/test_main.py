@@ -202,6 +202,7 @@ def test_the_table_shows_every_run(capfd, root):
     assert ["s", "over", "complete", "2.5000", "1,100", "1,000", "61", "over", "its", "cap"] in rows
     assert ["s", "killed", "incomplete", "1,000"] in rows
     assert ["s", "failed", "failed", "1,000", "RuntimeError:", "out", "of", "memory"] in rows
+    assert out.splitlines()[-1] == "4 runs: 2 complete, 1 failed, 1 incomplete"
 
 
 def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.runs import make_import
 
 import pgolf
 from pgolf.runs import directory
@@ -57,3 +58,9 @@ def test_it_writes_text_and_stores_its_weights_in_another_way(run, tmp_path):
     with pytest.raises(AllocationError):
         run.export(tmp_path / "f", allocation="solve", codec="ans", cap_bytes=13_000)
     assert not (tmp_path / "f").exists()
+
+
+def test_an_imported_log_has_no_weights_to_open(tmp_path):
+    make_import(tmp_path, "theirs/log", 1.2, seed=1)
+    with pytest.raises(RunError, match="an imported log"):
+        pgolf.open(tmp_path / "theirs" / "log")
