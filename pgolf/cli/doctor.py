@@ -70,18 +70,15 @@ def _processor() -> Rows:
 def _gpus() -> Rows:
     import torch
 
-    from pgolf.training.device import pick_device
     from pgolf.training.flops import peak_flops
-    from pgolf_core.knobs import TrainConfig
 
     if not torch.cuda.is_available():
         apple = torch.backends.mps.is_available()
         yield "gpu", "Apple" if apple else "none", "device=mps uses it" if apple else "runs train on the CPU", False
         return
-    device = pick_device(TrainConfig())
     for i in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(i)
-        peak = peak_flops(device)
+        peak = peak_flops(torch.device("cuda", i))
         means = f"peak {peak / 1e12:,.0f} TFLOP/s in bfloat16" if peak else "peak not known, so no MFU is reported"
         yield "gpu", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB", means, False
 

@@ -31,6 +31,8 @@ PER_BLOCK = {
     "attn.q_gain": "q_gains", "attn_scale": "attn_scales", "mlp_scale": "mlp_scales", "resid_mix": "resid_mixes",
 }  # fmt: skip
 MAX_NAMED = 8  # tensors in a message
+MAX_DEPTH = 3  # dictionaries around the weights
+MAX_ELEMENTS_PER_BYTE = 4  # of a file; an element has a byte or more, and tied ones are stored once
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): t for name, t in found.items()}
-    if odd := [name for name, t in found.items() if not t.is_floating_point()]:
-        raise RunError(f"{path}: tensor {odd[0]} holds {found[odd[0]].dtype}, not floating-point weights")
+    for name, t in found.items():
+        if not t.is_floating_point() or t.layout != torch.strided or t.device.type != "cpu":
+            raise RunError(f"{path}: tensor {name} holds {t.dtype} ({t.layout}, {t.device}), not dense float weights")
+    if sum(t.numel() for t in found.values()) > MAX_ELEMENTS_PER_BYTE * path.stat().st_size:
+        raise RunError(f"{path}: its tensors are views that unfold to far more than the file holds")
     state = {name: t.detach().float().contiguous() for name, t in found.items()}
     if broken := [name for name, t in state.items() if not t.isfinite().all()]:
         raise RunError(f"{path}: tensor {broken[0]} holds NaN or infinity")
@@ -76,13 +81,13 @@ def _read(path: Path) -> object:
         raise RunError(f"{path}: neither a whole .safetensors file nor one of torch.save ({why})") from error
 
 
-def _tensors(content: object) -> State:
+def _tensors(content: object, depth: int = 0) -> State:
     """The tensors of a state dict, or of the one that a training checkpoint holds; {} without any."""
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or depth > MAX_DEPTH:
         return {}
     found = {str(name): t for name, t in content.items() if isinstance(t, Tensor)}
     inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
-    return max([found, *map(_tensors, inner)], key=len)
+    return max([found, *(_tensors(each, depth + 1) for each in inner)], key=len)
 
 
 def _stacked(state: State) -> tuple[State, bool]:
@@ -90,7 +95,8 @@ def _stacked(state: State) -> tuple[State, bool]:
     state, stacked = dict(state), False
     for part, name in PER_BLOCK.items():
         own = {int(m[1]): key for key in state if (m := re.fullmatch(rf"blocks\.(\d+)\.{re.escape(part)}", key))}
-        if own and [*sorted(own)] == [*range(len(own))]:
+        alike = len({state[key].shape for key in own.values()}) == 1
+        if alike and [*sorted(own)] == [*range(len(own))]:
             state[name] = torch.stack([state.pop(own[i]) for i in range(len(own))])
             stacked = True
     return state, stacked
@@ -150,7 +156,11 @@ def fitted_config(checkpoint: Checkpoint, path: Path, given: dict) -> RunConfig:
     The message names tensors that are missing, too many or of another shape, and given knobs that the shapes deny.
     """
     config = RunConfig(**checkpoint.knobs | given)
-    wanted = {name: tuple(t.shape) for name, t in skeleton(config.model).state_dict().items()}
+    try:
+        wanted = {name: tuple(t.shape) for name, t in skeleton(config.model).state_dict().items()}
+    except RuntimeError as error:
+        told = " ".join(f"{name}={value}" for name, value in checkpoint.knobs.items())
+        raise RunError(f"{path}: its shapes tell {told}, and no memory holds such a model") from error
     found = {name: tuple(t.shape) for name, t in checkpoint.state.items()}
     problems = [
         *_listed("missing", [f"{name} {shape}" for name, shape in wanted.items() if name not in found]),
