@@ -49,6 +49,18 @@ def exclusive(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Remove a folder that the block made if it ends in an error: nothing in it could be gone on with."""
+    made = not folder.exists()
+    try:
+        yield
+    except Exception:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def explain_disk_errors(directory: str | Path) -> Iterator[None]:
     """Turn a full or write-protected disk inside the block into a DataError that names the folder."""
     try:

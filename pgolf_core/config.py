@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -33,6 +33,41 @@ PREFIX = "PGOLF_"  # of environment variables that set knobs everywhere, sweeps 
 QUOTE = reprlib.Repr()
 QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlevel = 100, 100, 2
 HASH_EXCLUDED = {"allow_over_cap"}  # left out of the config hash: it does not affect results
+# Knob: its subject, and names that other trainers give it; see no_such_knob.
+ALIASES = {
+    "iterations": ("the number of optimizer steps", "steps num_steps train_steps max_steps max_iters iters epochs"),
+    "matrix_lr": ("the matrices' learning rate (embeddings: tied_embed_lr; vectors: scalar_lr)", "lr learning_rate"),
+    "train_batch_tokens": ("the batch, in tokens per step,", "batch_size batch tokens_per_batch total_batch_size"),
+    "train_seq_len": ("the length of a training sequence", "seq_len sequence_length max_seq_len block_size context "
+                      "ctx_len context_length context_size n_ctx"),
+    "model_dim": ("the width", "d_model dim width n_embd hidden_size hidden_dim embedding_dim"),
+    "num_layers": ("the number of layers", "n_layer n_layers layers depth num_hidden_layers num_blocks"),
+    "num_heads": ("the number of query heads", "n_head n_heads heads nhead num_attention_heads"),
+    "num_kv_heads": ("the number of key/value heads", "n_kv_head n_kv_heads kv_heads num_key_value_heads"),
+    "mlp_mult": ("the MLP's hidden units, in units of model_dim,", "mlp_ratio ffn_mult d_ff ffn_dim intermediate_size"),
+    "vocab_size": ("the number of tokens of the tokenizer", "vocab n_vocab vocabulary_size"),
+    "tie_embeddings": ("whether the output matrix is the embedding table", "tie_weights tied tie_word_embeddings"),
+    "rope_base": ("the base of rotary wavelengths", "rope_theta theta"),
+    "muon_wd": ("the matrices' weight decay (embeddings: embed_wd; vectors: adam_wd)", "weight_decay wd"),
+    "muon_momentum": ("Muon's momentum", "momentum"),
+    "warmdown_iters": ("the fall of learning rates, in last steps,", "warmdown cooldown decay_steps lr_decay_iters"),
+    "grad_clip_norm": ("the largest norm of gradients", "clip grad_clip clip_grad max_grad_norm gradient_clip"),
+    "grad_accum_steps": ("the number of passes per step", "grad_accum accumulation gradient_accumulation_steps"),
+    "max_wallclock_seconds": ("the time limit, in seconds,", "time_limit max_seconds max_time wallclock seconds"),
+    "world_size": ("the number of processes, one GPU each,", "gpus n_gpus num_gpus nproc nproc_per_node"),
+    "seed": ("the RNG seed of the initial weights", "random_seed rng_seed"),
+    "precision": ("the precision of matrix products", "dtype amp fp16 bf16"),
+    "cpu_threads": ("the number of CPU threads", "threads num_threads n_threads"),
+    "data_path": ("the folder of shards", "data dataset data_dir data_root"),
+    "val_loss_every": ("the number of steps between validations", "eval_every eval_interval eval_steps val_every"),
+    "train_log_every": ("the number of steps between log lines", "log_every log_interval logging_steps"),
+    "cap_bytes": ("the size limit of the file", "cap max_bytes size_limit byte_limit bytes budget"),
+    "weight_quantization_bits": ("the number of bits of absmax", "bits n_bits wbits quant_bits"),
+    "quantizer": ("the quantizer of matrices", "quant quantization scheme quant_scheme"),
+    "codec": ("the compression of the file", "compression compressor compress"),
+    "ema_decay": ("the decay of the average of weights", "ema"),
+    "eval_stride": ("the number of tokens between two scored windows", "stride"),
+}  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -58,7 +93,7 @@ class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportC
         outside = environment_knobs(torchrun=True) if environment is None else environment
         known = {name: value for name, value in knobs.items() if name in RunConfig.model_fields}
         unknown = [name for name in knobs if name not in known]
-        bad = {name: f"{name[:100]}: no such knob{did_you_mean(name, RunConfig.model_fields)}" for name in unknown}
+        bad = {name: no_such_knob(name) for name in unknown}
         given = TRACKS.get(str((outside | known).get("track", "")), {}) | outside | known
         try:
             super().__init__(**given)
@@ -66,7 +101,9 @@ class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportC
             for e in error.errors():
                 name = str(e["loc"][0])
                 source = "" if name in known else f" (from the environment, {_variable(name)})"
-                bad[name] = f"{name}={shown(e['input'])}{source}: {e['msg'][0].lower()}{e['msg'][1:]}"
+                choices = get_args(RunConfig.model_fields[name].annotation) if e["type"] == "literal_error" else ()
+                nearest = did_you_mean(str(e["input"]), choices)
+                bad[name] = f"{name}={shown(e['input'])}{source}: {e['msg'][0].lower()}{e['msg'][1:]}{nearest}"
             # With defaults in place of the bad knobs the rules are still checked, so that one message says it all.
             super().__init__(**{name: value for name, value in given.items() if name not in bad})
         broken = [message for names, holds, message in RULES if not bad.keys() & names and not holds(self)]
@@ -150,6 +187,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'; did you mean X?' with the most similar known name, '' if none is similar."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def knob_of_alias(name: str) -> str:
+    """The knob that other trainers call so; '' if none."""
+    name = name.lower().replace("-", "_")
+    return next((knob for knob, (_, aliases) in ALIASES.items() if name in aliases.split()), "")
+
+
+def no_such_knob(name: str) -> str:
+    """'steps: no such knob; the number of optimizer steps is iterations', or the knob that is spelled most alike."""
+    knob = knob_of_alias(name)
+    hint = f"; {ALIASES[knob][0]} is {knob}" if knob else did_you_mean(name, RunConfig.model_fields)
+    return f"{name[:100]}: no such knob{hint or '; `pgolf knobs` lists them'}"
 
 
 def environment_knobs(prefixed: bool = False, torchrun: bool = False) -> dict[str, str]:

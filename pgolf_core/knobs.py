@@ -76,10 +76,10 @@ class ModelConfig(Group):
     attn_gate_scale: Finite = Field(1.0, description="factor of W u in the gates of heads")
     mlp_slope: float = Field(0.0, ge=0, le=1, description="the MLP squares z above 0 and this × z below; 0 = relu²")
     skip_gates: bool = Field(False, description="skips are mixed in by a learned gate, half and half at the start")
-    parallel_from: Count = Field(0, description="first layer whose MLP reads what attention reads; num_layers = none")
+    parallel_from: Count = Field(0, description="first layer with MLP beside attention; 0 = all, num_layers = none")
     residual_lanes: int = Field(1, ge=1, le=2, description="2 = own lanes of attention and MLP, from parallel_from on")
-    loop_start: Count = Field(0, description="first layer of the band that loop_extra repeats")
-    loop_end: Count = Field(0, description="last layer of the band that loop_extra repeats")
+    loop_start: Count = Field(0, description="first layer, from 0 = the lowest, of those that loop_extra repeats")
+    loop_end: Count = Field(0, description="last layer, from 0 = the lowest, of those that loop_extra repeats")
     loop_extra: int = Field(0, ge=0, le=100, description="more passes through layers loop_start to loop_end; 0 = off")
     smear_gate: Literal["off", "v1", "v2"] = Field("off", description="mix in the embedding of the document's token "
         "before: v1 = by dimension, after the norm; v2 = by a gate on 12 dimensions, before it")  # fmt: skip
@@ -152,8 +152,8 @@ class TrainConfig(Group):
     max_wallclock_seconds: Weight = Field(600.0, description="seconds of training, validation excluded; 0 = no limit")
     warmdown_iters: Count = Field(1200, description="steps over which learning rates fall linearly to 0 at the end")
     warmdown_frac: float = Field(0.0, ge=0, le=1, description="warmdown as a share of training; 0 = warmdown_iters")
-    min_lr: float = Field(0.0, ge=0, le=1, description="floor of the falling rates, as a share of the full ones")
-    loop_from: float = Field(0.0, ge=0, lt=1, description="share of training after which loop_extra is on, to the end")
+    min_lr: float = Field(0.0, ge=0, le=1, description="floor of falling rates, as a share of full ones; 0 = none")
+    loop_from: float = Field(0.0, ge=0, lt=1, description="share of training before loop_extra is on; 0 = always on")
     warmup_steps: Count = Field(20, description="steps run and undone before the timer starts, to build kernels")
     train_log_every: Count = Field(200, description="steps between training log lines; 0 = none")
     val_loss_every: Count = Field(1000, description="steps between validations; 0 = only at the end")
@@ -162,13 +162,13 @@ class TrainConfig(Group):
     tied_embed_lr: Weight = Field(0.05, description="Adam's rate of a tied embedding")
     matrix_lr: Weight = Field(0.04, description="Muon's rate of the matrices in the blocks")
     scalar_lr: Weight = Field(0.04, description="Adam's rate of control vectors and gains")
-    muon_wd: Weight = Field(0.0, description="decoupled weight decay of Muon's matrices: W ← W(1 − rate · this)")
-    embed_wd: Weight = Field(0.0, description="decoupled weight decay of embedding tables")
-    adam_wd: Weight = Field(0.0, description="decoupled weight decay of control vectors, gains and an untied head")
+    muon_wd: Weight = Field(0.0, description="weight decay of Muon's matrices: W ← W(1 − rate · this); 0 = off")
+    embed_wd: Weight = Field(0.0, description="decoupled weight decay of embedding tables; 0 = off")
+    adam_wd: Weight = Field(0.0, description="decoupled weight decay of vectors, gains, an untied head; 0 = off")
     wd_taper_start_frac: float = Field(0.7, ge=0, lt=1, description="share of training after which muon_wd is tapered")
     wd_taper_final_mult: Weight = Field(1.0, description="factor of muon_wd at the end, reached linearly; 1 = no taper")
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum after its warm-up")
-    muon_backend_steps: Positive = Field(5, description="Newton–Schulz iterations")
+    muon_backend_steps: Positive = Field(5, description="Newton–Schulz iterations of each update")
     muon_row_normalize: bool = Field(False, description="divide rows by their norm before Newton–Schulz (MuonEq-R)")
     muon_polar_express: bool = Field(False, description="its Polar Express coefficients, for at most 5 iterations")
     muon_dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Newton–Schulz products; auto = "
@@ -199,14 +199,14 @@ class TrainConfig(Group):
 class RegularizerConfig(Group):
     compression_reg_weight: Weight = Field(0.0, description="factor of absmax's squared error and the terms; 0 = off")
     compression_reg_interval: Positive = Field(1, description="steps between penalized ones")
-    compression_reg_warmup_steps: Count = Field(0, description="first steps without a penalty")
+    compression_reg_warmup_steps: Count = Field(0, description="first steps without a penalty; 0 = none")
     compression_reg_sample_tensors: Positive = Field(4, description="matrices drawn per penalized step")
     compression_reg_max_cols: Positive = Field(256, description="columns used of each drawn matrix")
-    compression_grid_reg_weight: Weight = Field(0.0, description="term: squared distance to the nearest level")
-    compression_rank1_reg_weight: Weight = Field(0.0, description="term: error left by a rank-1 residual")
-    compression_scale_reg_weight: Weight = Field(0.0, description="term: squared log ratio of neighbouring rows' rms")
-    ternary_reg_weight: Weight = Field(0.0, description="term: squared distance to -s, 0, s, with s the mean magnitude")
-    outlier_reg_weight: Weight = Field(0.0, description="term: largest magnitude per row over the mean magnitude")
+    compression_grid_reg_weight: Weight = Field(0.0, description="term: squared distance to the nearest level; 0 = off")
+    compression_rank1_reg_weight: Weight = Field(0.0, description="term: error left by a rank-1 residual; 0 = off")
+    compression_scale_reg_weight: Weight = Field(0.0, description="term: squared log ratio of next rows' rms; 0 = off")
+    ternary_reg_weight: Weight = Field(0.0, description="term: squared distance to 0 and ± the mean magnitude; 0 = off")
+    outlier_reg_weight: Weight = Field(0.0, description="term: largest magnitude per row over the mean; 0 = off")
 
 
 class ExportConfig(Group):
@@ -238,8 +238,8 @@ class ExportConfig(Group):
                              "the raw model's predictions on training text; 0 = off")  # fmt: skip
     learn_tokens: int = Field(2048, gt=0, le=1_000_000, description="tokens of training text per update of "
                               "learn_steps, rounded up to whole sequences")  # fmt: skip
-    learn_labels: float = Field(0.0, ge=0, le=1, description="share of the text's own loss in what learn_steps lower; "
-                                "above 0 training goes on, on the file's levels")  # fmt: skip
+    learn_labels: float = Field(0.0, ge=0, le=1, description="share of the text's own loss in what learn_steps lower: "
+                                "training that goes on, on the file's levels; 0 = none")  # fmt: skip
     learn_rate: Above0 = Field(0.003, description="Adam's rate of the levels in learn_steps, in steps of the grid")
     int8_residual_rank: int = Field(0, ge=0, le=256, description="rank of residual corrections; 0 = none")
     int8_residual_bits: int = Field(16, description="bits of a residual's factors; 16 = float16")
@@ -285,7 +285,7 @@ class EvalConfig(Group):
     eval_seq_len: Count = Field(0, description="tokens per scored window; 0 = train_seq_len")
     eval_stride: Count = Field(0, description="tokens between two windows; 0 = windows do not overlap")
     sw_eval_batch: Positive = Field(32, description="sliding windows per batch")
-    eval_cache_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of the logits of recent tokens")
-    eval_bigram_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of what followed the current token")
+    eval_cache_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of the logits of recent tokens; 0 = off")
+    eval_bigram_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of what followed this token; 0 = off")
     eval_cache_size: Count = Field(0, description="n-gram cache: tokens it looks back; 0 = off")
     eval_cache_delay: int = Field(0, ge=0, le=1, description="n-gram cache: 0 = aligned; 1 = late, as the reference")

@@ -1,6 +1,11 @@
-"""Conditions between knobs that RunConfig checks, each with the message for a config that fails it."""
+"""Conditions between knobs that RunConfig checks, each with the message for a config that fails it.
 
-from pgolf_core.knobs import EMBEDDED, MICROBATCHES, TrainConfig
+Knobs that change nothing as the others are set are no error, since tracks and grids set them; `without_effect` names
+them.
+"""
+
+from pgolf_core.knobs import EMBEDDED, MICROBATCHES, ExportConfig, TrainConfig
+from pgolf_core.tracks import TRACKS
 
 TAPER_START, SWA_START = (TrainConfig.model_fields[name].default for name in ("wd_taper_start_frac", "swa_start_frac"))
 
@@ -112,3 +117,46 @@ RULES = [
     ({"tokenizer", "vocab_size"}, lambda c: c.tokenizer != "bytes" or c.vocab_size == 260,
      "tokenizer=bytes has 256 bytes and 4 special tokens: set vocab_size=260, not {c.vocab_size}"),
 ]  # fmt: skip
+
+# (knobs, condition on a RunConfig c under which they count, why they do not otherwise)
+UNUSED = [
+    ("compression_reg_interval compression_reg_warmup_steps compression_reg_sample_tensors compression_reg_max_cols "
+     "compression_grid_reg_weight compression_rank1_reg_weight compression_scale_reg_weight ternary_reg_weight "
+     "outlier_reg_weight", lambda c: c.compression_reg_weight, "compression_reg_weight, the factor of all, is 0"),
+    ("compression_rank1_reg_weight", lambda c: c.int8_residual_rank and c.int8_residual_budget_bytes,
+     "int8_residual_rank or int8_residual_budget_bytes is 0, so no residual is stored"),
+    ("int8_residual_bits int8_residual_group int8_residual_budget_bytes int8_residual_power_iters "
+     "int8_targeted_residual_mode", lambda c: c.int8_residual_rank, "int8_residual_rank is 0"),
+    ("int8_residual_rank", lambda c: c.int8_residual_budget_bytes, "int8_residual_budget_bytes is 0"),
+    ("gptq_damp gptq_act_order", lambda c: c.needs_calibration,
+     "no export knob needs calibration, as gptq=1 or allocation=solve do"),
+    ("gptq_block", lambda c: c.gptq or c.allocation == "solve", "gptq is 0"),
+    ("learn_tokens learn_labels learn_rate", lambda c: c.learn_steps, "learn_steps is 0"),
+    (" ".join(name for name in ExportConfig.model_fields if name.endswith("quantizer")),
+     lambda c: c.allocation != "solve", "allocation=solve chooses step sizes itself"),
+    ("attn_gate_width", lambda c: c.attn_gate in ("sparse", "doubled"), "attn_gate is not sparse or doubled"),
+    ("attn_gate_scale", lambda c: c.attn_gate != "off", "attn_gate is off"),
+    ("bigram_dim", lambda c: c.bigram_vocab_size, "bigram_vocab_size is 0"),
+    ("ve_dim", lambda c: c.ve_last, "ve_last is 0"),
+    ("loop_start loop_end loop_from", lambda c: c.loop_extra, "loop_extra is 0"),
+    ("tied_embed_lr tied_embed_init_std", lambda c: c.tie_embeddings, "tie_embeddings is 0"),
+    ("embed_lr head_lr head_quantizer", lambda c: not c.tie_embeddings, "tie_embeddings is 1"),
+    ("warmdown_iters", lambda c: not c.warmdown_frac, "warmdown_frac takes its place"),
+    ("eval_cache_size eval_cache_delay", lambda c: c.eval_cache_mix_weight or c.eval_bigram_mix_weight,
+     "eval_cache_mix_weight and eval_bigram_mix_weight are 0"),
+    ("sw_eval_batch", lambda c: c.eval_stride, "eval_stride is 0"),
+    ("roundtrip_val_max_tokens roundtrip_val_max_documents", lambda c: c.final_roundtrip_eval,
+     "final_roundtrip_eval is 0"),
+]  # fmt: skip
+
+
+def without_effect(c) -> dict[str, str]:
+    """Knob -> why it changes nothing, for each that neither its default nor the track of the RunConfig c sets so."""
+    fields, track = type(c).model_fields, TRACKS.get(c.track, {})
+    return {
+        name: why
+        for names, counts, why in reversed(UNUSED)  # the first reason of a knob stays
+        if not counts(c)
+        for name in names.split()
+        if getattr(c, name) not in (fields[name].default, track.get(name))
+    }

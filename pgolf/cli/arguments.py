@@ -3,9 +3,12 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
+
+from pgolf.runs import directory
+from pgolf_core.config import RunConfig, did_you_mean
 
 # Whatever a terminal obeys; not its "one line up", by which progress bars draw.
 CONTROLS = re.compile("(?!\x1b\\[A)[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -23,11 +26,50 @@ def escape_controls(stream: TextIO, keep: str) -> None:
     stream.write = lambda text: write(CONTROLS.sub(as_text, text))
 
 
-def add_command(commands, function: Callable, name: str, text: str) -> argparse.ArgumentParser:
-    """A subcommand: its function takes the parsed arguments and returns the exit status."""
-    parser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(command=function)
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name the nearest right command or option."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            known = re.findall(r"[\w-]+", found[2])
+            self.exit(
+                2, f"pgolf: {found[1]}: no such command{did_you_mean(found[1], known)}; `{self.prog}` lists them\n"
+            )
+        super().error(message)
+
+    def refuse(self, words: list[str]) -> NoReturn:
+        """End the process: none of these words is an option or argument of this command."""
+        known = [option for action in self._actions for option in action.option_strings]
+        name, given, _ = words[0].partition("=")
+        nearest = did_you_mean(name, known) if name.startswith("-") else ""
+        if given and name in RunConfig.model_fields:
+            nearest = f"; a knob is set by -k {words[0]}"
+        nearest = nearest or f"; `{self.prog} --help` says what it takes"
+        self.exit(2, f"pgolf: {words[0]}: unexpected{nearest}\n")
+
+
+def add_command(commands, function: Callable, name: str, text: str, *examples: str) -> Parser:
+    """A subcommand: its function takes the parsed arguments and returns the exit status. examples end its help."""
+    epilog = "\n".join(["examples:", *(f"  {example}" for example in examples)]) if examples else None
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+    parser.set_defaults(command=function, parser=parser)
     return parser
+
+
+def complete_runs(prefix: str, **_) -> Iterable[str]:
+    """Names of runs, for the shell."""
+    return directory.run_names()
+
+
+def complete_knobs(prefix: str, **_) -> Iterable[str]:
+    """`NAME=` of every knob, for the shell."""
+    return [f"{name}=" for name in RunConfig.model_fields]
+
+
+def add_run(parser: argparse.ArgumentParser, text: str = "sweep/run below runs/, or a folder", **options) -> None:
+    """The argument RUN."""
+    parser.add_argument("run", metavar="RUN", help=text, **options).completer = complete_runs
 
 
 def count(text: str) -> int:
@@ -49,9 +91,11 @@ def positive(text: str) -> float:
 
 
 def existing_file(name: str) -> Path:
-    if not Path(name).is_file():
-        raise argparse.ArgumentTypeError(f"{name}: no such file")
-    return Path(name)
+    path = Path(name)
+    if path.is_file():
+        return path
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise argparse.ArgumentTypeError(f"{name}: no such file{did_you_mean(path.name, beside)}")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -63,7 +107,9 @@ def _pair(text: str) -> tuple[str, str]:
 def add_knobs(parser: argparse.ArgumentParser) -> None:
     """-k NAME=VALUE: pairs of text, as in environment variables; RunConfig parses them by each knob's type."""
     text = "set a knob of RunConfig, like -k num_layers=4; may be repeated"
-    parser.add_argument("-k", dest="knobs", action="append", type=_pair, default=[], metavar="NAME=VALUE", help=text)
+    option = parser.add_argument("-k", dest="knobs", action="append", type=_pair, default=[], metavar="NAME=VALUE",
+                                 help=text)  # fmt: skip
+    option.completer = complete_knobs
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ STOP_SECONDS = 5
 
 def add_commands(commands) -> None:
     text = "run notebooks of sweeps that were started with --cluster: one Dask worker per group of GPUs"
-    sub = add_command(commands, worker, "worker", text)
+    sub = add_command(commands, worker, "worker", text, "pgolf worker tcp://host:8786", "pgolf worker scheduler.json")
     sub.add_argument("address", metavar="ADDRESS", help="the Dask scheduler: tcp://host:8786, or its scheduler file")
     sub.add_argument("--gpus", type=count, default=1, metavar="N", help="GPUs per run; default 1")
     add_workers(sub, "runs at a time on a machine without GPUs; default 1")

@@ -1,35 +1,44 @@
 """`pgolf data`: make data, and audit it."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from pgolf.cli.arguments import count, existing_file
-from pgolf_core.config import ROOT
+from pgolf.cli.arguments import add_command, count, existing_file
+from pgolf_core.config import ROOT, did_you_mean
+
+TOKENIZER_DOCUMENTS = 500_000  # a tokenizer is trained on, unless --documents takes fewer of one's own
 
 
 def add_commands(commands) -> None:
-    data = commands.add_parser("data", help="make data, and audit it")
-    data.set_defaults(command=lambda _: data.print_help() or 0)
-    sources = data.add_subparsers(metavar="SOURCE")
+    text = "make data, and audit it"
+    data = add_command(commands, lambda _: data.print_help() or 0, "data", text, "pgolf data docs own.jsonl")
+    source = partial(add_command, data.add_subparsers(metavar="SOURCE"))
 
-    def source(function, name: str, text: str) -> argparse.ArgumentParser:
-        sub = sources.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
-        return sub
-
-    sub = source(embedded, "embedded", "docstrings of the installed packages: 17 MB of English, no download")
+    text = "docstrings of the installed packages: 17 MB of English, no download"
+    sub = source(embedded, "embedded", text, "pgolf data embedded", "pgolf data embedded --large --vocab-size 4096")
     _add_tokenizer(sub)
     sub.add_argument("--large", action="store_true", help="35 MB: more packages, short docstrings, comments")
 
-    sub = source(fineweb, "fineweb", "the challenge's published shards")
+    example = "pgolf data fineweb --variant sp1024 --train-shards 10"
+    sub = source(fineweb, "fineweb", "the challenge's published shards", example)
     sub.add_argument("--variant", default="sp1024", metavar="NAME", help="tokenizer: sp1024 (default), byte260 …")
     sub.add_argument("--train-shards", type=count, default=1, metavar="N", help="shards of 100,000,000 tokens, 200 MB")
     _add_hub(sub)
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder of shards; default: data/fineweb10B_<variant>")
 
-    sub = source(docs, "docs", "shards of documents: your own, or those the challenge published")
-    sub.add_argument("source", nargs="?", type=Path, metavar="PATH", help="a .jsonl, .txt, .parquet file, or a folder")
-    sub.add_argument("--documents", type=count, default=0, metavar="N", help="take the first N; default: all")
+    sub = source(
+        docs, "docs", "shards of documents: your own, or those the challenge published",
+        "pgolf data docs own.jsonl --vocab-size 4096",
+        "pgolf data docs notes/ --kinds .tex .org --val-share 0.1",
+        "pgolf data docs --documents 120000 --val-documents 50000",
+    )  # fmt: skip
+    text = "a .jsonl, .txt, .md, .rst, .py, .html, .parquet file, or a folder of them"
+    sub.add_argument("source", nargs="?", type=Path, metavar="PATH", help=text)
+    text = "take the first N, for the tokenizer of your own documents too; default: all"
+    sub.add_argument("--documents", type=count, default=0, metavar="N", help=text)
+    text = "read files of these endings too, as plain text"
+    sub.add_argument("--kinds", nargs="+", default=[], metavar=".EXT", help=text)
     sub.add_argument("--val-documents", type=count, default=0, metavar="N", help="validate on the first N")
     sub.add_argument("--val-share", type=float, default=0.0, metavar="S", help="validate on a share, chosen by hash")
     sub.add_argument("--field", default="text", metavar="NAME", help="field of a .jsonl or .parquet row with the text")
@@ -37,14 +46,15 @@ def add_commands(commands) -> None:
     sub.add_argument("--keep-overlap", action="store_true", help="keep training documents that are validation ones too")
     _add_tokenizer(sub)
     sub.add_argument("--tokenizer-path", type=existing_file, metavar="FILE", help="an existing tokenizer, instead")
-    text = "train the tokenizer on the first K"
-    sub.add_argument("--tokenizer-documents", type=count, default=500_000, metavar="K", help=text)
+    text = "train the tokenizer on the first K; default: 500,000, or --documents of your own"
+    sub.add_argument("--tokenizer-documents", type=count, metavar="K", help=text)
     sub.add_argument("--workers", type=count, default=0, metavar="W", help="threads; default: one per core")
     _add_hub(sub)
     sub.add_argument("--download", type=Path, metavar="DIR", help="folder of published documents; default: data/docs")
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder of shards; default: data/<name>_<tokenizer>")
 
-    sub = source(audit, "audit", "audit a folder of shards; exit status 1 if scores on it would be false")
+    text = "audit a folder of shards; exit status 1 if scores on it would be false"
+    sub = source(audit, "audit", text, "pgolf data audit data/own_sp4096", "pgolf data audit data/own_sp4096 --fast")
     sub.add_argument("folder", type=Path, metavar="DIR", help="folder of shards")
     sub.add_argument("--fast", action="store_true", help="read a sample of the documents, as every run does")
     sub.add_argument("--seq-len", type=count, default=1024, metavar="N", help="window in tokens; default 1024")
@@ -95,6 +105,8 @@ def docs(arguments: argparse.Namespace) -> int:
         raise DataError("--vocab-size: the tokenizer at --tokenizer-path has its own size; name one of them")
     if not val_documents and not arguments.val_share:
         val_documents = 50_000 if published else 0
+    of_all = TOKENIZER_DOCUMENTS if published or not wanted else min(wanted, TOKENIZER_DOCUMENTS)
+    tokenizer_documents = arguments.tokenizer_documents or of_all
     request = prepare.BuildRequest(
         kind=kind,
         vocab_size=vocab_size,
@@ -102,21 +114,21 @@ def docs(arguments: argparse.Namespace) -> int:
         documents=wanted,
         val_documents=val_documents,
         val_share=arguments.val_share or (0.0 if val_documents else 0.01),
-        tokenizer_documents=arguments.tokenizer_documents,
+        tokenizer_documents=tokenizer_documents,
         tokenizer_sees_val=published,  # like the published tokenizers
         keep_overlap=arguments.keep_overlap or published,
         transform=arguments.transform,
     )
     path = arguments.source
     if published:
-        trained_on = 0 if tokenizer_path or kind == "bytes" else arguments.tokenizer_documents
+        trained_on = 0 if tokenizer_path or kind == "bytes" else tokenizer_documents
         folder = arguments.download and arguments.download.absolute()
         path = hub.documents(wanted and max(wanted, trained_on), arguments.revision, arguments.endpoint, folder)
     tokenizer = tokenizer_path.stem if tokenizer_path else train_tokenizer.name_of(kind, vocab_size)
     made = filter(None, [f"{wanted or ''}", arguments.transform, tokenizer])
     name = "_".join(["docs" if published else path.stem, *made])
     out = arguments.out or ROOT / "data" / name
-    source = documents.open_source(path.resolve(), arguments.field, arguments.split)
+    source = documents.open_source(path.resolve(), arguments.field, arguments.split, arguments.kinds)
     prepare.build(source, out.absolute(), request, arguments.workers)
     return 0
 
@@ -129,7 +141,8 @@ def audit(arguments: argparse.Namespace) -> int:
 
     folder = arguments.folder.absolute()
     if not folder.is_dir():
-        raise DataError(f"{arguments.folder}: no such folder")
+        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise DataError(f"{arguments.folder}: no such folder{did_you_mean(folder.name, beside)}")
     limits, texts = dict(max_tokens=arguments.max_tokens, max_documents=arguments.max_documents), None
     if arguments.source:
         made_of = Dataset.open(folder).about.get("source", {})
@@ -139,7 +152,7 @@ def audit(arguments: argparse.Namespace) -> int:
                 "without --source, or build it with `pgolf data docs`"
             )
         field, split = made_of.get("field", "text"), made_of.get("split", "auto")
-        source = documents.open_source(arguments.source.resolve(), field, split)
+        source = documents.open_source(arguments.source.resolve(), field, split, made_of.get("kinds", ()))
         if any(made_of.get(name) != value for name, value in source.about().items()):
             raise DataError(f"{arguments.source}: not what {arguments.folder} was made of, by its dataset.json")
         texts = prepare.validation_texts(source, made_of)

@@ -19,7 +19,7 @@ CELL = '<td class="text" style="white-space:normal;vertical-align:top;{}">{}</td
 
 def add_commands(commands) -> None:
     text = "test runs and record folders against the challenge's rules; exit status 1 if one is violated"
-    sub = add_command(commands, legality, "legality", text)
+    sub = add_command(commands, legality, "legality", text, "pgolf legality demo/momentum-s1337 --html legality.html")
     text = "sweep/run below runs/, a run's folder, or a record folder with submission.json and logs; several runs are "
     sub.add_argument("paths", nargs="+", metavar="RUN|DIR", help=f"{text}held against each other too")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page that also says how each rule was tested")

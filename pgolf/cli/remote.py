@@ -9,18 +9,21 @@ from pgolf.cli.arguments import add_command, add_overrides, existing_file, overr
 
 def add_commands(commands) -> None:
     text = "sweeps on a rented machine, torn down once every file is local and verified"
-    remote = add_command(commands, lambda _: remote.print_help() or 0, "remote", text)
+    example = "pgolf remote run pod.yaml notebooks/sweeps/tour.yaml"
+    remote = add_command(commands, lambda _: remote.print_help() or 0, "remote", text, example)
     actions = remote.add_subparsers(metavar="ACTION")
     for function, text, files in (
         (check, "check whether sweeps could run there; start nothing", "*"),
         (run, "run what is missing of sweeps there, pull, verify, tear down; again: continue with that", "+"),
         (pull, "pull what is there now", "+"),
     ):
-        sub = add_command(actions, function, function.__name__, text)
+        example = f"pgolf remote {function.__name__} pod.yaml notebooks/sweeps/tour.yaml"
+        sub = add_command(actions, function, function.__name__, text, example)
         sub.add_argument("pod", type=existing_file, metavar="POD.yaml", help="the machine; see pgolf/machines/pod.py")
         sub.add_argument("files", type=existing_file, nargs=files, metavar="SWEEP.yaml")
         add_overrides(sub)
-    add_command(actions, status, "status", "every job that was started from here, as it was last seen")
+    text = "every job that was started from here, as it was last seen"
+    add_command(actions, status, "status", text, "pgolf remote status")
 
 
 # Torch takes seconds to import, so the machinery is imported by the commands that need it; status needs none.

@@ -1,4 +1,4 @@
-"""Sources of documents: .jsonl, .txt, .md and .parquet files, folders of them, or texts in memory.
+"""Sources of documents: .jsonl, plain text, .html and .parquet files, folders of them, or texts in memory.
 
 A source is read in blocks of raw documents, from its start or from the position after any block: skipping 40 GB of a
 .jsonl costs nothing. Blocks are parsed by their reader, so that several threads can share that work.
@@ -19,11 +19,13 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from pgolf.data.html_text import text_of
 from pgolf.disk import checksum
 from pgolf_core.files import DataError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".md", ".parquet")
-PLAIN = (".txt", ".md")
+PAGES = (".html", ".htm")
+PLAIN = (".txt", ".md", ".rst", ".py", *PAGES)
+SUFFIXES = (".jsonl", ".jsonl.gz", *PLAIN, ".parquet")
 BLOCK_BYTES = 1 << 19  # smallest block, unless the source ends
 LONGEST = 1 << 27  # bytes of a document, unpacked; more may be a bomb
 MOST_UNPACKED = 1 << 29  # bytes of text of a .parquet file that is packed so much
@@ -58,6 +60,7 @@ class Files:
     field: str
     split: str
     skipped: str = ""  # number and kinds of the files in the folder that are not read
+    kinds: tuple[str, ...] = ()  # further endings of plain text
 
     @cached_property
     def size(self) -> int:
@@ -71,8 +74,12 @@ class Files:
                 first = hashlib.sha256(f.read(1 << 20)).hexdigest()
             digest.update(json.dumps([_name(path, self.root), path.stat().st_size, first]).encode())
         about = {"name": self.root.name, "files": len(self.paths), "bytes": self.size, "sha256": digest.hexdigest()}
-        plain = [_is(path, *PLAIN) for path in self.paths]
-        return about | ({} if all(plain) else {"field": self.field}) | ({"split": self.split} if any(plain) else {})
+        plain = [self._is_plain(path) for path in self.paths]
+        about |= ({} if all(plain) else {"field": self.field}) | ({"split": self.split} if any(plain) else {})
+        return about | ({"kinds": list(self.kinds)} if self.kinds else {})
+
+    def _is_plain(self, path: Path) -> bool:
+        return _is(path, *PLAIN, *self.kinds)
 
     def modified(self) -> int:
         """Last modification of a file in ns, which also shows an edit that `about` misses."""
@@ -95,9 +102,10 @@ class Files:
         if _is(path, ".parquet"):
             yield from _parquet_blocks(path, at, self.field)
             return
-        plain = _is(path, *PLAIN)
+        plain = self._is_plain(path)
         parse = partial(_parse_plain, path, self.split) if plain else partial(_parse_json, path, self.field)
-        for raw, done in _read(path, at[1], ENDS[self.split if plain else "line"]):
+        split = "file" if _is(path, *PAGES) else self.split  # markup may reach over blank lines
+        for raw, done in _read(path, at[1], ENDS[split if plain else "line"]):
             end = (at[0], at[1] + len(raw), at[2] + raw.count(b"\n"))
             yield Block(partial(parse, raw, at), end, done)
             at = end
@@ -131,29 +139,35 @@ class Texts:
 Source = Files | Texts
 
 
-def open_source(path: str | Path, field: str = "text", split: str = "auto") -> Files:
+def open_source(path: str | Path, field: str = "text", split: str = "auto", kinds: Iterable[str] = ()) -> Files:
     """Documents of a file, or of all files below a folder in the order of their names, without hidden ones.
 
     field: field of a .jsonl or .parquet row that holds the text. split: a document of .txt or .md is a whole 'file',
-    text between 'blank' lines, or a 'line'; 'auto' is blank for a single file and file in a folder. These have no empty
-    documents, and \\n as line end. Raises DataError.
+    text between 'blank' lines, or a 'line'; 'auto' is blank for a single .txt or .md file, else file. These have no
+    empty documents, and \\n as line end. Of .html its text is read. kinds: further endings of plain text. Raises
+    DataError.
     """
-    path = Path(path)
+    path, kinds = Path(path), tuple(f".{kind.lower().lstrip('.')}" for kind in kinds)
+    known = (*SUFFIXES, *kinds)
     if split not in ("auto", *ENDS):
         raise DataError(f"split={split}: choose one of auto, {', '.join(ENDS)}")
     if split == "auto":
-        split = "file" if path.is_dir() else "blank"
+        split = "blank" if path.is_file() and _is(path, ".txt", ".md") else "file"
     below = sorted(path.rglob("*"), key=partial(_name, root=path)) if path.is_dir() else [path]
     below = [file for file in below if not file.is_dir() or file.is_symlink()]
     hidden = {file for file in below if any(part.startswith(".") for part in file.relative_to(path).parts)}
-    paths = tuple(file for file in below if file not in hidden and _is(file, *SUFFIXES) and file.is_file())
+    paths = tuple(file for file in below if file not in hidden and _is(file, *known) and file.is_file())
     chosen = set(paths)
-    kinds = Counter("hidden" if file in hidden else _kind(file) for file in below if file not in chosen)
-    listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-    files = Files(path, paths, field, split, f"{kinds.total():,} files skipped: {listed}" if kinds else "")
+    left = Counter("hidden" if file in hidden else _kind(file) for file in below if file not in chosen)
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
+    skipped = f"{left.total():,} files skipped: {listed}; --kinds reads more kinds as text" if left else ""
+    files = Files(path, paths, field, split, skipped, kinds)
     if not files.paths:
         problem = "nothing to read" if path.exists() else "no such file or folder"
-        raise DataError(f"{path}: {problem}; documents come from {', '.join(SUFFIXES)}, or a folder of them")
+        raise DataError(
+            f"{path}: {problem}; documents come from {', '.join(known)}, or a folder of "
+            "them; `--kinds .EXT` reads another kind as text"
+        )
     if any(_is(file, ".parquet") for file in files.paths) and not find_spec("pyarrow"):
         raise DataError(f"{path}: to read .parquet, pip install pyarrow")
     if not files.size:
@@ -234,6 +248,8 @@ def _parse_json(path: Path, field: str, raw: bytes, begin: Position) -> list[str
 
 def _parse_plain(path: Path, split: str, raw: bytes, begin: Position) -> list[str]:
     text = _decode(path, raw, begin).replace("\r\n", "\n")
+    if _is(path, *PAGES):
+        text = text_of(text)
     if split == "file":
         return [text] if text.strip() else []
     lines = groupby(text.split("\n"), key=lambda line: bool(line.strip()))

@@ -19,7 +19,7 @@ from pgolf.data import prepare, train_tokenizer
 from pgolf.data.dataset import DESCRIPTION, read_about
 from pgolf.data.documents import Texts
 from pgolf.disk import exclusive, explain_disk_errors
-from pgolf_core.config import ROOT
+from pgolf_core.config import ROOT, did_you_mean
 from pgolf_core.files import DataError
 from pgolf_core.knobs import EMBEDDED, DataConfig
 from pgolf_core.shards import SHARD_TOKENS
@@ -183,5 +183,8 @@ def resolve(config: DataConfig, vocab_size: int) -> Path:
         return build_embedded(vocab_size, kind=config.tokenizer or "bpe", large=large, transform=transform)
     directory = ROOT / config.data_path
     if not directory.is_dir():
-        raise DataError(f"data_path={config.data_path}: no folder {directory}; 'embedded' needs none")
+        beside = directory.parent.iterdir() if directory.parent.is_dir() else []
+        known = [*EMBEDDED, *((Path(config.data_path).parent / other.name).as_posix() for other in beside)]
+        nearest = did_you_mean(config.data_path, known) or "; 'embedded' needs none"
+        raise DataError(f"data_path={config.data_path}: no folder {directory}{nearest}")
     return directory

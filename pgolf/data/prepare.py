@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
@@ -112,9 +112,10 @@ def build(
         else:
             staging = directory.with_name(f"{directory.name}.unfinished")
             record = _resume_or_start(staging, source, asked | {"modified": source.modified()})
-            choose = _choice(source, asked)
-            tokenizer = _tokenizer(source, staging, request, choose)
-            figures = _write_shards(source, staging, tokenizer, choose, record, workers or os.cpu_count() or 1)
+            with _removed_if_refused(staging):
+                choose = _choice(source, asked)
+                tokenizer = _tokenizer(source, staging, request, choose)
+                figures = _write_shards(source, staging, tokenizer, choose, record, workers or os.cpu_count() or 1)
             figures["train"] |= {"left_out": record["left_out"]} if request.val_documents else {}
             dataset.describe(staging, source=asked, **figures, **(about or {}))
             os.replace(staging, directory)
@@ -126,6 +127,17 @@ def build(
     if left_out := built["train"].get("left_out"):
         print(f"{directory}: {left_out:,} training documents left out: validation documents too", flush=True)
     return directory
+
+
+@contextmanager
+def _removed_if_refused(staging: Path) -> Iterator[None]:
+    """On a DataError inside the block, remove a folder that holds no documents to resume from."""
+    try:
+        yield
+    except DataError:
+        if not (read_json(staging / PROGRESS) or {}).get("documents"):
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def validation_texts(source: Source, asked: dict) -> Iterator[str]:

@@ -22,7 +22,7 @@ from pgolf.processes import SWEEP_PID, end_with_sweep
 from pgolf.runs.code import check_code, code_digest
 from pgolf.runs.result import RunError
 from pgolf.runs.schema import knobs_that_fit
-from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, environment_knobs, shown
+from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, did_you_mean, environment_knobs, shown
 from pgolf_core.files import atomic_write
 
 try:
@@ -237,6 +237,19 @@ def run_directories(root: str | Path = RUNS) -> list[Path]:
             if not again and ("config.json" in files or "result.json" in files):
                 found.append(place)
     return found
+
+
+def run_names() -> list[str]:
+    """Names `sweep/run` of all runs below RUNS."""
+    return [path.relative_to(RUNS).as_posix() for path in run_directories(RUNS)]
+
+
+def find_run(name: str | Path) -> Path:
+    """The folder of that name, else the run below RUNS. RunError naming the nearest run if there is neither."""
+    for folder in (Path(name), RUNS / name):
+        if folder.is_dir():
+            return folder
+    raise RunError(f"{name}: no such run{did_you_mean(str(name), run_names()) or '; `pgolf runs` lists them'}")
 
 
 def metric_rows(

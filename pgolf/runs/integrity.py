@@ -50,7 +50,7 @@ def damage(run_dir: Path, result: dict, thorough: bool = False) -> str:
         size = (result["total_bytes"] or 0) - result["bytes"].get("code", 0)
         if artifact.stat().st_size != size or not _is(artifact, result["artifact_sha256"], since):
             return ARTIFACT
-    if not (result["kind"] == "train" and result["checkpoint_sha256"] and checkpoint.exists()):
+    if not (result["kind"] in ("train", "checkpoint") and result["checkpoint_sha256"] and checkpoint.exists()):
         return ""  # an export's checkpoint is its source's
     too_large = checkpoint.stat().st_size > 8 * (result["parameters"] or 0) + MAX_HEADER_BYTES
     return CHECKPOINT if too_large or not _is(checkpoint, result["checkpoint_sha256"], since) else ""

@@ -39,7 +39,7 @@ def _facts(data: dict) -> dict:
 class Result:
     """The fields of result.json. bpb is the score of the file on disk; None means the run has no such figure."""
 
-    kind: Text  # train, export, import, or the name of a stage's notebook
+    kind: Text  # train, export, import (a log), checkpoint (imported), or the name of a stage's notebook
     config_hash: Text
     seed: Int | None  # None: an imported log without a seed
     track: Text
@@ -71,7 +71,7 @@ class Result:
     parameters: Int | None = None
     steps: Int | None = None
     tokens: Int | None = None
-    stopped_by: Text | None = None  # iterations, wallclock
+    stopped_by: Text | None = None  # iterations, wallclock; checkpoint: trained elsewhere, so steps are not known
     train_seconds: Float | None = None
     # TrainTimer.budget: counted and excluded seconds
     budget: dict[Text, Float | dict[Text, Float]] = field(default_factory=dict)
@@ -161,7 +161,8 @@ def read_result(run_dir: str | Path) -> Result | None:
         raise RunError(f"{path}: changed since the run wrote it; {again}")
     result = Result(**{field.name: content[field.name] for field in fields(Result) if field.name in content})
     if result.kind != "import" and result.roundtrip_val_bpb is not None:
-        lacking = [name for name in OF_A_SCORE if not isinstance(value := vars(result)[name], int) or value <= 0]
+        needed = [name for name in OF_A_SCORE if name != "steps" or result.stopped_by != "checkpoint"]
+        lacking = [name for name in needed if not isinstance(value := vars(result)[name], int) or value <= 0]
         if lacking or result.seed is None or "code" not in result.bytes:
             named = ", ".join(lacking) or "seed or bytes of code"
             raise RunError(f"{path}: not what a run writes (a score without {named}); {again}")

@@ -15,6 +15,7 @@ from pgolf.runs.schema import About, knobs_that_fit, read_about
 from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest, hash_of
 
 KNOBS = [name for name in RunConfig.model_fields if name not in HASH_EXCLUDED]  # knobs that change a run's result
+SHORT = ("sweep", "run", "status", "bpb", "total_bytes", "cap_bytes", "train_seconds", "problem")
 COMPARABLE = ("scored_text", "roundtrip_bytes", "protocol")  # columns that two comparable scores share
 
 
@@ -23,8 +24,10 @@ def load_metrics(run_dir: str | Path) -> pd.DataFrame:
     return pd.DataFrame(metric_rows(run_dir))
 
 
-def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
-    """All runs under root, one row each: place, status, result, then every knob.
+def load_runs(root: str | Path = RUNS, thorough: bool = False, short: bool = False) -> pd.DataFrame:
+    """All runs under root, a folder of sweeps or of one, one row each: place, status, result, then every knob.
+
+    short: the columns SHORT alone.
 
     status: complete; failed (error.json says why); interrupted (lost machine or killed process); refused
     (its forecast is over its cap); damaged (a file is not what the run wrote, see integrity; thorough checks every
@@ -34,7 +37,9 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
     odd facts in an imported log or in a run's timing.
     """
     root = Path(root)
-    rows = [_row(root, run_dir, thorough) for run_dir in run_directories(root)]
+    directories = run_directories(root)
+    root = root.parent if (root / "sweep.json").exists() else root
+    rows = [_row(root, run_dir, thorough) for run_dir in directories]
     columns = ["sweep", "run", "status", "problem", "bpb", "over_cap", "flags", *(f.name for f in fields(Result))]
     knobs = [name for name in RunConfig.model_fields if name not in columns]
     table = pd.DataFrame(rows, columns=[*columns, *knobs, "path"])
@@ -49,7 +54,7 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False) -> pd.DataFrame:
         arms.append(arm)
         controls.append(own if (sweep, own) in present else control)
     table["arm"], table["control"] = arms, controls
-    return table
+    return table[[*SHORT]] if short else table
 
 
 def sentences_in(imported: dict, kind: str) -> list[str]:

@@ -227,13 +227,18 @@ def _packed_class(reached: Reached, name: Name, outside: tuple[str, ...]) -> str
     """The minified text of a class: fields, constants that something reads, methods that are called."""
     shell, methods = copy.copy(shell_of(reached.kept[name])), reached.members[name].values()
     shell.body = [s for s in shell.body if not isinstance(s, ast.Expr)]
-    shell.body = [s for s in shell.body if not isinstance(s, ast.Assign) or s.targets[0].id in reached.used]
+    shell.body = [s for s in shell.body if not isinstance(s, ast.Assign) or _assigned(s) & reached.used]
     shell.body.append(parsed("def _(): pass" if methods else "pass"))
     head = _minified(ast.unparse(renamed(_Stripped().visit(copied(shell)), tables(outside))))
     if not methods:
         return head
     texts = [textwrap.indent(_packed_text(method, outside, method=True), "\t") for method in methods]
     return "\n".join([head.rpartition("\n")[0], *texts])
+
+
+def _assigned(statement: ast.Assign) -> set[str]:
+    nodes = [node for target in statement.targets for node in ast.walk(target)]
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 @cache

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgolf.training.device import pick_dtype
 from pgolf_core.config import RunConfig
+from pgolf_core.device import pick_dtype
 from pgolf_core.evaluate import Batch, all_windows, batches, evaluate, evaluating, ngram_cache
 from pgolf_core.tokens import ByteTable
 

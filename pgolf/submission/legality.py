@@ -18,18 +18,19 @@ from pgolf.runs import integrity
 from pgolf.runs.directory import describe_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, finished_run
 from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, Pipeline, Verdict, examine, judged, probe
-from pgolf.training.device import cpu_threads, pick_device
+from pgolf.submission.submit import OTHER_MACHINE, SAME_MACHINE
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import load_checkpoint, model_of, round_trip, score_model
+from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
 from pgolf_core.artifact.format import read_model
 from pgolf_core.config import RunConfig
+from pgolf_core.device import cpu_threads, pick_device
 from pgolf_core.evaluate import Score
 from pgolf_core.export import load, stored_float
+from pgolf_core.export_inputs import model_of
 from pgolf_core.files import DataError
 from pgolf_core.model import roles
 
 EVAL_SECONDS = 600.0  # the challenge's limit of the evaluation, on tracks whose training has one
-SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # tolerance between two scores of one file, bpb
 OVERLAP, BYTES = ("overlap",), ("shards", "tokenizer", "table", "bytes", "marks")  # of audit.CHECKS
 MACHINE = ("device", "device_name", "platform", "torch", "numpy")
 

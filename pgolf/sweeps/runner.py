@@ -1,9 +1,10 @@
 """A sweep: notebooks executed by papermill, several at a time. Run again, it does only what is missing."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pgolf.disk import read_json
@@ -18,8 +19,9 @@ from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments
 from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Sweep, SweepError, load_sweep, said_of_environment
 from pgolf.training.forecast import check, over_cap
 from pgolf.training.inputs import open_dataset
-from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.config import ConfigError, RunConfig, did_you_mean, shown
 from pgolf_core.files import atomic_write
+from pgolf_core.rules import without_effect
 
 LOOK_SECONDS = 1.0  # a monitor that looks holds a sweep's lock for an instant
 OpenPool = Callable[[Sweep], AbstractContextManager]
@@ -106,6 +108,29 @@ def is_stage_complete(stage: Job) -> bool:
     return True
 
 
+def chosen(sweep: Sweep, only: Collection[str]) -> Sweep:
+    """The sweep with these runs alone, each named itself or by its entry of runs: or grid:, and no stage; all if none.
+
+    Raises SweepError naming the nearest for a name of neither.
+    """
+    names = {*sweep.runs, *sweep.groups.values()}
+    for name in only:
+        if name not in names:
+            nearest = did_you_mean(name, names) or f"; there are {', '.join(sweep.runs)}"
+            raise SweepError(f"--only {name}: sweep {sweep.name} has no such run{nearest}")
+    runs = {run: config for run, config in sweep.runs.items() if {run, sweep.groups[run]} & {*only}}
+    return replace(sweep, runs=runs, stages={}) if only else sweep
+
+
+def said_of_knobs(sweep: Sweep) -> list[str]:
+    """A line per knob that changes nothing as some runs set it."""
+    found = defaultdict(list)
+    for name, config in sweep.runs.items():
+        for knob, why in without_effect(config).items():
+            found[f"{knob}={shown(getattr(config, knob))} has no effect, since {why}"].append(name)
+    return [f"warning: {line}: {', '.join(names)}" for line, names in found.items()]
+
+
 def done_by_other_code(sweep: Sweep) -> list[str]:
     """One line per other code that made complete runs of this sweep. They stay, and are not pooled with new ones."""
     runs: dict[str, list[str]] = {}
@@ -140,22 +165,29 @@ def run_sweep(
     run again. Before anything runs it raises SweepError, DataError, RunError, or ForecastError for runs that would
     exceed their caps.
     """
+    return run_checked(load_sweep(path, knobs, scale, seeds), Path(path).stem, workers, open_pool, ended)
+
+
+def run_checked(
+    sweep: Sweep, file: str, workers: int | None = None, open_pool: OpenPool | None = None,
+    ended: Callable[[str], None] = lambda run: None,
+) -> list[Failure]:  # fmt: skip
+    """As run_sweep, of a sweep that was loaded, and perhaps `chosen`, from the file of this name without .yaml."""
     if open_pool and workers is not None:
         raise SweepError(f"workers={workers}: a cluster runs one notebook per worker that joined it; leave workers out")
-    sweep = load_sweep(path, knobs, scale, seeds)
     sweep.directory.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.directory}: this sweep is running already, in another process"
     with hold_lock(sweep.directory / ".lock", LOOK_SECONDS, busy):
         for unfinished in sweep.directory.glob(".*.tmp"):  # files of a sweep that was killed
             unfinished.unlink()
-        for line in said_of_environment():
+        for line in (*said_of_environment(), *said_of_knobs(sweep)):
             say(line)
         jobs, stages = missing(sweep)
         for line in done_by_other_code(sweep):
             say(line)
         if _refuse(sweep, jobs):
             jobs, stages = missing(sweep)
-        _write_about(sweep, Path(path).stem)
+        _write_about(sweep, file)
         datasets(job.config for job in jobs)  # built once, and its problems reported before anything runs
         if not (jobs or stages):
             return []
@@ -202,8 +234,8 @@ def _write_about(sweep: Sweep, file: str) -> None:
     before = read_about(sweep.directory) or About()
     # Runs of earlier seeds or of a larger file are still in the folder, so what was written about them stays.
     about = {
-        "name": sweep.name, "question": sweep.question, "control": sweep.baseline, "runs": list(sweep.runs),
+        "name": sweep.name, "question": sweep.question, "control": sweep.baseline, "runs": list(sweep.groups),
         "arms": before.arms | sweep.groups, "changes": before.changes | sweep.changes,
-        "file": file, "stages": list(sweep.stages),
+        "file": file, "stages": before.stages if len(sweep.runs) < len(sweep.groups) else list(sweep.stages),
     }  # fmt: skip
     atomic_write(sweep.directory / "sweep.json", json.dumps(about, indent=1))

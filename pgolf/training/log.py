@@ -16,8 +16,8 @@ from pgolf_core.files import atomic_write
 class Log:
     """Appends lines to log.txt and rows to metrics.jsonl; without a run directory (ranks other than 0) it is silent."""
 
-    def __init__(self, run_dir: Path | None, resume_step: int, iterations: int):
-        self.silent, self.iterations = run_dir is None, iterations
+    def __init__(self, run_dir: Path | None, resume_step: int, iterations: int, limit_s: float = 0.0):
+        self.silent, self.iterations, self.limit_s = run_dir is None, iterations, limit_s
         if self.silent:
             return
         self.text, self.rows = run_dir / "log.txt", run_dir / "metrics.jsonl"
@@ -27,10 +27,12 @@ class Log:
         kept = [row for row in metric_rows(run_dir, most=None) if (row["step"], "val_bpb" in row) < (resume_step, True)]
         atomic_write(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def __call__(self, line: str, **row: float) -> None:
+    def __call__(self, line: str, shown: str | None = "", **row: float) -> None:
+        """Keep a line and a row, and print the line; shown: printed behind it, and not kept; None: nothing printed."""
         if self.silent:
             return
-        tqdm.write(line)
+        if shown is not None:
+            tqdm.write(line + shown)
         with open(self.text, "a", encoding="utf-8", newline="\n") as f:
             f.write(line + "\n")
         if row:
@@ -41,7 +43,13 @@ class Log:
         """In a notebook it goes to stdout like the lines, so that neither breaks up the other."""
         stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
         hidden = self.silent or not interactive()
-        return tqdm(total=self.iterations, initial=step, unit="step", file=stream, disable=hidden)
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # the time left is in the postfix
+        return tqdm(total=self.iterations, initial=step, unit="step", file=stream, disable=hidden, bar_format=form)
+
+    def time_left(self, step: int, seconds: float) -> str:
+        """'1:05' (minutes) of training after `step` steps in so many seconds, by steps or by the time limit."""
+        left = seconds / step * (self.iterations - step)
+        return tqdm.format_interval(min(left, max(0.0, self.limit_s - seconds)) if self.limit_s else left)
 
     def validation(self, step: int, score: Score, seconds: float) -> None:
         self(
@@ -55,6 +63,7 @@ class Log:
         self(
             f"step:{step}/{self.iterations} train_loss:{nats:.4f} train_time:{1000 * seconds:.0f}ms "
             f"step_avg:{1000 * seconds / step:.2f}ms comp_reg:{penalty:.6f}",
+            shown=f" left:{self.time_left(step, seconds)}",
             step=step, train_loss=nats, comp_reg=penalty, lr_factor=lr_scale, train_seconds=seconds,
             tokens_per_second=tokens / seconds,
         )  # fmt: skip

@@ -123,7 +123,8 @@ def train_loop(run: Run, config: RunConfig) -> None:
                 check_finite(nats, "training", state.step)
                 check_same(run)
                 log.training(state.step, nats, penalty.item(), lr_scale, seconds, state.batches.tokens)
-                bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{nats / math.log(2) * run.tokens_per_byte:.3f}")
+                bpb, left = nats / math.log(2) * run.tokens_per_byte, log.time_left(state.step, seconds)
+                bar.set_postfix(loss=f"{nats:.3f}", bpb=f"{bpb:.3f}", left=left)
             timer.update(state.step, ranks)
             if config.resume_every_seconds and time.perf_counter() - saved >= config.resume_every_seconds:
                 with timer.excluded("resume files"):

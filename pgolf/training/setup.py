@@ -15,6 +15,7 @@ from pgolf.training.forecast import Forecast, forecast
 from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
 from pgolf.training.resume import RESUME, TrainError, check_resume, naming, read_resume
+from pgolf.training.tensor_groups import idle_knobs, tensor_lines
 from pgolf_core.batches import training_stream
 from pgolf_core.config import RunConfig
 from pgolf_core.device import deterministic_kernels, keep_freed_memory, not_compiled, pick_device, pick_dtype
@@ -74,7 +75,8 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
     resume = ranks.share(read_resume(run_dir / RESUME) if ranks.first else None)
     if resume:
         check_resume(run_dir / RESUME, resume, made_by)
-    log = Log(run_dir if ranks.first else None, resume["train"]["step"] if resume else 0, config.iterations)
+    step, limit = resume["train"]["step"] if resume else 0, config.max_wallclock_seconds
+    log = Log(run_dir if ranks.first else None, step, config.iterations, limit)
     why_eager = not_compiled(train, device)
     stream = training_stream(dataset.train_shards, config.data, dataset.tokenizer.bos)
     state = make_state(config, stream, device, dtype, ranks, not why_eager, initial)
@@ -115,6 +117,10 @@ def _log_heading(run: Run, config: RunConfig, why_eager: str, muon_dtype: torch.
     if knobs := config.taken_from(outside_knobs()):
         log("environment:" + " ".join(f"{k}={v}" for k, v in sorted(knobs.items())))
     log(f"forecast:{run.expected.verdict(config.cap_bytes)}")
+    for line in tensor_lines(state.model, config):
+        log(line, shown=None)  # long, and the same for each run of a sweep
+    for line in idle_knobs(config):
+        log(line)
 
 
 def _reserve_calibration(run: Run, config: RunConfig, resume: dict | None) -> None:

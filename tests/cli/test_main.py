@@ -87,7 +87,13 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
     config.write_text(yaml.safe_dump(TINY | {"iterations": 2}), encoding="utf-8")
     status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "seed=5")
     (run_dir,) = run_directories(root)
-    assert status == 0 and out.splitlines()[-1] == str(run_dir)
+    *_, place, answer = out.splitlines()
+    assert status == 0 and place == str(run_dir)
+    result = read_result(run_dir)
+    assert answer.startswith(f"explore/{run_dir.name}: {result.roundtrip_val_bpb:.4f} bpb in {result.total_bytes:,} of")
+    assert answer.endswith(" of 1,000,000 bytes, fits")
+    status, out, _ = pgolf(capfd, "train", "--config", config, "-k", "seed=5")
+    assert status == 0 and out.splitlines()[-1] == answer and "not trained again" in out
     expected = tiny(iterations=2, seed=5)
     assert run_dir == root / "explore" / run_name(expected, run_dir.parent)
     assert read_result(run_dir).config_hash == expected.hash
@@ -99,6 +105,7 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["train", "-k", "num_layrs=3", "-k", "seed=x"], ["num_layrs: no such knob; did you mean num_", "seed='x'"]),
         (["train", "-k", "seed"], ["-k: seed: expected NAME=VALUE"]),
         (["train", "-k", "data_path=nowhere", "-k", "track=nano"], ["data_path=nowhere: no folder"]),
+        (["train", "-k", "device=cuda:63", "-k", "track=nano"], ["device=cuda:63: this machine has none"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["sweep", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["sweep", "BAD"], ["bad.yaml", "run", "num_heads=5"]),
@@ -113,6 +120,7 @@ def test_a_run_from_the_command_line(capfd, root, tmp_path, embedded):
         (["data", "docs", "OWN", "--transform", "upper"], ["transform=upper: choose caseops, with the tokenizer"]),
         (["data", "docs", "OWN", "--val-documents", "many"], ["many: expected a whole number"]),
         (["data", "docs", "OWN", "--vocab-size", "70000"], ["vocab_size=70000: shards hold tokens of vocab_size <="]),
+        (["data", "docs", "OWN", "--vocab-size", "262"], ["vocab_size=262", "Increase vocab_size"]),
         (["data", "docs", "OWN", "--tokenizer", "bytes", "--val-documents", "300"], ["300 documents give 0 for train"]),
         (["data", "docs", "OWN", "--val-documents", "3", "--val-share", "0.1"], ["set either val_documents", "=0.1"]),
         (["data", "fineweb", "--variant", "../x"], ["not the name of a variant"]),
@@ -131,11 +139,11 @@ def test_a_bad_request_ends_with_one_message_and_writes_nothing(capfd, own, tmp_
     status, _, err = pgolf(capfd, *[{"OWN": own, "BAD": bad}.get(word, word) for word in words], *out)
     assert status == 2
     assert all(text in err for text in says) and "Traceback" not in err
-    assert words[0] == "train" or not root.exists()
-    assert not (tmp_path / "out").exists()
+    assert not root.exists()
+    assert not [path for path in tmp_path.glob("out*") if path.suffix != ".lock"]
 
 
-def test_an_artifact_is_accounted_for(capfd, tmp_path):
+def test_an_artifact_is_accounted_for(capfd, tmp_path, root):
     config = RunConfig(quantizer="step:0.5", codec="ans", keep_float_max_numel=0).export
     state = {"blocks.0.mlp.fc.weight": torch.randn(64, 32), "q_gains": torch.ones(2, 2)}
     account = export(state, config, tmp_path / "a")
@@ -147,6 +155,9 @@ def test_an_artifact_is_accounted_for(capfd, tmp_path):
     assert rows["total"][-1] == f"{account.artifact:,}" and rows["weights"][1] == "ans"
     assert rows["blocks.0.mlp.fc.weight"][1:4] == ["64", "×", "32"]
     assert float(rows["blocks.0.mlp.fc.weight"][-1]) == pytest.approx(3.05, abs=0.3)  # bits of a Gaussian at half σ
+    (root / "s" / "run").mkdir(parents=True)
+    (root / "s" / "run" / "artifact.pgolf").write_bytes((tmp_path / "a").read_bytes())
+    assert pgolf(capfd, "artifact", "s/run") == (0, out, "")
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
     status, _, err = pgolf(capfd, "artifact", tmp_path / "a")
     assert status == 2 and err.startswith("pgolf: ") and "cut short" in err
@@ -167,7 +178,7 @@ def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
     assert status == 0 and words[0] == ["s:", "why?"]
     assert words[1] == ["a", "complete", "714,440", "parameters"] and words[3] == ["sensitivity", "new", "to", "run"]
     assert words[2] == ["b", "new", "to", "run", "714,440", "parameters"]
-    assert words[4][:3] == ["2", "to", "run,"] and not (root / "s" / "b").exists()
+    assert words[-1][:3] == ["2", "to", "run,"] and words[-1][-2:] == ["go", "by"] and not (root / "s" / "b").exists()
 
 
 def test_the_table_shows_every_run(capfd, root):
@@ -191,6 +202,7 @@ def test_the_table_shows_every_run(capfd, root):
     assert ["s", "over", "complete", "2.5000", "1,100", "1,000", "61", "over", "its", "cap"] in rows
     assert ["s", "killed", "incomplete", "1,000"] in rows
     assert ["s", "failed", "failed", "1,000", "RuntimeError:", "out", "of", "memory"] in rows
+    assert out.splitlines()[-1] == "4 runs: 2 complete, 1 failed, 1 incomplete"
 
 
 def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
@@ -204,7 +216,7 @@ def test_diff_says_what_differs_and_whether_it_was_claimed(capfd, root):
     status, out, _ = pgolf(capfd, "diff", "s/b", "s/a", "--claim", "matrix_lr")
     assert status == 1 and "claimed and not changed: matrix_lr; changed and not claimed: num_layers" in out
     status, _, err = pgolf(capfd, "diff", "s/b", "s/none")
-    assert status == 2 and "missing or damaged" in err and "Traceback" not in err
+    assert status == 2 and "s/none: no such run" in err and "Traceback" not in err
 
 
 def test_own_documents_become_a_run(capfd, own, tmp_path, root):
@@ -230,6 +242,16 @@ def test_own_documents_become_a_run(capfd, own, tmp_path, root):
     shard.write_bytes(shard.read_bytes()[:-3])
     status, out, _ = pgolf(capfd, "data", "audit", tmp_path / "shards")
     assert status == 1 and "fineweb_val_000000.bin: the header promises" in " ".join(out.split())
+
+
+def test_fewer_documents_are_fewer_for_the_tokenizer_too(capfd, own, tmp_path):
+    words = ("data", "docs", own, "--vocab-size", 320, "--val-share", 0.2, "--documents", 100)
+    assert pgolf(capfd, *words, "--out", tmp_path / "few")[0] == 0
+    source = json.loads((tmp_path / "few" / "dataset.json").read_text(encoding="utf-8"))["source"]
+    assert (source["documents_taken"], source["tokenizer"]["documents"]) == (100, 100)
+    assert pgolf(capfd, *words, "--tokenizer-documents", 200, "--out", tmp_path / "more")[0] == 0
+    source = json.loads((tmp_path / "more" / "dataset.json").read_text(encoding="utf-8"))["source"]
+    assert source["tokenizer"]["documents"] == 200
 
 
 def test_control_characters_never_reach_the_terminal(capfd):

@@ -225,3 +225,28 @@ def test_parquet_of_repeated_long_values_is_read_in_bounded_blocks(tmp_path, mon
     assert max(sum(map(len, block.texts())) for block in blocks) <= 1000
     again = list(open_source(tmp_path / "a.parquet").blocks(blocks[30].end))
     assert [block.end for block in again] == [block.end for block in blocks[31:]]
+
+
+PAGE = """<!doctype html><html><head><title>no</title><style>p {}</style></head><body>
+<h1>One &amp; two</h1><p>A  <b>bold</b>
+word.</p><script>if (a < b) {}</script><pre>  x = 1
+  y</pre><ul><li>first<li>second</ul></body></html>"""
+
+
+def test_of_a_page_of_html_its_text_is_a_document(tmp_path):
+    (tmp_path / "a.html").write_text(PAGE, encoding="utf-8")
+    assert list(first_texts(open_source(tmp_path / "a.html"))) == [
+        "One & two\nA bold word.\n  x = 1\n  y\nfirst\nsecond"
+    ]
+
+
+def test_source_code_and_kinds_that_are_named_are_read_as_text(tmp_path):
+    for name in ("a.py", "b.rst", "c.TEX", "d.bin"):
+        (tmp_path / name).write_text(f"text\n\nof {name}\n", encoding="utf-8")
+    plain, more = open_source(tmp_path), open_source(tmp_path, kinds=["tex", ".org"])
+    assert [path.name for path in plain.paths] == ["a.py", "b.rst"] and "1 .tex" in plain.skipped
+    assert list(first_texts(more)) == [f"text\n\nof {name}\n" for name in ("a.py", "b.rst", "c.TEX")]
+    assert more.about()["kinds"] == [".tex", ".org"] and "kinds" not in plain.about()
+    assert list(first_texts(open_source(tmp_path / "a.py"))) == ["text\n\nof a.py\n"]  # a file of code is one document
+    with pytest.raises(DataError, match=r"`--kinds \.EXT` reads another kind"):
+        open_source(tmp_path / "d.bin")

@@ -2,11 +2,12 @@
 
 import json
 
-from support.runs import make_run
+import pytest
+from support.runs import make_config, make_run, write_sweep
 
 from pgolf.disk import read_json
-from pgolf.runs.directory import run_name
-from pgolf.runs.result import read_result, write_result
+from pgolf.runs.directory import find_run, run_name
+from pgolf.runs.result import RunError, read_result, write_result
 from pgolf.runs.table import load_runs
 from pgolf_core.config import RunConfig, digest
 
@@ -30,3 +31,20 @@ def test_a_run_named_and_hashed_by_an_older_version_is_found_and_whole(tmp_path)
     assert run_name(other, tmp_path / "explore") == f"nano-{other.hash}"
     (made / "config.json").write_text(json.dumps(stored | {"num_layers": 4}))
     assert load_runs(tmp_path).status[0] == "damaged"
+
+
+def test_runs_of_one_sweeps_folder_have_its_name_arms_and_control(tmp_path):
+    for name in ("control", "wide"):
+        make_config(tmp_path, name, [2.5, 2.6], seeds=(1, 2))
+    write_sweep(tmp_path, ["control", "wide"], seeds=(1, 2))
+    columns = ["sweep", "run", "arm", "control"]
+    assert load_runs(tmp_path / "s")[columns].equals(load_runs(tmp_path)[columns])
+    assert set(load_runs(tmp_path / "s").sweep) == {"s"}
+
+
+def test_a_run_is_found_by_its_name_or_folder_and_else_the_nearest_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("pgolf.runs.directory.RUNS", tmp_path)
+    made = make_run(tmp_path, "s/one")
+    assert find_run("s/one") == find_run(made) == find_run(str(made)) == made
+    with pytest.raises(RunError, match="s/onne: no such run; did you mean s/one"):
+        find_run("s/onne")

@@ -21,7 +21,7 @@ def test_a_sample_goes_on_with_its_prompt_and_is_the_seeds(finished):
 def test_the_sample_is_of_the_file_on_disk(finished, tmp_path, capsys):
     run_dir = shutil.copytree(finished[0], tmp_path / "run")
     (run_dir / "checkpoint.safetensors").unlink()
-    assert main.main(["sample", str(run_dir), "--prompt", "one", "--tokens", "4"]) == 0
+    assert main.main(["generate", str(run_dir), "one", "--tokens", "4"]) == 0
     assert capsys.readouterr().out.startswith("one")
     (run_dir / ARTIFACT).unlink()
     with pytest.raises(RunError, match=r"has no artifact\.pgolf"):

@@ -17,7 +17,7 @@ from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT, RunError, read_result, write_result
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.jobs import progress
-from pgolf.sweeps.runner import is_stage_complete, missing, plan, run_sweep, stage_job
+from pgolf.sweeps.runner import chosen, is_stage_complete, missing, plan, run_sweep, said_of_knobs, stage_job
 from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep, parameter_names, said_of_environment
 from pgolf.training.forecast import ForecastError
 from pgolf.training.run import train
@@ -322,3 +322,16 @@ def test_ctrl_c_ends_every_process_at_once(embedded, sweeps):
 def test_without_a_sweep_nothing_is_watched(monkeypatch):
     monkeypatch.delenv("PGOLF_SWEEP_PID", raising=False)
     end_with_sweep()
+
+
+def test_chosen_runs_are_those_named_or_of_an_entry_over_all_seeds_without_stages(sweeps):
+    content = {"track": "nano", "runs": {"a": {}, "b": {"ternary_reg_weight": 0.1}}, "seeds": [1337, 2]}
+    sweep = load_sweep(sweeps(content | {"stages": ["sensitivity"]}))
+    assert chosen(sweep, []) == sweep and list(chosen(sweep, ["b-s2"]).runs) == ["b-s2"]
+    part = chosen(sweep, ["b"])
+    assert list(part.runs) == ["b", "b-s2"] and not part.stages and part.groups == sweep.groups
+    with pytest.raises(SweepError, match="no such run; did you mean b-s2"):
+        chosen(sweep, ["bs2"])
+    (line,) = said_of_knobs(sweep)
+    assert line.startswith("warning: ternary_reg_weight=0.1 has no effect, since compression") and "b, b-s2" in line
+    assert said_of_knobs(chosen(sweep, ["a"])) == []
