@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-from pgolf_core.artifact.code_archive import code_archive
 from torch import Tensor
 
 from pgolf.analysis import diff
@@ -17,11 +16,11 @@ from pgolf.disk import checksum
 from pgolf.runs import integrity
 from pgolf.runs.directory import describe_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, finished_run
+from pgolf.script.compile import packed_script
 from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, Pipeline, Verdict, examine, judged, probe
 from pgolf.submission.submit import OTHER_MACHINE, SAME_MACHINE
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
-from pgolf_core.artifact.format import read_model
 from pgolf_core.config import RunConfig
 from pgolf_core.device import cpu_threads, pick_device
 from pgolf_core.evaluate import Score
@@ -145,8 +144,8 @@ def _clocks(result: Result, config: RunConfig) -> list[Verdict]:
 
 
 def _size(e: Evidence) -> Verdict:
-    """Byte for byte, from the file on disk and the code that reads it."""
-    code, file = len(code_archive(*read_model(e.run_dir / ARTIFACT).forms)), (e.run_dir / ARTIFACT).stat().st_size
+    """Byte for byte, from the file on disk and the run's script."""
+    code, file = len(packed_script(e.config)), (e.run_dir / ARTIFACT).stat().st_size
     counted, cap, problems = e.result.bytes["code"], e.config.cap_bytes, []
     total = file + max(counted, code if e.same_code else 0)
     if total > cap:
@@ -158,7 +157,7 @@ def _size(e: Evidence) -> Verdict:
     if e.same_code and code != counted:
         problems.append(f"the code has {code:,} bytes, and {counted:,} are counted")
     figures = f"{file:,} of the file + {counted:,} of code = {total:,} of {cap:,} bytes"
-    how = f"{ARTIFACT} on disk, and the archive of the code that reads it"
+    how = f"{ARTIFACT} on disk, and the script that trains, exports and scores, packed"
     return judged("size", how, problems, figures + "; other code now, so its bytes are the run's" * (not e.same_code))
 
 
