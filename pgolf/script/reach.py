@@ -5,7 +5,7 @@ import copy
 from functools import cache
 from typing import Any
 
-from pgolf.script.folding import Folding
+from pgolf.script.folding import LITERALS, Folding
 from pgolf.script.parts import PACKAGE, Module, Name, copied, module, references
 from pgolf_core import knobs as knob_groups
 from pgolf_core.artifact.codec import LIBRARIES
@@ -101,8 +101,13 @@ class Reached:
         return {
             name: value
             for name, value in self.facts.items()
-            if name not in own and (name in self.used or (endings and name.endswith(endings)))
+            if name not in own and (self._is_read(name) or (endings and name.endswith(endings)))
         }
+
+    def _is_read(self, fact: str) -> bool:
+        """True of a knob that the script reads, and not as a literal."""
+        by_value = self.literal and fact in self.decided and isinstance(self.facts[fact], LITERALS)
+        return fact in self.used and not by_value
 
     def _keep(self, name: Name) -> list[Name]:
         """Keep a definition; returns those that it refers to."""
