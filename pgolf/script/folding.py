@@ -109,12 +109,10 @@ class Folding(ast.NodeTransformer):
         return self.visit(node.body if known else node.orelse)
 
     def visit_If(self, node: ast.If) -> ast.stmt | list[ast.stmt] | None:
-        if (
-            not node.orelse
-            and self._only_raises(node.body)
-            and not self._assigned_in(node.test) & self._read_outside(node)
-        ):
-            return None
+        if not node.orelse and self._only_raises(node.body):
+            assigned = {each.target.id for each in ast.walk(node.test) if isinstance(each, ast.NamedExpr)}
+            if not assigned & self._read_outside(node):
+                return None
         known = self.truth(node.test)
         if known is UNKNOWN:
             node.test = self.test(node.test)
