@@ -145,20 +145,23 @@ def _clocks(result: Result, config: RunConfig) -> list[Verdict]:
 
 def _size(e: Evidence) -> Verdict:
     """Byte for byte, from the file on disk and the run's script."""
-    code, file = len(packed_script(e.config)), (e.run_dir / ARTIFACT).stat().st_size
+    script, file = packed_script(e.config), (e.run_dir / ARTIFACT).stat().st_size
     counted, cap, problems = e.result.bytes["code"], e.config.cap_bytes, []
-    total = file + max(counted, code if e.same_code else 0)
+    known = hashlib.sha256(script).hexdigest() == e.result.script_sha256
+    total = file + (len(script) if known else counted)
     if total > cap:
         problems.append(f"{total:,} bytes are over the cap of {cap:,} by {total - cap:,}")
     if file + counted != e.result.total_bytes:
         problems.append(f"the result counts {e.result.total_bytes:,} bytes, the files have {file + counted:,}")
     if e.result.cap_bytes != cap:
         problems.append(f"the result's cap is {e.result.cap_bytes:,}, that of config.json {cap:,}")
-    if e.same_code and code != counted:
-        problems.append(f"the code has {code:,} bytes, and {counted:,} are counted")
+    if known and len(script) != counted:
+        problems.append(f"the script has {len(script):,} bytes, and {counted:,} are counted")
     figures = f"{file:,} of the file + {counted:,} of code = {total:,} of {cap:,} bytes"
     how = f"{ARTIFACT} on disk, and the script that trains, exports and scores, packed"
-    return judged("size", how, problems, figures + "; other code now, so its bytes are the run's" * (not e.same_code))
+    return judged(
+        "size", how, problems, figures + "; the script is another now, so its bytes are the run's" * (not known)
+    )
 
 
 def _rescored(e: Evidence) -> Verdict:

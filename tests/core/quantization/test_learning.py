@@ -173,7 +173,7 @@ def test_where_learning_finds_nothing_better_the_solvers_model_is_kept_with_a_wa
 
 def test_equal_inputs_give_equal_files_and_the_file_holds_what_was_learned(teacher, parts, tmp_path):
     weights, _, calibration = parts
-    state, config = teacher.model.state_dict(), config_of(cap_bytes=17_000)
+    state, config = teacher.model.state_dict(), config_of(cap_bytes=4_700)
     teacher = Teacher(teacher.model, teacher.text[:16])
     for name in ("a", "b"):
         account = export(state, config, tmp_path / name, calibration, teacher=teacher)
