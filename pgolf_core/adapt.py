@@ -9,6 +9,7 @@ scored so far. The order of events is that of `predictions`, which hands out log
 import copy
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pgolf_core.distributed import ALONE, Ranks
-from pgolf_core.evaluate import Score, all_windows, score_of, summing_device
+from pgolf_core.evaluate import Score, all_windows, evaluate, score_of, summing_device
 from pgolf_core.knobs import BOS, EvalConfig
 from pgolf_core.model import GPT
 from pgolf_core.parameters import roles_of
@@ -47,6 +48,14 @@ def evaluate_adapted(
     return score_of(windows, len(nats), byte_table.count(tokens))
 
 
+def evaluate_shipped(
+    model: GPT, tokens: Tensor, byte_table: ByteTable, config: EvalConfig, dtype=torch.float32, ranks: Ranks = ALONE
+) -> Score:
+    """The score that counts: by `evaluate`, or with config.adapt by a copy of the model that adapts."""
+    score = evaluate if config.adapt == "off" else evaluate_adapted
+    return score(model, tokens, byte_table, config, dtype, ranks)
+
+
 def predictions(
     model: GPT, tokens: Tensor, config: EvalConfig, dtype=torch.float32, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Span, Tensor]]:
@@ -59,13 +68,13 @@ def predictions(
         yield from learner.by_windows(tokens)
         return
     documents = spans_of(tokens)
-    phases = config.adapt_phases + 1 if config.adapt == "phased" else 1
-    ends = [round(len(documents) * (i + 1) / phases) for i in range(phases)]
-    for first, last in zip([0, *ends], ends, strict=False):
+    phases = config.adapt_phases if config.adapt == "phased" else 0
+    boundaries = [config.adapt_phase_documents * (i + 1) for i in range(phases)]
+    for first, last in pairwise([0, *(n for n in boundaries if n < len(documents)), len(documents)]):
+        if first:
+            learner.learn([tokens[a : b + 1] for a, b in documents[:first]], config.adapt_base_lr)
         for document in documents[first:last][ranks.rank :: ranks.size]:
             yield from learner.by_document(tokens, document)
-        if last < len(documents):
-            learner.learn([tokens[a : b + 1] for a, b in documents[:last]], config.adapt_base_lr)
 
 
 def spans_of(tokens: Tensor) -> list[Span]:
@@ -97,13 +106,15 @@ class Learner:
         right = {name: start.clone() for name, start in self.start.items()}
         adapters = [t.requires_grad_() for t in (*left.values(), *right.values())]
         optimizer = torch.optim.Adam(adapters, self.config.adapt_lr, betas=BETAS, eps=EPSILON)
-        first, end = document
-        for start in range(first, end, self.config.adapt_chunk):
-            last = min(start + self.config.adapt_chunk, end)
+        (first, end), chunk = document, self.config.adapt_chunk
+        for start in range(first, end, chunk):
+            last = min(start + chunk, end)
             with torch.enable_grad():
                 weights = {name: w.detach() + left[name] @ right[name] for name, w in self.matrices.items()}
-                ids = tokens[max(first, last - self.config.eval_seq_len) : last]
-                logits = self.logits(ids[None], weights)[0, start - last :]
+                # Context and shapes must not depend on where the document ends: not even by their rounding.
+                begin, stop = max(first, start + chunk - self.config.eval_seq_len), start + chunk
+                ids = F.pad(tokens[begin:last], (0, stop - last), value=BOS)
+                logits = self.logits(ids[None], weights)[0, start - begin : last - begin]
             yield (start, last), logits
             if last < end:
                 loss = F.cross_entropy(logits, tokens[start + 1 : last + 1])

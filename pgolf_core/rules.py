@@ -78,6 +78,13 @@ RULES = [
      "eval_cache_size=0 leaves the n-gram cache's weights without effect; give it the tokens to look back"),
     ({"document_mask", "eval_cache_size"}, lambda c: not (c.document_mask and c.eval_cache_size),
      "document_mask ends a token's sight at its document, and the n-gram cache looks beyond; set eval_cache_size=0"),
+    ({"adapt", "eval_cache_size"}, lambda c: c.adapt == "off" or not c.eval_cache_size,
+     "adapt={c.adapt} and eval_cache_size={c.eval_cache_size}: the n-gram cache is for a model that stays; set it 0"),
+    ({"adapt", "eval_stride"}, lambda c: c.adapt in ("off", "sgd") or not c.eval_stride,
+     "adapt={c.adapt} scores every document by itself, chunk by chunk: leave eval_stride 0, not {c.eval_stride}"),
+    ({"adapt_chunk", "adapt", "eval_seq_len", "train_seq_len"},
+     lambda c: c.adapt in ("off", "sgd") or c.adapt_chunk <= c.eval_window,
+     "adapt_chunk={c.adapt_chunk} is more than the window of {c.eval_window} tokens"),
     ({"embed_quantization_bits"}, lambda c: c.embed_quantization_bits in (0, *range(2, 9), 16),
      "embed_quantization_bits={c.embed_quantization_bits}: input should be 2 to 8, 16 (stays float16) or "
      "0 (weight_quantization_bits)"),

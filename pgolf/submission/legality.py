@@ -17,7 +17,17 @@ from pgolf.runs import integrity
 from pgolf.runs.directory import describe_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, finished_run
 from pgolf.script.compile import packed_script
-from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, Pipeline, Verdict, examine, judged, probe
+from pgolf.submission.conditions import (
+    FAIL,
+    NOT_TESTED,
+    PASS,
+    AdaptedPipeline,
+    Pipeline,
+    Verdict,
+    examine,
+    judged,
+    probe,
+)
 from pgolf.submission.submit import OTHER_MACHINE, SAME_MACHINE
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
@@ -29,7 +39,6 @@ from pgolf_core.export_inputs import model_of
 from pgolf_core.files import DataError
 from pgolf_core.model import roles
 
-EVAL_SECONDS = 600.0  # the challenge's limit of the evaluation, on tracks whose training has one
 OVERLAP, BYTES = ("overlap",), ("shards", "tokenizer", "table", "bytes", "marks")  # of audit.CHECKS
 MACHINE = ("device", "device_name", "platform", "torch", "numpy")
 
@@ -87,11 +96,12 @@ def of_run(run_dir: Path) -> list[Verdict]:
     with cpu_threads(config.cpu_threads):
         device, weights = pick_device(config.train), load(run_dir / ARTIFACT)
         model = model_of(weights, config, device)
-        score = score_model(model, config, dataset, roundtrip=True)
+        score = score_model(model, config, dataset, roundtrip=True, shipped=True)
         here = describe_environment(device, studies=result.kind == "export")
         evidence = Evidence(run_dir, result, config, dataset, found, weights, score, here)
         verdicts += [rule(evidence) for rule in RULES] + _audited(found)
-        pipeline, window, bos = Pipeline(model, config, dataset.byte_table), config.eval_window, dataset.tokenizer.bos
+        scorer = Pipeline if config.adapt == "off" else AdaptedPipeline
+        pipeline, window, bos = scorer(model, config, dataset.byte_table), config.eval_window, dataset.tokenizer.bos
         tokens = probe(dataset.validation(config.train_seq_len), window, bos)
         verdicts += [pipeline.against_evaluate(tokens), *examine(pipeline, tokens, window, bos)]
     return verdicts
@@ -131,9 +141,9 @@ def _clocks(result: Result, config: RunConfig) -> list[Verdict]:
     rules = ("training clock", "evaluation clock")
     if not limit:
         return [Verdict(rule, NOT_TESTED, "", "max_wallclock_seconds=0: this track has no clock") for rule in rules]
-    evaluation = result.eval_seconds or 0.0
-    late = [f"{evaluation:.1f} s of {EVAL_SECONDS:.0f} s"] if evaluation > EVAL_SECONDS else []
-    evaluated = judged(rules[1], "eval_seconds of the result", late, f"{evaluation:.1f} s of {EVAL_SECONDS:.0f} s")
+    evaluation, most = result.eval_seconds or 0.0, config.eval_seconds_cap or limit
+    late = [f"{evaluation:.1f} s of {most:.0f} s"] if evaluation > most else []
+    evaluated = judged(rules[1], "eval_seconds of the result", late, f"{evaluation:.1f} s of {most:.0f} s")
     how = "counted seconds of training and calibration; the last step may cross the limit"
     if "counted" not in budget:
         return [Verdict(rules[0], NOT_TESTED, how, "the result has no budget of seconds"), evaluated]
