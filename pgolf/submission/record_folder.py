@@ -57,7 +57,7 @@ class Folder:
 
 def of_folder(path: Path) -> list[Verdict]:
     """A verdict per rule that reading can test. LogError if the folder has neither claims nor logs."""
-    sources, content, readme = logs_below(path, {}, []), claims.read_claims(path), _readme(path)
+    sources, content, readme = logs_below(path, {}, []), claims.read_claims(path), readme_of(path)
     if content is None and not sources and not readme:
         raise LogError(f"{path}: neither a run nor a record: no result.json, no {claims.SUBMISSION}, README or log")
     submission = claims.parsed(content)
@@ -75,7 +75,7 @@ def of_folder(path: Path) -> list[Verdict]:
     return [*verdicts, Verdict("C1 to C4, data, calibration", NOT_TESTED, how, "only reading, no running")]
 
 
-def _readme(path: Path) -> str:
+def readme_of(path: Path) -> str:
     """Text of README.md, whatever the case of its name; '' without one."""
     for file in sorted(path.iterdir()):
         if file.name.lower() == "readme.md" and file.is_file():
