@@ -27,6 +27,7 @@ from pgolf_core.model import skeleton
 LEGALITY = "legality_"  # begins the names of files of findings
 OWN = ["config.json"]  # tells everything of a record that `pgolf submission` wrote
 OF_A_RUN = {"seed", "world_size", "track"}
+OF_PROCESSES = {"world_size", "grad_accum_steps"}  # the defaults of scripts are those of one process
 GROUPS = (ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig)
 CODE_ALONE = (
     "Only code tells mlp_slope, orthogonal_init, smear_gate, document_mask, muon_polar_express and the order of text, "
@@ -142,6 +143,7 @@ def _settings(folder: Path, source: Source | None) -> tuple[dict[str, object], d
         printed = source.content.decode(errors="replace") if source else ""
         code = printed if foreign_script.has_class(printed) else ""
     defaults, unread = foreign_script.settings_in(code)
+    defaults = {name: value for name, value in defaults.items() if name not in OF_PROCESSES}
     readme = record_folder.readme_of(folder)
     commands = [block for _, block in BLOCK.findall(readme) if record_folder.SCRIPT in block]
     given = [(name.lower(), "".join(value)) for name, *value in SETTING.findall("".join(commands[:1]))]

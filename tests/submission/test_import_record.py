@@ -11,6 +11,7 @@ from support.logs import REFERENCE, SLIDING, SOURCE
 
 from pgolf.cli import main
 from pgolf.disk import read_json
+from pgolf.reports import sentences
 from pgolf.runs import directory
 from pgolf.submission import foreign_script
 from pgolf.submission.import_record import import_record
@@ -53,6 +54,8 @@ class Hyperparameters:
     ve_dim = int(os.environ.get("VE_DIM", 128))
     ve_layers = os.environ.get("VE_LAYERS", "9,10")
     gptq_calib_batches = int(os.environ.get("GPTQ_CALIB_BATCHES", 256))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    grad_accum_steps = 8 // world_size
     mystery = sorted(os.environ)
 
 class SmearGate:
@@ -198,13 +201,16 @@ def differing(sweep, hand: RunConfig) -> set[str]:
 
 def test_script_and_command_of_a_record_give_the_knobs_of_the_sweep_made_by_hand(record, tmp_path):
     hand = by_hand("1019")
-    log = f"model_params:{parameters(hand)}\nworld_size:8 grad_accum_steps:1\n{SLIDING}"
+    log = f"model_params:{parameters(hand)}\n{SLIDING}"
     command = "BIGRAM_VOCAB_SIZE=3072 BIGRAM_DIM=112 WARMDOWN_ITERS=4000 \\\nSEED=1 RUN_ID=$NAME torchrun train_gpt.py"
     readme = f"# Run\n```bash\n{command}\n```\n```\nXSA_LAST_N=4 torchrun train_gpt.py\n```\n"
     folder = record({"train_seed42.log": log, "train_gpt.py": SCRIPT_1019, "README.md": readme})
     found, text = imported(folder, tmp_path)
     assert "27,067,484 parameters with these knobs, as many as its log says" in found.said
-    assert differing(found.sweep, hand) == {"calibration_tokens"}  # theirs wrote its own text
+    assert differing(found.sweep, hand) == {
+        "calibration_tokens",
+        "grad_accum_steps",
+    }  # theirs wrote its own text; 0 is 1 there
     assert "swa_every=50" in text and "mystery=sorted(os.environ)" in text and "trigram" in text
 
 
@@ -258,7 +264,7 @@ LATIN = RAW1.decode("latin1").replace("\\", "\\\\").replace("\r", "\\r").replace
 def test_a_packed_script_is_read_as_the_plain_one_and_not_run(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain = foreign_script.settings_in(SCRIPT_1019)
-    assert foreign_script.settings_in(foreign_script.unpacked(script.encode())) == plain and len(plain[0]) == 30
+    assert foreign_script.settings_in(foreign_script.unpacked(script.encode())) == plain and len(plain[0]) == 32
     assert not (tmp_path / "executed").exists()
 
 
@@ -324,6 +330,7 @@ def test_findings_are_kept_and_a_changed_sweep_file_stays(record, tmp_path):
     place = tmp_path / "runs" / "2026-01-01_Record"
     kept = read_json(place / "legality_2026-01-01_Record.json")
     assert {"rule": "a log of every seed", "outcome": "fail"}.items() <= kept["verdicts"][1].items()
+    assert "2026-01-01_Record, a log of every seed: no log of seed 42, which is claimed" in sentences.findings(place)
     assert read_json(place / "train" / "import.json")["flags"] == [] and "seeds: [1337, 42]" in text
     again, _ = imported(folder, tmp_path)
     assert again.runs[0].again and "stays as it is" not in again.said
