@@ -9,6 +9,8 @@ from pgolf_core.tracks import TRACKS
 
 TAPER_START, SWA_START = (TrainConfig.model_fields[name].default for name in ("wd_taper_start_frac", "swa_start_frac"))
 
+QUANTIZERS = [name for name in ExportConfig.model_fields if name.endswith("quantizer")]
+
 # (knobs involved, condition on a RunConfig c, message)
 RULES = [
     ({"model_dim", "num_heads"}, lambda c: c.model_dim % c.num_heads == 0,
@@ -96,6 +98,10 @@ RULES = [
      lambda c: not (c.mlp_permutation and c.low_rank_residuals),
      "mlp_permutation cannot be combined with low-rank residuals (int8_residual_rank={c.int8_residual_rank}, "
      "int8_residual_bits={c.int8_residual_bits}), whose statistics are in the trained order of neurons"),
+    ({"learn_steps", "allocation", *QUANTIZERS},
+     lambda c: not c.learn_steps or c.allocation == "solve"
+     or not any(getattr(c, name).startswith("codebook") for name in QUANTIZERS),
+     "learn_steps={c.learn_steps} learns levels, and a codebook has none: take another quantizer"),
     ({"learn_steps", "mlp_permutation"}, lambda c: not (c.learn_steps and c.mlp_permutation),
      "mlp_permutation cannot be combined with learn_steps={c.learn_steps}, which compares with the trained order"),
     ({"wd_taper_final_mult", "muon_wd"}, lambda c: c.wd_taper_final_mult == 1 or c.muon_wd,

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from pgolf.script.folding import LITERALS, Folding
-from pgolf.script.parts import PACKAGE, Module, Name, copied, module, references
+from pgolf.script.parts import PACKAGE, Module, Name, all_names, copied, module, references
 from pgolf_core import knobs as knob_groups
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig
@@ -168,6 +168,8 @@ class Reached:
         """Note what code of a module uses; returns the definitions that it reads."""
         names, attributes, imported = references(node)
         self.used |= attributes
+        if not self.literal:  # for readers: no annotation is evaluated
+            self.external |= {name: origin.external[name] for name in all_names(node) & origin.external.keys()}
         found = sorted(imported)
         for name in sorted(names):
             if name in origin.imports:
