@@ -201,7 +201,7 @@ def test_every_grid_learns_and_stays_within_its_levels(quantizer, teacher, parts
 
 def test_a_codebook_has_no_levels_to_learn(teacher, tmp_path):
     fixed = dict(allocation="fixed", keep_float_max_numel=0)
-    with pytest.raises(ConfigError, match="learn_steps=.* learns levels, and a codebook has none"):
+    with pytest.raises(ConfigError, match=r"learn_steps=.* learns levels, and a codebook has none"):
         config_of(**fixed, quantizer="codebook:16:2")
     config = config_of(**fixed).model_copy(update=dict(quantizer="codebook:16:2"))  # as a user's scheme might be
     with pytest.raises(ExportError, match=r"learn_steps learns levels, and tensor .* has none"):
