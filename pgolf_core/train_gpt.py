@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pgolf_core.adapt import evaluate_shipped
+from pgolf_core.artifact.codec import LIBRARIES, library
 from pgolf_core.batches import training_stream, validation_tokens
 from pgolf_core.config import RunConfig
 from pgolf_core.device import (
@@ -88,6 +89,8 @@ def silent(line: str) -> None:
 def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tuple[TrainState, TrainTimer]:
     """Train until `iterations` or the wallclock limit; weights are averaged if the knobs say so."""
     dtype, why_eager = pick_dtype(config.train, device), not_compiled(config.train, device)
+    for codec in {"brotli", "ans"} if config.codec == "auto" else {config.codec} & LIBRARIES.keys():
+        library(codec)  # a package that is missing is to be known before training is paid for
     shards = shard_paths(config.data_path, "train")
     if not shards:
         raise SystemExit(f"DATA_PATH={config.data_path}: no fineweb_train_*.bin in this folder")
@@ -145,7 +148,7 @@ def export_and_score(
     weights = {name: t.detach().cpu().contiguous() for name, t in state.model.state_dict().items()}
     tokens, table = text_of(config, config.roundtrip_val_max_tokens, config.roundtrip_val_max_documents)
     score = evaluate(state.model, tokens, table, config.eval, state.dtype, ranks)
-    say(f"pre_quantization val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+    say(f"pre-quantization val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
     if ranks.first:
         shards, began = shard_paths(config.data_path, "train"), time.perf_counter()
         calibration = calibration_of(weights, config, shards, state.device)

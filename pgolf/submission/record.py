@@ -139,7 +139,7 @@ def readme(record: Record) -> str:
     spread = f" ± {record.std:.5f} (standard deviation of {count} seeds)" if count > 1 else " (one seed)"
     rows = "\n".join(_row(seed) for seed in record.seeds)
     data = record.found.figures.get("published") or "the shards of the fingerprint in submission.json"
-    first, last = record.seeds[0], record.seeds[-1].result.seed
+    first, seeds = record.seeds[0], ", ".join(str(seed.result.seed) for seed in record.seeds)
     ranks = record.config.world_size
     launch = f"torchrun --standalone --nproc_per_node={ranks} {SCRIPT}" if ranks > 1 else f"python {SCRIPT}"
     part = "" if first.score.tokens == first.result.roundtrip_tokens else _part_note(first)
@@ -159,7 +159,7 @@ Code: {len(record.script.packed):,} bytes ({SCRIPT}, packed; {READABLE} is the s
 
 ```
 pip install -r requirements.txt
-SEED={first.result.seed} DATA_PATH=data {launch}      # writes train.log and artifact.pgolf; seeds: … {last}
+SEED={first.result.seed} DATA_PATH=data {launch}      # writes train.log and artifact.pgolf; seeds: {seeds}
 DATA_PATH=data python {SCRIPT} --eval artifact_seed{first.result.seed}.pgolf    # scores a file
 ```
 

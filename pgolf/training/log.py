@@ -68,8 +68,9 @@ class Log:
             tokens_per_second=tokens / seconds,
         )  # fmt: skip
 
-    def round_trip(self, trip: RoundTrip, scheme: str) -> None:
+    def round_trip(self, trip: RoundTrip, scheme: str, prequant: Score) -> None:
         account, score = trip.account, trip.score
+        self(f"pre-quantization val_loss:{prequant.val_loss:.8f} val_bpb:{prequant.val_bpb:.8f}")
         codec = scheme.replace("_", "+")
         self(f"Serialized model {codec}: {account.artifact} bytes (payload:{account.payload})")
         self(f"Total submission size {codec}: {account.total} bytes (code:{account.code} cap:{account.cap})")

@@ -215,7 +215,7 @@ def finish(run: Run, config: RunConfig) -> Result:
             run.log(f"warning:{remark}")
         if trip.score.tokens != prequant.tokens:
             prequant = score_model(state.model, config, dataset, roundtrip=True, ranks=ranks)
-        run.log.round_trip(trip, export_name(config.export))
+        run.log.round_trip(trip, export_name(config.export), prequant)
         fields = roundtrip_fields(trip, prequant.val_bpb, prequant.block_nats, dataset, config)
         result = replace(result, budget=run.timer.budget(trip.calibration_seconds), **fields)
     run.log.budget(result.budget, result.overtime)
