@@ -89,8 +89,10 @@ def silent(line: str) -> None:
 def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tuple[TrainState, TrainTimer]:
     """Train until `iterations` or the wallclock limit; weights are averaged if the knobs say so."""
     dtype, why_eager = pick_dtype(config.train, device), not_compiled(config.train, device)
-    for codec in {"brotli", "ans"} if config.codec == "auto" else {config.codec} & LIBRARIES.keys():
-        library(codec)  # a package that is missing is to be known before training is paid for
+    if config.codec in LIBRARIES:
+        library(config.codec)  # a missing package is to be known before training is paid for
+    if config.codec == "auto":
+        library("ans"), library("brotli")
     shards = shard_paths(config.data_path, "train")
     if not shards:
         raise SystemExit(f"DATA_PATH={config.data_path}: no fineweb_train_*.bin in this folder")
