@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pgolf.reports import figures
 from pgolf.reports.labels import printable
 from pgolf.reports.sweep_figures import ordered
 from pgolf.runs.table import KNOBS
@@ -32,6 +33,12 @@ STYLE = """<style>
 NEAR = 3.0  # pixels of the page; points nearer than this share one link
 TOGETHER, DIFFERENT = 3, 8  # runs that one text tells of, and knobs of each
 WIDTH = 96  # pixels per inch of a figure
+
+
+def drawn(figure: Figure, points: pd.DataFrame) -> str:
+    """HTML of a figure with a text over each of its points and no links. points: x, y, text."""
+    data, _ = figures.save(figure, None, "figure")._repr_mimebundle_()
+    return over(figure, data["image/png"], points.assign(href=""))
 
 
 def over(figure: Figure, png: str, points: pd.DataFrame) -> str:
@@ -56,7 +63,8 @@ def over(figure: Figure, png: str, points: pd.DataFrame) -> str:
         side = (" pgolf-left" if first.left > 0.5 else "") + (" pgolf-up" if first.top > 0.5 else "")
         place = f"left:{first.left:.2%};top:{first.top:.2%}"
         says = html.escape("\n\n".join(texts))
-        links.append(f'<a class="pgolf-point{side}" style="{place}" href="{first.href}" aria-label="{says}"></a>')
+        href = f' href="{first.href}"' if first.href else ""
+        links.append(f'<a class="pgolf-point{side}" style="{place}"{href} aria-label="{says}"></a>')
     picture = f'<img alt="a point tells of its run" src="data:image/png;base64,{png}">'
     return f'{STYLE}<div class="pgolf-figure" style="width:{width}px">{picture}{"".join(links)}</div>'
 
