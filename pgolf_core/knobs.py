@@ -289,3 +289,13 @@ class EvalConfig(Group):
     eval_bigram_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of what followed this token; 0 = off")
     eval_cache_size: Count = Field(0, description="n-gram cache: tokens it looks back; 0 = off")
     eval_cache_delay: int = Field(0, ge=0, le=1, description="n-gram cache: 0 = aligned; 1 = late, as the reference")
+    adapt: Literal["off", "sgd", "lora", "phased"] = Field("off", description="what learns from text that is "
+        "scored: lora = adapters, reset per document; sgd = all weights, by chunk; phased = both")  # fmt: skip
+    adapt_chunk: Positive = Field(128, description="tokens scored between two updates")
+    adapt_rank: Positive = Field(8, description="rank of the adapters of every matrix")
+    adapt_lr: Above0 = Field(0.005, description="Adam's rate of the adapters")
+    adapt_base_lr: Above0 = Field(0.1, description="SGD's rate of all weights, in sgd and phased")
+    adapt_epochs: Positive = Field(1, description="times that all weights learn from a text, in sgd and phased")
+    adapt_phases: Positive = Field(3, description="times that all weights learn, in phased")
+    adapt_phase_documents: Positive = Field(64, description="documents between these times")
+    eval_seconds_cap: Weight = Field(0.0, description="seconds that the artifact's score may take; 0 = no limit")

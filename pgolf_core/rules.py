@@ -9,6 +9,8 @@ from pgolf_core.tracks import TRACKS
 
 TAPER_START, SWA_START = (TrainConfig.model_fields[name].default for name in ("wd_taper_start_frac", "swa_start_frac"))
 
+QUANTIZERS = [name for name in ExportConfig.model_fields if name.endswith("quantizer")]
+
 # (knobs involved, condition on a RunConfig c, message)
 RULES = [
     ({"model_dim", "num_heads"}, lambda c: c.model_dim % c.num_heads == 0,
@@ -78,6 +80,13 @@ RULES = [
      "eval_cache_size=0 leaves the n-gram cache's weights without effect; give it the tokens to look back"),
     ({"document_mask", "eval_cache_size"}, lambda c: not (c.document_mask and c.eval_cache_size),
      "document_mask ends a token's sight at its document, and the n-gram cache looks beyond; set eval_cache_size=0"),
+    ({"adapt", "eval_cache_size"}, lambda c: c.adapt == "off" or not c.eval_cache_size,
+     "adapt={c.adapt} and eval_cache_size={c.eval_cache_size}: the n-gram cache is for a model that stays; set it 0"),
+    ({"adapt", "eval_stride"}, lambda c: c.adapt in ("off", "sgd") or not c.eval_stride,
+     "adapt={c.adapt} scores every document by itself, chunk by chunk: leave eval_stride 0, not {c.eval_stride}"),
+    ({"adapt_chunk", "adapt", "eval_seq_len", "train_seq_len"},
+     lambda c: c.adapt in ("off", "sgd") or c.adapt_chunk <= c.eval_window,
+     "adapt_chunk={c.adapt_chunk} is more than the window of {c.eval_window} tokens"),
     ({"embed_quantization_bits"}, lambda c: c.embed_quantization_bits in (0, *range(2, 9), 16),
      "embed_quantization_bits={c.embed_quantization_bits}: input should be 2 to 8, 16 (stays float16) or "
      "0 (weight_quantization_bits)"),
@@ -89,6 +98,10 @@ RULES = [
      lambda c: not (c.mlp_permutation and c.low_rank_residuals),
      "mlp_permutation cannot be combined with low-rank residuals (int8_residual_rank={c.int8_residual_rank}, "
      "int8_residual_bits={c.int8_residual_bits}), whose statistics are in the trained order of neurons"),
+    ({"learn_steps", "allocation", *QUANTIZERS},
+     lambda c: not c.learn_steps or c.allocation == "solve"
+     or not any(getattr(c, name).startswith("codebook") for name in QUANTIZERS),
+     "learn_steps={c.learn_steps} learns levels, and a codebook has none: take another quantizer"),
     ({"learn_steps", "mlp_permutation"}, lambda c: not (c.learn_steps and c.mlp_permutation),
      "mlp_permutation cannot be combined with learn_steps={c.learn_steps}, which compares with the trained order"),
     ({"wd_taper_final_mult", "muon_wd"}, lambda c: c.wd_taper_final_mult == 1 or c.muon_wd,

@@ -30,5 +30,6 @@ TRACKS: dict[str, dict] = {
         **REFERENCE_SHAPE, **REFERENCE_SWEEP, iterations=300, max_wallclock_seconds=0, deterministic=True,
         val_max_tokens=524_288, roundtrip_val_max_tokens=262_144,
     ),
-    "h100": dict(num_layers=9, model_dim=512, num_heads=8, num_kv_heads=4, max_wallclock_seconds=600, compile=True),
+    "h100": dict(num_layers=9, model_dim=512, num_heads=8, num_kv_heads=4, max_wallclock_seconds=600,
+                 eval_seconds_cap=600, compile=True),
 }  # fmt: skip

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pgolf_core.adapt import evaluate_shipped
 from pgolf_core.batches import training_stream, validation_tokens
 from pgolf_core.config import RunConfig
 from pgolf_core.device import (
@@ -168,7 +169,7 @@ def score_file(path: Path, config: RunConfig, device: torch.device, ranks: Ranks
     weights = ranks.share(load(path) if ranks.first else None)
     model = model_of(weights, config, device)
     tokens, table = text_of(config, config.roundtrip_val_max_tokens, config.roundtrip_val_max_documents)
-    score = evaluate(model, tokens, table, config.eval, pick_dtype(config.train, device), ranks)
+    score = evaluate_shipped(model, tokens, table, config.eval, pick_dtype(config.train, device), ranks)
     if not math.isfinite(score.val_loss):
         raise SystemExit(f"{path}: the file scores {score.val_loss}")
     seconds = time.perf_counter() - began

@@ -79,7 +79,7 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         delta_bpb=config.delta.mask(config.is_baseline, 0.0), delta_half=config.half,
         verdict=config.verdict.fillna(""), method=config.method, detectable=config.detectable,
         seeds=config.seeds.str.len(),
-        quantisation_bpb=table.bpb - table.prequant_val_bpb.astype(float),
+        quantisation_bpb=table.unadapted_val_bpb.astype(float).fillna(table.bpb) - table.prequant_val_bpb.astype(float),
         quantisation_half=_half(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes),
         parameters=table.parameters, steps=table.steps, train_seconds=table.train_seconds.astype(float),
         on_front=pareto(table), over_cap=table.over_cap, source=table.source, is_baseline=config.is_baseline,

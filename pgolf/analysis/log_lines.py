@@ -46,7 +46,9 @@ ONE_VALUE = re.compile(r" ?\S++( \(.*\))?$|[\w.]")
 COUNTED = re.compile(r"([\d.]+) [a-z ]+")
 PROGRESS = re.compile(r"\d+/\d+")  # warmup_step:1/20
 NAME = re.compile(r"[a-z]\w*")
-NOT_CONFIG = re.compile(r"val_bpb|val_loss|forecast|nohup|warning|error|note|info|https?|wandb|\w+_time", re.IGNORECASE)
+NOT_CONFIG = re.compile(
+    r"val_bpb|val_loss|step|forecast|nohup|warning|error|note|info|https?|wandb|\w+_time", re.IGNORECASE
+)
 VAL_LOADER = {"pattern": "val_files", "tokens": "val_tokens"}  # names that are ambiguous outside of that line
 
 

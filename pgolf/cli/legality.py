@@ -40,7 +40,7 @@ def legality(arguments: argparse.Namespace) -> int:
         subjects[TOGETHER] = of_runs(runs)
     said = sentence([verdict for verdicts in subjects.values() for verdict in verdicts])
     for name, verdicts in subjects.items():
-        print(name, *_lines(verdicts), "", sep="\n")
+        print(name, *verdict_lines(verdicts), "", sep="\n")
     print(said)
     if arguments.html:
         print(write_page(arguments.html, subjects, said))
@@ -55,7 +55,8 @@ def _is_run(path: Path) -> bool:
     return run and not (path / "import.json").exists()
 
 
-def _lines(verdicts: "list[Verdict]") -> list[str]:
+def verdict_lines(verdicts: "list[Verdict]") -> list[str]:
+    """A line per rule: outcome, rule, what was found."""
     width = max(len(verdict.rule) for verdict in verdicts)
     return [f"  {v.outcome:10}  {v.rule:{width}}  {v.found}" for v in verdicts]
 

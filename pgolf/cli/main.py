@@ -8,7 +8,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from pgolf.cli import cluster, data, doctor, knobs, legality, remote, runs, sweeps
+from pgolf.cli import cluster, data, doctor, knobs, legality, records, remote, runs, sweeps
 from pgolf.cli.arguments import Parser, add_command, add_run, complete_runs, escape_controls, positive
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT
@@ -76,15 +76,6 @@ def make_parser() -> Parser:
     runs.add_commands(commands)
     command = partial(add_command, commands)
 
-    text = "make runs from training logs, naming what is odd about each"
-    sub = command(
-        import_log, "import-log", text, "pgolf import-log train.log", "pgolf import-log records/ --sweep theirs"
-    )
-    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a log, or a folder with logs in it or below")
-    text = "name of the sweep; default: the folder that holds submission.json"
-    sub.add_argument("--sweep", metavar="NAME", help=text)
-    sub.add_argument("--out", type=Path, metavar="RUNS_DIR", help="runs folder; default: runs")
-
     text = "check an artifact file and list its bytes by part and tensor"
     sub = command(artifact, "artifact", text, "pgolf artifact demo/momentum")
     sub.add_argument("file", metavar="FILE", help="artifact.pgolf of a run, or the run").completer = complete_runs
@@ -108,21 +99,12 @@ def make_parser() -> Parser:
     sub.add_argument("--private", action="store_true", help="a repository that only its owner sees")
     sub.add_argument("--endpoint", metavar="URL", help="address of the hub; default: HF_ENDPOINT")
 
-    for module in (knobs, legality, data, remote, cluster, doctor):
+    for module in (records, knobs, legality, data, remote, cluster, doctor):
         module.add_commands(commands)
     return parser
 
 
 # Torch and pandas take seconds to import, so each command imports what it needs.
-
-
-def import_log(arguments: argparse.Namespace) -> int:
-    from pgolf.analysis import records
-    from pgolf.reports import text
-
-    imported, remarks = records.import_logs(arguments.paths, arguments.sweep, arguments.out or directory.RUNS)
-    print(*text.imports(imported), *remarks, sep="\n")
-    return 0
 
 
 def artifact(arguments: argparse.Namespace) -> int:

@@ -234,6 +234,18 @@ def is_map(rows: pd.DataFrame) -> bool:
     return {"estimated_delta_bpb", "delta_half"} <= set(rows)
 
 
+def findings(folder: Path) -> list[str]:
+    """Rules that the records of a sweep violate, as `pgolf import-record` left them in its folder."""
+    found = []
+    for path in sorted(folder.glob("legality_*.json")):
+        verdicts = (read_json(path) or {}).get("verdicts")
+        for verdict in verdicts if isinstance(verdicts, list) else ():
+            if isinstance(verdict, dict) and verdict.get("outcome") == "fail":
+                record = path.stem.removeprefix("legality_")
+                found.append(md(f"{record}, {verdict.get('rule')}: {verdict.get('found')}"))
+    return found
+
+
 def remarks(logs: pd.DataFrame) -> list[str]:
     """What is odd about imported logs, and where they disagree with what was claimed."""
     found = [(run.run, read_json(run.path / "import.json") or {}) for run in logs.itertuples()]

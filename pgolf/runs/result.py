@@ -54,6 +54,7 @@ class Result:
     raw_val_bpb: Float | None = None  # weights before averaging
     roundtrip_val_loss: Float | None = None
     roundtrip_val_bpb: Float | None = None
+    unadapted_val_bpb: Float | None = None  # of the same file by a model that stays; None without adapt
     roundtrip_tokens: Int | None = None
     roundtrip_bytes: Int | None = None
     prequant_val_bpb: Float | None = None  # unquantized weights on the tokens of the round trip
@@ -107,11 +108,12 @@ class Result:
 def evaluation_protocol(config: EvalConfig, train: TrainConfig, device: str) -> str:
     """How a kind of device (cpu, cuda, mps) scores; only equal ones are comparable.
 
-    Window and stride decide the context of each target. Precision and device, named unless they are float32 and cpu,
-    round all losses alike: a paired test would call that a difference. The n-gram cache is not part of it: it predicts
-    the same targets from the same context.
+    Window, stride and adaptation decide what each target is predicted from. Precision and device, named unless they
+    are float32 and cpu, round all losses alike: a paired test would call that a difference. The n-gram cache is not
+    part of it: it predicts the same targets from the same context.
     """
     window = f"window {config.eval_seq_len}, stride {config.eval_stride or config.eval_seq_len}"
+    window += "" if config.adapt == "off" else f", adapted by {config.adapt}"
     return f"{window}{computed_in(train.precision_on(device), device)}"
 
 

@@ -22,7 +22,7 @@ from python_minifier import minify
 
 from pgolf.script.folding import reachable
 from pgolf.script.parts import PACKAGE, Module, Name, copied, module, source_of
-from pgolf.script.reach import CONFIG, KEPT_ERRORS, VARIABLES, Reached, parsed, shell_of
+from pgolf.script.reach import CONFIG, GROUPS, KEPT_ERRORS, VARIABLES, Reached, parsed, shell_of
 from pgolf.script.renaming import renamed, tables
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig
@@ -129,6 +129,7 @@ def _texts_of(reached: Reached, name: str) -> Iterator[str]:
     """Texts of what is kept of a module, in the order of its source."""
     if name == CONFIG[0]:
         yield ast.unparse(_config_class(reached))
+        yield f"{' = '.join(name for name in GROUPS if name != 'Group')} = RunConfig  # groups of knobs"
         return
     origin = module(name)
     for own, statement in _statements(reached, name):

@@ -15,6 +15,7 @@ COMPARISONS = {
     ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
     ast.Is: operator.is_, ast.IsNot: operator.is_not,
 }  # fmt: skip
+LITERALS = (bool, int, float, str)
 GROUPS = ("model", "data", "train", "regularizer", "export", "eval")
 ENDS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 
@@ -32,6 +33,7 @@ class Folding(ast.NodeTransformer):
         self.knobs, self.names, self.kept_errors, self.literal = knobs, names, kept_errors, literal
         self.absent: set[str] = set()
         self.in_config = False
+        self.function: ast.FunctionDef | None = None  # the outermost one around
 
     def value(self, node: ast.expr) -> Any:
         """The constant that an expression is, or UNKNOWN."""
@@ -95,7 +97,7 @@ class Folding(ast.NodeTransformer):
         return self.generic_visit(node) if len(node.values) > 1 else self.visit(node.values[0])
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        if self.literal and isinstance(known := self.value(node), bool | int | float | str):
+        if self.literal and isinstance(known := self.value(node), LITERALS):
             return ast.Constant(known)
         return self.generic_visit(node)
 
@@ -107,9 +109,10 @@ class Folding(ast.NodeTransformer):
         return self.visit(node.body if known else node.orelse)
 
     def visit_If(self, node: ast.If) -> ast.stmt | list[ast.stmt] | None:
-        assigns = any(isinstance(each, ast.NamedExpr) for each in ast.walk(node.test))
-        if not node.orelse and not assigns and self._only_raises(node.body):
-            return None
+        if not node.orelse and self._only_raises(node.body):
+            assigned = {each.target.id for each in ast.walk(node.test) if isinstance(each, ast.NamedExpr)}
+            if not assigned & self._read_outside(node):
+                return None
         known = self.truth(node.test)
         if known is UNKNOWN:
             node.test = self.test(node.test)
@@ -136,7 +139,14 @@ class Folding(ast.NodeTransformer):
             error = error.func if isinstance(error, ast.Call) else error.value
         return isinstance(error, ast.Name) and error.id not in self.kept_errors
 
+    def _read_outside(self, branch: ast.If) -> set[str]:
+        """Names that the function around a branch reads outside of it."""
+        inside = {id(node) for node in ast.walk(branch)}
+        nodes = ast.walk(self.function) if self.function else ()
+        return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in inside}
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.function = self.function or node
         node = self.generic_visit(node)
         node.body = reachable(node.body)
         return node

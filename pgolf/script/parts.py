@@ -91,6 +91,12 @@ def _without_annotations(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _without_annotations(child)
 
 
+@cache
+def all_names(node: ast.AST) -> frozenset[str]:
+    """Names that occur in code, annotations included."""
+    return frozenset(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
+
+
 def copied(node: Any) -> Any:
     """A copy of a tree's fields and lines, not of what python-minifier attaches to the nodes that trees share."""
     if isinstance(node, list):

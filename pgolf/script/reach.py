@@ -5,8 +5,8 @@ import copy
 from functools import cache
 from typing import Any
 
-from pgolf.script.folding import Folding
-from pgolf.script.parts import PACKAGE, Module, Name, copied, module, references
+from pgolf.script.folding import LITERALS, Folding
+from pgolf.script.parts import PACKAGE, Module, Name, all_names, copied, module, references
 from pgolf_core import knobs as knob_groups
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig
@@ -101,8 +101,13 @@ class Reached:
         return {
             name: value
             for name, value in self.facts.items()
-            if name not in own and (name in self.used or (endings and name.endswith(endings)))
+            if name not in own and (self._is_read(name) or (endings and name.endswith(endings)))
         }
+
+    def _is_read(self, fact: str) -> bool:
+        """True of a knob that the script reads, and not as a literal."""
+        by_value = self.literal and fact in self.decided and isinstance(self.facts[fact], LITERALS)
+        return fact in self.used and not by_value
 
     def _keep(self, name: Name) -> list[Name]:
         """Keep a definition; returns those that it refers to."""
@@ -163,6 +168,8 @@ class Reached:
         """Note what code of a module uses; returns the definitions that it reads."""
         names, attributes, imported = references(node)
         self.used |= attributes
+        if not self.literal:  # for readers: no annotation is evaluated
+            self.external |= {name: origin.external[name] for name in all_names(node) & origin.external.keys()}
         found = sorted(imported)
         for name in sorted(names):
             if name in origin.imports:

@@ -30,7 +30,7 @@ class Tables:
 @cache
 def tables(outside: tuple[str, ...] = ()) -> Tables:
     """Tables for the package and for modules outside it, such as a user's quantizer."""
-    defined, bound, external, calls, callable_names = set(), set(), set(), [], {"partial", "cls"}
+    defined, bound, external, calls, callable_names = set(), set(), set(), [], {"partial"}
     for name in [*SOURCES, *outside]:
         found = module(name)
         external |= found.external.keys()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgolf_core.adapt import evaluate_adapted, predictions
 from pgolf_core.config import RunConfig
 from pgolf_core.device import pick_dtype
 from pgolf_core.evaluate import Batch, all_windows, batches, evaluate, evaluating, ngram_cache
@@ -69,6 +70,7 @@ class Pipeline:
     def __init__(self, model: nn.Module, config: RunConfig, byte_table: ByteTable):
         self.model, self.evaluation, self.byte_table = model, config.eval, byte_table
         self.dtype = pick_dtype(config.train, next(model.parameters()).device)
+        self.evaluate = evaluate
         self.isolated = config.document_mask and not config.eval_cache_size  # the cache looks beyond a document
 
     def _batches(self, tokens: Tensor, only: int | None = None) -> Iterator[tuple[Batch, Tensor, Tensor]]:
@@ -105,12 +107,34 @@ class Pipeline:
 
     def against_evaluate(self, tokens: Tensor) -> Verdict:
         """Whether the scores tested here are those of evaluate(), whose sum a result states."""
-        whole = evaluate(self.model, tokens, self.byte_table, self.evaluation, self.dtype)
+        whole = self.evaluate(self.model, tokens, self.byte_table, self.evaluation, self.dtype)
         ours, theirs = self.score(tokens), whole.val_loss * whole.tokens
         own, counted = ours.nats.sum().item(), int(ours.times.sum())
         same = abs(own - theirs) <= 1e-9 * theirs and counted == whole.tokens
         found = f"{own:.6f} nats of {counted:,} targets here, {theirs:.6f} of {whole.tokens:,} in evaluate()"
         return judged("tested as scored", "sum of the tested nats against evaluate()", [] if same else [found], found)
+
+
+class AdaptedPipeline(Pipeline):
+    """The scorer of pgolf_core.adapt, which learns from what it has scored."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, byte_table: ByteTable):
+        super().__init__(model, config, byte_table)
+        self.isolated, self.evaluate = config.adapt == "lora", evaluate_adapted
+
+    def score(self, tokens: Tensor) -> Scored:
+        nats, times = torch.zeros(len(tokens) - 1, dtype=torch.float64), torch.zeros(len(tokens) - 1, dtype=torch.int64)
+        for (first, last), logits in predictions(self.model, tokens, self.evaluation, self.dtype):
+            loss = F.cross_entropy(logits.detach().float(), tokens[first + 1 : last + 1], reduction="none")
+            nats[first:last] += loss.double().cpu()
+            times[first:last] += 1
+        return Scored(nats, times, torch.arange(len(nats)))
+
+    def distribution(self, tokens: Tensor, position: int) -> Tensor:
+        for (first, last), logits in predictions(self.model, tokens, self.evaluation, self.dtype):
+            if first < position <= last:
+                return logits[position - 1 - first].detach().double().cpu().softmax(0)
+        raise ValueError(f"token {position} is scored in no chunk")
 
 
 def probe(tokens: Tensor, window: int, bos: int) -> Tensor:

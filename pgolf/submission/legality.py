@@ -17,7 +17,17 @@ from pgolf.runs import integrity
 from pgolf.runs.directory import describe_environment
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, Result, RunError, finished_run
 from pgolf.script.compile import packed_script
-from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, Pipeline, Verdict, examine, judged, probe
+from pgolf.submission.conditions import (
+    FAIL,
+    NOT_TESTED,
+    PASS,
+    AdaptedPipeline,
+    Pipeline,
+    Verdict,
+    examine,
+    judged,
+    probe,
+)
 from pgolf.submission.submit import OTHER_MACHINE, SAME_MACHINE
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
@@ -29,7 +39,6 @@ from pgolf_core.export_inputs import model_of
 from pgolf_core.files import DataError
 from pgolf_core.model import roles
 
-EVAL_SECONDS = 600.0  # the challenge's limit of the evaluation, on tracks whose training has one
 OVERLAP, BYTES = ("overlap",), ("shards", "tokenizer", "table", "bytes", "marks")  # of audit.CHECKS
 MACHINE = ("device", "device_name", "platform", "torch", "numpy")
 
@@ -87,11 +96,12 @@ def of_run(run_dir: Path) -> list[Verdict]:
     with cpu_threads(config.cpu_threads):
         device, weights = pick_device(config.train), load(run_dir / ARTIFACT)
         model = model_of(weights, config, device)
-        score = score_model(model, config, dataset, roundtrip=True)
+        score = score_model(model, config, dataset, roundtrip=True, shipped=True)
         here = describe_environment(device, studies=result.kind == "export")
         evidence = Evidence(run_dir, result, config, dataset, found, weights, score, here)
         verdicts += [rule(evidence) for rule in RULES] + _audited(found)
-        pipeline, window, bos = Pipeline(model, config, dataset.byte_table), config.eval_window, dataset.tokenizer.bos
+        scorer = Pipeline if config.adapt == "off" else AdaptedPipeline
+        pipeline, window, bos = scorer(model, config, dataset.byte_table), config.eval_window, dataset.tokenizer.bos
         tokens = probe(dataset.validation(config.train_seq_len), window, bos)
         verdicts += [pipeline.against_evaluate(tokens), *examine(pipeline, tokens, window, bos)]
     return verdicts
@@ -131,9 +141,9 @@ def _clocks(result: Result, config: RunConfig) -> list[Verdict]:
     rules = ("training clock", "evaluation clock")
     if not limit:
         return [Verdict(rule, NOT_TESTED, "", "max_wallclock_seconds=0: this track has no clock") for rule in rules]
-    evaluation = result.eval_seconds or 0.0
-    late = [f"{evaluation:.1f} s of {EVAL_SECONDS:.0f} s"] if evaluation > EVAL_SECONDS else []
-    evaluated = judged(rules[1], "eval_seconds of the result", late, f"{evaluation:.1f} s of {EVAL_SECONDS:.0f} s")
+    evaluation, most = result.eval_seconds or 0.0, config.eval_seconds_cap or limit
+    late = [f"{evaluation:.1f} s of {most:.0f} s"] if evaluation > most else []
+    evaluated = judged(rules[1], "eval_seconds of the result", late, f"{evaluation:.1f} s of {most:.0f} s")
     how = "counted seconds of training and calibration; the last step may cross the limit"
     if "counted" not in budget:
         return [Verdict(rules[0], NOT_TESTED, how, "the result has no budget of seconds"), evaluated]
@@ -145,20 +155,23 @@ def _clocks(result: Result, config: RunConfig) -> list[Verdict]:
 
 def _size(e: Evidence) -> Verdict:
     """Byte for byte, from the file on disk and the run's script."""
-    code, file = len(packed_script(e.config)), (e.run_dir / ARTIFACT).stat().st_size
+    script, file = packed_script(e.config), (e.run_dir / ARTIFACT).stat().st_size
     counted, cap, problems = e.result.bytes["code"], e.config.cap_bytes, []
-    total = file + max(counted, code if e.same_code else 0)
+    known = hashlib.sha256(script).hexdigest() == e.result.script_sha256
+    total = file + (len(script) if known else counted)
     if total > cap:
         problems.append(f"{total:,} bytes are over the cap of {cap:,} by {total - cap:,}")
     if file + counted != e.result.total_bytes:
         problems.append(f"the result counts {e.result.total_bytes:,} bytes, the files have {file + counted:,}")
     if e.result.cap_bytes != cap:
         problems.append(f"the result's cap is {e.result.cap_bytes:,}, that of config.json {cap:,}")
-    if e.same_code and code != counted:
-        problems.append(f"the code has {code:,} bytes, and {counted:,} are counted")
+    if known and len(script) != counted:
+        problems.append(f"the script has {len(script):,} bytes, and {counted:,} are counted")
     figures = f"{file:,} of the file + {counted:,} of code = {total:,} of {cap:,} bytes"
     how = f"{ARTIFACT} on disk, and the script that trains, exports and scores, packed"
-    return judged("size", how, problems, figures + "; other code now, so its bytes are the run's" * (not e.same_code))
+    return judged(
+        "size", how, problems, figures + "; the script is another now, so its bytes are the run's" * (not known)
+    )
 
 
 def _rescored(e: Evidence) -> Verdict:

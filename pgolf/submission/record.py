@@ -126,6 +126,7 @@ def _claims_of_seed(seed: Seed, code: int) -> dict:
         "val_bpb": seed.score.val_bpb,
         "prequant_val_bpb": result.prequant_val_bpb,
         "run_val_bpb": result.roundtrip_val_bpb,
+        "unadapted_val_bpb": result.unadapted_val_bpb,
         "run_val_tokens": result.roundtrip_tokens,
         "bytes_model": seed.artifact_bytes,
         "bytes_total": seed.artifact_bytes + code,
@@ -148,8 +149,8 @@ def readme(record: Record) -> str:
 ({first.score.tokens:,} tokens, {first.score.bytes:,} bytes). Artifact and code: at most
 {max(seed.artifact_bytes for seed in record.seeds) + len(record.script.packed):,} of {first.result.cap_bytes:,} bytes.
 
-| seed | steps | seconds | pre-quant bpb | post-quant bpb | artifact bytes |
-|--:|--:|--:|--:|--:|--:|
+| seed | steps | seconds | pre-quant bpb | post-quant bpb | adapted bpb | artifact bytes |
+|--:|--:|--:|--:|--:|--:|--:|
 {rows}
 
 Code: {len(record.script.packed):,} bytes ({SCRIPT}, packed; {READABLE} is the same program).{part}
@@ -170,8 +171,11 @@ another place of the tokenizer. environment.json says what the runs were made on
 def _row(seed: Seed) -> str:
     result = seed.result
     seconds, before = result.train_seconds or 0.0, result.prequant_val_bpb or math.nan
+    after, adapted = f"{seed.score.val_bpb:.5f}", ""
+    if result.unadapted_val_bpb is not None:
+        after, adapted = f"{result.unadapted_val_bpb:.5f}", after
     return (
-        f"| {result.seed} | {result.steps:,} | {seconds:.1f} | {before:.5f} | {seed.score.val_bpb:.5f} "
+        f"| {result.seed} | {result.steps:,} | {seconds:.1f} | {before:.5f} | {after} | {adapted} "
         f"| {seed.artifact_bytes:,} |"
     )
 

@@ -23,6 +23,7 @@ SPLIT_BYTES, SPLIT_TOLERANCE = 151_080_000, 0.01  # UTF-8 of the published valid
 UNTIMED = re.compile(r"non[-_ ]?record|unlimited", re.IGNORECASE)
 MEAN_OF = re.compile(r"\b(\d{1,2})[- ]seed (?:mean|average)", re.IGNORECASE)
 AVERAGED = re.compile(r"\b(?:ema|swa|lawa)\b[^\n]{0,40}(?:appl|load|swap|weights|averag)", re.IGNORECASE)
+HASH = re.compile(r"[0-9a-f]{12}")  # by which a log of pgolf names its config
 TOTAL_EVAL = re.compile(r"total_eval_time: ?(\d{1,9}(?:\.\d{1,9})?)s")
 
 
@@ -57,7 +58,7 @@ class Folder:
 
 def of_folder(path: Path) -> list[Verdict]:
     """A verdict per rule that reading can test. LogError if the folder has neither claims nor logs."""
-    sources, content, readme = logs_below(path, {}, []), claims.read_claims(path), _readme(path)
+    sources, content, readme = logs_below(path, {}, []), claims.read_claims(path), readme_of(path)
     if content is None and not sources and not readme:
         raise LogError(f"{path}: neither a run nor a record: no result.json, no {claims.SUBMISSION}, README or log")
     submission = claims.parsed(content)
@@ -75,7 +76,7 @@ def of_folder(path: Path) -> list[Verdict]:
     return [*verdicts, Verdict("C1 to C4, data, calibration", NOT_TESTED, how, "only reading, no running")]
 
 
-def _readme(path: Path) -> str:
+def readme_of(path: Path) -> str:
     """Text of README.md, whatever the case of its name; '' without one."""
     for file in sorted(path.iterdir()):
         if file.name.lower() == "readme.md" and file.is_file():
@@ -159,11 +160,12 @@ def _one_configuration(folder: Folder) -> Verdict:
 
 
 def _only_names(setting: str, x: object, y: object) -> bool:
-    """True for a seed, the name of a run, or one file name in two folders."""
+    """True for a seed, the hash of a config with it, the name of a run, or one file name in two folders."""
     moved = all(isinstance(value, str) and "/" in value for value in (x, y))
     last = setting.rpartition(".")[2]
     same_file = moved and PurePosixPath(x).name == PurePosixPath(y).name
-    return same_file or last == "seed" or bool(diff.IDENTITY.fullmatch(last))
+    hashes = last == "config" and all(HASH.fullmatch(str(value)) for value in (x, y))
+    return same_file or last == "seed" or hashes or bool(diff.IDENTITY.fullmatch(last))
 
 
 def _size(folder: Folder) -> Verdict:

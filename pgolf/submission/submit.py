@@ -138,10 +138,10 @@ def _scored(run: Finished, dataset: Dataset) -> Seed:
     config, device = run.config, pick_device(run.config.train)
     here = directory.describe_environment(device)
     model = model_of(load(run.directory / ARTIFACT), config, device)
-    again = score_model(model, config, dataset, roundtrip=True)
+    again = score_model(model, config, dataset, roundtrip=True, shipped=True)
     _refuse(run, _differences(run.result, again, here))
     whole = config.with_knobs(roundtrip_val_max_tokens=0, roundtrip_val_max_documents=0)
-    score = score_model(model, whole, dataset, roundtrip=True) if whole != config else again
+    score = score_model(model, whole, dataset, roundtrip=True, shipped=True) if whole != config else again
     return Seed(run.directory, run.result, score, here["device_name"])
 
 

@@ -16,6 +16,7 @@ from pgolf.disk import checksum
 from pgolf.runs.result import RunError, evaluation_protocol
 from pgolf.script.compile import packed_script
 from pgolf.training.inputs import data_facts, scored_tokens
+from pgolf_core.adapt import evaluate_shipped
 from pgolf_core.config import RunConfig
 from pgolf_core.device import deterministic_kernels, pick_device, pick_dtype
 from pgolf_core.distributed import ALONE, Ranks
@@ -36,6 +37,7 @@ class RoundTrip:
     calibration_seconds: float  # and learn_steps; counts toward the wallclock limit: both read training text
     export_seconds: float  # without these
     eval_seconds: float
+    unadapted: Score | None = None  # of the file by a model that stays, with config.adapt
 
 
 def round_trip(
@@ -64,15 +66,19 @@ def round_trip(
     exported = time.perf_counter()
     scored, weights = ({}, "") if scored is None else (scored, hashlib.sha256(safetensors.torch.save(read)).hexdigest())
     if weights not in scored:
-        score = score_model(model_of(read, config, device), config, dataset, roundtrip=True, ranks=ranks)
+        model = model_of(read, config, device)
+        score = score_model(model, config, dataset, roundtrip=True, ranks=ranks, shipped=True)
         scored[weights] = score, time.perf_counter() - exported
     score, eval_seconds = scored[weights]
+    unadapted = None
+    if config.adapt != "off":
+        unadapted = score_model(model_of(read, config, device), config, dataset, roundtrip=True, ranks=ranks)
     if not math.isfinite(score.val_loss):
         raise RunError(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
             "numbers; lower matrix_lr or scalar_lr, or take a finer quantizer"
         )
-    return RoundTrip(account, score, sha256, calibration_seconds, export_seconds, eval_seconds)
+    return RoundTrip(account, score, sha256, calibration_seconds, export_seconds, eval_seconds, unadapted)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -87,12 +93,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def score_model(
-    model: GPT, config: RunConfig, dataset: Dataset, roundtrip: bool = False, ranks: Ranks = ALONE
+    model: GPT, config: RunConfig, dataset: Dataset, roundtrip: bool = False, ranks: Ranks = ALONE, shipped=False
 ) -> Score:
-    """The model's score on the validation tokens of the knobs; roundtrip: on those of the file's score."""
+    """The model's score on the validation tokens of the knobs; roundtrip: on those of the file's score.
+
+    shipped: as the file's score counts, with config.adapt.
+    """
     tokens = scored_tokens(dataset, config.train_seq_len, config.eval, roundtrip)
     dtype = pick_dtype(config.train, next(model.parameters()).device)
-    return evaluate(model, tokens, dataset.byte_table, config.eval, dtype, ranks)
+    score = evaluate_shipped if shipped else evaluate
+    return score(model, tokens, dataset.byte_table, config.eval, dtype, ranks)
 
 
 def roundtrip_fields(
@@ -100,10 +110,10 @@ def roundtrip_fields(
 ) -> dict:
     """The fields of a Result that a round trip decides; prequant_*: of the unquantized weights on the same tokens."""
     facts, text = data_facts(dataset, config.train_seq_len, config.eval)
-    score, account = trip.score, trip.account
+    score, account, unadapted = trip.score, trip.account, trip.unadapted
     return dict(
         roundtrip_val_loss=score.val_loss, roundtrip_val_bpb=score.val_bpb, prequant_val_bpb=prequant_bpb,
-        roundtrip_tokens=score.tokens, roundtrip_bytes=score.bytes,
+        unadapted_val_bpb=unadapted and unadapted.val_bpb, roundtrip_tokens=score.tokens, roundtrip_bytes=score.bytes,
         scored_text=text, protocol=evaluation_protocol(config.eval, config.train, pick_device(config.train).type),
         roundtrip_block_nats=list(score.block_nats), prequant_block_nats=list(prequant_nats),
         bytes=account.rows(), total_bytes=account.total, cap_bytes=account.cap,

@@ -124,7 +124,10 @@ def _log_heading(run: Run, config: RunConfig, why_eager: str, muon_dtype: torch.
 
 def _reserve_calibration(run: Run, config: RunConfig, resume: dict | None) -> None:
     """Keep time for calibration, which counts toward the limit: as in the resume file, else as rank 0 measures it."""
-    timer, reserve = run.timer, resume["timer"]["calibration_reserve_s"] if resume else 0.0
+    timer, reserve = run.timer, 0.0
+    if resume:
+        with naming(run.directory / RESUME):
+            reserve = resume["timer"]["calibration_reserve_s"]
     if run.ranks.first and not resume:
         weights, shards = run.state.model.state_dict(), run.dataset.train_shards
         reserve = reserve_seconds(weights, config, shards, run.state.device, timer)

@@ -43,6 +43,7 @@ CASES = {
         allocation="solve", codec="ans", cap_bytes=50_000, keep_float_max_numel=0, learn_steps=4, learn_tokens=256,
         learn_labels=0.5, learn_rate=0.02, max_wallclock_seconds=300,
     ),
+    "adapted per document": dict(quantizer="step:0.4", codec="ans", adapt="lora", adapt_chunk=32, adapt_rank=2),
     "codebook, sliding windows": dict(
         quantizer="codebook:32:2", embed_quantizer="step:0.5:fisher", codec="auto", keep_float_max_numel=0,
         eval_stride=16, eval_cache_size=8, eval_cache_mix_weight=0.02, smear_gate="v1", swa_every=2,

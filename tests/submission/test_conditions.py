@@ -6,7 +6,8 @@ import pytest
 import torch
 from support.training import gaussian_state, tiny
 
-from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, Pipeline, Scored, examine, probe
+from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, AdaptedPipeline, Pipeline, Scored, examine, probe
+from pgolf_core import adapt
 from pgolf_core.model import GPT
 from pgolf_core.tokens import BYTE_PIECES, ByteTable
 
@@ -152,6 +153,31 @@ def test_the_project_s_own_scorer_passes_every_condition_and_gives_the_nats_of_e
     verdicts = [pipeline.against_evaluate(tokens), *examine(pipeline, tokens, 32, BOS)]
     assert [f"{v.rule}: {v.found}" for v in verdicts if v.outcome == FAIL] == []
     assert (verdicts[-1].outcome == PASS) == ("document_mask" in knobs)
+
+
+@pytest.mark.parametrize("way", ["lora", "sgd", "phased"])
+def test_a_model_that_learns_from_what_it_has_scored_passes_every_condition(way):
+    model, config, tokens = model_and_tokens(adapt=way, adapt_chunk=8, adapt_lr=0.05, adapt_phase_documents=1)
+    pipeline = AdaptedPipeline(model, config, ByteTable.of(BYTE_PIECES))
+    plain = Pipeline(model, config.with_knobs(adapt="off"), ByteTable.of(BYTE_PIECES)).score(tokens)
+    assert not torch.equal(pipeline.score(tokens).nats, plain.nats)
+    verdicts = [pipeline.against_evaluate(tokens), *examine(pipeline, tokens, 32, BOS)]
+    assert [f"{v.rule}: {v.found}" for v in verdicts if v.outcome == FAIL] == []
+    assert (verdicts[-1].outcome == PASS) == (way == "lora")
+
+
+def test_a_model_that_learns_first_and_scores_then_is_named(monkeypatch):
+    def learned_first(self, tokens, document):
+        chunks = [*by_document(self, tokens, document)]  # the adapters of the last have seen all but its own targets
+        for (first, last), logits in chunks:
+            yield (first, last), logits + torch.nn.functional.one_hot(tokens[first + 1 : last + 1], logits.size(1))
+
+    by_document = adapt.Learner.by_document
+    monkeypatch.setattr(adapt.Learner, "by_document", learned_first)
+    model, config, tokens = model_and_tokens(adapt="lora", adapt_chunk=8)
+    pipeline = AdaptedPipeline(model, config, ByteTable.of(BYTE_PIECES))
+    broken = {v.rule for v in examine(pipeline, tokens, 32, BOS) if v.outcome == FAIL}
+    assert "C3 score before update" in broken
 
 
 class AcrossDocuments(GPT):

@@ -183,8 +183,8 @@ def test_miscounted_bytes_are_named(run_dir, folder, monkeypatch, miscount, says
 def test_a_calibration_on_validation_text_is_named(folder, tmp_path, monkeypatch):
     honest = round_trip.calibration_of
 
-    def on_validation(state, config, dataset, device, tokens=0):
-        return honest(state, config, dataclasses.replace(dataset, train_shards=dataset.val_shards), device, tokens)
+    def on_validation(state, config, shards, device, tokens=0):
+        return honest(state, config, shard_paths(folder, "val"), device, tokens)
 
     monkeypatch.setattr(round_trip, "calibration_of", on_validation)
     run = trained(tmp_path / "s" / "r", folder)

@@ -129,6 +129,14 @@ def test_a_flaw_is_named_by_its_rule(folder, file, old, new, rule, says):
     assert says in found[rule]
 
 
+def test_config_hashes_and_forecasts_of_our_own_seeds_are_no_second_configuration(folder):
+    for seed, digest in zip(BPB, ("fd404359abb1", "136ff5a68e52", "0123456789ab"), strict=True):
+        log = folder / f"train_seed{seed}.log"
+        own = f"fingerprint:5138ca613ebb config:{digest}\nstep:2/20 forecast:757,7{seed} bytes (1 to 2): fits\n"
+        log.write_text(own + log.read_text())
+    assert broken(folder) == {}
+
+
 def test_a_log_that_stops_before_its_score_is_named(folder):
     log = (folder / LOGS).read_text()
     (folder / LOGS).write_text(log[: log.index("stopping_early")])

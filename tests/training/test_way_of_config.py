@@ -34,5 +34,5 @@ def test_config_enters_few_modules_and_rarely_returns(embedded, tmp_path):
     config = tiny(**knobs, max_wallclock_seconds=600, resume_every_seconds=0.01)
     way = modules_given_a_config(lambda: train(config, tmp_path / "run"))
     assert way[0] == "pgolf.training.run" and "pgolf_core.train" in way  # the test sees the way
-    assert len(set(way)) <= 15, way
+    assert len(set(way)) <= 17, way
     assert len(way) - len(set(way)) <= 15, " ".join(way)

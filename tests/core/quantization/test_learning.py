@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pgolf_core.artifact.format import pack, read_model
-from pgolf_core.config import RunConfig
+from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import export, load, quantize_state
 from pgolf_core.model import GPT
 from pgolf_core.quantization.allocation import solve
@@ -173,7 +173,7 @@ def test_where_learning_finds_nothing_better_the_solvers_model_is_kept_with_a_wa
 
 def test_equal_inputs_give_equal_files_and_the_file_holds_what_was_learned(teacher, parts, tmp_path):
     weights, _, calibration = parts
-    state, config = teacher.model.state_dict(), config_of(cap_bytes=17_000)
+    state, config = teacher.model.state_dict(), config_of(cap_bytes=4_700)
     teacher = Teacher(teacher.model, teacher.text[:16])
     for name in ("a", "b"):
         account = export(state, config, tmp_path / name, calibration, teacher=teacher)
@@ -200,7 +200,10 @@ def test_every_grid_learns_and_stays_within_its_levels(quantizer, teacher, parts
 
 
 def test_a_codebook_has_no_levels_to_learn(teacher, tmp_path):
-    config = config_of(allocation="fixed", quantizer="codebook:16:2", keep_float_max_numel=0)
+    fixed = dict(allocation="fixed", keep_float_max_numel=0)
+    with pytest.raises(ConfigError, match=r"learn_steps=.* learns levels, and a codebook has none"):
+        config_of(**fixed, quantizer="codebook:16:2")
+    config = config_of(**fixed).model_copy(update=dict(quantizer="codebook:16:2"))  # as a user's scheme might be
     with pytest.raises(ExportError, match=r"learn_steps learns levels, and tensor .* has none"):
         export(teacher.model.state_dict(), config, tmp_path / "a", teacher=teacher)
     assert not (tmp_path / "a").exists()
