@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pgolf.cli import cluster, data, doctor, knobs, legality, records, remote, runs, sweeps
-from pgolf.cli.arguments import Parser, add_command, complete_runs, escape_controls, positive
+from pgolf.cli.arguments import Parser, add_command, add_run, complete_runs, escape_controls, positive
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT
 
@@ -89,6 +89,16 @@ def make_parser() -> Parser:
     sub.add_argument("--beats", type=positive, metavar="BPB", help="claimed bits per byte to test the seeds against")
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder; default: reports/submissions/<sweep>_<run>")
 
+    text = "upload a run to the Hugging Face hub: artifact, config, result, script and a model card"
+    example = "pgolf push demo/momentum-s1337 --to hub --repo my-model --private"
+    sub = command(push, "push", text, "pgolf push demo/momentum-s1337 --to hub", example)
+    add_run(sub)
+    sub.add_argument("--to", choices=["hub"], default="hub", help="where to; default: hub")
+    text = "NAME of your account's repository, or OWNER/NAME; default: pgolf-<sweep>-<run>"
+    sub.add_argument("--repo", default="", metavar="NAME", help=text)
+    sub.add_argument("--private", action="store_true", help="a repository that only its owner sees")
+    sub.add_argument("--endpoint", metavar="URL", help="address of the hub; default: HF_ENDPOINT")
+
     for module in (records, knobs, legality, data, remote, cluster, doctor):
         module.add_commands(commands)
     return parser
@@ -112,6 +122,17 @@ def submission(arguments: argparse.Namespace) -> int:
     base = directory.find_run(arguments.base) if arguments.base else None
     runs = [directory.find_run(run) for run in arguments.runs]
     print(submit(runs, arguments.out, base, arguments.beats))
+    return 0
+
+
+def push(arguments: argparse.Namespace) -> int:
+    from pgolf.reports import text
+    from pgolf.runs.result import read_result
+    from pgolf.submission.push import push
+
+    run = directory.find_run(arguments.run)
+    address = push(run, arguments.repo, arguments.private, arguments.endpoint)
+    print(f"{address}: {text.answer(read_result(run))}")
     return 0
 
 

@@ -46,6 +46,16 @@ def add_commands(commands) -> None:
     sub.add_argument("--json", action="store_true", help="print JSON, one object per run")
     sub.add_argument("--verify", action="store_true", help="compare every artifact and checkpoint with its checksum")
 
+    sub = command(
+        monitor, "monitor", "what is training now: progress, time left, stalled and dead runs",
+        "pgolf monitor", "pgolf monitor demo --every 2", "pgolf monitor demo/momentum-s1337 --once",
+    )  # fmt: skip
+    text = "a sweep, or sweep/run; default: every sweep at work or of the last 12 hours"
+    sub.add_argument("name", nargs="?", default="", metavar="RUN|SWEEP", help=text).completer = complete_runs
+    text = "write again every so many seconds while something is at work; default: 5"
+    sub.add_argument("--every", type=positive, default=5.0, metavar="SECONDS", help=text)
+    sub.add_argument("--once", action="store_true", help="one look, as where the output is no terminal")
+
     text = "print what differs between two runs or logs, and check whether only that was claimed"
     sub = command(diff, "diff", text, "pgolf diff demo/momentum demo/control --claim muon_momentum")
     text = "sweep/run below runs/, or a folder"
@@ -162,6 +172,13 @@ def list_runs(arguments: argparse.Namespace) -> int:
     else:
         counts = ", ".join(f"{count} {status}" for status, count in table.status.value_counts().items())
         print(f"{text.runs(table)}\n\n{len(table)} runs: {counts}")
+    return 0
+
+
+def monitor(arguments: argparse.Namespace) -> int:
+    from pgolf.reports.live import terminal
+
+    terminal(directory.RUNS, arguments.name, every=arguments.every if sys.stdout.isatty() and not arguments.once else 0)
     return 0
 
 

@@ -11,12 +11,14 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from pgolf.reports import figures
+from pgolf.reports import figures, hover
 from pgolf.reports.labels import md
 from pgolf.runs.directory import RUNS
 from pgolf.runs.table import load_runs
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
+
+OPENED = ("notebook.ipynb", "log.txt", "result.json")  # the first that a run has
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,22 @@ class Page:
     def heading(self, text: str, level: int = 2) -> None:
         self.show(f"{'#' * level} {md(text or 'runs without a sweep')}")
 
-    def figure(self, figure: Figure, *name) -> None:
-        """Display a figure and write it as figures/<name>.png, its parts cut to 60 characters and joined by _."""
-        display(figures.save(figure, self.out, "_".join(re.sub(r"[^\w.-]", "_", str(part))[:60] for part in name)))
+    def figure(self, figure: Figure, *name, points: pd.DataFrame | None = None) -> None:
+        """Display a figure and write it as figures/<name>.png, its parts cut to 60 characters and joined by _.
+
+        points: of `hover`; each becomes a link to its run, whose text the pointer shows.
+        """
+        picture = figures.save(figure, self.out, "_".join(re.sub(r"[^\w.-]", "_", str(part))[:60] for part in name))
+        if points is None:
+            display(picture)
+            return
+        data, about = picture._repr_mimebundle_()
+        # A browser lists a folder; JupyterLab opens files alone.
+        opened = [
+            path if self.out else next(filter(Path.is_file, map(path.joinpath, OPENED)), path) for path in points.path
+        ]
+        data["text/html"] = hover.over(figure, data["image/png"], points.assign(href=list(map(self.href, opened))))
+        display(data, metadata=about, raw=True)
 
     def csv(self, name: str, rows: pd.DataFrame | list[pd.DataFrame]) -> None:
         rows = rows if isinstance(rows, pd.DataFrame) else pd.concat(rows) if rows else pd.DataFrame()
@@ -55,17 +70,16 @@ class Page:
         if not len(found):
             self.show(f"**There are no {what} in {md(os.path.relpath(self.root, ROOT))} yet.** {how}")
 
+    def href(self, path: Path) -> str:
+        """The address of a file or folder; relative, unless it lies on another drive than the page."""
+        here, path = (self.out or Path.cwd()).resolve(), path.resolve()
+        if path.drive != here.drive:
+            return path.as_uri()
+        return quote(os.fsencode(Path(os.path.relpath(path, here)).as_posix())) + "/" * path.is_dir()
+
     def links(self, runs: pd.DataFrame) -> str:
-        """Markdown links to the executed notebooks of runs; relative, unless they lie on two drives."""
-        here, links = (self.out or self.root).resolve(), []
-        for run in runs.itertuples():
-            path = (run.path / "notebook.ipynb").resolve()
-            href = (
-                quote(os.fsencode(Path(os.path.relpath(path, here)).as_posix()))
-                if path.drive == here.drive
-                else path.as_uri()
-            )
-            links.append(f"[{md(run.sweep)}/{md(run.run)}]({href})")
+        """Markdown links to the executed notebooks of runs."""
+        links = [f"[{md(r.sweep)}/{md(r.run)}]({self.href(r.path / 'notebook.ipynb')})" for r in runs.itertuples()]
         return ", ".join(links)
 
 

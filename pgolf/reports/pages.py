@@ -37,7 +37,9 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
 EARLY = ("frontier", "sweep")  # drawn while runs go on
 SLOWEST = ("frontier", "sweep", "curves")  # started first
 AT_ONCE = 2  # pages; each is a kernel of some hundred MB
-TAGS = ["style", "table", "thead", "tbody", "tr", "th", "td", "caption"]  # HTML of the pages' outputs: tables alone
+# HTML of the pages' outputs: tables, and figures with links over their points (hover).
+TAGS = ["style", "table", "thead", "tbody", "tr", "th", "td", "caption", "div", "a", "img"]
+ATTRIBUTES = {"*": ["class", "id", "style"], "a": ["href", "aria-label"], "img": ["alt"]}
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
 
@@ -133,12 +135,19 @@ def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
         if reason := kernel.run(notebook, executed, {"root": str(root), "out": str(out)}):
             raise ReportError(reason)
         cells = nbformat.read(executed, as_version=4)
-    clean = SanitizeHTML(tags=TAGS, attributes={"*": ["class", "id", "style"]}, enabled=True)
+    clean = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, enabled=True)
+    clean.styles = [*clean.styles, "left", "top"]
+    cells, _ = clean.preprocess(cells, {})
+    drawn = []
+    for output in (output for cell in cells.cells for output in cell.get("outputs", [])):
+        if "file" not in (about := output.get("metadata", {}).get("image/png", {})):
+            continue
+        drawn.append(about["file"])
+        if "text/html" in output.data:  # no address of a picture passes the cleaning
+            picture = f'<img src="data:image/png;base64,{output.data["image/png"]}"'
+            output.data["text/html"] = output.data["text/html"].replace("<img", picture, 1)
     look = dict(template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True)
-    exporter = HTMLExporter(**look, preprocessors=[clean])
-    body, _ = exporter.from_notebook_node(cells)
-    outputs = [output.get("metadata", {}) for cell in cells.cells for output in cell.get("outputs", [])]
-    drawn = [about["image/png"]["file"] for about in outputs if "file" in about.get("image/png", {})]
+    body, _ = HTMLExporter(**look).from_notebook_node(cells)
     for figure in set(_figures(out, page)) - set(drawn):
         with suppress(OSError):  # it is gone
             (out / "figures" / figure).unlink()

@@ -33,6 +33,16 @@ def numeric_knob(rows: pd.DataFrame, group: pd.DataFrame) -> str:
     return knobs[0] if numeric and first[knobs[0]].nunique() > 2 else ""
 
 
+def ordered(rows: pd.DataFrame, group: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
+    """The configs that plot_sweep draws, in its order, the numeric_knob and the configs' names on the axis."""
+    knob = numeric_knob(rows, group)
+    rows = rows[:CONFIGS]
+    if not knob:
+        return rows, knob, [short(name) for name in rows.arm]
+    values = pd.to_numeric(group.loc[[labels[0] for labels in rows["index"]], knob]).to_numpy()
+    return rows.iloc[np.argsort(values, kind="stable")], knob, [f"{value:g}" for value in np.sort(values)]
+
+
 def reference_scores(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     """The reference's round-trip results of a sweep's configs, with `arm`. results: of analysis.reference_results."""
     scored = results[(results.stage == "") & results.bpb.notna() & (results.score == "roundtrip")]
@@ -46,13 +56,7 @@ def plot_sweep(rows: pd.DataFrame, group: pd.DataFrame, reference: pd.DataFrame)
     A single numeric knob is drawn as a curve over its values; other configs stand under one another. rows: one sweep's
     of analysis.seed_groups. reference: arm and bpb, scores of other data, on axes of their own; may be empty.
     """
-    knob = numeric_knob(rows, group)
-    rows = rows[:CONFIGS]
-    names = [short(name) for name in rows.arm]
-    if knob:
-        values = pd.to_numeric(group.loc[[labels[0] for labels in rows["index"]], knob]).to_numpy()
-        rows = rows.iloc[np.argsort(values, kind="stable")]
-        names = [f"{value:g}" for value in np.sort(values)]
+    rows, knob, names = ordered(rows, group)
     size = (11, 3.3 if knob else 1.5 + 0.27 * len(rows))
     shared = dict(sharex=True) if knob else dict(sharey=True)
     figure, axes = plt.subplots(1, 2 + bool(len(reference)), figsize=size, layout="constrained", **shared)

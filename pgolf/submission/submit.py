@@ -114,18 +114,23 @@ def _problems(run: Finished, dataset: Dataset, script: Script, found: audit.Audi
     problems = [finding.message for finding in found.findings if finding.level == "error"]
     if not result.fits:
         problems.append(f"{result.total_bytes:,} bytes are over the cap of {result.cap_bytes:,}")
-    if script.sha256 != result.script_sha256:
-        sizes = (
-            f"the script of this checkout has {len(script.packed):,} bytes, that of the run {result.bytes['code']:,}"
-        )
-        problems.append(
-            f"{sizes}, and another content: check out its commit {result.environment['git_commit']}, or run it again"
-        )
+    if problem := other_script(result, script):
+        problems.append(problem)
     if dataset.fingerprint != result.data_fingerprint:
         problems.append(f"{dataset.directory} is not the data that was scored: its fingerprint is another")
     if dataset.tokenizer.bos != BOS:
         problems.append(f"the tokenizer begins documents with token {dataset.tokenizer.bos}, the script with {BOS}")
     return problems
+
+
+def other_script(result: Result, script: Script) -> str:
+    """Why a script is not the one whose bytes a run counted; '' if it is."""
+    if script.sha256 == result.script_sha256:
+        return ""
+    return (
+        f"the script of this checkout has {len(script.packed):,} bytes, that of the run {result.bytes['code']:,}, and "
+        f"another content: check out its commit {result.environment['git_commit']}, or run it again"
+    )
 
 
 def _scored(run: Finished, dataset: Dataset) -> Seed:

@@ -1,4 +1,4 @@
-"""What a training prints and keeps: lines in log.txt and on the screen, rows in metrics.jsonl, a progress bar."""
+"""What a training prints and keeps: lines in log.txt and on the screen, rows in metrics.jsonl and in loggers."""
 
 import json
 import sys
@@ -8,7 +8,9 @@ from tqdm import tqdm
 
 from pgolf.processes import interactive
 from pgolf.runs.directory import metric_rows
+from pgolf.training.loggers import Loggers
 from pgolf.training.round_trip import RoundTrip
+from pgolf_core.config import RunConfig
 from pgolf_core.evaluate import Score
 from pgolf_core.files import atomic_write
 
@@ -16,8 +18,9 @@ from pgolf_core.files import atomic_write
 class Log:
     """Appends lines to log.txt and rows to metrics.jsonl; without a run directory (ranks other than 0) it is silent."""
 
-    def __init__(self, run_dir: Path | None, resume_step: int, iterations: int, limit_s: float = 0.0):
-        self.silent, self.iterations, self.limit_s = run_dir is None, iterations, limit_s
+    def __init__(self, run_dir: Path | None, resume_step: int, config: RunConfig):
+        self.silent, self.iterations, self.limit_s = run_dir is None, config.iterations, config.max_wallclock_seconds
+        self.step = resume_step  # of the last row
         if self.silent:
             return
         self.text, self.rows = run_dir / "log.txt", run_dir / "metrics.jsonl"
@@ -26,6 +29,7 @@ class Log:
         # Drop rows newer than the resume file, whose own step is not validated yet; they will be logged again.
         kept = [row for row in metric_rows(run_dir, most=None) if (row["step"], "val_bpb" in row) < (resume_step, True)]
         atomic_write(self.rows, "".join(json.dumps(row) + "\n" for row in kept))
+        self.loggers = Loggers(run_dir, resume_step, config)
 
     def __call__(self, line: str, shown: str | None = "", **row: float) -> None:
         """Keep a line and a row, and print the line; shown: printed behind it, and not kept; None: nothing printed."""
@@ -38,6 +42,15 @@ class Log:
         if row:
             with open(self.rows, "a", encoding="utf-8", newline="\n") as f:
                 f.write(json.dumps(row) + "\n")
+            self.step = row["step"]
+            self.loggers.log(row)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, error: type | None, *_: object) -> None:
+        if not self.silent:
+            self.loggers.close(failed=error is not None)
 
     def progress_bar(self, step: int) -> tqdm:
         """In a notebook it goes to stdout like the lines, so that neither breaks up the other."""
@@ -79,6 +92,9 @@ class Log:
         if trip.unadapted:
             self(f"not adapted: val_bpb:{trip.unadapted.val_bpb:.8f} eval_time:{1000 * trip.eval_seconds:.0f}ms")
         self(f"final_{scheme}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
+        if not self.silent:
+            sizes = dict(artifact_bytes=account.artifact, total_bytes=account.total, cap_bytes=account.cap)
+            self.loggers.log(dict(step=self.step, roundtrip_val_bpb=score.val_bpb, **sizes))
 
     def budget(self, budget: dict, overtime: float) -> None:
         if budget["limit"]:

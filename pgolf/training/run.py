@@ -76,8 +76,9 @@ def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ra
             if ranks.first:
                 write_environment(run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
             run = setup(config, run_dir, ranks, initial)
-            train_loop(run, config)
-            return finish(run, config)
+            with run.log:
+                train_loop(run, config)
+                return finish(run, config)
     except Exception as error:
         with suppress(OSError):  # a full disk has no room for the reason either
             write_end(run_dir, error)

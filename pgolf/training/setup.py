@@ -75,8 +75,7 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
     resume = ranks.share(read_resume(run_dir / RESUME) if ranks.first else None)
     if resume:
         check_resume(run_dir / RESUME, resume, made_by)
-    step, limit = resume["train"]["step"] if resume else 0, config.max_wallclock_seconds
-    log = Log(run_dir if ranks.first else None, step, config.iterations, limit)
+    log = Log(run_dir if ranks.first else None, resume["train"]["step"] if resume else 0, config)
     why_eager = not_compiled(train, device)
     stream = training_stream(dataset.train_shards, config.data, dataset.tokenizer.bos)
     state = make_state(config, stream, device, dtype, ranks, not why_eager, initial)

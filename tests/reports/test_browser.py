@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from support.hostile import hostile_runs
+from support.runs import make_exports
 
 from pgolf.reports import pages as report_pages
 
@@ -136,6 +137,25 @@ def test_foreign_strings_run_nothing_and_ask_for_nothing(context, tmp_path):
         assert [finding for finding in seen.findings if "network" in finding or "did not load" in finding] == [], seen
         assert seen.name != "frontier.html" or seen.figures >= 3  # the policy lets a page's own figures through
     assert dialogs == errors == []
+
+
+def test_the_pointer_shows_a_run_and_a_click_opens_it(page, tmp_path):
+    make_exports(tmp_path / "runs", "a/control", 9)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    for written in report_pages.write_reports(tmp_path / "runs", tmp_path / "out", ["frontier", "export"])[1:]:
+        page.goto(written.as_uri())
+        points = page.locator(".pgolf-point")
+        assert points.count() == 10
+        point = page.locator(".pgolf-point[aria-label*='file-03']")
+        shown = "e => getComputedStyle(e, '::after').content"
+        assert point.evaluate(shown) == "none"
+        point.hover()
+        assert "file-03" in point.evaluate(shown) and "359,000 bytes" in point.evaluate(shown)
+        point.click()
+        page.wait_for_url((tmp_path / "runs" / "a" / "control-lab" / "file-03").as_uri() + "/")
+        assert "result.json" in page.content()
+    assert all(url.startswith(("file:", "data:", "chrome:")) for url in asked), asked
 
 
 def test_exit_status(browser_type_launch_args, tmp_path):

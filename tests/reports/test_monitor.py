@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 import papermill
 import pytest
 
-from pgolf.reports import monitor
+from pgolf.reports import live, monitor
 from pgolf.runs import directory
 from pgolf.runs.directory import hold_lock, write_failure
 from pgolf.runs.result import Result, RunError, write_result
@@ -335,6 +336,53 @@ def test_the_notebook_updates_what_it_shows_in_place(tmp_path, monkeypatch):
     assert "1 of 3 runs complete, 1 running, 1 failed" in text and "training loss is nan" in text
     assert "60 of 100" in text and text.count("image/png") == 1
     assert "GPU" in text
+
+
+def test_the_watch_keeps_up_while_other_cells_run(tmp_path, monkeypatch):
+    """A cell after the watch's runs at once, and what it changes is displayed."""
+    monkeypatch.setenv("PGOLF_RUNS", str(tmp_path))
+    folder = sweep_of(tmp_path, "a")
+    (folder / "a").mkdir()
+    sources = [
+        f"from pgolf.reports import live\nwatch = live.Watch({str(tmp_path)!r}, 's')\nwatch.keep_up(0.1, 60)\n"
+        "said = []\nwatch.shown['sweeps'].update = lambda own: said.append(own.data)",
+        "import sys\nsys.path.insert(0, 'tests')\n"
+        f"from pathlib import Path\nfrom reports.test_monitor import done\ndone(Path({str(folder / 'a')!r}))",
+        "import asyncio\nawait asyncio.sleep(1.5)\nwatch.stop()\nawait asyncio.sleep(0.1)\n"
+        "assert watch.task.cancelled() and '0 of 1 runs' not in said[-1] and 'complete: s (1)' in said[-1], said",
+    ]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    kernel = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "in.ipynb")
+    begun_at = time.monotonic()
+    first, *_ = papermill.execute_notebook(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False, cwd=ROOT
+    ).cells
+    assert time.monotonic() - begun_at < 40  # not a minute
+    assert len(first["outputs"]) == 4
+
+
+def test_the_terminal_shows_a_sweep_a_run_and_what_is_not_there(tmp_path, capsys, monkeypatch):
+    folder = sweep_of(tmp_path, "a", "b", "c")
+    done(folder / "a")
+    begun(folder / "b", steps=60)
+    with held(folder / "b"):
+        live.terminal(tmp_path, "s")
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("s: 1 of 3 runs complete, 1 running") and "**" not in lines[0]
+        assert [line.split()[0] for line in lines[2:]] == ["run", "b", "c", "a"]
+        live.terminal(tmp_path, "s/b")
+        assert "60 of 100" in (out := capsys.readouterr().out) and "waiting" not in out
+        looks = []
+        monkeypatch.setattr(time, "sleep", lambda seconds: (looks.append(seconds), done(folder / "b")))
+        live.terminal(tmp_path, "s/b", every=3.0)  # at work, then complete: it ends
+    assert looks == [3.0] and capsys.readouterr().out.count(live.UP) == 2
+    with pytest.raises(RunError, match=r"has no run bb; did you mean b\?"):
+        live.terminal(tmp_path, "s/bb")
+    with pytest.raises(RunError, match="no sweep 't'"):
+        live.terminal(tmp_path, "t")
+    live.terminal(tmp_path / "none")
+    assert capsys.readouterr().out.startswith("nothing wrote to")
 
 
 @pytest.mark.parametrize(("said", "words"), [("index\n0, H100, [N/A]\n", "0, H100, [N/A]"), ("", "no GPU")])

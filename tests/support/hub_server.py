@@ -1,4 +1,4 @@
-"""A small publication, and a loopback server with the part of the Hugging Face hub's protocol that pgolf.data.hub uses.
+"""A small publication, and a loopback server with the part of the Hugging Face hub's protocol that pgolf uses.
 
 Like the hub, it answers for a large (LFS) file with a redirect to another host, here another port. Faults are set on
 the server: see HubServer.
@@ -12,12 +12,14 @@ import math
 import re
 import threading
 import time
+from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote
 
 import numpy as np
+import yaml
 from support.shards import write_shard
 
 from pgolf.data.download import REPO
@@ -75,6 +77,9 @@ class HubServer:
     cuts: path -> byte counts; each answer takes the next and closes the connection after so many bytes.
     corrupt: path -> number of answers with a wrong byte. status: path or "revision" -> status of the answer.
     delay: seconds before every CHUNK bytes. log: the requests. sent: bytes of bodies.
+
+    models: repository -> its files, written by clients that send the token "good". private: those created so.
+    commit_messages: of all commits to models, in order.
     """
 
     def __init__(self, files: dict[str, bytes]):
@@ -83,6 +88,10 @@ class HubServer:
         self.corrupt: dict[str, float] = {}
         self.status: dict[str, int] = {}
         self.delay, self.sent = 0.0, 0
+        self.models: dict[str, dict[str, bytes]] = {}
+        self.large: dict[str, bytes] = {}  # sha256 -> content of an upload
+        self.private: set[str] = set()
+        self.commit_messages: list[str] = []
         self.log: list[Request] = []
         self.lock = threading.Lock()
         self.push(files)
@@ -145,7 +154,61 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send(path, hub.commits[commit][path])
 
-    do_POST = do_GET
+    def do_POST(self) -> None:
+        hub, url = self.hub, unquote(self.path).partition("?")[0]
+        if "datasets" in url:
+            self.do_GET()
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != "Bearer good":
+            self.answer(401, {})
+        elif url == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            answer = {"url": f"{hub.endpoint}/{repo}", "id": repo}
+            known = repo in hub.models
+            hub.models.setdefault(repo, {})
+            hub.private |= {repo} if asked.get("visibility") == "private" or asked.get("private") else set()
+            self.reply(answer, 409 if known else 200)
+        elif url == "/api/validate-yaml":
+            front = json.loads(body)["content"].split("---")[1]
+            self.reply({"errors": [] if isinstance(yaml.safe_load(front), dict) else [{"message": "no mapping"}]})
+        elif found := re.fullmatch(r"/api/models/(.+)/preupload/main", url):
+            modes = {True: "lfs", False: "regular"}
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            files = [{"path": p, "uploadMode": modes[p.endswith(".pgolf")], "shouldIgnore": False} for p in paths]
+            self.reply({"files": files})
+        elif found := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", url):
+            objects = json.loads(body)["objects"]
+            to = {o["oid"]: {"upload": {"href": f"{hub.cdn}/upload/{o['oid']}"}} for o in objects}
+            self.reply({"transfer": "basic", "objects": [o | {"actions": to[o["oid"]]} for o in objects]})
+        elif found := re.fullmatch(r"/api/models/(.+)/commit/main", url):
+            self.commit(found[1], [json.loads(line) for line in body.splitlines()])
+        else:
+            self.answer(404, {})
+
+    def commit(self, repo: str, lines: list[dict]) -> None:
+        """Take a commit of regular and of uploaded files."""
+        for line in lines:
+            own = line["value"]
+            if line["key"] == "header":
+                self.hub.commit_messages.append(own["summary"])
+            elif line["key"] == "file":
+                self.hub.models[repo][own["path"]] = b64decode(own["content"])
+            else:
+                self.hub.models[repo][own["path"]] = self.hub.large[own["oid"]]
+        oid = hashlib.sha1(repr(sorted(self.hub.models[repo].items())).encode()).hexdigest()
+        self.reply({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{repo}/commit/{oid}"})
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.large[hashlib.sha256(content).hexdigest()] = content
+        self.answer(200, {})
+
+    def reply(self, content: dict, status: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.answer(status, {"Content-Type": "application/json"}, len(body))
+        self.wfile.write(body)
 
     def send(self, path: str, content: bytes) -> None:
         """Answer with the range of the content that was asked for, and with the faults that were set for the path."""
