@@ -110,7 +110,7 @@ def _read_tensor(
     """Add a parameter of these arrays to the model. Errors as from_arrays."""
     if "float" in own:
         quantized.floats[name] = checked(own, "float", FLOATS, *own["float"].shape)
-        known = {"float"}
+        known: Any = {"float"}
     else:
         if word := about.get("forms", {}).get(name) or ("codebook" if "index" in own else ""):
             t = form(word).from_arrays(own | shared)
@@ -119,7 +119,7 @@ def _read_tensor(
         quantized.tensors[name], known = t, t.arrays().keys()
     if "left" in own:
         if own["left"].ndim == 1:
-            residual = RankOne.from_arrays(own)
+            residual: RankOne | LowRank = RankOne.from_arrays(own)
         else:
             from pgolf_core.quantization.lowrank import LowRank  # only a file that has some brings its code
 

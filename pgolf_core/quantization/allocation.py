@@ -68,7 +68,7 @@ def solve(
                 raise ExportError.too_large(name)
             if name in residuals:
                 low_ranks[name], _, _ = fit_low_rank(w - integers[name].dequantize(), calibration[name], config)
-        quantized = Quantized(integers, low_ranks, floats)
+        quantized = Quantized(integers, low_ranks, floats)  # type: ignore[arg-type]
         return Solution(quantized, lam, file_bytes(quantized))
 
     def predicted(solution: Solution) -> float:

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Grid:
     row_exponents: Tensor | None = None
     col_exponents: Tensor | None = None
 
-    step_size = QuantizedTensor.step_size
+    step_size: ClassVar[Any] = QuantizedTensor.step_size
 
     def round(self, w: Tensor, factor: HessianFactor | None = None, block: int = 128) -> QuantizedTensor:
         """w (rows, cols) at the nearest levels or, given a factor, by GPTQ; in the smallest integer type."""
