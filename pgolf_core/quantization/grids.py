@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,11 +26,11 @@ class Grid:
     row_exponents: Tensor | None = None
     col_exponents: Tensor | None = None
 
-    step_size: ClassVar[Any] = QuantizedTensor.step_size
+    step_size = QuantizedTensor.step_size
 
     def round(self, w: Tensor, factor: HessianFactor | None = None, block: int = 128) -> QuantizedTensor:
         """w (rows, cols) at the nearest levels or, given a factor, by GPTQ; in the smallest integer type."""
-        steps = self.step_size()
+        steps = self.step_size()  # type: ignore[misc]
         if factor is None:
             q = torch.clamp(torch.round(w.float() / steps), -self.qmax, self.qmax)
         else:

@@ -7,7 +7,7 @@ all.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,8 +35,6 @@ class QuantizedTensor:
     axis: int | None
     row_exponents: Tensor | None = None
     col_exponents: Tensor | None = None
-    word: ClassVar[str]
-    shared: ClassVar[str]
 
     def arrays(self) -> dict[str, Tensor]:
         """Kind -> tensor; whether axis is 1 is kept beside them."""
