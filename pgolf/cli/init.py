@@ -15,7 +15,7 @@ PACKAGED = Path(__file__).resolve().parents[1] / "workspace"  # in a wheel; setu
 
 def add_commands(commands) -> None:
     text = "make a folder with the notebooks and sweeps, where every command then finds its runs, data and reports"
-    sub = add_command(commands, init, "init", text, "pgolf init golf && cd golf && pgolf demo")
+    sub = add_command(commands, init, "init", text, "pgolf init golf")
     sub.add_argument("folder", type=Path, metavar="DIR", help="new, or one that lacks some of the files")
     sub.set_defaults(anywhere=True)
 
