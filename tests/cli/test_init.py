@@ -10,6 +10,8 @@ import pytest
 
 from pgolf.cli.init import packaged_files
 from pgolf.cli.main import main
+from pgolf.machines import transfer
+from pgolf.machines.pod import RemoteError
 from pgolf.runs import directory
 from pgolf_core import config
 from pgolf_core.config import MARKER, ROOT, ConfigError, find_root
@@ -103,6 +105,13 @@ def test_a_run_in_a_folder_of_init_belongs_to_no_commit(installed, monkeypatch):
     assert directory.git("rev-parse", "--show-toplevel")
     main(["init", "."])
     assert directory.git("rev-parse", "--show-toplevel") is None
+
+
+def test_a_folder_of_init_is_not_pushed_to_a_rented_machine(installed, monkeypatch):
+    main(["init", "."])
+    monkeypatch.setattr(transfer, "ROOT", installed)
+    with pytest.raises(RemoteError, match="a checkout"):
+        transfer.code_files()
 
 
 @pytest.mark.slow
