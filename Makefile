@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: install demo test test-long lab lint
+.PHONY: install demo test test-long lab lint types docs
 
 install:
 	@$(PYTHON) tools/install.py
@@ -25,3 +25,10 @@ lint: install
 	.venv/bin/ruff format --check
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/python tools/check_style.py
+
+types: install
+	.venv/bin/mypy
+
+docs: install
+	@.venv/bin/python -m pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict

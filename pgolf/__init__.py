@@ -20,5 +20,6 @@ def __getattr__(name: str):
     """Load an entry point on first use: tables and pages need no torch."""
     if name not in _PLACES:
         raise AttributeError(f"module 'pgolf' has no attribute {name!r}")
+    import_module("pgolf_core.config").require_root()
     module, function = _PLACES[name]
     return getattr(import_module(module), function)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ class Stream:
     """
 
     sequence = 0
+    position: ClassVar[Any]
+    seek: ClassVar[Callable[..., None]]
+    advance: ClassVar[Callable[..., tuple[int, int]]]
 
     def __init__(self, paths: Iterable[str | Path]):
         self.paths = list(paths)
@@ -82,6 +86,8 @@ class ShuffledStream(Stream):
 
     Positions are (epoch, spans done in it, tokens done of the next span).
     """
+
+    spans: ClassVar[Callable[..., tuple[np.ndarray, np.ndarray]]]
 
     def __init__(self, paths: Iterable[str | Path], seed: int):
         super().__init__(paths)
@@ -148,9 +154,9 @@ class SequenceStream(ShuffledStream):
                 order = (rng.integers(n) + order * stride) % n
             firsts.append(start + phase + order * self.sequence)
             turns.append((np.arange(n) + 0.5) / n)
-        firsts, turns = np.concatenate(firsts), np.concatenate(turns)
-        firsts = firsts[np.argsort(turns, kind="stable")] if self.coprime else rng.permutation(firsts)
-        return firsts, firsts + self.sequence + 1
+        all_firsts, turn = np.concatenate(firsts), np.concatenate(turns)
+        ordered = all_firsts[np.argsort(turn, kind="stable")] if self.coprime else rng.permutation(all_firsts)
+        return ordered, ordered + self.sequence + 1
 
 
 def sequences(
@@ -250,8 +256,8 @@ class Batches:
     def _make(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         piece, length = self.stream.sequence or self.local, self.stage[1]
         shape = self.config.microbatches, self.config.world_size, self.local // piece, piece + 1
-        own = self.stream.take(math.prod(shape)).reshape(shape)[:, self.rank]
-        own = torch.from_numpy(own.astype(np.int64))
+        taken = self.stream.take(math.prod(shape)).reshape(shape)[:, self.rank]
+        own = torch.from_numpy(taken.astype(np.int64))
         x, y = (part.reshape(-1, length) for part in (own[..., :-1], own[..., 1:]))
         if self.device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()

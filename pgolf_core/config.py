@@ -25,9 +25,29 @@ from pgolf_core.knobs import DataConfig, EvalConfig, ExportConfig, Group, ModelC
 from pgolf_core.rules import RULES
 from pgolf_core.tracks import TRACKS
 
-# The checkout (editable install). Relative paths of knobs and the runs/ and reports/ folders start here,
-# so that a notebook, papermill and the command line mean the same file whatever their working directory.
-ROOT = Path(os.environ.get("PGOLF_ROOT") or Path(__file__).resolve().parents[1])
+CHECKOUT = Path(__file__).resolve().parents[1]  # the repository, if pyproject.toml is there; site-packages otherwise
+MARKER = "pgolf-workspace.json"  # in every folder that `pgolf init` made
+
+
+def find_root() -> Path | None:
+    """PGOLF_ROOT, else the nearest folder of `pgolf init` from the working directory upwards, else the checkout.
+
+    A working directory in the checkout means the checkout. None: installed from a wheel, and there is no such folder.
+    """
+    if given := os.environ.get("PGOLF_ROOT"):
+        return Path(given)
+    is_checkout = (CHECKOUT / "pyproject.toml").is_file()
+    with suppress(OSError):  # the working directory was deleted
+        here = Path.cwd().resolve()
+        for folder in (here, *here.parents):
+            if (folder / MARKER).is_file() or (is_checkout and folder == CHECKOUT):
+                return folder
+    return CHECKOUT if is_checkout else None
+
+
+# Relative paths of knobs and the folders data/, notebooks/, runs/ and reports/ start here, so that a notebook,
+# papermill and the command line mean the same file whatever their working directory.
+ROOT = find_root() or Path()
 PREFIX = "PGOLF_"  # of environment variables that set knobs everywhere, sweeps included
 
 QUOTE = reprlib.Repr()
@@ -79,6 +99,15 @@ def _knobs_of(group: type[Group], config: RunConfig) -> Group:
     """The group of the config's knobs, valid already; eval_seq_len is resolved: a scorer needs no other group."""
     values = config.model_dump() | {"eval_seq_len": config.eval_window}
     return group.model_construct(**{name: values[name] for name in group.model_fields})
+
+
+def require_root() -> None:
+    """ConfigError if find_root() found no folder."""
+    if find_root() is None:
+        raise ConfigError(
+            f"{ROOT.absolute()}: neither it nor a folder above was made by `pgolf init`; `pgolf init DIR` makes one "
+            "with the notebooks and sweeps, then work in DIR, or let PGOLF_ROOT name it"
+        )
 
 
 class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportConfig, EvalConfig):

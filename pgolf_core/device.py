@@ -3,9 +3,10 @@
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -30,7 +31,11 @@ def pick_device(config: TrainConfig) -> torch.device:
                 f"{torch.cuda.device_count()}; start one process per GPU"
             )
         return torch.device("cuda", local_rank())
-    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    present: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
     if not present[device.type]():
         raise ConfigError(f"device={config.device}: this machine has none; use device=auto or cpu")
     return device
@@ -57,7 +62,7 @@ def deterministic_kernels(on: bool) -> Iterator[None]:
     if not on:  # every step asks; the setter imports torch._inductor
         yield
         return
-    memory = torch.utils.deterministic
+    memory: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True)

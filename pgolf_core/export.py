@@ -155,7 +155,7 @@ def _quantize_fixed(state: State, config: ExportConfig, calibration: Calibration
     if config.mlp_permutation:
         for name, (order, axis) in neuron_permutations(tensors).items():
             weights[name] = weights[name].index_select(axis, order)
-            tensors[name] = permute(tensors[name], order, axis)
+            tensors[name] = permute(tensors[name], order, axis)  # type: ignore[arg-type, assignment]
     return Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)
 
 

@@ -5,6 +5,7 @@ Both read training text, so they count toward the wallclock limit. `model_of` is
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,9 @@ def learning_seconds(state: State, config: RunConfig, shards: Shards, device: to
     if not config.learn_steps:
         return 0.0
     teacher = teacher_of(state, config, shards, device, steps=2)
-    levels = {name: quantize(state[name].cpu()) for name, role in roles(config.model).items() if not role.is_control}
+    levels: dict[str, Any] = {
+        name: quantize(state[name].cpu()) for name, role in roles(config.model).items() if not role.is_control
+    }
     student = Student(teacher.model, Quantized(levels, {}, {}))
     with deterministic_kernels(device.type == "cuda"):
         for ids in teacher.text:

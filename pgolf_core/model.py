@@ -6,6 +6,7 @@ Parameter names are the reference trainer's, so its state dicts load here.
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -209,7 +210,9 @@ def roles(config: ModelConfig) -> dict[str, Role]:
 
 def roles_by_name(names: Iterable[str]) -> dict[str, Role]:
     """Roles of a GPT's tensors where only their names are known. Raises RoleError naming one that no GPT has."""
-    small = dict(vocab_size=4, num_layers=2, model_dim=2, num_heads=1, num_kv_heads=1, embed_dim=1)
-    options = dict(tie_embeddings=False, skip_gates=True, attn_gate="dense", residual_lanes=2, smear_gate="v2")
+    small: dict[str, Any] = dict(vocab_size=4, num_layers=2, model_dim=2, num_heads=1, num_kv_heads=1, embed_dim=1)
+    options: dict[str, Any] = dict(
+        tie_embeddings=False, skip_gates=True, attn_gate="dense", residual_lanes=2, smear_gate="v2"
+    )
     options |= dict(bigram_vocab_size=2, bigram_dim=1, ve_last=1, ve_dim=1, asymmetric_softcap=True)
     return roles_for(names, roles(ModelConfig(**small, **options)))

@@ -3,6 +3,7 @@
 import functools
 from collections import defaultdict
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,7 @@ class Muon(Optimizer):
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
-            nesterov = torch._foreach_add(grads, buffers, alpha=group["momentum"])
+            nesterov: Any = torch._foreach_add(grads, buffers, alpha=group["momentum"])
             if group["row_normalize"]:
                 nesterov = [F.normalize(m, dim=1, eps=1e-7) for m in nesterov]
             updates = self._orthogonalised(nesterov, group["steps"], group["polar_express"])
@@ -93,10 +94,10 @@ class Muon(Optimizer):
         sizes = [m.numel() for m in matrices]
         updates = [part.view_as(m) for part, m in zip(flat.split(sizes), matrices, strict=True)]
         for (rows, cols), members in groupby(sorted(own, key=shapes.__getitem__), key=shapes.__getitem__):
-            members = list(members)
-            stacked = torch.stack([matrices[i] for i in members])
+            group = list(members)
+            stacked = torch.stack([matrices[i] for i in group])
             update = newton_schulz(stacked, steps, self.dtype, polar_express) * max(1, rows / cols) ** 0.5
-            torch._foreach_copy_([updates[i] for i in members], list(update))
+            torch._foreach_copy_([updates[i] for i in group], list(update))
         self.ranks.add_(flat)  # zero where other ranks' updates go, so the sum is exact
         flat = flat.to(matrices[0].dtype)  # one launch for all matrices
         return [part.view_as(m) for part, m in zip(flat.split(sizes), matrices, strict=True)]
@@ -119,14 +120,17 @@ def make_optimizers(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> li
 
     Groups carry their `base_lr` and `base_wd`, which schedules scale. Raises RoleError naming an undeclared parameter.
     """
-    roles, of_kind = roles_of(model), defaultdict(list)
+    roles = roles_of(model)
+    of_kind: dict[str, list] = defaultdict(list)
     for name, parameter in model.named_parameters():
         kind = roles[name].kind
         of_kind["control" if kind == "projection" else kind].append(parameter)
     embed_lr = config.tied_embed_lr if model.config.tie_embeddings else config.embed_lr
     rates = [(embed_lr, config.embed_wd), (config.scalar_lr, config.adam_wd), (config.head_lr, config.adam_wd)]
-    adam = dict(betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)  # one kernel per group
-    optimizers = [
+    adam: dict[str, Any] = dict(
+        betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True
+    )  # one kernel per group
+    optimizers: list[Optimizer] = [
         torch.optim.Adam(of_kind[kind], lr, **adam, weight_decay=decay, decoupled_weight_decay=True)
         for kind, (lr, decay) in zip(("embedding", "control", "head"), rates, strict=True)
         if of_kind[kind]
@@ -177,7 +181,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def replace_weights(self) -> None:
-        torch._foreach_copy_(self.parameters, self.values)
+        torch._foreach_copy_(self.parameters, self.values)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return f"ema {self.config.ema_decay:g}" if self.config.ema_decay else f"swa of {self.count}"

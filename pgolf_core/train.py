@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def compiled_loss(model: GPT, device: torch.device) -> Callable[[Tensor, Tensor]
     """model.loss as one graph; a GPU launches it as a whole, and its gradients are `reused` (GradientSum)."""
     # Inductor's mixed-order reductions put a scale's gradient, a sum over all tokens, and the norm's, sums within one
     # token, into one kernel, which took up to 3.3 ms.
-    options = {"triton.cudagraphs": True, "triton.mix_order_reduction": False} if device.type == "cuda" else None
+    options: Any = {"triton.cudagraphs": True, "triton.mix_order_reduction": False} if device.type == "cuda" else None
     return torch.compile(model.loss, fullgraph=True, dynamic=False, options=options)
 
 

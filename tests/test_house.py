@@ -42,6 +42,14 @@ def test_imports_go_one_way_and_in_no_circle():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
+def test_the_types_of_the_core_are_clean(tmp_path):
+    pytest.importorskip("mypy", reason="pip install -e .[dev]")
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(
     ("source", "bare"),
     [

@@ -229,7 +229,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--page", nargs="+", type=Path, default=[], metavar="FILE", help="report pages")
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "browser", metavar="FOLDER", help="screenshots")
     arguments = parser.parse_args(words)
-    notebooks = arguments.notebooks or ([] if arguments.page else sorted((ROOT / "notebooks").glob("*.ipynb")))
+    committed = sorted(set((ROOT / "notebooks").glob("*.ipynb")) - {ROOT / "notebooks" / "colab.ipynb"})  # it installs
+    notebooks = arguments.notebooks or ([] if arguments.page else committed)
     if absent := [path for path in [*notebooks, *arguments.page] if not path.is_file()]:
         parser.error(f"no such file: {', '.join(map(str, absent))}")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ COMPILERS = ("c++", "g++", "clang++", "cl")
 
 def add_commands(commands) -> None:
     text = "what this machine and installation have, and what that means for speed"
-    add_command(commands, doctor, "doctor", text, "pgolf doctor")
+    add_command(commands, doctor, "doctor", text, "pgolf doctor").set_defaults(anywhere=True)
 
 
 def doctor(_: argparse.Namespace) -> int:

@@ -26,9 +26,11 @@ def add_commands(commands) -> None:
     sub = add_command(commands, knobs, "knobs", text, "pgolf knobs", "pgolf knobs learning rate", "pgolf knobs muon_wd")
     text = "only knobs with all of these words in name or meaning; one whole name: all about that knob"
     sub.add_argument("words", nargs="*", metavar="WORD", help=text).completer = lambda **_: RunConfig.model_fields
+    sub.set_defaults(anywhere=True)
     text = "list every track: a named budget, as values of knobs"
     sub = add_command(commands, tracks, "tracks", text, "pgolf tracks", "pgolf tracks nano")
     sub.add_argument("track", nargs="?", metavar="TRACK", help="only this one").completer = lambda **_: config.TRACKS
+    sub.set_defaults(anywhere=True)
 
 
 def takes(field: FieldInfo) -> str:

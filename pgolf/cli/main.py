@@ -8,10 +8,11 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from pgolf.cli import cluster, data, doctor, knobs, legality, records, remote, runs, sweeps
+from pgolf.cli import cluster, data, doctor, init, knobs, legality, records, remote, runs, schema, sweeps
 from pgolf.cli.arguments import Parser, add_command, add_run, complete_runs, escape_controls, positive
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT
+from pgolf_core.config import require_root
 
 EXAMPLES = """first steps:
   pgolf demo                                   build a corpus, run the demo sweep, write reports
@@ -39,6 +40,8 @@ def main(words: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        if "anywhere" not in arguments:
+            require_root()
         return arguments.command(arguments)
     except BrokenPipeError:  # the reader closed the pipe: `pgolf runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,7 +102,7 @@ def make_parser() -> Parser:
     sub.add_argument("--private", action="store_true", help="a repository that only its owner sees")
     sub.add_argument("--endpoint", metavar="URL", help="address of the hub; default: HF_ENDPOINT")
 
-    for module in (records, knobs, legality, data, remote, cluster, doctor):
+    for module in (records, knobs, legality, data, remote, cluster, doctor, init, schema):
         module.add_commands(commands)
     return parser
 

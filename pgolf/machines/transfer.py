@@ -19,7 +19,7 @@ from pgolf.runs.result import RunError, read_result
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf.training.inputs import open_dataset
 from pgolf.training.resume import RESUME
-from pgolf_core.config import ROOT
+from pgolf_core.config import MARKER, ROOT
 
 MUTABLE_AFTER_COMPLETION = ("notebook.ipynb", "kernel.log", "job.json")
 TRUNCATED = "truncated on the machine"
@@ -33,6 +33,8 @@ LOCAL_IS_BETTER = (COMPLETE, LONGER, NOT_NEEDED)
 
 def code_files() -> list[str]:
     """Files to push, relative to ROOT: those that git tracks. RemoteError without git or a repository."""
+    if (ROOT / MARKER).is_file():
+        raise RemoteError(f"{ROOT}: made by `pgolf init`; `pgolf remote` pushes a checkout, so start it in one")
     names = sorted(name for name in _listed() if (ROOT / name).is_file())
     if not names:
         raise RemoteError(f"{ROOT}: git tracks no file here, and only tracked ones are pushed: git init && git add .")

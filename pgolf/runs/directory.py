@@ -22,7 +22,16 @@ from pgolf.processes import SWEEP_PID, end_with_sweep
 from pgolf.runs.code import check_code, code_digest
 from pgolf.runs.result import RunError
 from pgolf.runs.schema import knobs_that_fit
-from pgolf_core.config import HASH_EXCLUDED, ROOT, ConfigError, RunConfig, did_you_mean, environment_knobs, shown
+from pgolf_core.config import (
+    HASH_EXCLUDED,
+    MARKER,
+    ROOT,
+    ConfigError,
+    RunConfig,
+    did_you_mean,
+    environment_knobs,
+    shown,
+)
 from pgolf_core.files import atomic_write
 
 try:
@@ -67,7 +76,9 @@ def describe_environment(device: "torch.device", studies: bool = False) -> dict:
 
 
 def git(*words: str) -> str | None:
-    """Output of git in this checkout; None if there is no git or no repository."""
+    """Output of git in this checkout; None if there is no git or no repository, or ROOT was made by `pgolf init`."""
+    if (ROOT / MARKER).is_file():  # a repository around it does not hold the code
+        return None
     try:
         answer = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

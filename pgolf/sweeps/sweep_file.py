@@ -91,7 +91,7 @@ def _stage(entry: object) -> tuple[str, dict]:
 Knobs = Annotated[dict[str, Any], BeforeValidator(lambda knobs: {} if knobs is None else knobs)]
 
 
-class _Content(BaseModel):
+class SweepKeys(BaseModel):
     """The keys of a sweep file and their types; RunConfig checks the knobs."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -197,7 +197,7 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
         raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
     given = {"name": path.stem} | {key: value for key, value in content.items() if value is not None}
     try:
-        checked = _Content(**given | ({"seeds": seeds} if seeds else {}))
+        checked = SweepKeys(**given | ({"seeds": seeds} if seeds else {}))
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
     else:
@@ -215,11 +215,11 @@ def _explain(problem: dict) -> str:
     """One of pydantic's problems: 'runs: a: input should be a valid dictionary, found 3'."""
     place, message = ": ".join(str(part)[:100] for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return _no_such("key", place, _Content.model_fields)
+        return _no_such("key", place, SweepKeys.model_fields)
     return f"{place}: {message[0].lower()}{message[1:]}, found {shown(problem['input'])}"
 
 
-def _check(content: _Content, knobs: dict, shrink: bool) -> tuple[Sweep, list[str]]:
+def _check(content: SweepKeys, knobs: dict, shrink: bool) -> tuple[Sweep, list[str]]:
     """The sweep and its problems; it is valid only without any."""
     problems, base, entries = [], {"track": content.track} | content.base, [*content.runs.items()]
     for values in itertools.product(*content.grid.values()):

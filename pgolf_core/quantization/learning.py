@@ -51,7 +51,7 @@ class Student:
         for name, tensor in quantized.tensors.items():
             residual = quantized.residuals.get(name)
             self.added[name] = residual.dequantize().to(self.device) if residual else 0.0
-            levels = tensor.q.float().to(self.device)
+            levels = tensor.q.float().to(self.device)  # type: ignore[attr-defined]
             exact = (self.parameters[name].detach() - self.added[name]) / self.steps[name]
             self.latents[name] = levels + (exact - levels).clamp(-MAX_START_ERROR, MAX_START_ERROR)
         self.floats = {name: p for name, p in self.parameters.items() if name in quantized.floats}
@@ -63,6 +63,7 @@ class Student:
         """Make the steps `factor` times those of `quantized`."""
         self.factor = factor
         for name, tensor in self.quantized.tensors.items():
+            assert isinstance(tensor, QuantizedTensor)
             scale = (tensor.scale.float() * factor).to(tensor.scale.dtype)
             self.tensors[name] = replace(tensor, scale=scale)
             self.steps[name] = self.tensors[name].step_size().to(self.device)

@@ -21,7 +21,7 @@ def neuron_permutations(tensors: dict[str, Stored]) -> dict[str, tuple[Tensor, i
         if match := re.fullmatch(r"(blocks\.\d+\.mlp\.)fc\.weight", fc):
             proj = match[1] + "proj.weight"
             if proj in integers:
-                order = _order(integers[fc], integers[proj])
+                order = _order(integers[fc], integers[proj])  # type: ignore[arg-type]
                 orders |= {fc: (order, 0), proj: (order, 1)}
     return orders
 

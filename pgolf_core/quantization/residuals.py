@@ -28,7 +28,7 @@ def choose_residuals(
     roles: dict[str, Role],
     config: ExportConfig,
     calibration: Calibration | None,
-) -> dict[str, Stored]:
+) -> dict[str, RankOne | LowRank]:
     """Residuals that fit the budget, taken by (priority, benefit per byte, benefit), largest first.
 
     weights, tensors: before and after quantization. Rank 1 in float16 is the reference's; any other is low-rank and
@@ -37,7 +37,7 @@ def choose_residuals(
     if not (config.int8_residual_rank and config.int8_residual_budget_bytes):
         return {}
     mode = config.int8_targeted_residual_mode
-    fits = {}
+    fits: dict[str, tuple[RankOne | LowRank, int, float]] = {}
     errors = {
         name: weights[name].float() - t.dequantize()
         for name, t in tensors.items()
@@ -56,7 +56,7 @@ def choose_residuals(
         first = mode == "early_proj_combo" and _has_role(roles[name], *MODES["early_combo"])
         return first, benefit / size, benefit
 
-    chosen: dict[str, Stored] = {}
+    chosen: dict[str, RankOne | LowRank] = {}
     left = config.int8_residual_budget_bytes
     for name in sorted(fits, key=rank, reverse=True):
         residual, size, benefit = fits[name]

@@ -11,10 +11,14 @@ import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pgolf_core.quantization.lowrank import LowRank
+    from pgolf_core.quantization.primitives import RankOne
 
 INTEGERS, FLOATS = (torch.int8, torch.int16), (torch.float16, torch.float32)  # dtypes of levels, of scales
 
@@ -27,6 +31,8 @@ class Stored(Protocol):
     word: ClassVar[str]
     shared: ClassVar[str]
 
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Tensor]) -> Stored: ...
     def arrays(self) -> dict[str, Tensor]: ...
     def dequantize(self) -> Tensor: ...
 
@@ -66,7 +72,7 @@ class Quantized:
     """A state dict as it will be stored: every tensor is in `tensors` or, if kept in float, in `floats`."""
 
     tensors: dict[str, Stored]
-    residuals: dict[str, Stored]  # added to some `tensors`, in the order they were chosen
+    residuals: dict[str, RankOne | LowRank]  # added to some `tensors`, in the order they were chosen
     floats: dict[str, Tensor]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,0 +1,89 @@
+"""`pgolf schema`: JSON schemas of knobs, sweep files and machine files, by which editors complete and check YAML."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from pgolf.cli.arguments import add_command
+from pgolf_core.config import ROOT, RunConfig
+from pgolf_core.files import atomic_write
+
+FOLDER = Path("notebooks", "sweeps", "schema")
+DRAFT = "http://json-schema.org/draft-07/schema#"  # the one that editors of YAML know best
+KNOBS = "#/definitions/knobs"
+NULL = {"type": "null"}
+
+
+def add_commands(commands) -> None:
+    text = "write the JSON schemas of knobs, sweep files and machine files, by which editors complete and check them"
+    sub = add_command(commands, schema, "schema", text, "pgolf schema", "pgolf schema --out .vscode")
+    sub.add_argument("--out", type=Path, metavar="DIR", help=f"folder; default: {FOLDER.as_posix()}")
+    sub.set_defaults(anywhere=True)
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    folder = arguments.out or ROOT / FOLDER
+    paths = [atomic_write(folder / name, text) for name, text in schemas().items()]
+    print(*paths, sep="\n")
+    print(f"{len(paths)} schemas; a YAML file takes one by its first line: # yaml-language-server: $schema=PATH")
+    return 0
+
+
+def schemas() -> dict[str, str]:
+    """File name -> the JSON schema as text."""
+    from pgolf.machines.pod import Pod
+
+    found = {
+        "knobs.json": _plain(RunConfig.model_json_schema()) | {"title": "Knobs of a run"},
+        "sweep.json": _sweep(),
+        "machine.json": _plain(Pod.model_json_schema()) | {"title": "A rented machine, for pgolf remote"},
+    }
+    return {
+        name: json.dumps({"$schema": DRAFT} | own, indent=1, ensure_ascii=False) + "\n" for name, own in found.items()
+    }
+
+
+def _plain(model: dict) -> dict:
+    """A pydantic schema without its titles; a switch may be 0 or 1 too, as everywhere in pgolf."""
+    properties = {}
+    for name, own in model["properties"].items():
+        own = {key: value for key, value in own.items() if key != "title"}
+        if own.get("type") == "boolean":
+            own = {key: value for key, value in own.items() if key != "type"} | {"enum": [True, False, 0, 1]}
+        properties[name] = own
+    return model | {"properties": properties}
+
+
+def _sweep() -> dict:
+    """Schema of a sweep file: SweepKeys, with what RunConfig and the stages' check say of their content."""
+    from pgolf.sweeps import sweep_file
+
+    knobs = _plain(RunConfig.model_json_schema())
+    model = _plain(sweep_file.SweepKeys.model_json_schema())
+    meanings = dict(re.findall(r"^(\w+):.*?# (.+)$", sweep_file.__doc__, re.MULTILINE))
+    lists = {
+        name: {"type": "array", "minItems": 1, "items": {"$ref": f"{KNOBS}/properties/{name}"}}
+        for name in knobs["properties"]
+    }
+    stage = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "additionalProperties": {"type": ["object", "null"]},
+    }
+    own = {
+        "track": knobs["properties"]["track"],
+        "nproc": knobs["properties"]["world_size"],
+        "base": {"anyOf": [{"$ref": KNOBS}, NULL]},
+        "runs": {"type": "object", "additionalProperties": {"anyOf": [{"$ref": KNOBS}, NULL]}},
+        "grid": {"type": "object", "additionalProperties": False, "properties": lists},
+        "stages": {"type": "array", "items": {"anyOf": [{"type": "string"}, stage]}},
+    }
+    properties = model["properties"] | own  # own: narrower than pydantic's types of these keys
+    for name in properties.keys() & meanings.keys():
+        properties[name] = properties[name] | {"description": meanings[name]}
+    return model | {
+        "title": "A sweep file", "description": "One of runs: and grid: at least.",
+        "properties": properties, "definitions": {"knobs": {**knobs, "description": "knobs of a run"}},
+    }  # fmt: skip
