@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from pgolf_core.device import deterministic_kernels
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, all_windows, evaluate, score_of, summing_device
 from pgolf_core.knobs import BOS, EvalConfig
@@ -23,11 +24,11 @@ from pgolf_core.model import GPT
 from pgolf_core.parameters import roles_of
 from pgolf_core.tokens import ByteTable
 
-MOMENTUM, CLIP = 0.9, 1.0  # of SGD on all weights
+MOMENTUM, CLIP = 0.9, 1.0  # SGD on all weights
 SEQUENCES = 8  # per update of all weights
-BETAS, EPSILON = (0.0, 0.99), 1e-10  # of the adapters' Adam, whose second moment sees few updates
+ADAM_BETAS, ADAM_EPSILON = (0.0, 0.99), 1e-10  # adapters' Adam: few updates reach its second moment
 
-Span = tuple[int, int]  # first and last of targets, without last; target i is token i + 1
+Span = tuple[int, int]  # [first, last) of targets; target i is token i + 1
 
 
 def evaluate_adapted(
@@ -40,11 +41,13 @@ def evaluate_adapted(
     device = next(model.parameters()).device
     nats = torch.zeros(len(tokens) - 1, dtype=torch.float64, device=summing_device(device))
     tokens = tokens.to(device)
-    for (first, last), logits in predictions(model, tokens, config, dtype, ranks):
-        loss = F.cross_entropy(logits.detach().float(), tokens[first + 1 : last + 1], reduction="none")
-        nats[first:last] = loss.to(nats.device, torch.float64)
+    with deterministic_kernels(device.type == "cuda"):  # ranks must hold equal weights
+        for (first, last), logits in predictions(model, tokens, config, dtype, ranks):
+            loss = F.cross_entropy(logits.detach().float(), tokens[first + 1 : last + 1], reduction="none")
+            nats[first:last] = loss.to(nats.device, torch.float64)
     ranks.add_(nats)  # targets of other ranks are zeros, so the sum is exact
-    windows = torch.stack([window.sum() for window in nats.split(config.eval_seq_len)])
+    L = config.eval_seq_len
+    windows = torch.stack([nats[first : start + L].sum() for start, first in all_windows(tokens, config)])
     return score_of(windows, len(nats), byte_table.count(tokens))
 
 
@@ -63,6 +66,7 @@ def predictions(
 
     What is handed out is learned from when the next is asked for, never before.
     """
+    tokens = tokens.to(next(model.parameters()).device)
     learner = Learner(copy.deepcopy(model).eval(), config, dtype, ranks)
     if config.adapt == "sgd":
         yield from learner.by_windows(tokens)
@@ -101,11 +105,11 @@ class Learner:
             return functional_call(self.model, weights or {}, (ids,)).float()
 
     def by_document(self, tokens: Tensor, document: Span) -> Iterator[tuple[Span, Tensor]]:
-        """Chunks of a document, each scored with what is in reach before it; adapters learn from all but the last."""
+        """Chunks of a document, scored with up to eval_seq_len tokens of it; adapters learn from all but the last."""
         left = {name: w.new_zeros(w.size(0), self.config.adapt_rank) for name, w in self.matrices.items()}
         right = {name: start.clone() for name, start in self.start.items()}
         adapters = [t.requires_grad_() for t in (*left.values(), *right.values())]
-        optimizer = torch.optim.Adam(adapters, self.config.adapt_lr, betas=BETAS, eps=EPSILON)
+        optimizer = torch.optim.Adam(adapters, self.config.adapt_lr, betas=ADAM_BETAS, eps=ADAM_EPSILON)
         (first, end), chunk = document, self.config.adapt_chunk
         for start in range(first, end, chunk):
             last = min(start + chunk, end)
@@ -139,22 +143,22 @@ class Learner:
     def learn(self, texts: list[Tensor], rate: float) -> None:
         """SGD on all weights, adapt_epochs times through texts (n,) that are scored, in sequences of a window."""
         L = self.config.eval_seq_len
-        pieces = [piece for text in texts for piece in _sequences(text, L)]
+        sequences = [sequence for text in texts for sequence in split_into_sequences(text, L)]
         parameters = [p for p in self.model.parameters() if p.numel()]
         optimizer = torch.optim.SGD(parameters, rate, momentum=MOMENTUM)
         for _ in range(self.config.adapt_epochs):
-            for i in range(0, len(pieces), SEQUENCES):
-                batch = pieces[i : i + SEQUENCES]
-                total = sum(len(piece) - 1 for piece in batch)
+            for i in range(0, len(sequences), SEQUENCES):
+                batch = sequences[i : i + SEQUENCES]
+                total = sum(len(sequence) - 1 for sequence in batch)
                 with torch.enable_grad():
-                    for piece in batch:
-                        logits = self.logits(piece[None, :-1])[0]
-                        (F.cross_entropy(logits, piece[1:], reduction="sum") / total).backward()
+                    for sequence in batch:
+                        logits = self.logits(sequence[None, :-1])[0]
+                        (F.cross_entropy(logits, sequence[1:], reduction="sum") / total).backward()
                 torch.nn.utils.clip_grad_norm_(parameters, CLIP)
                 optimizer.step()
                 optimizer.zero_grad()
 
 
-def _sequences(text: Tensor, length: int) -> list[Tensor]:
+def split_into_sequences(text: Tensor, length: int) -> list[Tensor]:
     """Text (n,) in sequences of length inputs and one target more; the last may be shorter."""
     return [text[i : i + length + 1] for i in range(0, len(text) - 1, length)]

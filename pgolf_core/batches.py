@@ -178,7 +178,8 @@ def training_stream(paths: Iterable[str | Path], config: DataConfig, bos: int) -
     """The stream in the order that the knobs say. Raises DataError if no shard holds a sequence."""
     if config.shuffle_documents:
         return DocumentStream(paths, bos, config.shuffle_documents)
-    if seed := config.shuffle_sequences or config.coprime_sequences:
+    if config.shuffle_sequences or config.coprime_sequences:
+        seed = config.shuffle_sequences or config.coprime_sequences
         return SequenceStream(paths, config.train_seq_len, seed, bool(config.coprime_sequences))
     return TokenStream(paths)
 

@@ -50,8 +50,8 @@ def calibration_of(
 def teacher_of(state: State, config: RunConfig, shards: Shards, device: torch.device, steps: int = 0) -> Teacher | None:
     """The raw model in float32 and the text of learn_steps; None if that is 0. Raises WeightsError.
 
-    steps: of text, 0 = learn_steps. The text is what follows where `iterations` steps of the full batch through the
-    shards in order end.
+    steps: updates that the text is for; 0 = learn_steps. It is what follows where `iterations` steps of the full batch
+    through the shards in order end.
     """
     if not config.learn_steps:
         return None
@@ -80,7 +80,7 @@ def learning_seconds(state: State, config: RunConfig, shards: Shards, device: to
 
 
 def reserve_seconds(state: State, config: RunConfig, shards: Shards, device: torch.device, timer: TrainTimer) -> float:
-    """Seconds to keep of the wallclock limit for calibration and learn_steps, measured outside the timer."""
+    """Seconds of the wallclock limit to reserve for calibration and learn_steps, measured outside the timer."""
     if not (config.max_wallclock_seconds and config.final_roundtrip_eval):
         return 0.0
     if not (config.export.needs_calibration or config.learn_steps):

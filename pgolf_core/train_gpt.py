@@ -68,7 +68,8 @@ def main() -> None:
             score_file(Path(sys.argv[2]), config, device, ranks, print if ranks.first else silent)
         else:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "train.log").unlink(missing_ok=True)
+            if ranks.first:
+                (out / "train.log").unlink(missing_ok=True)
             say = partial(log, out / "train.log") if ranks.first else silent
             state, timer = train(config, device, ranks, say)
             export_and_score(state, config, timer, ranks, out / ARTIFACT, say)
@@ -120,6 +121,8 @@ def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tu
                 if not ranks.hold_same(state.model.parameters()):
                     raise SystemExit(f"ranks hold different weights at step {state.step}")
                 score = evaluate(state.model, tokens, table, config.eval, dtype, ranks)
+            if not math.isfinite(score.val_loss):
+                raise SystemExit(f"validation loss is {score.val_loss} at step {state.step}")
             of_score = f"val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f}"
             say(f"step:{state.step}/{config.iterations} {of_score} {times(timer.trained_s, state.step)}")
         if last:
@@ -185,9 +188,12 @@ def score_file(path: Path, config: RunConfig, device: torch.device, ranks: Ranks
 
 def text_of(config: RunConfig, max_tokens: int, max_documents: int) -> tuple[Tensor, ByteTable]:
     """The scored validation tokens (n,), and the bytes that each stands for."""
+    if not shard_paths(config.data_path, "val"):
+        raise SystemExit(f"DATA_PATH={config.data_path}: no fineweb_val_*.bin in this folder")
     tokens = validation_tokens(config.data_path, config.train_seq_len, max_tokens, max_documents, BOS)
     folder = Path(config.data_path)
-    tokenizer = config.tokenizer_path or next(folder.glob("tokenizer.*"), folder / "tokenizer.model")
+    own = folder / "tokenizer.model" if (folder / "tokenizer.model").is_file() else folder / "tokenizer.json"
+    tokenizer = config.tokenizer_path or own
     return tokens, ByteTable.from_sentencepiece(tokenizer).with_sidecar(folder)
 
 

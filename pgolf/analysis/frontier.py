@@ -80,11 +80,17 @@ def frontier_table(table: pd.DataFrame) -> pd.DataFrame:
         verdict=config.verdict.fillna(""), method=config.method, detectable=config.detectable,
         seeds=config.seeds.str.len(),
         quantisation_bpb=table.unadapted_val_bpb.astype(float).fillna(table.bpb) - table.prequant_val_bpb.astype(float),
-        quantisation_half=_half(table.roundtrip_block_nats, table.prequant_block_nats, table.roundtrip_bytes),
+        quantisation_half=_half(table.roundtrip_block_nats, _unadapted_nats(table), table.roundtrip_bytes),
         parameters=table.parameters, steps=table.steps, train_seconds=table.train_seconds.astype(float),
         on_front=pareto(table), over_cap=table.over_cap, source=table.source, is_baseline=config.is_baseline,
     )  # fmt: skip
     return pd.DataFrame(columns).iloc[np.lexsort((table.bpb, ~config.is_baseline))]
+
+
+def _unadapted_nats(table: pd.DataFrame) -> list:
+    """Blocks of the unquantized weights; none beside an adapted file, whose blocks differ by more than rounding."""
+    pairs = zip(table.prequant_block_nats, table.unadapted_val_bpb, strict=True)
+    return [nats if pd.isna(adapted) else [] for nats, adapted in pairs]
 
 
 def _half(nats: Iterable, baseline: Iterable, text_bytes: Iterable) -> list[float]:
@@ -141,7 +147,8 @@ def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
         variant=table.run.str.split("/").str[-1].where(table.kind == "export", "as trained"), bpb=table.bpb,
         total_bytes=table.total_bytes.astype("int64"), raw_bpb=table.prequant_val_bpb.astype(float), bytes=table.bytes,
         knobs=table[[*ExportConfig.model_fields]].astype(object).to_dict("records"), path=table.path,
-        block_nats=table.roundtrip_block_nats, raw_block_nats=table.prequant_block_nats,
+        block_nats=table.roundtrip_block_nats, raw_block_nats=_unadapted_nats(table),
+        unadapted_bpb=table.unadapted_val_bpb.astype(float).fillna(table.bpb),
         text_bytes=table.roundtrip_bytes,
     )  # fmt: skip
     variants = pd.DataFrame(columns, index=table.index)
@@ -155,11 +162,13 @@ def checkpoints(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 def exports(variants: pd.DataFrame) -> pd.DataFrame:
     """Files of one checkpoint, smallest first, equal ones once. variants: the rows of studies.export_lab.
 
-    delta_prequant: bpb − pre-quant bpb. delta_int8, share: bpb − that of INT8_ZLIB_BASELINE, and bytes as a share of
-    its bytes; nan if that file is missing. half_prequant, half_int8: half of their 95 % intervals over other text.
+    delta_prequant: bpb, not adapted − pre-quant bpb. delta_int8, share: bpb − that of INT8_ZLIB_BASELINE, and bytes
+    as a share of its bytes; nan if that file is missing. half_prequant, half_int8: half of their 95 % intervals over
+    other text.
     on_front: on the Pareto front of all files; fixed_front: of the files without the solver's, learned or not.
     """
-    rows = variants.assign(family=variants.knobs.map(family), delta_prequant=variants.bpb - variants.raw_bpb)
+    plain = variants.get("unadapted_bpb", variants.bpb)
+    rows = variants.assign(family=variants.knobs.map(family), delta_prequant=plain - variants.raw_bpb)
     int8 = rows[rows.knobs.map(lambda knobs: INT8_ZLIB_BASELINE.items() <= knobs.items())].nlargest(1, "total_bytes")
     bpb, size, int8_nats = int8[["bpb", "total_bytes", "block_nats"]].iloc[0] if len(int8) else (np.nan, np.nan, [])
     rows = rows.assign(

@@ -54,7 +54,7 @@ class Result:
     raw_val_bpb: Float | None = None  # weights before averaging
     roundtrip_val_loss: Float | None = None
     roundtrip_val_bpb: Float | None = None
-    unadapted_val_bpb: Float | None = None  # of the same file by a model that stays; None without adapt
+    unadapted_val_bpb: Float | None = None  # of the same file by a model with fixed weights; None without adapt
     roundtrip_tokens: Int | None = None
     roundtrip_bytes: Int | None = None
     prequant_val_bpb: Float | None = None  # unquantized weights on the tokens of the round trip

@@ -33,7 +33,7 @@ LOADER = (
     "[dict(id=lzma.FILTER_LZMA1,dict_size=1<<20,pb=0)]))\n"
 )
 ESCAPES = {"\\": "\\\\", "\r": "\\r"}
-# Knobs that a script does not read, or that are set where it runs.
+# Knobs that a script does not read, or that the machine running it sets.
 SAME_FOR_ALL = dict(
     seed=1337, data_path="data", tokenizer_path="", tokenizer="", text_transform="", world_size=1,
     allow_over_cap=False, roundtrip_val_max_tokens=0, roundtrip_val_max_documents=0, track="", resume_every_seconds=0,

@@ -23,7 +23,7 @@ ENDS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 class Folding(ast.NodeTransformer):
     """Decide tests by knobs: name -> value. names: variable -> the values that it may have.
 
-    kept_errors: of others, a test that only raises one is left out, and a handler that only raises one. literal: put
+    kept_errors: an `if` or `except` that only raises another error is left out. literal: put
     values in place of reads of knobs too. absent: attributes of self that are None. in_config: self is the config.
     """
 
@@ -33,6 +33,7 @@ class Folding(ast.NodeTransformer):
         self.knobs, self.names, self.kept_errors, self.literal = knobs, names, kept_errors, literal
         self.absent: set[str] = set()
         self.in_config = False
+        self.loops = 0  # around the node that is visited
         self.function: ast.FunctionDef | None = None  # the outermost one around
 
     def value(self, node: ast.expr) -> Any:
@@ -51,9 +52,6 @@ class Folding(ast.NodeTransformer):
                 is_config = isinstance(base, ast.Name) and base.id in own
                 is_config |= isinstance(base, ast.Attribute) and base.attr == "config"
                 return self.knobs.get(name, UNKNOWN) if is_config else UNKNOWN
-            case ast.NamedExpr(_, assigned):  # left out if it decides against its branch, so only then decided
-                known = self.value(assigned)
-                return UNKNOWN if known is UNKNOWN or known else known
             case ast.Tuple(elements):
                 values = [self.value(element) for element in elements]
                 return UNKNOWN if UNKNOWN in values else tuple(values)
@@ -109,7 +107,7 @@ class Folding(ast.NodeTransformer):
         return self.visit(node.body if known else node.orelse)
 
     def visit_If(self, node: ast.If) -> ast.stmt | list[ast.stmt] | None:
-        if not node.orelse and self._only_raises(node.body):
+        if not node.orelse and self._only_raises(node.body) and not self.loops:  # it may be a loop's only exit
             assigned = {each.target.id for each in ast.walk(node.test) if isinstance(each, ast.NamedExpr)}
             if not assigned & self._read_outside(node):
                 return None
@@ -130,7 +128,7 @@ class Folding(ast.NodeTransformer):
         return node
 
     def _only_raises(self, body: list[ast.stmt]) -> bool:
-        """True of a `raise` of an error that is not kept, and assignments before it."""
+        """True if the body only assigns and then raises an error outside kept_errors."""
         *before, last = body
         if not isinstance(last, ast.Raise) or last.exc is None or not all(isinstance(s, ast.Assign) for s in before):
             return False
@@ -151,12 +149,18 @@ class Folding(ast.NodeTransformer):
         node.body = reachable(node.body)
         return node
 
-    def visit_For(self, node: ast.For | ast.While | ast.With) -> ast.stmt:
+    def visit_With(self, node: ast.With | ast.For | ast.While) -> ast.stmt:
         node = self.generic_visit(node)
         node.body = reachable(node.body)
         return node
 
-    visit_While = visit_With = visit_For
+    def visit_While(self, node: ast.While) -> ast.stmt:
+        self.loops += 1
+        node = self.visit_With(node)
+        self.loops -= 1
+        return node
+
+    visit_For = visit_With
 
 
 def _listed(statements: ast.stmt | list[ast.stmt] | None) -> list[ast.stmt]:

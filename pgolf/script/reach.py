@@ -2,11 +2,12 @@
 
 import ast
 import copy
+from collections import Counter
 from functools import cache
 from typing import Any
 
 from pgolf.script.folding import LITERALS, Folding
-from pgolf.script.parts import PACKAGE, Module, Name, all_names, copied, module, references
+from pgolf.script.parts import PACKAGE, SOURCES, Module, Name, all_names, copied, module, references
 from pgolf_core import knobs as knob_groups
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig
@@ -39,18 +40,20 @@ UNUSED = {
     (f"{PACKAGE}.quantization.lowrank", "LowRank"): lambda c: (
         c.low_rank_residuals or (c.int8_residual_rank and c.allocation == "solve")
     ),
-    (f"{PACKAGE}.quantization.primitives", "RankOne"): lambda c: (
-        c.int8_residual_budget_bytes and not c.low_rank_residuals
-    ),
+    (f"{PACKAGE}.quantization.primitives", "RankOne"): lambda c: c.int8_residual_rank,
     (f"{PACKAGE}.quantization.gptq", "gptq"): lambda c: c.gptq or c.allocation == "solve",
     (f"{PACKAGE}.quantization.gptq", "factorize_hessian"): lambda c: c.needs_calibration,
 }
 # A script does not resume.
 UNUSED_METHODS = {(f"{PACKAGE}.timer", "TrainTimer"): ("state_dict", "load_state_dict")}
-# Errors that stay, with their messages: mistakes of whoever runs the script. Checks against other errors go.
+# Errors made by the user of a script keep their messages; checks that only raise other errors are left out.
 KEPT_ERRORS = {"SystemExit", "AllocationError"}
 LIBRARY_CODECS = tuple(LIBRARIES)
 CALLED_BY_TORCH = {"forward", "backward"}
+
+
+class ScriptError(ValueError):
+    """Code of which no script can be made; the message names it and what to change."""
 
 
 class Reached:
@@ -77,6 +80,17 @@ class Reached:
             while todo:
                 todo += self._keep(todo.pop())
             todo = [name for cls in self.members for name in self._keep_members(cls)]
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Raise ScriptError if two modules define one name differently: a script has one namespace."""
+        known: dict[str, Name] = {}
+        for name in self.kept:
+            other = known.setdefault(name[1], name)
+            if not name[1].startswith("*") and ast.dump(self.kept[other]) != ast.dump(self.kept[name]):
+                raise ScriptError(f"{name[1]} is defined in {other[0]} and in {name[0]}; rename one")
+            if name[1] in self.external:
+                raise ScriptError(f"{name[1]} of {name[0]} is also {self.external[name[1]]!r}; rename it")
 
     @property
     def modules(self) -> list[str]:
@@ -122,10 +136,10 @@ class Reached:
         statement = parsed(self.replaced[name]) if name in self.replaced else origin.definitions[name[1]]
         if isinstance(statement, ast.ClassDef):
             self.kept[name], self.members[name] = statement, {}
-            self.absent[name] = self._always_none(statement)
+            self.absent[name] = self._always_none(statement, origin)
             found = self._refer(origin, shell_of(statement))
         else:
-            self.kept[name] = self._folded(statement)
+            self.kept[name] = self._folded(statement, origin)
             found = self._refer(origin, self.kept[name])
         return found + [(origin.name, effect) for effect in origin.definitions if effect.startswith("*")]
 
@@ -140,29 +154,32 @@ class Reached:
             name = method.name
             called = name in self.used or name in CALLED_BY_TORCH or (name.startswith("__") and name.endswith("__"))
             if called and name not in UNUSED_METHODS.get(cls, ()):
-                folded = self._folded(method, self.absent.get(cls, frozenset()), in_config=cls == CONFIG)
+                folded = self._folded(method, origin, self.absent.get(cls, frozenset()))
                 self.members[cls][name] = folded
                 found += self._refer(origin, folded)
         return found
 
-    def _folded(self, statement: ast.stmt, absent: frozenset[str] = frozenset(), in_config: bool = False) -> ast.stmt:
-        """The statement without the branches that the knobs decide."""
+    def _folded(self, statement: ast.stmt, origin: Module, absent: frozenset[str] = frozenset()) -> ast.stmt:
+        """The statement without the branches that the knobs decide; code outside the package stays whole."""
+        if origin.name not in SOURCES:
+            return statement
         names, attributes, _ = references(statement)
         knobs = tuple((name, self.decided[name]) for name in sorted(attributes) if name in self.decided)
         variables = tuple((name, self.variables[name]) for name in sorted(names) if name in self.variables)
-        return folded(statement, knobs, variables, absent & attributes, self.literal, in_config)
+        return folded(statement, knobs, variables, absent & attributes, self.literal, origin.name == KNOBS)
 
-    def _always_none(self, cls: ast.ClassDef) -> frozenset[str]:
+    def _always_none(self, cls: ast.ClassDef, origin: Module) -> frozenset[str]:
         """Attributes that a class sets to None under the knobs, and to nothing else."""
-        assigned: dict[str, list[ast.expr]] = {}
+        stores, nones = Counter(), Counter()
         for method in cls.body:
             if isinstance(method, ast.FunctionDef):
-                for node in ast.walk(self._folded(method)):
+                for node in ast.walk(self._folded(method, origin)):
                     match node:
-                        case ast.Assign([ast.Attribute(ast.Name("self"), attribute)], value):
-                            assigned.setdefault(attribute, []).append(value)
-        nothing = {name: all(ast.unparse(value) == "None" for value in values) for name, values in assigned.items()}
-        return frozenset(name for name, always in nothing.items() if always)
+                        case ast.Attribute(ast.Name("self"), attribute, ast.Store()):
+                            stores[attribute] += 1
+                        case ast.Assign([ast.Attribute(ast.Name("self"), attribute)], ast.Constant(None)):
+                            nones[attribute] += 1
+        return frozenset(name for name in nones if nones[name] == stores[name])
 
     def _refer(self, origin: Module, node: ast.AST) -> list[Name]:
         """Note what code of a module uses; returns the definitions that it reads."""

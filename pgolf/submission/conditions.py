@@ -116,17 +116,22 @@ class Pipeline:
 
 
 class AdaptedPipeline(Pipeline):
-    """The scorer of pgolf_core.adapt, which learns from what it has scored."""
+    """The scorer of pgolf_core.adapt, which learns from what it has scored.
+
+    All weights learn after every document, or half a window, so that the text of a test holds such updates.
+    """
 
     def __init__(self, model: nn.Module, config: RunConfig, byte_table: ByteTable):
         super().__init__(model, config, byte_table)
+        often = {"adapt_phase_documents": 1, "adapt_chunk": min(config.adapt_chunk, config.eval_window // 2)}
+        self.evaluation = self.evaluation.model_copy(update=often)
         self.isolated, self.evaluate = config.adapt == "lora", evaluate_adapted
 
     def score(self, tokens: Tensor) -> Scored:
         nats, times = torch.zeros(len(tokens) - 1, dtype=torch.float64), torch.zeros(len(tokens) - 1, dtype=torch.int64)
         for (first, last), logits in predictions(self.model, tokens, self.evaluation, self.dtype):
-            loss = F.cross_entropy(logits.detach().float(), tokens[first + 1 : last + 1], reduction="none")
-            nats[first:last] += loss.double().cpu()
+            targets = tokens[first + 1 : last + 1].to(logits.device)
+            nats[first:last] += F.cross_entropy(logits.detach().float(), targets, reduction="none").double().cpu()
             times[first:last] += 1
         return Scored(nats, times, torch.arange(len(nats)))
 
@@ -243,7 +248,7 @@ class _Trial:
 
     def isolation(self) -> Verdict:
         """Whether other documents keep their scores when all of one document is changed."""
-        rule, how = "documents apart", "change all tokens of a document: every other one keeps its nats"
+        rule, how = "documents independent", "change all tokens of a document: every other one keeps its nats"
         borders = (self.tokens == self.bos).nonzero().flatten().tolist()
         if not self.scorer.isolated:
             return Verdict(rule, NOT_TESTED, how, "the scorer does not say that documents are independent")

@@ -139,11 +139,14 @@ def _clocks(result: Result, config: RunConfig) -> list[Verdict]:
     """Of training with its calibration, and of the evaluation."""
     limit, budget = config.max_wallclock_seconds, result.budget
     rules = ("training clock", "evaluation clock")
+    most = min(filter(None, (config.eval_seconds_cap, limit)), default=0.0)
+    unlimited = "max_wallclock_seconds=0: this track has no clock"
+    evaluation, evaluated = result.eval_seconds or 0.0, Verdict(rules[1], NOT_TESTED, "", unlimited)
+    if most:
+        late = [f"{evaluation:.1f} s of {most:.0f} s"] if evaluation > most else []
+        evaluated = judged(rules[1], "eval_seconds of the result", late, f"{evaluation:.1f} s of {most:.0f} s")
     if not limit:
-        return [Verdict(rule, NOT_TESTED, "", "max_wallclock_seconds=0: this track has no clock") for rule in rules]
-    evaluation, most = result.eval_seconds or 0.0, config.eval_seconds_cap or limit
-    late = [f"{evaluation:.1f} s of {most:.0f} s"] if evaluation > most else []
-    evaluated = judged(rules[1], "eval_seconds of the result", late, f"{evaluation:.1f} s of {most:.0f} s")
+        return [Verdict(rules[0], NOT_TESTED, "", unlimited), evaluated]
     how = "counted seconds of training and calibration; the last step may cross the limit"
     if "counted" not in budget:
         return [Verdict(rules[0], NOT_TESTED, how, "the result has no budget of seconds"), evaluated]

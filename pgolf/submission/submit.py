@@ -29,7 +29,7 @@ from pgolf_core.knobs import BOS
 
 SUBMISSIONS = ROOT / "reports" / "submissions"
 SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # tolerance between two scores of one file, bpb and nats
-OF_A_RUN = ("seed", "world_size", "resume_every_seconds", "save_raw_checkpoint", "allow_over_cap")
+MAY_DIFFER = ("seed", "world_size", "resume_every_seconds", "save_raw_checkpoint", "allow_over_cap")
 
 
 class SubmissionError(ValueError):
@@ -93,7 +93,7 @@ def submit(
 def _refuse(run: Finished, problems: list[str]) -> None:
     """Raise SubmissionError with all problems, if there are any."""
     if problems:
-        raise SubmissionError("\n  - ".join([f"{run.directory}: nothing to submit", *problems]))
+        raise SubmissionError("\n  - ".join([f"{run.directory}: this run cannot be submitted:", *problems]))
 
 
 def _not_one_configuration(runs: list[Finished]) -> list[str]:
@@ -102,7 +102,7 @@ def _not_one_configuration(runs: list[Finished]) -> list[str]:
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
         problems.append(f"seed {twice[0]} is that of two runs; a seed counts once")
     for run in runs[1:]:
-        differing = runs[0].config.differences(run.config).keys() - set(OF_A_RUN)
+        differing = runs[0].config.differences(run.config).keys() - set(MAY_DIFFER)
         if differing:
             problems.append(f"{run.name} is another configuration: {', '.join(sorted(differing))}")
     return problems
@@ -142,7 +142,8 @@ def _scored(run: Finished, dataset: Dataset) -> Seed:
     _refuse(run, _differences(run.result, again, here))
     whole = config.with_knobs(roundtrip_val_max_tokens=0, roundtrip_val_max_documents=0)
     score = score_model(model, whole, dataset, roundtrip=True, shipped=True) if whole != config else again
-    return Seed(run.directory, run.result, score, here["device_name"])
+    plain = score_model(model, whole, dataset, roundtrip=True) if config.adapt != "off" else None
+    return Seed(run.directory, run.result, score, plain, here["device_name"])
 
 
 def _differences(result: Result, again: Score, here: dict) -> list[str]:
@@ -153,5 +154,5 @@ def _differences(result: Result, again: Score, here: dict) -> list[str]:
     theirs = (result.roundtrip_val_bpb, result.roundtrip_val_loss, result.roundtrip_tokens, result.roundtrip_bytes)
     if all(abs(a - b) <= (SAME_MACHINE if same else OTHER_MACHINE) for a, b in zip(ours, theirs, strict=True)):
         return []
-    text = "{:.8f} bpb, {:.8f} nats a token, {:,} tokens of {:,} bytes"
+    text = "{:.8f} bpb, {:.8f} nats per token, {:,} tokens of {:,} bytes"
     return [f"scored again the file has {text.format(*ours)}; the run says {text.format(*theirs)}"]

@@ -16,7 +16,8 @@ def open_dataset(config: RunConfig) -> Dataset:
     """The shards and tokenizer of the knobs; builds an embedded corpus that is missing. Raises DataError."""
     directory = embedded_corpus.resolve(config.data, config.vocab_size)
     dataset = Dataset.open(directory, config.tokenizer_path, vocab_size=config.vocab_size)
-    asks = [name for name, off in (("document_mask", False), ("smear_gate", "off")) if getattr(config, name) != off]
+    off = {"document_mask": (False,), "smear_gate": ("off",), "adapt": ("off", "sgd")}
+    asks = [name for name, values in off.items() if getattr(config, name) not in values]
     if asks and dataset.tokenizer.bos != BOS:
         raise DataError(
             f"{asks[0]}: {dataset.tokenizer_path} begins documents with token {dataset.tokenizer.bos}, and the "

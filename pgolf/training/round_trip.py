@@ -37,7 +37,7 @@ class RoundTrip:
     calibration_seconds: float  # and learn_steps; counts toward the wallclock limit: both read training text
     export_seconds: float  # without these
     eval_seconds: float
-    unadapted: Score | None = None  # of the file by a model that stays, with config.adapt
+    unadapted: Score | None = None  # of the file by a model with fixed weights, with config.adapt
 
 
 def round_trip(

@@ -19,9 +19,10 @@ from support.training import tiny
 from pgolf.data.dataset import describe
 from pgolf.runs.result import ARTIFACT
 from pgolf.script import compile as compiling
-from pgolf.script import parts
+from pgolf.script import parts, reach
 from pgolf.script.compile import script_of
 from pgolf.script.folding import Folding
+from pgolf.script.reach import ScriptError
 from pgolf.training.run import train
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.shards import read_shard, shard_paths
@@ -43,7 +44,12 @@ CASES = {
         allocation="solve", codec="ans", cap_bytes=50_000, keep_float_max_numel=0, learn_steps=4, learn_tokens=256,
         learn_labels=0.5, learn_rate=0.02, max_wallclock_seconds=300,
     ),
-    "adapted per document": dict(quantizer="step:0.4", codec="ans", adapt="lora", adapt_chunk=32, adapt_rank=2),
+    "low-rank residuals": dict(
+        int8_residual_rank=2, int8_residual_bits=4, int8_residual_budget_bytes=20_000, keep_float_max_numel=0,
+        adapt="sgd", eval_stride=16,
+    ),
+    "adapted per document": dict(quantizer="step:0.4", codec="ans", adapt="lora", adapt_chunk=32, adapt_rank=2,
+                                 compression_reg_weight=0.01, outlier_reg_weight=0.1),
     "codebook, sliding windows": dict(
         quantizer="codebook:32:2", embed_quantizer="step:0.5:fisher", codec="auto", keep_float_max_numel=0,
         eval_stride=16, eval_cache_size=8, eval_cache_mix_weight=0.02, smear_gate="v1", swa_every=2,
@@ -125,8 +131,8 @@ def test_options_that_are_off_are_left_out():
 
 
 def test_packed_scripts_stay_small():
-    """Measured 17,246 for the baseline; a rise is to be seen and decided on."""
-    assert len(script_of(RunConfig(track="h100")).packed) < 17_500
+    """Measured 16,665 for the baseline; a rise is to be seen and decided on."""
+    assert len(script_of(RunConfig(track="h100")).packed) < 17_000
 
 
 def test_scripts_are_the_same_bytes_from_any_process():
@@ -188,6 +194,23 @@ def f(self, config, mask, x):
     x = config.data.b
     return x if config.other else -x
 """
+
+
+def test_two_definitions_of_one_name_make_no_script(monkeypatch):
+    """A user's quantizer with a helper that is called like one of the core, and whose tests are left as they are."""
+    source = "from pgolf_core.scheme import register\n\ndef norm(x, mask):\n    return x if mask is None else mask\n"
+    monkeypatch.setitem(parts.SOURCES, "users_scheme", source)
+    monkeypatch.setattr(reach, "_forms", lambda config: [("users_scheme", "norm")])
+    parts.module.cache_clear()
+    with pytest.raises(ScriptError, match=r"norm is defined in .* and in .*; rename one"):
+        reach.Reached(tiny(), literal=True)
+    parts.module.cache_clear()
+
+
+def test_a_loop_keeps_its_only_exit():
+    source = "def f(x):\n    while x:\n        if x > 9:\n            raise ValueError\n        x += 1"
+    folded = Folding({}, {}, kept_errors=(), literal=False).visit(ast.parse(source))
+    assert ast.unparse(folded) == source
 
 
 def test_folding_decides_by_knobs_alone():

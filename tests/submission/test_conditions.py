@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.training import gaussian_state, tiny
 
+from pgolf.submission import conditions
 from pgolf.submission.conditions import FAIL, NOT_TESTED, PASS, AdaptedPipeline, Pipeline, Scored, examine, probe
 from pgolf_core import adapt
 from pgolf_core.model import GPT
@@ -95,7 +96,7 @@ def outcomes(scorer):
 def test_a_scorer_that_learns_only_from_what_it_has_scored_passes_every_condition(knobs):
     verdicts = outcomes(Learner(**knobs))
     assert [v.rule for v in verdicts.values() if v.outcome == FAIL] == []
-    assert (verdicts["documents apart"].outcome == PASS) == ("isolated" in knobs)
+    assert (verdicts["documents independent"].outcome == PASS) == ("isolated" in knobs)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +122,8 @@ def test_a_violated_condition_is_named(fault, rule, says):
 
 
 def test_an_adapter_that_is_not_reset_between_documents_is_named_where_they_are_said_to_be_independent():
-    assert outcomes(Learner("not reset", isolated=True))["documents apart"].outcome == FAIL
-    assert outcomes(Learner("not reset"))["documents apart"].outcome == NOT_TESTED
+    assert outcomes(Learner("not reset", isolated=True))["documents independent"].outcome == FAIL
+    assert outcomes(Learner("not reset"))["documents independent"].outcome == NOT_TESTED
 
 
 def test_a_scorer_that_hides_its_order_is_not_causal():
@@ -166,6 +167,21 @@ def test_a_model_that_learns_from_what_it_has_scored_passes_every_condition(way)
     assert (verdicts[-1].outcome == PASS) == (way == "lora")
 
 
+@pytest.mark.parametrize("way", ["sgd", "phased"])
+def test_a_model_whose_weights_learn_from_text_that_is_not_scored_is_named(way, monkeypatch):
+    honest, learn = conditions.predictions, adapt.Learner.learn
+
+    def cheating(model, tokens, *arguments):
+        monkeypatch.setattr(adapt.Learner, "learn", lambda self, texts, rate: learn(self, [tokens], rate))
+        yield from honest(model, tokens, *arguments)
+
+    monkeypatch.setattr(conditions, "predictions", cheating)
+    model, config, tokens = model_and_tokens(adapt=way, adapt_chunk=8)
+    pipeline = AdaptedPipeline(model, config, ByteTable.of(BYTE_PIECES))
+    broken = {v.rule for v in examine(pipeline, tokens, 32, BOS) if v.outcome == FAIL}
+    assert {"C1 causality", "C3 score before update"} <= broken
+
+
 def test_a_model_that_learns_first_and_scores_then_is_named(monkeypatch):
     def learned_first(self, tokens, document):
         chunks = [*by_document(self, tokens, document)]  # the adapters of the last have seen all but its own targets
@@ -192,7 +208,7 @@ def test_a_model_that_reads_the_whole_window_is_named_through_the_project_s_own_
     model.__class__ = AcrossDocuments
     pipeline = Pipeline(model, config, ByteTable.of(BYTE_PIECES))
     broken = {v.rule for v in examine(pipeline, tokens, 32, BOS) if v.outcome == FAIL}
-    assert {"C1 causality", "C3 score before update", "documents apart"} <= broken
+    assert {"C1 causality", "C3 score before update", "documents independent"} <= broken
 
 
 def test_scores_that_evaluate_does_not_give_are_not_taken_for_the_run_s():

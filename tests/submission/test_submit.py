@@ -75,7 +75,7 @@ def test_a_record_folder_holds_scripts_files_and_scores_and_is_never_overwritten
     assert claims["bytes_total"] == max(result.total_bytes for result in results)
     assert claims["audit"]["figures"]["scored_fraction"] > 0.99
     readme = (out / "README.md").read_text()
-    assert "| matrix_lr | 0.01 | 0.04 |" in readme and "a record" in readme and "one-sided t-test" in readme
+    assert "| matrix_lr | 0.01 | 0.04 |" in readme and "and it holds" in readme and "one-sided t-test" in readme
     assert {line.partition("==")[0] for line in (out / "requirements.txt").read_text().split()} == {
         "numpy", "sentencepiece", "torch",
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_run_scored_on_a_part_is_submitted_with_the_score_of_the_whole_split(r
         ),
         ({"data_fingerprint": "0"}, "is not the data that was scored: its fingerprint is another"),
         ({"roundtrip_val_bpb": -1e-6}, r"scored again the file has \d\.\d+ bpb"),
-        ({"roundtrip_val_loss": -1e-6}, r"scored again the file has \d\.\d+ bpb, \d\.\d+ nats a token"),
+        ({"roundtrip_val_loss": -1e-6}, r"scored again the file has \d\.\d+ bpb, \d\.\d+ nats per token"),
         ({"roundtrip_bytes": 1}, r"[\d,]+ tokens of [\d,]+ bytes; the run says \d\.\d+ bpb"),
     ],
 )
@@ -140,7 +140,7 @@ def test_validation_text_in_training_is_found_by_the_thorough_audit_and_refused_
     write_shard(leaky / "fineweb_train_000000.bin", np.concatenate(tokens))
     describe(leaky)
     run = trained(tmp_path / "s" / "r", leaky)
-    with pytest.raises(SubmissionError, match=r"nothing to submit\n  - 8 of 8 validation documents"):
+    with pytest.raises(SubmissionError, match=r"this run cannot be submitted:\n  - 8 of 8 validation documents"):
         submit(run, tmp_path / "out")
     inputs._data_facts.cache_clear()
     with pytest.raises(DataError, match="8 of 8 validation documents"):
