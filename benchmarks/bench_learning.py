@@ -3,7 +3,8 @@
     python benchmarks/bench_learning.py [--shape nano] [--seeds 1337 1338 1339] [--shares 0.12 0.16 0.2 0.3]
     python benchmarks/bench_learning.py --runs DIR --threads 1 --out FILE.json --figure FILE.png
 
-Every cap is a share of the usual model's file in int8 under zlib, code not counted. Rise in bits per byte over the usual raw weights:
+Every cap is a share of the usual model's file in int8 under zlib, code not counted. Rise in bits per byte over the
+usual raw weights:
 
     solver   the usual model, by allocation=solve
     learned  the same, then learn_steps towards the raw model's predictions: what can be done after training
@@ -93,7 +94,8 @@ def measure(shape: str, seed: int, shares: list[float], runs: Path) -> list[dict
             trip = stored(weights, storing, dataset, statistics[name])
             rows.append(
                 dict(seed=seed, raw=raw, share=share, cap=cap, way=way, rise=trip.score.val_bpb - raw,
-                     fill=trip.account.artifact / cap, training_seconds=seconds, learning_seconds=trip.calibration_seconds)
+                     fill=trip.account.artifact / cap, training_seconds=seconds,
+                     learning_seconds=trip.calibration_seconds)
             )  # fmt: skip
             print(f"seed {seed}  {cap:>9,} B  {way:8} {rows[-1]['rise']:+.4f}  {rows[-1]['fill']:.2%} full", flush=True)
     return rows
