@@ -8,10 +8,14 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch: they
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import hypothesis
+import numpy as np
+from support.shards import write_shard
 from support.training import tiny
 
 from pgolf.data import embedded_corpus
+from pgolf.data.dataset import describe
 from pgolf.training.run import train
+from pgolf_core.shards import read_shard, shard_paths
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("any machine")
@@ -27,6 +31,18 @@ def pytest_xdist_auto_num_workers() -> int:
 def embedded():
     """Folder of the embedded corpus with 1024 pieces; built once (some 20 s), then kept in data/."""
     return embedded_corpus.build_embedded(1024)
+
+
+@pytest.fixture(scope="session")
+def few_documents(embedded, tmp_path_factory):
+    """Folder of real shards, of sixty documents for training and two for validation."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 60), ("val", 2)):
+        tokens = read_shard(shard_paths(embedded, split)[0])
+        write_shard(folder / f"fineweb_{split}_000000.bin", tokens[: np.flatnonzero(tokens == 1)[count]])
+    (folder / "tokenizer.model").write_bytes((embedded / "tokenizer.model").read_bytes())
+    describe(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

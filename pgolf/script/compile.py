@@ -71,13 +71,18 @@ def script_of(config: RunConfig) -> Script:
     It scores the whole validation split, whatever part of it the run scores.
     """
     with PARSING:
-        return _script(config.with_knobs(**SAME_FOR_ALL))
+        return _script(_same_for_all(config))
 
 
 def packed_script(config: RunConfig) -> bytes:
     """The packed form alone, which takes half the time."""
     with PARSING:
-        return _packed(config.with_knobs(**SAME_FOR_ALL))
+        return _packed(_same_for_all(config))
+
+
+@cache
+def _same_for_all(config: RunConfig) -> RunConfig:
+    return config.with_knobs(**SAME_FOR_ALL)
 
 
 @cache

@@ -87,7 +87,7 @@ def test_failing_loggers_warn_once_and_cost_nothing(finished, tmp_path, monkeypa
 
     monkeypatch.setattr(loggers, "LOGGERS", {"tensorboard": opens, "wandb": rows, "trackio": absent})
     trained_with("tensorboard, wandb,trackio,tensorbord", finished, tmp_path / "s" / "run", monkeypatch)
-    said = re.findall("^PGOLF_LOGGERS: .*", capsys.readouterr().out, re.M)
+    said = re.findall("PGOLF_LOGGERS: .*", capsys.readouterr().out)
     assert said == [
         "PGOLF_LOGGERS: tensorboard failed, the run goes on without it: RuntimeError: no network",
         "PGOLF_LOGGERS: trackio is not installed: pip install pgolf[trackio] (No module named 'no_such_logger')",

@@ -59,11 +59,13 @@ TINY = dict(
 )  # fmt: skip
 
 
-def test_a_scheme_defined_in_a_test_works_from_config_to_reader(embedded, tmp_path):
+def test_a_scheme_defined_in_a_test_works_from_config_to_reader(few_documents, tmp_path):
     for text in ("mine", "mine:0", "mine:3:4"):
         with pytest.raises(ConfigError, match="input should be mine:K, K levels"):
             RunConfig(**TINY, quantizer=text)
-    config = RunConfig(**TINY, quantizer="mine:3", mlp_out_quantizer="step:0.3", codec="ans")
+    config = RunConfig(
+        **TINY, data_path=str(few_documents), quantizer="mine:3", mlp_out_quantizer="step:0.3", codec="ans"
+    )
     result = train(config, tmp_path / "s" / "run")
     estimate = forecast(config)
     assert estimate.bytes == pytest.approx(result.total_bytes, rel=0.15)
@@ -74,7 +76,7 @@ def test_a_scheme_defined_in_a_test_works_from_config_to_reader(embedded, tmp_pa
     assert result.bytes["weights"] > 0 and result.bytes["code"] == len(script_of(config).packed) > len(plain.packed)
     finer = export_checkpoint(tmp_path / "s" / "run", tmp_path / "s" / "lab", quantizer="mine:40")
     assert finer.total_bytes > result.total_bytes and finer == read_result(tmp_path / "s" / "lab")
-    _reads_alone(tmp_path / "s" / "run", config, embedded, tmp_path)
+    _reads_alone(tmp_path / "s" / "run", config, few_documents, tmp_path)
 
 
 def _reads_alone(run_dir, config, data, folder):
