@@ -56,6 +56,8 @@ CASES = {
     ),
 }  # fmt: skip
 
+LONG = ("record 1218", "learned", "codebook, sliding windows")  # left to make test-long
+
 
 def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> None:
     """Train with the workbench and with both forms of the script, and compare files and scores."""
@@ -76,7 +78,7 @@ def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> No
         assert final_bpb(again) == final_bpb(output)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in LONG else ()) for case in CASES])
 def test_a_script_alone_makes_the_bytes_and_the_score_of_its_run(few_documents, tmp_path, case):
     trained_alone(CASES[case], few_documents, tmp_path)
 
