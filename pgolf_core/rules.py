@@ -145,7 +145,7 @@ UNUSED = [
      "no export knob needs calibration, as gptq=1 or allocation=solve do"),
     ("gptq_block", lambda c: c.gptq or c.allocation == "solve", "gptq is 0"),
     ("learn_tokens learn_labels learn_rate", lambda c: c.learn_steps, "learn_steps is 0"),
-    (" ".join(name for name in ExportConfig.model_fields if name.endswith("quantizer")),
+    (" ".join(QUANTIZERS),
      lambda c: c.allocation != "solve", "allocation=solve chooses step sizes itself"),
     ("attn_gate_width", lambda c: c.attn_gate in ("sparse", "doubled"), "attn_gate is not sparse or doubled"),
     ("attn_gate_scale", lambda c: c.attn_gate != "off", "attn_gate is off"),

@@ -18,7 +18,7 @@ from pgolf.runs.table import load_runs
 from pgolf.studies.finished_run import open_run
 
 ANS = dict(codec="ans")
-QUANTIZERS = {  # what the menu says: export knobs
+QUANTIZERS = {  # text in the menu: export knobs
     "absmax, 6 bits": dict(weight_quantization_bits=6),
     "absmax, 8 bits, zlib (the reference's format)": frontier.INT8_ZLIB_BASELINE,
     "steps of 0.4 σ, ANS": dict(quantizer="step:0.4", allocation="fixed", **ANS),

@@ -54,7 +54,7 @@ class Result:
     raw_val_bpb: Float | None = None  # weights before averaging
     roundtrip_val_loss: Float | None = None
     roundtrip_val_bpb: Float | None = None
-    unadapted_val_bpb: Float | None = None  # of the same file by a model with fixed weights; None without adapt
+    unadapted_val_bpb: Float | None = None  # same file, fixed weights; None without adapt
     roundtrip_tokens: Int | None = None
     roundtrip_bytes: Int | None = None
     prequant_val_bpb: Float | None = None  # unquantized weights on the tokens of the round trip
@@ -68,7 +68,7 @@ class Result:
     forecast_bytes: Int | None = None  # total estimated before training
     forecast_at_tenth: Int | None = None  # total estimated from the weights after a tenth of training
     artifact_sha256: Text | None = None
-    script_sha256: Text | None = None  # of the packed script whose bytes are those of the code
+    script_sha256: Text | None = None  # packed script; its bytes are those of the code
     parameters: Int | None = None
     steps: Int | None = None
     tokens: Int | None = None

@@ -20,7 +20,7 @@ from threading import Lock
 
 from python_minifier import minify
 
-from pgolf.script.folding import reachable
+from pgolf.script.folding import GROUP_PROPERTIES, reachable
 from pgolf.script.parts import PACKAGE, Module, Name, copied, module, source_of
 from pgolf.script.reach import CONFIG, GROUPS, KEPT_ERRORS, VARIABLES, Reached, parsed, shell_of
 from pgolf.script.renaming import renamed, tables
@@ -203,7 +203,7 @@ def _config_class(reached: Reached) -> ast.ClassDef:
     ]
     for name, value in reached.knobs().items():
         lines.append(f"    {name}: {type(value).__name__} = {VARIABLES.get(name, repr(value))}")
-    groups = [name for name in ("model", "data", "train", "regularizer", "export", "eval") if name in reached.used]
+    groups = [name for name in GROUP_PROPERTIES if name in reached.used]
     lines.append(f"    {' = '.join(groups)} = property(lambda self: self)")
     lines += ["    def with_knobs(self, **knobs):", "        return replace(self, **knobs)"]
     cls = ast.parse("\n".join(lines)).body[0]
@@ -222,10 +222,8 @@ def _minified_all(reached: Reached) -> str:
             continue
         for own, _ in _statements(reached, name):
             kept = reached.kept[name, own]
-            if not isinstance(kept, ast.ClassDef):
-                parts.append(_packed_text(kept, outside))
-                continue
-            parts.append(_packed_class(reached, (name, own), outside))
+            is_class = isinstance(kept, ast.ClassDef)
+            parts.append(_packed_class(reached, (name, own), outside) if is_class else _packed_text(kept, outside))
     return "\n".join([*parts, f"{tables(outside).short.get('main', 'main')}()"])
 
 
@@ -284,12 +282,9 @@ class _Stripped(ast.NodeTransformer):
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.Raise:
-        if (
-            isinstance(node.exc, ast.Call)
-            and isinstance(node.exc.func, ast.Name)
-            and node.exc.func.id not in KEPT_ERRORS
-        ):
-            return ast.Raise(node.exc.func)
+        match node.exc:
+            case ast.Call(ast.Name(error)) if error not in KEPT_ERRORS:
+                return ast.Raise(node.exc.func)
         return node
 
 

@@ -1,7 +1,7 @@
 """Branches that a run's knobs decide: the other side of each is left out of its script.
 
-Knobs are read as attributes of a name or attribute `config`, or of `c`; only tests are decided, no value is put in
-place of a read.
+Knobs are read as attributes of a name or attribute `config`, or of `c`. Tests are decided and, in a packed script,
+values stand in place of reads.
 """
 
 import ast
@@ -16,15 +16,15 @@ COMPARISONS = {
     ast.Is: operator.is_, ast.IsNot: operator.is_not,
 }  # fmt: skip
 LITERALS = (bool, int, float, str)
-GROUPS = ("model", "data", "train", "regularizer", "export", "eval")
+GROUP_PROPERTIES = ("model", "data", "train", "regularizer", "export", "eval")
 ENDS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 
 
 class Folding(ast.NodeTransformer):
     """Decide tests by knobs: name -> value. names: variable -> the values that it may have.
 
-    kept_errors: an `if` or `except` that only raises another error is left out. literal: put
-    values in place of reads of knobs too. absent: attributes of self that are None. in_config: self is the config.
+    kept_errors: an `if` or `except` that only raises another error is left out. literal: put values in
+    place of reads of knobs too. absent: attributes of self that are None. in_config: self is the config.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Folding(ast.NodeTransformer):
             case ast.Attribute(ast.Name("self"), name) if name in self.absent:
                 return None
             case ast.Attribute(base, name):
-                while isinstance(base, ast.Attribute) and base.attr in GROUPS:
+                while isinstance(base, ast.Attribute) and base.attr in GROUP_PROPERTIES:
                     base = base.value
                 own = ("config", "c", "self") if self.in_config else ("config", "c")
                 is_config = isinstance(base, ast.Name) and base.id in own

@@ -14,6 +14,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.knobs import Group
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import FORMS
+from pgolf_core.rules import QUANTIZERS
 from pgolf_core.scheme import parse_scheme
 
 ENTRY: Name = (f"{PACKAGE}.train_gpt", "main")
@@ -260,8 +261,7 @@ def _forms(config: RunConfig) -> list[Name]:
     """Classes that code finds by a word: schemes that the quantizer knobs name, and their stored forms."""
     if config.allocation == "solve":
         return []
-    names = [name for name in RunConfig.model_fields if name.endswith("quantizer")]
-    schemes = [parse_scheme(getattr(config, name)) for name in names if getattr(config, name)]
+    schemes = [parse_scheme(getattr(config, name)) for name in QUANTIZERS if getattr(config, name)]
     stored = {FORMS[scheme.stored] for scheme in schemes if scheme.stored in FORMS}
     classes = {type(scheme) for scheme in schemes} | stored | {QuantizedTensor}
     return sorted((cls.__module__, cls.__name__) for cls in classes)

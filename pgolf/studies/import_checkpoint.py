@@ -24,16 +24,16 @@ from pgolf_core.files import atomic_write
 from pgolf_core.model import skeleton
 
 State = dict[str, Tensor]
-KIND = "checkpoint"  # of the result
+KIND = "checkpoint"  # kind of the result
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights")  # keys under which trainers keep weights
-PREFIXES = ("_orig_mod.", "module.", "model.")  # of torch.compile, DistributedDataParallel, wrapper modules
+PREFIXES = ("_orig_mod.", "module.", "model.")  # torch.compile, DistributedDataParallel, wrapper modules
 # Per-block names of the public baseline, whose blocks are sequential, and the stacked parameter here.
 PER_BLOCK = {
     "attn.q_gain": "q_gains", "attn_scale": "attn_scales", "mlp_scale": "mlp_scales", "resid_mix": "resid_mixes",
 }  # fmt: skip
 MAX_NAMED = 8  # tensors in a message
 MAX_DEPTH = 3  # dictionaries around the weights
-MAX_ELEMENTS_PER_BYTE = 4  # of a file; an element has a byte or more, and tied ones are stored once
+MAX_ELEMENTS_PER_BYTE = 4  # limit for a file: an element has a byte or more, and tied ones are stored once
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pgolf_core.tokens import ByteTable
 
 PASS, FAIL, NOT_TESTED = "pass", "fail", "not tested"
 PLACES = 8  # tokens whose distributions are looked at
-SUM_TOLERANCE = 1e-5  # of a distribution's sum
+SUM_TOLERANCE = 1e-5  # tolerated error of a distribution's sum
 NATS_TOLERANCE = 1e-4  # between a score and the logarithm of its probability, both of float32 logits
 C1, C2, C3, C4 = "C1 causality", "C2 normalisation", "C3 score before update", "C4 one pass"
 NOISE, MOST_NOISE = 4.0, 1e-3  # tolerated change: so many differences of two equal scorings, at most so many nats

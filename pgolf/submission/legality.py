@@ -28,7 +28,7 @@ from pgolf.submission.conditions import (
     judged,
     probe,
 )
-from pgolf.submission.submit import OTHER_MACHINE, SAME_MACHINE
+from pgolf.submission.submit import same_machine, tolerance
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
 from pgolf_core.config import RunConfig
@@ -39,8 +39,7 @@ from pgolf_core.export_inputs import model_of
 from pgolf_core.files import DataError
 from pgolf_core.model import roles
 
-OVERLAP, BYTES = ("overlap",), ("shards", "tokenizer", "table", "bytes", "marks")  # of audit.CHECKS
-MACHINE = ("device", "device_name", "platform", "torch", "numpy")
+OVERLAP, BYTES = ("overlap",), ("shards", "tokenizer", "table", "bytes", "marks")  # names in audit.CHECKS
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,17 @@ class Evidence:
     dataset: Dataset
     audit: audit.Audit
     weights: dict[str, Tensor]  # read back from the artifact
-    score: Score  # of these, now
+    score: Score  # the weights scored now
     here: dict  # describe_environment of this machine
-
-    @property
-    def same_machine(self) -> bool:
-        return all(self.result.environment.get(name) == self.here[name] for name in MACHINE)
 
     @property
     def tolerance(self) -> float:
         """Between two scores of one file."""
-        return SAME_MACHINE if self.same_machine else OTHER_MACHINE
+        return tolerance(self.result, self.here)
 
     @property
     def same_code(self) -> bool:
-        return self.same_machine and self.result.environment.get("code") == self.here["code"]
+        return same_machine(self.result, self.here) and self.result.environment.get("code") == self.here["code"]
 
     @property
     def checkpoint(self) -> Path:

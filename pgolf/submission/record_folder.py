@@ -17,13 +17,13 @@ from pgolf.submission.conditions import FAIL, NOT_TESTED, Verdict, judged
 
 SCRIPT = "train_gpt.py"
 ARTIFACTS = ("*.pgolf", "*.ptz")  # files of weights that some folders ship
-SECONDS = 600.0  # of training, and of evaluation
+SECONDS = 600.0  # limit of training, and of evaluation
 LAST_STEPS = 2  # a script looks at its clock once per step, one step late
 SPLIT_BYTES, SPLIT_TOLERANCE = 151_080_000, 0.01  # UTF-8 of the published validation split
 UNTIMED = re.compile(r"non[-_ ]?record|unlimited", re.IGNORECASE)
 MEAN_OF = re.compile(r"\b(\d{1,2})[- ]seed (?:mean|average)", re.IGNORECASE)
 AVERAGED = re.compile(r"\b(?:ema|swa|lawa)\b[^\n]{0,40}(?:appl|load|swap|weights|averag)", re.IGNORECASE)
-HASH = re.compile(r"[0-9a-f]{12}")  # by which a log of pgolf names its config
+HASH = re.compile(r"[0-9a-f]{12}")  # name of a config in logs of pgolf
 TOTAL_EVAL = re.compile(r"total_eval_time: ?(\d{1,9}(?:\.\d{1,9})?)s")
 
 

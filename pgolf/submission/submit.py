@@ -32,6 +32,19 @@ SAME_MACHINE, OTHER_MACHINE = 1e-9, 1e-3  # tolerance between two scores of one 
 MAY_DIFFER = ("seed", "world_size", "resume_every_seconds", "save_raw_checkpoint", "allow_over_cap")
 
 
+MACHINE = ("device", "device_name", "platform", "torch", "numpy")  # equal ones score a file alike
+
+
+def same_machine(result: Result, here: dict) -> bool:
+    """True if a run's machine and libraries are those of describe_environment, here."""
+    return all(result.environment.get(name) == here[name] for name in MACHINE)
+
+
+def tolerance(result: Result, here: dict) -> float:
+    """Allowed difference between a run's score of its file and one made here."""
+    return SAME_MACHINE if same_machine(result, here) else OTHER_MACHINE
+
+
 class SubmissionError(ValueError):
     """Runs whose claims do not hold; the message lists everything that is wrong."""
 
@@ -148,11 +161,9 @@ def _scored(run: Finished, dataset: Dataset) -> Seed:
 
 def _differences(result: Result, again: Score, here: dict) -> list[str]:
     """How a second score of the same text contradicts the run; a smaller tolerance on an equal machine."""
-    machine = ("device", "device_name", "platform", "torch", "numpy")
-    same = all(result.environment.get(name) == here[name] for name in machine)
     ours = (again.val_bpb, again.val_loss, again.tokens, again.bytes)
     theirs = (result.roundtrip_val_bpb, result.roundtrip_val_loss, result.roundtrip_tokens, result.roundtrip_bytes)
-    if all(abs(a - b) <= (SAME_MACHINE if same else OTHER_MACHINE) for a, b in zip(ours, theirs, strict=True)):
+    if all(abs(a - b) <= tolerance(result, here) for a, b in zip(ours, theirs, strict=True)):
         return []
     text = "{:.8f} bpb, {:.8f} nats per token, {:,} tokens of {:,} bytes"
     return [f"scored again the file has {text.format(*ours)}; the run says {text.format(*theirs)}"]
