@@ -56,7 +56,7 @@ CASES = {
     ),
 }  # fmt: skip
 
-LONG = ("record 1218", "learned", "codebook, sliding windows")  # left to make test-long
+LONG = ("record 1218", "learned", "low-rank residuals", "codebook, sliding windows")  # left to make test-long
 
 
 def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> None:
@@ -89,6 +89,7 @@ def test_two_ranks_of_a_script_make_the_bytes_of_one_process(few_documents, tmp_
     trained_alone(CASES[case], few_documents, tmp_path, ranks=2)
 
 
+@pytest.mark.slow
 def test_the_readable_script_is_the_packed_one(few_documents, tmp_path):
     config = tiny(**SHORT | CASES["adapted per document"])
     (tmp_path / "readable").mkdir()

@@ -75,6 +75,7 @@ def test_best_run_is_legal(source):
         best_training_run(table.assign(status="incomplete"))
 
 
+@pytest.mark.slow
 def test_variants_of_a_run_whose_export_learned_do_not_learn(tmp_path):
     trained = RunConfig(**KNOBS, allocation="solve", codec="ans", cap_bytes=60_000, learn_steps=2, learn_rate=0.01)
     train(trained, tmp_path / "learned")
