@@ -140,9 +140,11 @@ def other_script(result: Result, script: Script) -> str:
     """Why a script is not the one whose bytes a run counted; '' if it is."""
     if script.sha256 == result.script_sha256:
         return ""
+    commit = result.environment["git_commit"]  # None of a run outside a checkout
+    way = f"check out its commit {commit}, or run it again" if commit else "run it again with this version of pgolf"
     return (
-        f"the script of this checkout has {len(script.packed):,} bytes, that of the run {result.bytes['code']:,}, and "
-        f"another content: check out its commit {result.environment['git_commit']}, or run it again"
+        f"the script of this version has {len(script.packed):,} bytes, that of the run {result.bytes['code']:,}, and "
+        f"another content: {way}"
     )
 
 

@@ -107,8 +107,9 @@ def test_a_run_scored_on_a_part_is_submitted_with_the_score_of_the_whole_split(r
         ({"cap_bytes": 20_000}, r"bytes are over the cap of 20,000"),
         (
             {"script_sha256": "0"},
-            r"the script of this checkout has [\d,]+ bytes, that of the run [\d,]+, .*: check out its commit another",
+            r"the script of this version has [\d,]+ bytes, that of the run [\d,]+, .*: check out its commit another",
         ),
+        ({"script_sha256": "0", "commit": None}, r"another content: run it again with this version of pgolf"),
         ({"data_fingerprint": "0"}, "is not the data that was scored: its fingerprint is another"),
         ({"roundtrip_val_bpb": -1e-6}, r"scored again the file has \d\.\d+ bpb"),
         ({"roundtrip_val_loss": -1e-6}, r"scored again the file has \d\.\d+ bpb, \d\.\d+ nats per token"),
@@ -118,9 +119,9 @@ def test_a_run_scored_on_a_part_is_submitted_with_the_score_of_the_whole_split(r
 def test_a_claim_that_does_not_hold_is_named_and_nothing_is_written(run_dir, tmp_path, changed, says):
     run = shutil.copytree(run_dir, tmp_path / "s" / "r")
     content = json.loads((run / "result.json").read_text())
-    [(field, value)] = changed.items()
+    content["environment"]["git_commit"] = changed.get("commit", "another commit, the same machine")
+    field, value = next(iter(changed.items()))
     content[field] = content[field] + value if field.startswith("roundtrip") else value
-    content["environment"]["git_commit"] = "another commit, the same machine"
     del content["checksum"]
     content["checksum"] = digest(content)
     (run / "result.json").write_text(json.dumps(content))
