@@ -92,7 +92,6 @@ class GPT(nn.Module):
         self.head_gates = HeadGates(config) if config.attn_gate != "off" else None
         self.lanes = TwoLanes(L) if config.residual_lanes == 2 else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        self.generator = None
         if config.weights != "own":
             self.generator = generate(config, self.blocks, [Block(config) for _ in range(config.weight_bases)])
         self.block_of_layer = [i % config.blocks for i in range(L)]
