@@ -89,6 +89,16 @@ class ModelConfig(Group):
     ve_dim: Width = Field(128, description="width of the table of value embeddings")
     orthogonal_init: bool = Field(False, description="start query, key, value and MLP input matrices orthogonal")
     asymmetric_softcap: bool = Field(False, description="learn logit_softcap, one for logits above 0 and one below")
+    weights: Literal["own", "basis", "hypernetwork", "random"] = Field("own", description="matrices of blocks: own; "
+        "basis = combinations of weight_bases that all share; hypernetwork = the same, coefficients by a network "
+        "on an embedding of the block; random = fixed maps from weight_seed, scales of rows, weight_rank")  # fmt: skip
+    weight_bases: Layers = Field(4, description="bases of each kind of matrix; at most the number of blocks")
+    weight_coefficients: Literal["free", "legendre"] = Field("free", description="of weights=basis: learned by block "
+        "and kind, or Legendre polynomials of depth, which are fixed")  # fmt: skip
+    weight_hidden: Width = Field(8, description="width of the hypernetwork and its embedding")
+    weight_rank: Count = Field(0, description="rank of what each generated matrix learns for itself; 0 = none")
+    weight_row_scale: bool = Field(False, description="learn a scale of each row of a generated matrix")
+    weight_seed: int = Field(0, ge=0, le=1_000_000_000, description="RNG seed of the maps of weights=random")
 
     @property
     def blocks(self) -> int:

@@ -18,6 +18,7 @@ from pgolf_core.layers.attention import CausalSelfAttention, Positions, rotary_a
 from pgolf_core.layers.bigram import BigramHash
 from pgolf_core.layers.fused import capped_cross_entropy, norm, relu_squared, softcap
 from pgolf_core.layers.gates import HeadGates, SkipGates
+from pgolf_core.layers.generated import generate
 from pgolf_core.layers.lanes import TwoLanes
 from pgolf_core.layers.layer import Layer
 from pgolf_core.layers.smear import SmearGate
@@ -91,6 +92,8 @@ class GPT(nn.Module):
         self.head_gates = HeadGates(config) if config.attn_gate != "off" else None
         self.lanes = TwoLanes(L) if config.residual_lanes == 2 else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        if config.weights != "own":
+            self.generator = generate(config, self.blocks, [Block(config) for _ in range(config.weight_bases)])
         self.block_of_layer = [i % config.blocks for i in range(L)]
         self.looping = True  # with loop_extra; training begins without until loop_from
         self.lm_head = None if config.tie_embeddings else declare(nn.Linear(D, config.vocab_size, bias=False), HEAD)
@@ -215,4 +218,8 @@ def roles_by_name(names: Iterable[str]) -> dict[str, Role]:
         tie_embeddings=False, skip_gates=True, attn_gate="dense", residual_lanes=2, smear_gate="v2"
     )
     options |= dict(bigram_vocab_size=2, bigram_dim=1, ve_last=1, ve_dim=1, asymmetric_softcap=True)
-    return roles_for(names, roles(ModelConfig(**small, **options)))
+    known = roles(ModelConfig(**small, **options))
+    for weights in ("basis", "hypernetwork"):
+        generated: dict[str, Any] = dict(weights=weights, weight_bases=1, weight_rank=1, weight_row_scale=True)
+        known |= roles(ModelConfig(**small, **generated))
+    return roles_for(names, known)

@@ -84,7 +84,7 @@ class Sizes:
         """Bytes of a file's header and frame, from the names of all blocks' arrays and one element of each."""
         blocks = {name: tensor_place(name)[0] for name in self.copies}
         present = {block for block in blocks.values() if block is not None}
-        first, depth = min(present), round(max(self.copies.values()) * len(present))
+        first, depth = min(present, default=0), round(max(self.copies.values()) * len(present))
         named = {}
         for name, array in arrays.items():
             if blocks[_tensor(name)] in (None, first):

@@ -30,6 +30,9 @@ def flops_per_token(config: RunConfig) -> float:
     layer = m.model_dim * (2 * m.model_dim + 2 * kv_dim + 2 * m.mlp_mult * m.model_dim)
     if m.attn_gate != "off":
         layer += m.num_heads * (m.model_dim if m.attn_gate == "dense" else m.attn_gate_width)
+    if m.weights != "own":
+        layer *= 2 / 3 if m.weights == "random" else 1  # no gradients of maps
+        layer += m.weight_rank * ((8 + 2 * m.mlp_mult) * m.model_dim + 2 * kv_dim)
     embed_dim = m.embed_dim or m.model_dim
     head = m.vocab_size * (embed_dim if m.tie_embeddings else m.model_dim)
     if embed_dim < m.model_dim:

@@ -181,7 +181,7 @@ def _some_blocks(state: dict[str, Tensor], blocks: int) -> tuple[dict[str, Tenso
     """Tensors of blocks spread evenly over the depth, with all others; and how many tensors each stands for."""
     block = {name: tensor_place(name)[0] for name in state}
     weights = sum(t.numel() for name, t in state.items() if block[name] is not None)
-    count = min(blocks, max(1, CHECKPOINT_WEIGHTS * blocks // weights))
+    count = min(blocks, max(1, CHECKPOINT_WEIGHTS * blocks // max(1, weights)))
     chosen = {None, *((2 * i + 1) * blocks // (2 * count) for i in range(count))}
     kept = {name: t for name, t in state.items() if block[name] in chosen}
     return kept, {name: 1 if block[name] is None else blocks / count for name in kept}

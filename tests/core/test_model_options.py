@@ -42,7 +42,7 @@ class Plain:
     """The model of one sequence (T,), position by position and head by head where that is plainer."""
 
     def __init__(self, model: GPT):
-        self.c, self.p = model.config, dict(model.named_parameters())
+        self.c, self.p, self.buffers = model.config, dict(model.named_parameters()), dict(model.named_buffers())
 
     def logits(self, ids):
         c, p = self.c, self.p
@@ -97,11 +97,36 @@ class Plain:
         return g * x + (1 - g) * skip
 
     def mlp(self, i, u):
-        z = u @ self.p[f"blocks.{i}.mlp.fc.weight"].T
-        return torch.where(z > 0, z**2, (self.c.mlp_slope * z) ** 2) @ self.p[f"blocks.{i}.mlp.proj.weight"].T
+        z = u @ self.weight(i, "mlp.fc").T
+        return torch.where(z > 0, z**2, (self.c.mlp_slope * z) ** 2) @ self.weight(i, "mlp.proj").T
+
+    def weight(self, i, part):
+        c, p, own = self.c, self.p, f"blocks.{i}.{part}"
+        if c.weights == "own":
+            return p[f"{own}.weight"]
+        if c.weights == "random":
+            W = self.buffers[f"{own}.map"]
+        else:
+            kind = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.proj", "mlp.fc", "mlp.proj").index(part)
+            if c.weights == "hypernetwork":
+                hidden = torch.tanh(p["generator.hidden"] @ p["generator.embedding"][i])
+                shares = p["generator.outputs"][kind] @ hidden / 8
+                shares[i % c.weight_bases] += 1
+            elif c.weight_coefficients == "legendre":
+                depths = [2 * j / (c.num_layers - 1) - 1 for j in range(c.num_layers)]
+                polynomials = [[1, t, (3 * t**2 - 1) / 2] for t in depths]
+                size = math.sqrt(sum(x**2 for row in polynomials for x in row) / c.num_layers)
+                shares = torch.tensor(polynomials[i]) / size
+            else:
+                shares = p["generator.table"][kind, i] / 8
+                shares[i % c.weight_bases] += 1
+            bases = [p[f"generator.bases.{part.replace('.', '_')}.{j}.weight"] for j in range(c.weight_bases)]
+            W = sum(share * base for share, base in zip(shares, bases, strict=True))
+        W = p[f"{own}.scale"][:, None] * W if f"{own}.scale" in p else W
+        return W + p[f"{own}.left.weight"] @ p[f"{own}.right.weight"] if c.weight_rank else W
 
     def attention(self, i, u, ids):
-        c, W = self.c, {n: self.p[f"blocks.{i}.attn.{n}.weight"] for n in ("c_q", "c_k", "c_v", "proj")}
+        c, W = self.c, {n: self.weight(i, f"attn.{n}") for n in ("c_q", "c_k", "c_v", "proj")}
         C, outputs = c.head_dim, []
         for h in range(c.num_heads):
             kv = slice(h * c.num_kv_heads // c.num_heads * C, (h * c.num_kv_heads // c.num_heads + 1) * C)

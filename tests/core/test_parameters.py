@@ -30,9 +30,10 @@ def test_every_parameter_of_the_model_has_the_role_it_was_created_with():
 
 
 def test_roles_by_name_are_the_models_at_any_depth_and_unknown_names_are_errors():
-    config = ModelConfig(**SMALL | dict(num_layers=12))
-    known = roles(config)
-    assert roles_by_name(known) == known
+    generated = dict(weights="basis", weight_bases=11, weight_rank=2, weight_row_scale=True)
+    for options in ({}, generated, generated | dict(weights="hypernetwork")):
+        known = roles(ModelConfig(**SMALL | dict(num_layers=12) | options))
+        assert roles_by_name(known) == known
     with pytest.raises(RoleError, match=r"tensor bigram\.weight is none"):
         roles_by_name(["bigram.weight"])
 

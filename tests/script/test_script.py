@@ -54,9 +54,19 @@ CASES = {
         eval_stride=16, eval_cache_size=8, eval_cache_mix_weight=0.02, smear_gate="v1", swa_every=2,
         warmdown_iters=6, swa_start_frac=0.9, train_seq_schedule="32@0.5", bigram_vocab_size=64, bigram_dim=8,
     ),
+    "bases": dict(
+        num_layers=3, num_unique_blocks=2, weights="basis", weight_bases=2, weight_rank=2, weight_row_scale=True,
+        ema_decay=0.9, allocation="solve", codec="ans", cap_bytes=70_000,
+    ),
+    "Legendre bases": dict(num_layers=3, weights="basis", weight_coefficients="legendre", weight_bases=3),
+    "hypernetwork": dict(num_layers=2, weights="hypernetwork", weight_bases=2, gptq=True, keep_float_max_numel=0),
+    "random maps": dict(
+        weights="random", weight_rank=4, allocation="solve", codec="ans", cap_bytes=60_000, adapt="lora",
+        adapt_chunk=32, adapt_rank=2,
+    ),
 }  # fmt: skip
 
-LONG = ("record 1218", "learned", "low-rank residuals", "codebook, sliding windows")  # left to make test-long
+QUICK = ("baseline", "looped, averaged, solved", "adapted per document")  # others are left to make test-long
 
 
 def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> None:
@@ -78,13 +88,13 @@ def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> No
         assert final_bpb(again) == final_bpb(output)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in LONG else ()) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES])
 def test_a_script_alone_makes_the_bytes_and_the_score_of_its_run(few_documents, tmp_path, case):
     trained_alone(CASES[case], few_documents, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["baseline", "looped, averaged, solved"])
+@pytest.mark.parametrize("case", ["baseline", "looped, averaged, solved", "random maps"])
 def test_two_ranks_of_a_script_make_the_bytes_of_one_process(few_documents, tmp_path, case):
     trained_alone(CASES[case], few_documents, tmp_path, ranks=2)
 
@@ -115,7 +125,8 @@ def test_seeds_folders_and_processes_share_a_script_and_what_counts_does_not():
 
 def test_options_that_are_off_are_left_out():
     lean, full = (script_of(tiny(**knobs)).readable for knobs in ({}, CASES["codebook, sliding windows"]))
-    for name in ("class BigramHash", "class SmearGate", "def ngram_cache", "class CodebookTensor", "ANS", "def gptq"):
+    classes = ("class BigramHash", "class SmearGate", "class CodebookTensor", "class Generat")
+    for name in (*classes, "def ngram_cache", "ANS", "def gptq"):
         assert name not in lean
     for name in ("class BigramHash", "class SmearGate", "def ngram_cache", "class CodebookTensor"):
         assert name in full

@@ -19,6 +19,8 @@ SHAPE = dict(track="nano", train_seq_len=64, train_batch_tokens=512, model_dim=9
         {}, dict(num_layers=4, num_unique_blocks=2), dict(embed_dim=32), dict(tie_embeddings=False), dict(mlp_mult=3),
         dict(attn_gate="dense"), dict(attn_gate="sparse"), dict(bigram_vocab_size=9, bigram_dim=20),
         dict(ve_last=1, ve_dim=20), dict(loop_extra=2), dict(smear_gate="v2", parallel_from=9),
+        dict(weights="basis", weight_bases=2, weight_rank=3, weight_row_scale=True),
+        dict(weights="random", weight_rank=2),
     ],
     ids=str,
 )  # fmt: skip
