@@ -55,6 +55,8 @@ class Result:
     roundtrip_val_loss: Float | None = None
     roundtrip_val_bpb: Float | None = None
     unadapted_val_bpb: Float | None = None  # same file, fixed weights; None without adapt
+    mean_passes: Float | None = None  # through the looped layers, of a token of the file's score; see halting
+    bpb_by_passes: list[Float] = field(default_factory=list)  # of the file if all tokens take 1, 2, … of them
     roundtrip_tokens: Int | None = None
     roundtrip_bytes: Int | None = None
     prequant_val_bpb: Float | None = None  # unquantized weights on the tokens of the round trip

@@ -39,6 +39,10 @@ CASES = {
         allocation="solve", codec="ans", cap_bytes=60_000, int8_residual_rank=1, int8_residual_bits=4,
         keep_float_max_numel=0, compression_reg_weight=0.01,
     ),
+    "halting": dict(
+        num_layers=3, parallel_from=3, loop_start=1, loop_end=1, loop_extra=2, halting="act", halting_eval="threshold",
+        halting_threshold=0.2, ponder_cost=0.02,
+    ),
     "learned": dict(
         allocation="solve", codec="ans", cap_bytes=50_000, keep_float_max_numel=0, learn_steps=4, learn_tokens=256,
         learn_labels=0.5, learn_rate=0.02, max_wallclock_seconds=300,
@@ -118,7 +122,7 @@ def test_options_that_are_off_are_left_out():
         assert name not in lean
     for name in ("class BigramHash", "class SmearGate", "def ngram_cache", "class CodebookTensor"):
         assert name in full
-    assert "class CompressionRegularizer" not in lean
+    assert "class CompressionRegularizer" not in lean and "class Halting" not in lean and "ponder" not in lean
 
 
 def test_packed_scripts_stay_small():

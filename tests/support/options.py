@@ -24,6 +24,11 @@ MODEL_OPTIONS = {
     "lanes everywhere": dict(parallel_from=0, residual_lanes=2),
     "loops": dict(loop_start=1, loop_end=2, loop_extra=2),
     "late loops": dict(loop_end=1, loop_extra=1, loop_from=0.5),
+    "halting": dict(loop_start=1, loop_end=2, loop_extra=2, halting="act", ponder_cost=0.02),
+    "halting by threshold": dict(
+        loop_end=1, loop_extra=3, loop_from=0.3, halting="act", halting_eval="threshold", halting_threshold=0.3
+    ),
+    "fixed passes": dict(loop_start=1, loop_end=1, loop_extra=3, halting_eval="fixed", halting_passes=2),
     "SmearGate v1": dict(smear_gate="v1"),
     "SmearGate v2": dict(smear_gate="v2"),
     "BigramHash": dict(bigram_vocab_size=301, bigram_dim=10),
