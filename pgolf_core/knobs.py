@@ -297,6 +297,9 @@ class EvalConfig(Group):
     eval_bigram_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of what followed this token; 0 = off")
     eval_cache_size: Count = Field(0, description="n-gram cache: tokens it looks back; 0 = off")
     eval_cache_delay: int = Field(0, ge=0, le=1, description="n-gram cache: 0 = aligned; 1 = late, as the reference")
+    eval_tilt_boost: Weight = Field(0.0, description="n-gram tilt: added to the logit of what followed the same tokens "
+        "in the text scored so far, as 2; 0 = off")  # fmt: skip
+    eval_tilt_order: int = Field(8, ge=2, le=16, description="n-gram tilt: tokens that must be the same, at least")
     adapt: Literal["off", "sgd", "lora", "phased"] = Field("off", description="what learns from text that is "
         "scored: lora = adapters, reset per document; sgd = all weights, by chunk; phased = both")  # fmt: skip
     adapt_chunk: Positive = Field(128, description="tokens scored between two updates")

@@ -167,6 +167,7 @@ UNUSED = [
     ("warmdown_iters", lambda c: not c.warmdown_frac, "warmdown_frac takes its place"),
     ("eval_cache_size eval_cache_delay", lambda c: c.eval_cache_mix_weight or c.eval_bigram_mix_weight,
      "eval_cache_mix_weight and eval_bigram_mix_weight are 0"),
+    ("eval_tilt_order", lambda c: c.eval_tilt_boost, "eval_tilt_boost is 0"),
     ("adapt_chunk", lambda c: c.adapt != "off", "adapt is off"),
     ("adapt_rank adapt_lr", lambda c: c.adapt in ("lora", "phased"), "adapt is not lora or phased"),
     ("adapt_base_lr adapt_epochs", lambda c: c.adapt in ("sgd", "phased"), "adapt is not sgd or phased"),

@@ -47,6 +47,7 @@ TRAINING_OPTIONS = {
     "SWA": dict(swa_every=1, swa_start_frac=0.9),
     "learned rounding": dict(learn_steps=4, learn_tokens=64, learn_rate=0.01, learn_labels=0.5),
     "n-gram cache": dict(eval_cache_size=8, eval_cache_mix_weight=0.1, eval_bigram_mix_weight=0.2),
+    "n-gram tilt": dict(eval_tilt_boost=2.0, eval_tilt_order=2),
     "low-rank residuals": dict(int8_residual_rank=2, int8_residual_bits=4, int8_residual_budget_bytes=4096),
     "clipping": dict(grad_clip_norm=0.3),
     "shuffled sequences": dict(shuffle_sequences=1),

@@ -1,4 +1,4 @@
-"""A run with halting says how many passes its tokens took, and what its file scores with each number of them."""
+"""Results of loops that tokens may leave, and of distributions that an n-gram cache or tilt has changed."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -51,3 +51,14 @@ def test_figure_has_a_line_of_all_passes_and_the_score_of_every_run(runs):
     for name in ("fixed", "act"):
         assert list(lines[name]) == results[name].bpb_by_passes
     plt.close(figure)
+
+
+def test_a_result_says_that_changed_distributions_sum_to_one(runs):
+    root, results = runs
+    assert results["plain"].distribution_error is None
+    cache = dict(eval_cache_size=8, eval_cache_mix_weight=0.5, eval_bigram_mix_weight=2.0)
+    for name, knobs in dict(cache=cache, tilt=dict(eval_tilt_boost=2.0, eval_tilt_order=2)).items():
+        changed = export_checkpoint(root / "plain", root / name, **knobs)
+        assert 0 <= changed.distribution_error < 1e-5
+        assert changed.roundtrip_val_bpb != results["plain"].roundtrip_val_bpb
+    assert changed.protocol != results["plain"].protocol  # what was scored before is context
