@@ -22,6 +22,7 @@ from pgolf_core.evaluate import Score, all_windows, evaluate, score_of, summing_
 from pgolf_core.knobs import BOS, EvalConfig
 from pgolf_core.model import GPT
 from pgolf_core.parameters import roles_of
+from pgolf_core.tilt import hints_of, tilted
 from pgolf_core.tokens import ByteTable
 
 MOMENTUM, CLIP = 0.9, 1.0  # SGD on all weights
@@ -64,9 +65,17 @@ def predictions(
 ) -> Iterator[tuple[Span, Tensor]]:
     """Targets of tokens (n,) with their logits (targets, V), each target once in all ranks together.
 
-    What is handed out is learned from when the next is asked for, never before.
+    What is handed out is learned from when the next is asked for, never before; tilted, what is handed out alone is.
     """
     tokens = tokens.to(next(model.parameters()).device)
+    hints = hints_of(tokens, config) if config.eval_tilt_boost else None
+    for (first, last), logits in _learning(model, tokens, config, dtype, ranks):
+        yield (first, last), logits if hints is None else tilted(logits, hints[first:last], config.eval_tilt_boost)
+
+
+def _learning(
+    model: GPT, tokens: Tensor, config: EvalConfig, dtype: torch.dtype, ranks: Ranks
+) -> Iterator[tuple[Span, Tensor]]:
     learner = Learner(copy.deepcopy(model).eval(), config, dtype, ranks)
     if config.adapt == "sgd":
         yield from learner.by_windows(tokens)

@@ -1,4 +1,4 @@
-"""Bits per byte of a model on validation tokens: standard windows, sliding windows, n-gram cache.
+"""Bits per byte of a model on validation tokens: standard windows, sliding windows, n-gram cache, n-gram tilt.
 
 bpb = (nats of the scored tokens / ln 2) / (UTF-8 bytes of the text they spell).
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf_core.knobs import EvalConfig
+from pgolf_core.tilt import hints_of, tilted
 from pgolf_core.tokens import ByteTable
 
 BLOCKS = 64  # parts whose losses a score keeps, for tests of differences
@@ -88,6 +89,7 @@ class Batch:
     tokens: int  # targets that count
     bytes: Tensor  # UTF-8 bytes of these, () int64
     windows: slice  # place among all windows
+    hints: Tensor | None  # (B, T) of the n-gram tilt
 
 
 def batches(
@@ -102,6 +104,7 @@ def batches(
     tokens = tokens.to(device)
     sums = summing_device(device)
     sizes = byte_table.sizes(tokens).to(sums)
+    hints = hints_of(tokens, config) if config.eval_tilt_boost else None
     batch = config.sw_eval_batch if config.eval_stride else config.val_batch_size // L
     most = min(MAX_LOGITS // len(byte_table.base_bytes), CPU_TOKENS if device.type == "cpu" else MAX_LOGITS)
     batch = max(1, min(batch, most // L))
@@ -114,7 +117,7 @@ def batches(
         scored = (index >= first[:, None]).flatten().to(sums)
         byte_count = sizes[index.flatten().to(sums)[scored]].sum(dtype=torch.int64)
         count = sum(s + L - max(s, f) for s, f in spans[i : i + batch])
-        yield Batch(x, y, scored, count, byte_count, slice(i, i + len(x)))
+        yield Batch(x, y, scored, count, byte_count, slice(i, i + len(x)), None if hints is None else hints[index])
 
 
 def summing_device(device: torch.device) -> torch.device:
@@ -122,11 +125,19 @@ def summing_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def scored_nats(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
-    """Sum of the loss over each window's scored targets, (B,) float64, from logits (B, T, V)."""
+def scored_logits(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
+    """Logits (B, T, V) in float32 whose softmax is what a batch is scored by, from the model's (B, T, V)."""
     logits = logits.float()
     if config.eval_cache_size:
         logits = ngram_cache(logits, batch.ids, config)
+    if config.eval_tilt_boost:
+        logits = tilted(logits, batch.hints, config.eval_tilt_boost)
+    return logits
+
+
+def scored_nats(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
+    """Sum of the loss over each window's scored targets, (B,) float64, from logits (B, T, V)."""
+    logits = scored_logits(logits, batch, config)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
     loss = loss.to(batch.scored.device).where(batch.scored, 0)
     return loss.view(batch.ids.shape).sum(1, dtype=torch.float64)

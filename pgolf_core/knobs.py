@@ -81,6 +81,14 @@ class ModelConfig(Group):
     loop_start: Count = Field(0, description="first layer, from 0 = the lowest, of those that loop_extra repeats")
     loop_end: Count = Field(0, description="last layer, from 0 = the lowest, of those that loop_extra repeats")
     loop_extra: int = Field(0, ge=0, le=100, description="more passes through layers loop_start to loop_end; 0 = off")
+    halting: Literal["off", "act"] = Field("off", description="act = each token may leave the loops after any pass, by "
+        "a learned gate: the states after all passes are weighted by the chance to leave then")  # fmt: skip
+    ponder_cost: Weight = Field(0.01, description="halting: nats per token and pass that training adds to the loss")
+    halting_eval: Literal["expected", "threshold", "fixed"] = Field("expected", description="passes at scoring: "
+        "expected = weighted as in training; threshold = a token leaves once it has probably left; fixed = all take "
+        "halting_passes, with or without halting")  # fmt: skip
+    halting_threshold: float = Field(0.5, gt=0, lt=1, description="probability of having left at which a token leaves")
+    halting_passes: Count = Field(0, description="passes of halting_eval=fixed; 0 = all, 1 + loop_extra")
     smear_gate: Literal["off", "v1", "v2"] = Field("off", description="mix in the embedding of the document's token "
         "before: v1 = by dimension, after the norm; v2 = by a gate on 12 dimensions, before it")  # fmt: skip
     bigram_vocab_size: int = Field(0, ge=0, le=1_000_000, description="rows of a hashed table of token pairs; 0 = off")
@@ -299,6 +307,9 @@ class EvalConfig(Group):
     eval_bigram_mix_weight: Weight = Field(0.0, description="n-gram cache: gain of what followed this token; 0 = off")
     eval_cache_size: Count = Field(0, description="n-gram cache: tokens it looks back; 0 = off")
     eval_cache_delay: int = Field(0, ge=0, le=1, description="n-gram cache: 0 = aligned; 1 = late, as the reference")
+    eval_tilt_boost: Weight = Field(0.0, description="n-gram tilt: added to the logit of what followed the same tokens "
+        "in the text scored so far, as 2; 0 = off")  # fmt: skip
+    eval_tilt_order: int = Field(8, ge=2, le=16, description="n-gram tilt: tokens that must be the same, at least")
     adapt: Literal["off", "sgd", "lora", "phased"] = Field("off", description="what learns from text that is "
         "scored: lora = adapters, reset per document; sgd = all weights, by chunk; phased = both")  # fmt: skip
     adapt_chunk: Positive = Field(128, description="tokens scored between two updates")

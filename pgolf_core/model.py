@@ -19,6 +19,7 @@ from pgolf_core.layers.bigram import BigramHash
 from pgolf_core.layers.fused import capped_cross_entropy, norm, relu_squared, softcap
 from pgolf_core.layers.gates import HeadGates, SkipGates
 from pgolf_core.layers.generated import generate
+from pgolf_core.layers.halting import Halting
 from pgolf_core.layers.lanes import TwoLanes
 from pgolf_core.layers.layer import Layer
 from pgolf_core.layers.smear import SmearGate
@@ -95,6 +96,7 @@ class GPT(nn.Module):
         if config.weights != "own":
             self.generator = generate(config, self.blocks, [Block(config) for _ in range(config.weight_bases)])
         self.block_of_layer = [i % config.blocks for i in range(L)]
+        self.halting = Halting(config) if config.halting != "off" or config.halting_eval == "fixed" else None
         self.looping = True  # with loop_extra; training begins without until loop_from
         self.lm_head = None if config.tie_embeddings else declare(nn.Linear(D, config.vocab_size, bias=False), HEAD)
         self.softcaps = AsymmetricSoftcap(config.logit_softcap) if config.asymmetric_softcap else None
@@ -158,7 +160,14 @@ class GPT(nn.Module):
         positions = within_documents(self.positions(x), ids, self.config)
         values = self.value_embed(ids) if self.value_embed is not None else []
         half = len(passes) // 2  # skips: first half to second, last in, first out
+        if self.halting is not None:
+            exits = None
         for step, i in enumerate(passes):
+            if self.halting is not None and self.looping:
+                if self.halting.skips(step):
+                    skips = [*skips, x] if step < half else skips[:-1]
+                    continue
+                before = x
             if self.lanes is not None and i == self.config.parallel_from:
                 lane = x
             if step >= half and skips:
@@ -170,6 +179,8 @@ class GPT(nn.Module):
                 x = block(mixed, layer, positions)
             else:
                 x, lane = self.lanes(i, (x, lane), block(mixed, layer, positions, lane))
+            if self.halting is not None and self.looping:
+                x, exits = self.halting(step, before, x, exits)
             if step < half:
                 skips.append(x)
         if lane is not None:
@@ -182,10 +193,12 @@ class GPT(nn.Module):
         return F.linear(x, self.tok_emb.weight.to(x.dtype))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats per token over (B, T) targets."""
+        """Mean nats per token over (B, T) targets, and the cost of passes if tokens may leave loops."""
         if self.softcaps is not None:
-            return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
-        return capped_cross_entropy(self.uncapped(ids).flatten(0, 1), targets.flatten(), self.config.logit_softcap)
+            nats = F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+        else:
+            nats = capped_cross_entropy(self.uncapped(ids).flatten(0, 1), targets.flatten(), self.config.logit_softcap)
+        return nats if self.halting is None else nats + self.halting.ponder()
 
 
 def skeleton(config: ModelConfig) -> GPT:
@@ -217,7 +230,7 @@ def roles_by_name(names: Iterable[str]) -> dict[str, Role]:
     options: dict[str, Any] = dict(
         tie_embeddings=False, skip_gates=True, attn_gate="dense", residual_lanes=2, smear_gate="v2"
     )
-    options |= dict(bigram_vocab_size=2, bigram_dim=1, ve_last=1, ve_dim=1, asymmetric_softcap=True)
+    options |= dict(bigram_vocab_size=2, bigram_dim=1, ve_last=1, ve_dim=1, asymmetric_softcap=True, halting="act")
     known = roles(ModelConfig(**small, **options))
     for weights in ("basis", "hypernetwork"):
         generated: dict[str, Any] = dict(weights=weights, weight_bases=1, weight_rank=1, weight_row_scale=True)

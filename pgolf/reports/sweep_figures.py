@@ -134,6 +134,26 @@ def plot_widths(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_passes(runs: pd.DataFrame) -> Figure:
+    """bpb over passes through looped layers, means over seeds: a line per arm if all tokens take 1, 2, … of them.
+
+    The filled marker is the arm's own score, at the passes that its tokens took. runs: with mean_passes and
+    bpb_by_passes.
+    """
+    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for (arm, own), colour in zip(runs.groupby("arm", sort=False), [*COLOURS, *COLOURS, *COLOURS], strict=False):
+        scores = np.array(own.bpb_by_passes.to_list(), dtype=float)
+        places = np.arange(1, scores.shape[1] + 1)
+        ax.plot(places, scores.mean(0), color=colour, lw=1.2, marker="o", ms=5, mfc="white", label=short(arm))
+        ax.plot(own.mean_passes, own.bpb, ls="", marker=".", ms=4, color=colour, alpha=0.6)
+        ax.plot(own.mean_passes.mean(), own.bpb.mean(), ls="", marker="D", ms=6, color=colour)
+    ax.set(xlabel="passes through the looped layers, mean over tokens", ylabel="bits per byte after round trip")
+    ax.set_xticks(range(1, max(map(len, runs.bpb_by_passes)) + 1))
+    ax.margins(0.12)
+    ax.legend(fontsize=8)
+    return figure
+
+
 def plot_seeds(rows: pd.DataFrame) -> Figure:
     """Each run's distance from the mean of its config, and the standard deviation. rows: of analysis.seed_groups."""
     rows = rows[:CONFIGS]

@@ -55,6 +55,10 @@ class Result:
     roundtrip_val_loss: Float | None = None
     roundtrip_val_bpb: Float | None = None
     unadapted_val_bpb: Float | None = None  # same file, fixed weights; None without adapt
+    mean_passes: Float | None = None  # through the looped layers, of a token of the file's score; see halting
+    bpb_by_passes: list[Float] = field(default_factory=list)  # of the file if all tokens take 1, 2, … of them
+    # Sum of the probabilities of all tokens less 1, the largest of some targets; None without n-gram cache and tilt.
+    distribution_error: Float | None = None
     roundtrip_tokens: Int | None = None
     roundtrip_bytes: Int | None = None
     prequant_val_bpb: Float | None = None  # unquantized weights on the tokens of the round trip
@@ -108,12 +112,13 @@ class Result:
 def evaluation_protocol(config: EvalConfig, train: TrainConfig, device: str) -> str:
     """How a kind of device (cpu, cuda, mps) scores; only equal ones are comparable.
 
-    Window, stride and adaptation decide what each target is predicted from. Precision and device, named unless they
-    are float32 and cpu, round all losses alike: a paired test would call that a difference. The n-gram cache is not
-    part of it: it predicts the same targets from the same context.
+    Window, stride, adaptation and n-gram tilt decide what each target is predicted from. Precision and device, named
+    unless they are float32 and cpu, round all losses alike: a paired test would call that a difference. The n-gram
+    cache is not part of it: it predicts the same targets from the same context.
     """
     window = f"window {config.eval_seq_len}, stride {config.eval_stride or config.eval_seq_len}"
     window += "" if config.adapt == "off" else f", adapted by {config.adapt}"
+    window += ", tilted" if config.eval_tilt_boost else ""
     return f"{window}{computed_in(train.precision_on(device), device)}"
 
 

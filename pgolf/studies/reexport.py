@@ -30,6 +30,7 @@ SCORING_KNOBS = {
     *ExportConfig.model_fields,
     *EvalConfig.model_fields,
     *("data_path", "tokenizer_path", "device", "precision", "cpu_threads"),
+    *("halting_eval", "halting_threshold", "halting_passes"),
 }
 
 
@@ -60,7 +61,8 @@ def export_checkpoint(
         trip = round_trip(state, config, dataset, Path(run_dir) / ARTIFACT, calibration, scored=scored)
         raw_bpb, raw_nats = source.prequant_val_bpb, source.prequant_block_nats
         was = evaluation_protocol(trained.eval, trained.train, source.environment["device"])
-        same = was == evaluation_protocol(config.eval, config.train, device.type) and trained.eval == config.eval
+        same = was == evaluation_protocol(config.eval, config.train, device.type)
+        same = same and (trained.eval, trained.model) == (config.eval, config.model)
         same = same and source.data_fingerprint == dataset.fingerprint
         if not (raw_nats and same and source.roundtrip_tokens == trip.score.tokens):
             raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True)

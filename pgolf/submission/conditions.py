@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pgolf_core.adapt import evaluate_adapted, predictions
 from pgolf_core.config import RunConfig
 from pgolf_core.device import pick_dtype
-from pgolf_core.evaluate import Batch, all_windows, batches, evaluate, evaluating, ngram_cache
+from pgolf_core.evaluate import Batch, all_windows, batches, evaluate, evaluating, scored_logits
 from pgolf_core.tokens import ByteTable
 
 PASS, FAIL, NOT_TESTED = "pass", "fail", "not tested"
@@ -65,13 +65,14 @@ class Scorer(Protocol):
 
 
 class Pipeline:
-    """The scorer of pgolf_core.evaluate: the same batches of windows, document mask and n-gram cache."""
+    """The scorer of pgolf_core.evaluate: the same batches of windows, document mask, n-gram cache and tilt."""
 
     def __init__(self, model: nn.Module, config: RunConfig, byte_table: ByteTable):
         self.model, self.evaluation, self.byte_table = model, config.eval, byte_table
         self.dtype = pick_dtype(config.train, next(model.parameters()).device)
         self.evaluate = evaluate
-        self.isolated = config.document_mask and not config.eval_cache_size  # the cache looks beyond a document
+        # Cache and tilt look beyond a document.
+        self.isolated = config.document_mask and not (config.eval_cache_size or config.eval_tilt_boost)
 
     def _batches(self, tokens: Tensor, only: int | None = None) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Batches with the numbers (B·T,) of their targets and logits (B·T, V); only: of those that count this one."""
@@ -84,10 +85,7 @@ class Pipeline:
                     continue
                 with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                     logits = self.model(batch.ids)
-                logits = logits.float()
-                if self.evaluation.eval_cache_size:
-                    logits = ngram_cache(logits, batch.ids, self.evaluation)
-                yield batch, targets, logits.flatten(0, 1)
+                yield batch, targets, scored_logits(logits, batch, self.evaluation).flatten(0, 1)
 
     def score(self, tokens: Tensor) -> Scored:
         nats = torch.zeros(len(tokens) - 1, dtype=torch.float64)
@@ -125,7 +123,7 @@ class AdaptedPipeline(Pipeline):
         super().__init__(model, config, byte_table)
         often = {"adapt_phase_documents": 1, "adapt_chunk": min(config.adapt_chunk, config.eval_window // 2)}
         self.evaluation = self.evaluation.model_copy(update=often)
-        self.isolated, self.evaluate = config.adapt == "lora", evaluate_adapted
+        self.isolated, self.evaluate = config.adapt == "lora" and not config.eval_tilt_boost, evaluate_adapted
 
     def score(self, tokens: Tensor) -> Scored:
         nats, times = torch.zeros(len(tokens) - 1, dtype=torch.float64), torch.zeros(len(tokens) - 1, dtype=torch.int64)

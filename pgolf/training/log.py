@@ -91,6 +91,8 @@ class Log:
             self(f"over the cap by {account.total - account.cap} bytes")
         if trip.unadapted:
             self(f"not adapted: val_bpb:{trip.unadapted.val_bpb:.8f}")
+        for name, figures in trip.details.items():
+            self(f"{name}:{figures}")
         of_score = f"val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f}"
         self(f"final_{scheme}_roundtrip {of_score} eval_time:{1000 * trip.eval_seconds:.0f}ms")
         self(f"final_{scheme}_roundtrip_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")

@@ -4,11 +4,12 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from pgolf.data.dataset import Dataset
@@ -20,13 +21,14 @@ from pgolf_core.adapt import evaluate_shipped
 from pgolf_core.config import RunConfig
 from pgolf_core.device import deterministic_kernels, pick_device, pick_dtype
 from pgolf_core.distributed import ALONE, Ranks
-from pgolf_core.evaluate import Score, evaluate
+from pgolf_core.evaluate import Score, batches, evaluate, evaluating, scored_logits
 from pgolf_core.export import ByteAccount, export, load
 from pgolf_core.export_inputs import calibration_of, model_of, teacher_of
 from pgolf_core.model import GPT, roles
 from pgolf_core.quantization.calibration import Calibration
 
-Scored = dict[str, tuple[Score, float]]  # SHA-256 of the weights -> their score and the seconds it took
+Scored = dict[str, tuple[Score, float, dict]]  # SHA-256 of the weights -> score, the seconds it took, `details_of`
+SUMMED = 64  # targets whose distributions are summed
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RoundTrip:
     export_seconds: float  # without these
     eval_seconds: float
     unadapted: Score | None = None  # of the file by a model with fixed weights, with config.adapt
+    details: dict = field(default_factory=dict)  # see details_of
 
 
 def round_trip(
@@ -67,9 +70,11 @@ def round_trip(
     scored, weights = ({}, "") if scored is None else (scored, hashlib.sha256(safetensors.torch.save(read)).hexdigest())
     if weights not in scored:
         model = model_of(read, config, device)
+        taken = count_passes(model)
         score = score_model(model, config, dataset, roundtrip=True, ranks=ranks, shipped=True)
-        scored[weights] = score, time.perf_counter() - exported
-    score, eval_seconds = scored[weights]
+        seconds = time.perf_counter() - exported
+        scored[weights] = score, seconds, details_of(read, config, dataset, taken, ranks)
+    score, eval_seconds, details = scored[weights]
     unadapted = None
     if config.adapt != "off":
         unadapted = score_model(model_of(read, config, device), config, dataset, roundtrip=True, ranks=ranks)
@@ -78,7 +83,51 @@ def round_trip(
             f"{path}: the file scores {score.val_loss}, so it is no result: the weights are too large for their "
             "numbers; lower matrix_lr or scalar_lr, or take a finer quantizer"
         )
-    return RoundTrip(account, score, sha256, calibration_seconds, export_seconds, eval_seconds, unadapted)
+    return RoundTrip(account, score, sha256, calibration_seconds, export_seconds, eval_seconds, unadapted, details)
+
+
+def count_passes(model: GPT) -> list[tuple[float, int]]:
+    """(Passes, tokens) of every batch that the model is run on from now on, if its tokens may leave loops."""
+    taken: list[tuple[float, int]] = []
+
+    def note(halting, inputs, output) -> None:
+        if inputs[0] == model.config.loop_start + halting.width * halting.count - 1 and output[1] is not None:
+            passes = output[1].passes.detach()
+            taken.append((passes.sum(dtype=torch.float32).item(), passes.numel()))
+
+    if model.halting is not None:
+        model.halting.register_forward_hook(note)
+    return taken
+
+
+def details_of(
+    state: dict[str, Tensor], config: RunConfig, dataset: Dataset, taken: list[tuple[float, int]], ranks: Ranks = ALONE
+) -> dict:
+    """Fields of a Result that some ways of scoring have: passes of count_passes, sums of distributions."""
+    details: dict = {}
+    if config.halting != "off" or config.halting_eval == "fixed":
+        passes, tokens = ranks.add_(torch.tensor([[0.0, 0.0], *taken], dtype=torch.float64).sum(0)).tolist()
+        details["mean_passes"] = passes / tokens if tokens else float(config.halting_passes or config.loop_extra + 1)
+        details["bpb_by_passes"] = scores = []
+        for count in range(1, config.loop_extra + 2):
+            fixed = config.with_knobs(halting_eval="fixed", halting_passes=count, adapt="off")
+            model = model_of(state, fixed, pick_device(config.train))
+            scores.append(score_model(model, fixed, dataset, roundtrip=True, ranks=ranks).val_bpb)
+    if config.eval_cache_size or config.eval_tilt_boost:
+        details["distribution_error"] = distribution_error(state, config, dataset)
+    return details
+
+
+def distribution_error(state: dict[str, Tensor], config: RunConfig, dataset: Dataset) -> float:
+    """The largest |Σ p − 1| of the first batch's SUMMED targets; p: exp(−nats) that each token would have scored."""
+    tokens = scored_tokens(dataset, config.train_seq_len, config.eval, roundtrip=True)
+    model = model_of(state, config, pick_device(config.train))
+    with evaluating(model) as device:
+        batch, dtype = next(batches(tokens, dataset.byte_table, config.eval, device)), pick_dtype(config.train, device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = scored_logits(model(batch.ids), batch, config.eval).flatten(0, 1)
+        rows = logits[:: max(1, len(logits) // SUMMED)].log_softmax(-1).cpu()
+    return (rows.double().exp().sum(-1) - 1).abs().max().item()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -118,6 +167,6 @@ def roundtrip_fields(
         roundtrip_block_nats=list(score.block_nats), prequant_block_nats=list(prequant_nats),
         bytes=account.rows(), total_bytes=account.total, cap_bytes=account.cap,
         artifact_sha256=trip.artifact_sha256, script_sha256=hashlib.sha256(packed_script(config)).hexdigest(),
-        export_seconds=trip.export_seconds, eval_seconds=trip.eval_seconds,
+        export_seconds=trip.export_seconds, eval_seconds=trip.eval_seconds, **trip.details,
         data=facts, data_fingerprint=dataset.fingerprint,
     )  # fmt: skip

@@ -31,7 +31,7 @@ def noisy(**knobs) -> GPT:
 @pytest.mark.parametrize("group", GROUPS, ids=", ".join)
 def test_options_are_what_their_definitions_say(group):
     knobs = {knob: value for knob, value in knobs_of(group).items() if knob in ModelConfig.model_fields}
-    model = noisy(**knobs)
+    model = noisy(**knobs).eval()
     ids = torch.randint(61, (2, 12), generator=torch.Generator().manual_seed(2))
     ids[0, 0] = ids[1, 5] = 1  # BOS
     expected = torch.stack([Plain(model).logits(row) for row in ids])
@@ -64,8 +64,9 @@ class Plain:
             x = torch.stack([(1 - g) * e[t] + g * (e[t - 1] if t and ids[t] != 1 else 0) for t in range(len(e))])
         x0, y, skips, s, e = x, None, [], c.loop_start, c.loop_end
         order = [*range(s), *[i for _ in range(1 + c.loop_extra) for i in range(s, e + 1)], *range(e + 1, c.num_layers)]
-        half = len(order) // 2
+        half, tokens = len(order) // 2, [{"staying": 1.0, "mean": 0.0} for _ in ids]
         for n, i in enumerate(order):
+            before = x
             y = x if c.residual_lanes == 2 and i == c.parallel_from else y
             if n >= half and skips:
                 x = self.join(x, p["skip_weights"][n - half] * skips.pop(), n - half)
@@ -79,11 +80,33 @@ class Plain:
             else:
                 keep, write = p["lanes.keep"][i], p["lanes.write"][i]
                 x, y = (keep[j] * (x, y)[j] + write[0, j] * attn + write[1, j] * mlp for j in (0, 1))
+            x = self.leave(n, tokens, before, x)
             skips += [x] if n < half else []
         x = x if y is None else (x + y) / 2
         z = rms(x) @ p["tok_emb.weight"].T
         up, down = p["softcaps.caps"] if c.asymmetric_softcap else 2 * [c.logit_softcap]
         return torch.where(z > 0, up * torch.tanh(z / up), down * torch.tanh(z / down))
+
+    def leave(self, n, tokens, before, x):
+        """The states x after step n, of tokens that were in the states before; tokens: what is known of each."""
+        c, p, x = self.c, self.p, [*x]
+        loop, layer = divmod(n - c.loop_start, c.loop_end + 1 - c.loop_start)
+        if not c.loop_extra or not 0 <= loop <= c.loop_extra:
+            return torch.stack(x)
+        if c.halting_eval == "fixed":
+            return before if c.halting_passes and loop >= c.halting_passes else torch.stack(x)
+        for t, token in enumerate(tokens):
+            if c.halting == "off":
+                continue
+            if c.halting_eval == "threshold" and 1 - token["staying"] >= c.halting_threshold:
+                x[t] = before[t]
+            elif layer == c.loop_end - c.loop_start:
+                leaving = 1 if loop == c.loop_extra else sigmoid(p["halting.weight"] @ rms(x[t]) + p["halting.bias"])
+                token["mean"] = token["mean"] + token["staying"] * leaving * x[t]
+                token["staying"] *= 1 - leaving
+                if loop == c.loop_extra and c.halting_eval == "expected":
+                    x[t] = token["mean"]
+        return torch.stack(x)
 
     def pairs(self, ids):
         ids, B, alone = ids.tolist(), self.c.bigram_vocab_size, self.c.document_mask

@@ -39,13 +39,17 @@ CASES = {
         allocation="solve", codec="ans", cap_bytes=60_000, int8_residual_rank=1, int8_residual_bits=4,
         keep_float_max_numel=0, compression_reg_weight=0.01,
     ),
+    "halting": dict(
+        num_layers=3, parallel_from=3, loop_start=1, loop_end=1, loop_extra=2, halting="act", halting_eval="threshold",
+        halting_threshold=0.2, ponder_cost=0.02, eval_tilt_boost=1.5, eval_tilt_order=4,
+    ),
     "learned": dict(
         allocation="solve", codec="ans", cap_bytes=50_000, keep_float_max_numel=0, learn_steps=4, learn_tokens=256,
         learn_labels=0.5, learn_rate=0.02, max_wallclock_seconds=300,
     ),
     "low-rank residuals": dict(
         int8_residual_rank=2, int8_residual_bits=4, int8_residual_budget_bytes=20_000, keep_float_max_numel=0,
-        adapt="sgd", eval_stride=16,
+        adapt="sgd", eval_stride=16, eval_tilt_boost=2.0,
     ),
     "adapted per document": dict(quantizer="step:0.4", codec="ans", adapt="lora", adapt_chunk=32, adapt_rank=2,
                                  compression_reg_weight=0.01, outlier_reg_weight=0.1),
@@ -130,7 +134,8 @@ def test_options_that_are_off_are_left_out():
         assert name not in lean
     for name in ("class BigramHash", "class SmearGate", "def ngram_cache", "class CodebookTensor"):
         assert name in full
-    assert "class CompressionRegularizer" not in lean
+    assert "class CompressionRegularizer" not in lean and "class Halting" not in lean and "ponder" not in lean
+    assert "def tilted" not in lean and "def hints_of" not in lean
 
 
 def test_packed_scripts_stay_small():

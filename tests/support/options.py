@@ -24,6 +24,11 @@ MODEL_OPTIONS = {
     "lanes everywhere": dict(parallel_from=0, residual_lanes=2),
     "loops": dict(loop_start=1, loop_end=2, loop_extra=2),
     "late loops": dict(loop_end=1, loop_extra=1, loop_from=0.5),
+    "halting": dict(loop_start=1, loop_end=2, loop_extra=2, halting="act", ponder_cost=0.02),
+    "halting by threshold": dict(
+        loop_end=1, loop_extra=3, loop_from=0.3, halting="act", halting_eval="threshold", halting_threshold=0.3
+    ),
+    "fixed passes": dict(loop_start=1, loop_end=1, loop_extra=3, halting_eval="fixed", halting_passes=2),
     "SmearGate v1": dict(smear_gate="v1"),
     "SmearGate v2": dict(smear_gate="v2"),
     "BigramHash": dict(bigram_vocab_size=301, bigram_dim=10),
@@ -48,6 +53,7 @@ TRAINING_OPTIONS = {
     "SWA": dict(swa_every=1, swa_start_frac=0.9),
     "learned rounding": dict(learn_steps=4, learn_tokens=64, learn_rate=0.01, learn_labels=0.5),
     "n-gram cache": dict(eval_cache_size=8, eval_cache_mix_weight=0.1, eval_bigram_mix_weight=0.2),
+    "n-gram tilt": dict(eval_tilt_boost=2.0, eval_tilt_order=2),
     "low-rank residuals": dict(int8_residual_rank=2, int8_residual_bits=4, int8_residual_budget_bytes=4096),
     "clipping": dict(grad_clip_norm=0.3),
     "shuffled sequences": dict(shuffle_sequences=1),
