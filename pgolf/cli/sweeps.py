@@ -124,7 +124,9 @@ def _run(sweeps: list, arguments: argparse.Namespace, page: str = "") -> int:
         print(f"pgolf: {len(failures)} failed: {', '.join(f.run for f in failures)}", file=sys.stderr)
         print("the same command tries these again, and nothing else", file=sys.stderr)
     elif page and not arguments.dry_run:
-        print(f"pgolf report writes reports/{page}.html")
+        from pgolf.reports import pages
+
+        print(*pages.write_reports(root=directory.RUNS, only=[page]), sep="\n")
     return 1 if failures else 0
 
 
