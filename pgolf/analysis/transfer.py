@@ -27,15 +27,16 @@ def load_known() -> pd.DataFrame:
     return table.assign(flips=table.delta * table.other_delta < 0)
 
 
-def effects(configs: pd.DataFrame, about: Mapping[str, About]) -> pd.DataFrame:
+def effects(tables: Sequence[pd.DataFrame], about: Mapping[str, About]) -> pd.DataFrame:
     """The compared arms of all scales of transfer studies, one row per study, scale and arm.
 
-    configs: of seed_groups.by_config. about: by sweep. Columns: family, scale, arm, knobs (those the arm changes), n,
+    tables: of seed_groups.by_config, one per comparison group. about: by sweep. Columns: family, scale, arm, knobs (those the arm changes), n,
     delta, low, high, half, verdict; needed: seeds that would find a true effect of this size (inf above MAX_SEEDS,
     nan if the noise is not known); by_seed: delta of each seed.
     """
     rows = []
-    for sweep, own in configs[configs.kind == "train"].groupby("sweep", sort=False):
+    trained = [own for table in tables for own in table[table.kind == "train"].groupby("sweep", sort=False)]
+    for sweep, own in trained:
         told, baseline = about.get(sweep) or About(), own[own.is_baseline][:1]
         arms = own[~own.is_baseline & own.delta.notna()].drop_duplicates("arm")
         for row in arms.itertuples() if told.scale and len(baseline) else ():
@@ -77,11 +78,10 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 def flipped(tables: Sequence[pd.DataFrame], about: Mapping[str, About]) -> dict[str, str]:
     """Knob that an arm of our own studies changes and whose effect flips -> between which scales of which study.
 
-    tables: of seed_groups.by_config, one per comparison group.
+    tables, about: of `effects`.
     """
     found = {}
-    rows = pd.concat([effects(one, about) for one in tables]) if len(tables) else pd.DataFrame({"family": []})
-    for family, own in rows.groupby("family"):
+    for family, own in effects(tables, about).groupby("family"):
         for row in verdicts(own).itertuples():
             if row.verdict == "flips":
                 found |= dict.fromkeys(row.knobs, f"{' and '.join(dict.fromkeys(own.scale))} of {family}")

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pgolf.reports.figures import BLUE, COLOURS, RED, dot
+from pgolf.reports.figures import BLUE, COLOURS, RED, byte_axis, dot
 from pgolf.reports.labels import place_labels, short
 
 VERDICTS = {"transfers": BLUE, "flips": RED, "unknown": "0.45"}
@@ -72,7 +72,13 @@ def plot_scaling(runs: pd.DataFrame, law, sizes: pd.DataFrame) -> Figure:
     right.fill_between(sizes.parameters, sizes.low, sizes.high, color="0.85")
     left.axvspan(runs.tokens.max(), 2 * runs.tokens.max(), color="0.95", zorder=0)
     left.set(xscale="log", xlabel="tokens of training (shaded: beyond all runs)", ylabel="bits per byte of the file")
-    right.set(xlabel="parameters", ylabel="bytes, artifact and code")
+    ticks = [*sorted(set(runs.tokens)), 2 * runs.tokens.max()]
+    left.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=8)
+    left.set_xticks([], minor=True)
+    right.xaxis.set_major_formatter("{x:,.0f}")
+    right.locator_params(axis="x", nbins=5)
+    right.set(xlabel="parameters")
+    byte_axis(right.yaxis, sizes.high, "artifact and code")
     left.legend(fontsize=8)
     return figure
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -266,18 +266,14 @@ def transfer_answer(verdicts: pd.DataFrame, scales: Sequence[str]) -> str:
     return f"{len(verdicts)} arms at {md(listed(scales, 6))}: {told}; known: {named}; {signs}."
 
 
-def wrong_scale(warnings: Iterable[str]) -> str:
-    """A list of transfer.warnings, '' if there are none."""
-    texts = [f"**Known to depend on the scale:** {md(text)}." for text in warnings]
-    return lines(texts)
-
-
 def law_found(law) -> str:
     """The numbers of a scaling.Law with their intervals."""
     told = ", ".join(
         f"{name} {value:.3g} ({low:.3g} to {high:.3g})" for name, (value, low, high) in law.ranges().items()
     )
-    return f"bpb = E + A · N^−α + B · D^−β: {told}; one run lies {law.noise:.2%} from it (rms)."
+    text = f"bpb = E + A · N^−α + B · D^−β: {told}; one run lies {law.noise:.2%} from it (rms)."
+    low, high = law.ranges()["E"][1:]
+    return text + " These lengths do not tell E, so the law reaches no further than they do." * (low < high / 10)
 
 
 def forecast_record(rows: pd.DataFrame, what: str) -> str:

@@ -31,7 +31,7 @@ def study(tmp_path):
         told = {"family": "t", "scale": scale, "control": "control", "arms": names, "changes": changes}
         about[f"t-{scale}"] = About(**told)
         (tmp_path / f"t-{scale}" / "sweep.json").write_text(about[f"t-{scale}"].model_dump_json())
-    return seed_groups.by_config(only_group(tmp_path)), about
+    return [seed_groups.by_config(only_group(tmp_path))], about
 
 
 def test_an_arm_flips_or_transfers_only_if_both_effects_are_significant(study):
@@ -86,7 +86,7 @@ def test_a_sweep_is_warned_of_a_knob_that_flips_at_other_scales(study):
     configs, about = study
     runs = pd.DataFrame({"world_size": [1, 1], "track": ["nano", "nano"]})
     told = About(changes={"control": [], "average": ["ema_decay"], "turn": ["mlp_slope"], "gate": ["attn_gate"]})
-    flipped = transfer.flipped([configs], about)
+    flipped = transfer.flipped(configs, about)
     assert flipped == {"mlp_slope": "own and wide of t"}
     ema, own = transfer.warnings(told, runs, flipped)
     assert ema.startswith("ema_decay: EMA of 0.990: -0.0117 bpb at 2 GPUs, +0.0025 at 8 GPUs (#2005)")
