@@ -30,9 +30,9 @@ def load_known() -> pd.DataFrame:
 def effects(tables: Sequence[pd.DataFrame], about: Mapping[str, About]) -> pd.DataFrame:
     """The compared arms of all scales of transfer studies, one row per study, scale and arm.
 
-    tables: of seed_groups.by_config, one per comparison group. about: by sweep. Columns: family, scale, arm, knobs (those the arm changes), n,
-    delta, low, high, half, verdict; needed: seeds that would find a true effect of this size (inf above MAX_SEEDS,
-    nan if the noise is not known); by_seed: delta of each seed.
+    tables: of seed_groups.by_config, one per comparison group. about: by sweep. Columns: family, scale, arm, knobs
+    (those the arm changes), n, delta, low, high, half, verdict; needed: seeds that would find a true effect of this
+    size (inf above MAX_SEEDS, nan if the noise is not known); by_seed: delta of each seed.
     """
     rows = []
     trained = [own for table in tables for own in table[table.kind == "train"].groupby("sweep", sort=False)]
