@@ -121,7 +121,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _reliability(by_seed: pd.Series) -> float:
     """Rank correlation that the arms' means would have with those of other seeds (Spearman and Brown, 1910)."""
-    table = pd.DataFrame(list(by_seed)).dropna(axis=1).to_numpy().T  # (seeds, arms)
+    table = pd.DataFrame(list(by_seed)).dropna().to_numpy().T  # (seeds, arms); arms that lack seeds are left out
     if len(table) < 2:
         return math.nan
     one = np.mean([spearman(a[None], b[None])[0] for a, b in itertools.combinations(table, 2)])

@@ -9,8 +9,8 @@ from pgolf.reports.figures import BLUE, COLOURS, RED, byte_axis, dot
 from pgolf.reports.labels import place_labels, short
 
 VERDICTS = {"transfers": BLUE, "flips": RED, "unknown": "0.45"}
-LINEAR = 0.01  # bpb; effects beyond it are on a logarithmic axis
-TICKS = (-1, -0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1)
+LINEAR = 0.03  # bpb; effects beyond it are on a logarithmic axis
+TICKS = (-1, -0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.3, 1)
 
 
 def plot_transfer(rows: pd.DataFrame, verdicts: pd.DataFrame, scales: list[str]) -> Figure:
@@ -39,18 +39,19 @@ def plot_transfer(rows: pd.DataFrame, verdicts: pd.DataFrame, scales: list[str])
     _symmetric(left, "x")
     _symmetric(right, "x")
     _symmetric(right, "y")
-    place_labels(right, points, pair.arm.map(short))
     handles = [dot(short(scale), "osD^v"[i % 5], "0.45", "0.45", ms=5) for i, scale in enumerate(scales)]
     handles += [dot(word, "D", colour, colour, ms=5) for word, colour in VERDICTS.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=8)
+    place_labels(right, points, pair.arm.map(short))
     return figure
 
 
 def _symmetric(ax: plt.Axes, axis: str) -> None:
     """A line at 0, and a scale that is linear near it."""
     (ax.axvline if axis == "x" else ax.axhline)(0, color="black", lw=0.8, zorder=1)
-    ends = getattr(ax, f"get_{axis}lim")()
     getattr(ax, f"set_{axis}scale")("symlog", linthresh=LINEAR)
+    ax.margins(0.08)
+    ends = getattr(ax, f"get_{axis}lim")()
     names = [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS]
     getattr(ax, f"set_{axis}ticks")(TICKS, names, fontsize=8)
     getattr(ax, f"set_{axis}ticks")([], minor=True)

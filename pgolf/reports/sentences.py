@@ -273,7 +273,7 @@ def law_found(law) -> str:
     )
     text = f"bpb = E + A · N^−α + B · D^−β: {told}; one run lies {law.noise:.2%} from it (rms)."
     low, high = law.ranges()["E"][1:]
-    return text + " These lengths do not tell E, so the law reaches no further than they do." * (low < high / 10)
+    return text + " These lengths do not tell E, so the law reaches no further than they do." * bool(low < high / 10)
 
 
 def forecast_record(rows: pd.DataFrame, what: str) -> str:

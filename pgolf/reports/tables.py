@@ -153,7 +153,7 @@ SCALE_EFFECTS: list[Column] = [  # rows: analysis.transfer.load_known
 ]  # fmt: skip
 CORRELATIONS: list[Column] = [  # rows: analysis.transfer.correlations
     *_words("scale", "other"), ("arms", "arms", ",.0f"), ("rank correlation", "rho", ".2f"),
-    ("95 %", lambda rows: [f"{r.low:.2f} to {r.high:.2f}" for r in rows.itertuples()], ""),
+    ("95 % from", "low", ".2f"), ("to", "high", ".2f"),
     ("at most, by seed noise", "ceiling", ".2f"),
 ]  # fmt: skip
 FORECASTS: list[Column] = [  # rows: analysis.scaling.held_out, extrapolated and unfinished

@@ -8,6 +8,7 @@ import pytest
 from support.runs import make_run
 
 from pgolf.analysis import scaling
+from pgolf.reports import sentences
 from pgolf.runs.result import RunError, read_result, write_result
 from pgolf.runs.table import load_runs
 
@@ -42,6 +43,7 @@ def test_a_law_without_noise_is_found_and_reaches_beyond():
     assert found["E"][0] == pytest.approx(E, rel=0.03)
     assert (found["α"][0], found["β"][0]) == (pytest.approx(ALPHA, rel=0.05), pytest.approx(BETA, rel=0.05))
     assert law.at(1e6, 4e5) == pytest.approx(true_law(1e6, 4e5), rel=0.002)
+    assert sentences.law_found(law).startswith(f"bpb = E + A · N^−α + B · D^−β: E {found['E'][0]:.3g} (")
 
 
 def test_the_intervals_of_a_noisy_law_hold_the_true_numbers():
@@ -60,6 +62,14 @@ def test_one_wild_run_does_not_move_the_law():
     runs.loc[5, "bpb"] *= 1.2
     law = scaling.fit_law(runs.parameters, runs.tokens, runs.bpb, draws=2)
     assert law.at(3e5, 1.2e5) == pytest.approx(true_law(3e5, 1.2e5), rel=0.01)
+
+
+@pytest.mark.parametrize(("low", "reach"), [(0.01, True), (1.0, False)])
+def test_a_law_whose_limit_is_loose_says_so(low, reach):
+    numbers = np.array([1.2, 1.0, 1.0, 0.3, 0.3])
+    draws = np.array([numbers * [low / 1.2, 1, 1, 1, 1], numbers * [1.5, 1, 1, 1, 1]])
+    law = scaling.Law(numbers, draws, 0.003, (1e5, 1e5))
+    assert ("do not tell E" in sentences.law_found(law)) == reach
 
 
 def test_too_few_runs_give_no_law():
