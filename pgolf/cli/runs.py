@@ -63,11 +63,18 @@ def add_commands(commands) -> None:
     sub.add_argument("--claim", nargs="*", metavar="KNOB", help="knobs claimed to be the only change")
 
     text = "how many seeds find a difference, from the seed noise of the runs that are there"
-    sub = command(plan, "plan", text, "pgolf plan --effect 0.002 --runs 7", "pgolf plan --effect 0.01 --track nano")
+    sub = command(
+        plan, "plan", text, "pgolf plan --effect 0.002 --runs 7", "pgolf plan --effect 0.01 --track nano",
+        "pgolf plan notebooks/sweeps/tour.yaml --effect 0.01 --price-per-hour 2.5",
+    )  # fmt: skip
+    text = "sweep file, whose arms are the configs, on its track"
+    sub.add_argument("file", type=existing_file, nargs="?", metavar="FILE", help=text)
     sub.add_argument("--effect", type=positive, required=True, metavar="BPB", help="true difference to be found")
     text = "configs compared with one baseline; default: 1"
-    sub.add_argument("--runs", type=count, default=1, metavar="N", help=text)
+    sub.add_argument("--runs", type=count, metavar="N", help=text)
     sub.add_argument("--track", metavar="TRACK", help="only this track; default: all that have several seeds")
+    text = "price of an hour of training, for the cost of all runs"
+    sub.add_argument("--price-per-hour", type=positive, default=0.0, metavar="PRICE", help=text)
     _add_commands_of_weights(command)
 
 
@@ -203,11 +210,21 @@ def diff(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     from pgolf.analysis.plan import plan
+    from pgolf.sweeps.sweep_file import load_sweep
 
-    if (track := arguments.track) is not None and track not in TRACKS:
+    arms, configs, track = {}, 1 if arguments.runs is None else arguments.runs, arguments.track
+    if arguments.file:
+        if arguments.runs is not None or track is not None:
+            raise ConfigError(f"{arguments.file} gives configs and track; leave --runs and --track out")
+        sweep = load_sweep(arguments.file)
+        arms = {group: sweep.runs[run] for run, group in reversed(sweep.groups.items())}
+        configs, track = len(arms) - 1, next(iter(arms.values())).track
+        if not configs:
+            raise ConfigError(f"{arguments.file}: one config; a difference needs a second")
+    if track is not None and track not in TRACKS:
         nearest = did_you_mean(track, TRACKS) or f"; there are {', '.join(TRACKS)}"
         raise ConfigError(f"--track {track}: no such track{nearest}")
-    print(*plan(directory.RUNS, arguments.effect, arguments.runs, arguments.track), sep="\n")
+    print(*plan(directory.RUNS, arguments.effect, configs, track, arms, arguments.price_per_hour), sep="\n")
     return 0
 
 

@@ -29,17 +29,41 @@ def add_commands(commands) -> None:
     add_overrides(sub)
     text = "only these runs, or entries of runs: and grid: with all their seeds; stages wait for the whole sweep"
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help=text)
-    add_workers(sub, "notebooks at a time; default: as many as fit the cores or GPUs")
-    text = "run on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
-    sub.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
-    text = "check the files and print what would run, how large it is and how long it takes"
-    sub.add_argument("--dry-run", action="store_true", help=text)
+    _add_running(sub)
+
+    sub = command(
+        transfer, "transfer", "run a sweep file at several scales, and compare what each arm does there",
+        "pgolf transfer notebooks/scales/stack_transfer.yaml --dry-run",
+    )  # fmt: skip
+    _add_study(sub, "transfer file, YAML: a sweep file and its scales")
+
+    sub = command(
+        scale, "scale", "run one recipe at several sizes and lengths, and fit how its score falls with them",
+        "pgolf scale notebooks/scales/nano_family.yaml --dry-run",
+    )  # fmt: skip
+    _add_study(sub, "scaling file, YAML: a recipe, its sizes and lengths")
 
     text = "write the reports of all runs, or of one sweep: index.html and the pages it links"
     sub = command(report, "report", text, "pgolf report", "pgolf report demo")
     sub.add_argument("sweep", nargs="?", metavar="SWEEP", help="only this sweep").completer = complete_runs
     text = "folder; default: reports, of one sweep reports/<sweep>"
     sub.add_argument("--out", type=Path, metavar="DIR", help=text)
+
+
+def _add_study(sub, text: str) -> None:
+    sub.add_argument("file", type=existing_file, metavar="FILE", help=text)
+    text = "run everything once per seed, in place of the file's seeds"
+    sub.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=text)
+    _add_running(sub)
+
+
+def _add_running(sub) -> None:
+    """How a command that runs sweeps does it."""
+    add_workers(sub, "notebooks at a time; default: as many as fit the cores or GPUs")
+    text = "run on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
+    sub.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
+    text = "check the files and print what would run, how large it is and how long it takes"
+    sub.add_argument("--dry-run", action="store_true", help=text)
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -60,26 +84,49 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from pgolf.sweeps.runner import chosen, load_sweep, run_checked
+    from pgolf.sweeps.runner import chosen, load_sweep
+
+    # All are checked before the first one runs.
+    sweeps = [(file.stem, load_sweep(file, *overrides(arguments))) for file in arguments.files]
+    return _run([(file, chosen(whole, arguments.only)) for file, whole in sweeps], arguments)
+
+
+def transfer(arguments: argparse.Namespace) -> int:
+    from pgolf.sweeps.families import load_transfer
+
+    file, sweeps = load_transfer(arguments.file, arguments.seeds)
+    return _run([(file.stem, checked) for checked in sweeps], arguments, "transfer")
+
+
+def scale(arguments: argparse.Namespace) -> int:
+    from pgolf.sweeps.families import load_scaling
+
+    return _run([(arguments.file.stem, load_scaling(arguments.file, arguments.seeds))], arguments, "scale")
+
+
+def _run(sweeps: list, arguments: argparse.Namespace, page: str = "") -> int:
+    """Run what is missing of checked sweeps, each with its file's name; page: the report page that answers."""
+    from pgolf.sweeps.runner import run_checked
 
     pool = None
     if arguments.cluster:
         from pgolf.machines.cluster import connect
 
         pool = partial(connect, arguments.cluster)
-    # All are checked before the first one runs.
-    sweeps = {file: load_sweep(file, *overrides(arguments)) for file in arguments.files}
-    sweeps = {file: chosen(whole, arguments.only) for file, whole in sweeps.items()}
     failures = []
-    for file, checked in sweeps.items():
+    for file, checked in sweeps:
         if arguments.dry_run:
             _dry_run(checked)
         else:
-            failures += run_checked(checked, file.stem, arguments.workers, pool)
+            failures += run_checked(checked, file, arguments.workers, pool)
             print(_best(checked.directory))
     if failures:
         print(f"pgolf: {len(failures)} failed: {', '.join(f.run for f in failures)}", file=sys.stderr)
         print("the same command tries these again, and nothing else", file=sys.stderr)
+    elif page and not arguments.dry_run:
+        from pgolf.reports import pages
+
+        print(*pages.write_reports(root=directory.RUNS, only=[page]), sep="\n")
     return 1 if failures else 0
 
 

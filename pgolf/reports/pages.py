@@ -29,6 +29,8 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
     "frontier": ("The frontier", "What is the lowest bits-per-byte that fits in N bytes?"),
     "leaderboard": ("Leaderboard", "Which legal run is the best of its kind, and how sure is that?"),
     "sweep": ("Sweeps", "What did each factor do to bits per byte and to bytes, and is it significant?"),
+    "transfer": ("Transfer", "Does what an arm does at one scale hold at another?"),
+    "scale": ("Scaling and forecasts", "How does a score fall with size and steps, and how far ahead can it be told?"),
     "repeatability": ("Repeatability", "How far apart do equal runs end, and how many seeds does a claim need?"),
     "curves": ("Training curves", "How did loss fall with steps and with seconds?"),
     "export": ("Exports of each checkpoint", "One checkpoint, every way to store it: which file scores best?"),

@@ -255,3 +255,31 @@ def remarks(logs: pd.DataFrame) -> list[str]:
         for kind in ("flags", "disagreements")
         for text in sentences_in(log, kind)
     ]
+
+
+def transfer_answer(verdicts: pd.DataFrame, scales: Sequence[str]) -> str:
+    """How many arms of a study transfer, flip or are unknown, and how many signs agree. verdicts: of transfer."""
+    counts = verdicts.verdict.value_counts()
+    told = ", ".join(f"{counts.get(word, 0)} {word}" for word in ("transfers", "flips", "unknown"))
+    named = md(listed(verdicts.arm[verdicts.verdict.ne("unknown")].tolist(), 12)) or "none"
+    signs = f"the sign of the estimate is the same everywhere for {verdicts.agree.sum()}"
+    return f"{len(verdicts)} arms at {md(listed(scales, 6))}: {told}; known: {named}; {signs}."
+
+
+def law_found(law) -> str:
+    """The numbers of a scaling.Law with their intervals."""
+    told = ", ".join(
+        f"{name} {value:.3g} ({low:.3g} to {high:.3g})" for name, (value, low, high) in law.ranges().items()
+    )
+    text = f"bpb = E + A · N^−α + B · D^−β: {told}; one run lies {law.noise:.2%} from it (rms)."
+    low, high = law.ranges()["E"][1:]
+    return text + " These lengths do not tell E, so the law reaches no further than they do." * bool(low < high / 10)
+
+
+def forecast_record(rows: pd.DataFrame, what: str) -> str:
+    """How good forecasts were. rows: of analysis.scaling.held_out or extrapolated."""
+    close, median = (rows.error.abs() <= 0.01).mean(), rows.error.abs().median()
+    return (
+        f"{len(rows)} {what}: {close:.0%} within 1 % of the true score, median error {median:.2%}, "
+        f"largest {rows.error.abs().max():.2%}; the 95 % interval holds {rows.covered.mean():.0%}."
+    )

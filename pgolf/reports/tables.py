@@ -146,6 +146,22 @@ PUBLISHED: list[Column] = [  # rows: analysis.published_deltas.ablations
     ("published Δ (other data)", lambda rows: map(format_range, rows.published_low, rows.published_high), ""),
     *_words("reliability", "source"),
 ]  # fmt: skip
+SCALE_EFFECTS: list[Column] = [  # rows: analysis.transfer.load_known
+    *_words("knobs", "what", "scale"), ("Δ", "delta", "+.4f"), ("other scale", "other_scale", ""),
+    ("its Δ", "other_delta", "+.4f"), ("sign", lambda rows: np.where(rows.flips, "flips", "same"), ""),
+    *_words("source"),
+]  # fmt: skip
+CORRELATIONS: list[Column] = [  # rows: analysis.transfer.correlations
+    *_words("scale", "other"), ("arms", "arms", ",.0f"), ("rank correlation", "rho", ".2f"),
+    ("95 % from", "low", ".2f"), ("to", "high", ".2f"),
+    ("at most, by seed noise", "ceiling", ".2f"),
+]  # fmt: skip
+FORECASTS: list[Column] = [  # rows: analysis.scaling.held_out, extrapolated and unfinished
+    ("run", "run", ""), ("parameters", "parameters", ",.0f"), ("tokens", "tokens", ",.0f"),
+    ("forecast", "predicted", ".4f"),
+    ("95 %", lambda rows: [f"{r.low:.4f} to {r.high:.4f}" for r in rows.itertuples()], ""),
+    BPB4, ("error", "error", "+.2%"),
+]  # fmt: skip
 HISTORY: list[Column] = [  # rows: analysis.seed_groups.history, with the leaders' names
     ("finished (UTC)", lambda rows: rows.finished.str.replace("T", " "), ""), ("cap", "cap_bytes", ",.0f"),
     ("run", "name", ""), ("mean bpb by then", "bpb", ".4f"), SIZE,
@@ -247,3 +263,25 @@ def styled(text: pd.DataFrame, left: Sequence[str]) -> Styler:
         .set_properties(subset=wide, **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "14em"})
         .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in places])
     )
+
+
+def transfer_columns(scales: Sequence[str]) -> list[Column]:
+    """Columns of analysis.transfer.verdicts, one per scale, beside the published change."""
+
+    def verdict(rows: pd.DataFrame) -> list[str]:
+        return [
+            row.verdict if pd.isna(row.needed)
+            else f"{row.verdict}: {format_seeds_needed(row.needed)}" for row in rows.itertuples()
+        ]  # fmt: skip
+
+    deltas = [(f"Δ {scale}", (f"delta_{scale}", f"half_{scale}"), ".4f") for scale in scales]
+    published = (
+        "published Δ (other data)",
+        lambda rows: map(format_range, rows.published_low, rows.published_high),
+        "",
+    )
+    return [*_words("arm"), *deltas, *_words("signs"), ("verdict", verdict, ""), published]
+
+
+def format_seeds_needed(seeds: float) -> str:
+    return f"{seeds:.0f} seeds" if seeds <= statistics.MAX_SEEDS else f"more than {statistics.MAX_SEEDS:,} seeds"

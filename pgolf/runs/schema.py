@@ -22,6 +22,8 @@ class About(BaseModel):
     question: Text | None = None
     control: Text | None = None  # the baseline
     file: Text = ""
+    family: Text = ""  # the transfer study with this sweep as one scale, or the scaling study that it is
+    scale: Text = ""  # its name in a transfer study; "" in a scaling study
     runs: list[FolderName] = []
     stages: list[FolderName] = []
     arms: dict[Text, Text] = {}  # run -> its config's name

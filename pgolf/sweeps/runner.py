@@ -236,6 +236,7 @@ def _write_about(sweep: Sweep, file: str) -> None:
     about = {
         "name": sweep.name, "question": sweep.question, "control": sweep.baseline, "runs": list(sweep.groups),
         "arms": before.arms | sweep.groups, "changes": before.changes | sweep.changes,
-        "file": file, "stages": before.stages if len(sweep.runs) < len(sweep.groups) else list(sweep.stages),
+        "file": file, "family": sweep.family, "scale": sweep.scale,
+        "stages": before.stages if len(sweep.runs) < len(sweep.groups) else list(sweep.stages),
     }  # fmt: skip
     atomic_write(sweep.directory / "sweep.json", json.dumps(about, indent=1))

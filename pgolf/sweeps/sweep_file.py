@@ -30,7 +30,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
@@ -47,6 +47,7 @@ MAX_BYTES, MAX_DEPTH, MAX_VALUES, MAX_RUNS = 1_000_000, 20, 20_000, 1_000
 MAX_NAMED = 10  # problems, or names in one of them
 OTHER_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")  # octal and base 60, which YAML 1.1 knows
 MERGE, TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+Keys = TypeVar("Keys", bound=BaseModel)
 LETTERS = string.ascii_lowercase  # suffixes of repeats
 
 
@@ -67,6 +68,8 @@ class Sweep:
     skips_over_cap: bool
     train_parameters: dict
     stages: dict[str, dict]  # notebook without .ipynb, also the name of the stage's run -> its parameters
+    family: str = ""  # name of the transfer or scaling study that it belongs to
+    scale: str = ""  # its scale in a transfer study
 
     @property
     def directory(self) -> Path:
@@ -174,17 +177,9 @@ def _check_size(text: str) -> None:
             raise SweepError(f"{line}: more than {MAX_VALUES:,} values, or {MAX_DEPTH} levels, once aliases are read")
 
 
-def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", seeds: list[int] | None = None) -> Sweep:
-    """Read and check a whole sweep file; knobs and seeds override it.
-
-    scale='nano' shrinks every run to a minute on one CPU thread (proxy.proxy_config) and adds -nano to the name; a
-    sweep on the nano track is small already.
-
-    Raises FileNotFoundError, or one SweepError that names every problem.
-    """
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file. Raises FileNotFoundError, or SweepError naming what is wrong with it."""
     path = Path(path)
-    if scale not in ("", "nano"):
-        raise SweepError(_no_such("scale", scale, ["nano"]))
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SweepError(f"more than {MAX_BYTES:,} bytes: no sweep")
@@ -195,27 +190,55 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
         raise SweepError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
-    given = {"name": path.stem} | {key: value for key, value in content.items() if value is not None}
-    try:
-        checked = SweepKeys(**given | ({"seeds": seeds} if seeds else {}))
-    except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
-    else:
-        ways = math.prod(map(len, checked.grid.values())) if checked.grid else 0
-        if (many := (ways + len(checked.runs)) * max(len(checked.seeds), 1) * checked.repeats) > MAX_RUNS:
-            raise SweepError(f"{path}: {shown(many)} runs by grid, runs, seeds and repeats; at most {MAX_RUNS:,}")
-        sweep, problems = _check(checked, knobs or {}, shrink=scale == "nano" != checked.track)
-    if problems:
-        more = [f"and {len(problems) - MAX_NAMED} problems more"] * (len(problems) > MAX_NAMED)
-        raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems[:MAX_NAMED] + more))
+    return {"name": path.stem} | {key: value for key, value in content.items() if value is not None}
+
+
+def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", seeds: list[int] | None = None) -> Sweep:
+    """Read and check a whole sweep file; knobs and seeds override it.
+
+    scale='nano' shrinks every run to a minute on one CPU thread (proxy.proxy_config) and adds -nano to the name; a
+    sweep on the nano track is small already.
+
+    Raises FileNotFoundError, or one SweepError that names every problem.
+    """
+    if scale not in ("", "nano"):
+        raise SweepError(_no_such("scale", scale, ["nano"]))
+    return sweep_of(read_yaml(path), path, knobs, scale, seeds)
+
+
+def sweep_of(
+    given: dict, path: str | Path, knobs: dict | None = None, scale: str = "", seeds: list[int] | None = None
+) -> Sweep:
+    """As load_sweep, of the keys that the file at path has or stands for."""
+    checked = checked_keys(SweepKeys, given | ({"seeds": seeds} if seeds else {}), path)
+    ways = math.prod(map(len, checked.grid.values())) if checked.grid else 0
+    if (many := (ways + len(checked.runs)) * max(len(checked.seeds), 1) * checked.repeats) > MAX_RUNS:
+        raise SweepError(f"{path}: {shown(many)} runs by grid, runs, seeds and repeats; at most {MAX_RUNS:,}")
+    sweep, problems = _check(checked, knobs or {}, shrink=scale == "nano" != checked.track)
+    _refuse(problems, path)
     return sweep
 
 
-def _explain(problem: dict) -> str:
+def checked_keys(keys: type[Keys], given: dict, path: str | Path) -> Keys:
+    """The keys of a file as their types say. Raises SweepError naming every problem."""
+    try:
+        return keys(**given)
+    except ValidationError as error:
+        _refuse([_explain(problem, keys) for problem in error.errors()], path)
+        raise
+
+
+def _refuse(problems: list[str], path: str | Path) -> None:
+    if problems:
+        more = [f"and {len(problems) - MAX_NAMED} problems more"] * (len(problems) > MAX_NAMED)
+        raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems[:MAX_NAMED] + more))
+
+
+def _explain(problem: dict, keys: type[BaseModel]) -> str:
     """One of pydantic's problems: 'runs: a: input should be a valid dictionary, found 3'."""
     place, message = ": ".join(str(part)[:100] for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return _no_such("key", place, SweepKeys.model_fields)
+        return _no_such("key", place, keys.model_fields)
     return f"{place}: {message[0].lower()}{message[1:]}, found {shown(problem['input'])}"
 
 
