@@ -174,6 +174,21 @@ def _check_size(text: str) -> None:
             raise SweepError(f"{line}: more than {MAX_VALUES:,} values, or {MAX_DEPTH} levels, once aliases are read")
 
 
+def read_yaml(path: Path, expected: str) -> dict:
+    """The mapping in a YAML file, read by _Loader. FileNotFoundError, or SweepError naming the line."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SweepError(f"more than {MAX_BYTES:,} bytes: no sweep")
+        text = path.read_text(encoding="utf-8")
+        _check_size(text)
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, SweepError) as error:
+        raise SweepError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise SweepError(f"{path}: {expected}, not {type(content).__name__}")
+    return content
+
+
 def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", seeds: list[int] | None = None) -> Sweep:
     """Read and check a whole sweep file; knobs and seeds override it.
 
@@ -185,37 +200,33 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
     path = Path(path)
     if scale not in ("", "nano"):
         raise SweepError(_no_such("scale", scale, ["nano"]))
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SweepError(f"more than {MAX_BYTES:,} bytes: no sweep")
-        text = path.read_text(encoding="utf-8")
-        _check_size(text)
-        content = yaml.load(text, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, SweepError) as error:
-        raise SweepError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
+    content = read_yaml(path, "a sweep is a mapping with runs: or grid:")
     given = {"name": path.stem} | {key: value for key, value in content.items() if value is not None}
     try:
         checked = SweepKeys(**given | ({"seeds": seeds} if seeds else {}))
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [explain(problem, SweepKeys) for problem in error.errors()]
     else:
         ways = math.prod(map(len, checked.grid.values())) if checked.grid else 0
         if (many := (ways + len(checked.runs)) * max(len(checked.seeds), 1) * checked.repeats) > MAX_RUNS:
             raise SweepError(f"{path}: {shown(many)} runs by grid, runs, seeds and repeats; at most {MAX_RUNS:,}")
         sweep, problems = _check(checked, knobs or {}, shrink=scale == "nano" != checked.track)
-    if problems:
-        more = [f"and {len(problems) - MAX_NAMED} problems more"] * (len(problems) > MAX_NAMED)
-        raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems[:MAX_NAMED] + more))
+    refuse(path, problems)
     return sweep
 
 
-def _explain(problem: dict) -> str:
-    """One of pydantic's problems: 'runs: a: input should be a valid dictionary, found 3'."""
+def refuse(path: Path, problems: list[str]) -> None:
+    """SweepError naming the file's problems, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - MAX_NAMED} problems more"] * (len(problems) > MAX_NAMED)
+        raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems[:MAX_NAMED] + more))
+
+
+def explain(problem: dict, keys: type[BaseModel]) -> str:
+    """One of pydantic's problems with a file of these keys: 'runs: a: input should be a valid dictionary, found 3'."""
     place, message = ": ".join(str(part)[:100] for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return _no_such("key", place, SweepKeys.model_fields)
+        return _no_such("key", place, keys.model_fields)
     return f"{place}: {message[0].lower()}{message[1:]}, found {shown(problem['input'])}"
 
 
