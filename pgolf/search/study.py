@@ -111,7 +111,14 @@ class Study:
         return None
 
     def _taken(self, trial: "optuna.Trial", lock: filelock.FileLock) -> Taken:
-        values = self.search.choose(lambda knob, values: _suggest(trial, knob, values))
+        trial.relative_params  # drawn once, before any knob
+
+        def suggest(knob: str, values: Values) -> object:
+            # A knob that was stored before a kill draws nothing, so each has random numbers of its own.
+            self.study.sampler = _sampler(self.search, trial.number, knob)
+            return _suggest(trial, knob, values)
+
+        values = self.search.choose(suggest)
         run = trial.user_attrs.get("run") or f"trial{trial.number:03}"
         trial.set_user_attr("run", run)
         return Taken(trial, run, values, lock)
@@ -222,10 +229,10 @@ def open_journal(folder: Path) -> "optuna.Study":
     return _optuna().load_study(study_name=None, storage=_storage(folder))
 
 
-def _sampler(search: Search, number: int) -> "optuna.samplers.TPESampler":
-    """The sampler of one trial: its random numbers depend on nothing but sampler_seed and the trial's number."""
+def _sampler(search: Search, number: int, knob: str = "") -> "optuna.samplers.TPESampler":
+    """The sampler of one trial, or of one of its knobs: its random numbers depend on nothing but these and the seed."""
     conditional = any(values.when for values in search.keys.space.values())
-    seed = int(np.random.SeedSequence([search.keys.sampler_seed, number]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([search.keys.sampler_seed, number, *knob.encode()]).generate_state(1)[0])
     return _optuna().samplers.TPESampler(seed=seed, multivariate=True, group=conditional, n_startup_trials=STARTUP)
 
 
