@@ -38,12 +38,11 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False, short: bool = Fal
 
     short: the columns SHORT alone.
 
-    status: complete; failed (error.json says why); interrupted (lost machine or killed process); refused
-    (its forecast is over its cap); pruned (a search stopped it); damaged (a file is not what the run wrote, see integrity; thorough checks every
-    checksum); incomplete. Only complete rows carry
-    figures. bpb: roundtrip_val_bpb. over_cap: total_bytes exceeds cap_bytes. arm: name in the sweep file without seed
-    and repeat. control: the sweep's baseline run, of the same seed where there are several. flags: sentences about
-    odd facts in an imported log or in a run's timing.
+    status: complete; failed (error.json says why); interrupted (lost machine or killed process); refused (its forecast
+    is over its cap); pruned (a search stopped it); damaged (a file is not what the run wrote, see integrity; thorough
+    checks every checksum); incomplete. Only complete rows carry figures. bpb: roundtrip_val_bpb. over_cap: total_bytes
+    exceeds cap_bytes. arm: name in the sweep file without seed and repeat. control: the sweep's baseline run, of the
+    same seed where there are several. flags: sentences about odd facts in an imported log or in a run's timing.
     """
     root = Path(root)
     directories = run_directories(root)

@@ -111,7 +111,7 @@ class Study:
         return None
 
     def _taken(self, trial: "optuna.Trial", lock: filelock.FileLock) -> Taken:
-        trial.relative_params  # drawn once, before any knob
+        _ = trial.relative_params  # drawn once, before any knob
 
         def suggest(knob: str, values: Values) -> object:
             # A knob that was stored before a kill draws nothing, so each has random numbers of its own.
@@ -168,7 +168,7 @@ class Study:
         taken.lock.release()
 
     def answers(self) -> list[tuple[str, dict, Outcome]]:
-        """Run, knobs and outcome of the trials that are answers: the best first; of objective both, the Pareto front."""
+        """Run, knobs and outcome of the trials that are answers, the best first; objective both: the Pareto front."""
         found = []
         for trial in self.trials():
             outcome = outcome_of(trial)
