@@ -159,7 +159,7 @@ def about_sweep(folder: Path) -> str:
 
 
 def describe_search(trials: pd.DataFrame) -> list[str]:
-    """How a search's trials ended, and its best against its baseline. trials: of search.answer.trial_table."""
+    """How a search's trials ended, and its best against its baseline. trials: of search.trials.trial_table."""
     counts = trials.state.replace({"same": "of knobs tried before", "refused": "not trained"}).value_counts()
     over = int(((trials.state == "complete") & (trials.over > 0)).sum())
     said = [f"{len(trials):,} trials: " + ", ".join(f"{count:,} {state}" for state, count in counts.items())]

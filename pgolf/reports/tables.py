@@ -180,7 +180,7 @@ def sweep_columns(rows: pd.DataFrame, reference: pd.DataFrame) -> list[Column]:
 
 
 def search_columns(knobs: list[str]) -> list[Column]:
-    """Columns for a search's trials, of search.answer.trial_table."""
+    """Columns for a search's trials, of search.trials.trial_table."""
     columns: list[Column] = [("trial", "run", ""), *_words("state"), BPB4, ("bytes", "bytes", ",.0f")]
     columns += [
         (knob, knob, lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)) for knob in knobs
