@@ -10,7 +10,7 @@ def add_commands(commands) -> None:
     sub = add_command(
         commands, search, "search", "search knobs for the lowest bits per byte, or bytes, of files that fit the cap",
         "pgolf search notebooks/searches/search_nano.yaml --dry-run",
-        "pgolf search mine.yaml --workers 1   # again, or in two terminals: they share the trials",
+        "pgolf search mine.yaml --workers 1",
     )  # fmt: skip
     sub.add_argument("file", type=existing_file, metavar="FILE", help="search file, YAML")
     add_workers(sub, "trials at a time in this process; default: as many as fit the cores or GPUs")

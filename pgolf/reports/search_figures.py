@@ -67,7 +67,7 @@ def _limit(ax: Axes, bpb: pd.Series) -> None:
 
 
 def plot_importances(rows: pd.DataFrame) -> Figure:
-    """Share of each knob, its interval over resampled trials, and what chance gives. rows: of search.trials.importances."""
+    """Share of each knob, its interval over resampled trials, and chance. rows: of search.trials.importances."""
     figure, ax = plt.subplots(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
     y = np.arange(len(rows))[::-1]
     ax.barh(y, rows.importance, 0.6, color=[BLUE if above else "0.75" for above in rows.importance > rows.chance])
