@@ -49,7 +49,7 @@ def test_no_pin_names_a_build():
 
 def test_conda_installs_the_same_project():
     *packages, pip = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    assert pip == {"pip": ["-c constraints.txt", "-e .[lab,dev]"]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[lab,dev,search]"]}
     (python,) = (Requirement(p) for p in packages if p.startswith("python"))
     minors = [f"3.{n}" for n in range(30) if f"3.{n}" in python.specifier]
     assert minors and all(m in SpecifierSet(PROJECT["requires-python"]) for m in minors)
@@ -77,8 +77,8 @@ def test_a_torch_of_ones_own_is_the_only_attempt():
 def test_uv_is_tried_first_where_it_is_there_and_pip_where_it_fails():
     (by_uv,), (by_pip,) = install.torch_attempts("linux", False, "1.2.3", uv="/bin/uv")
     assert by_uv[:3] == ["/bin/uv", "pip", "install"] and "cpu" in by_uv and by_pip[-1] == "torch==1.2.3+cpu"
-    (by_uv,), (by_pip,) = install.attempts("-e", ".[lab,dev]", uv="/bin/uv")
-    assert by_uv[-2:] == by_pip[-2:] == ["-e", ".[lab,dev]"] and by_uv[0] == "/bin/uv" != by_pip[0]
+    (by_uv,), (by_pip,) = install.attempts("-e", ".[lab,dev,search]", uv="/bin/uv")
+    assert by_uv[-2:] == by_pip[-2:] == ["-e", ".[lab,dev,search]"] and by_uv[0] == "/bin/uv" != by_pip[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the commands of this test")

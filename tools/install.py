@@ -140,7 +140,7 @@ def main() -> None:
     pinned, uv = pinned_torch(constraints), shutil.which("uv")
     if troubles := first_that_works(torch_attempts(sys.platform, has_nvidia_gpu(), pinned, spec, uv)):
         sys.exit(troubles + TORCH_HELP.format(pinned=pinned))
-    if troubles := first_that_works(attempts("-e", ".[lab,dev]", uv=uv)):
+    if troubles := first_that_works(attempts("-e", ".[lab,dev,search]", uv=uv)):
         sys.exit(f"{troubles}\npgolf could not be installed.")
     STAMP.write_text(key)
 

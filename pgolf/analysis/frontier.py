@@ -109,7 +109,7 @@ def not_counted(table: pd.DataFrame) -> pd.DataFrame:
                 of = "" if pd.isna(total) else f" of {total:.0f}"
                 last = f"last step {max(steps)}{of}" if steps else "no step logged"
                 why = f"{run.status}, {last}" + (f": {run.problem}" if run.problem else "")
-            case "failed" | "damaged" | "refused":
+            case "failed" | "damaged" | "refused" | "pruned":
                 why = f"{run.status}: {run.problem}"
             case _ if run.table or run.kind == "import":
                 continue

@@ -8,7 +8,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from pgolf.cli import cluster, data, doctor, init, knobs, legality, records, remote, runs, schema, sweeps
+from pgolf.cli import cluster, data, doctor, init, knobs, legality, records, remote, runs, schema, search, sweeps
 from pgolf.cli.arguments import Parser, add_command, add_run, complete_runs, escape_controls, positive
 from pgolf.runs import directory
 from pgolf.runs.result import ARTIFACT
@@ -76,6 +76,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND")
 
     sweeps.add_commands(commands)
+    search.add_commands(commands)
     runs.add_commands(commands)
     command = partial(add_command, commands)
 

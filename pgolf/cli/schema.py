@@ -1,4 +1,4 @@
-"""`pgolf schema`: JSON schemas of knobs, sweep files and machine files, by which editors complete and check YAML."""
+"""`pgolf schema`: JSON schemas of knobs, sweep, search and machine files, by which editors complete and check YAML."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ NULL = {"type": "null"}
 
 
 def add_commands(commands) -> None:
-    text = "write the JSON schemas of knobs, sweep files and machine files, by which editors complete and check them"
+    text = "write the JSON schemas of knobs, sweep, search and machine files, by which editors complete and check them"
     sub = add_command(commands, schema, "schema", text, "pgolf schema", "pgolf schema --out .vscode")
     sub.add_argument("--out", type=Path, metavar="DIR", help=f"folder; default: {FOLDER.as_posix()}")
     sub.set_defaults(anywhere=True)
@@ -37,6 +37,7 @@ def schemas() -> dict[str, str]:
     found = {
         "knobs.json": _plain(RunConfig.model_json_schema()) | {"title": "Knobs of a run"},
         "sweep.json": _sweep(),
+        "search.json": _search(),
         "machine.json": _plain(Pod.model_json_schema()) | {"title": "A rented machine, for pgolf remote"},
     }
     return {
@@ -60,8 +61,6 @@ def _sweep() -> dict:
     from pgolf.sweeps import sweep_file
 
     knobs = _plain(RunConfig.model_json_schema())
-    model = _plain(sweep_file.SweepKeys.model_json_schema())
-    meanings = dict(re.findall(r"^(\w+):.*?# (.+)$", sweep_file.__doc__, re.MULTILINE))
     lists = {
         name: {"type": "array", "minItems": 1, "items": {"$ref": f"{KNOBS}/properties/{name}"}}
         for name in knobs["properties"]
@@ -80,10 +79,39 @@ def _sweep() -> dict:
         "grid": {"type": "object", "additionalProperties": False, "properties": lists},
         "stages": {"type": "array", "items": {"anyOf": [{"type": "string"}, stage]}},
     }
-    properties = model["properties"] | own  # own: narrower than pydantic's types of these keys
+    return _narrowed(sweep_file.SweepKeys, own, sweep_file.__doc__) | {
+        "title": "A sweep file", "description": "One of runs: and grid: at least.",
+    }  # fmt: skip
+
+
+def _search() -> dict:
+    """Schema of a search file: SearchKeys, with the knobs that its keys hold."""
+    from pgolf.search import search_file
+
+    knobs = _plain(RunConfig.model_json_schema())["properties"]
+    lists = {
+        name: {"anyOf": [
+            {"type": "array", "minItems": 1, "items": {"$ref": f"{KNOBS}/properties/{name}"}},
+            {"$ref": "#/$defs/Values"},
+        ]}
+        for name in knobs
+    }  # fmt: skip
+    own = {
+        "track": knobs["track"],
+        "base": {"anyOf": [{"$ref": KNOBS}, NULL]},
+        "space": {"type": "object", "additionalProperties": False, "minProperties": 1, "properties": lists},
+        "enqueue": {"type": "object", "additionalProperties": {"anyOf": [{"$ref": KNOBS}, NULL]}},
+    }
+    return _narrowed(search_file.SearchKeys, own, search_file.__doc__) | {
+        "title": "A search file", "description": "One of trainings:, hours:, money: and trials: at least.",
+    }  # fmt: skip
+
+
+def _narrowed(keys: type, own: dict, text: str) -> dict:
+    """A file's schema with `own` in place of pydantic's wider types, and each key's meaning from its format's text."""
+    model = _plain(keys.model_json_schema())
+    properties, meanings = model["properties"] | own, dict(re.findall(r"^(\w+):.*?# (.+)$", text, re.MULTILINE))
     for name in properties.keys() & meanings.keys():
         properties[name] = properties[name] | {"description": meanings[name]}
-    return model | {
-        "title": "A sweep file", "description": "One of runs: and grid: at least.",
-        "properties": properties, "definitions": {"knobs": {**knobs, "description": "knobs of a run"}},
-    }  # fmt: skip
+    knobs = _plain(RunConfig.model_json_schema()) | {"description": "knobs of a run"}
+    return model | {"properties": properties, "definitions": {"knobs": knobs}}

@@ -66,9 +66,15 @@ class ClusterPool:
     with_data: set[tuple] = field(default_factory=set)  # checkouts, as (host, root), that have the sweep's data
     is_waiting: bool = False
 
-    def start(self, job: Job) -> bool:
+    def _free(self) -> Worker | None:
         idle = self.idle - {one.address for one, _ in self.active.values()}
-        free = next((one for one in self.workers.values() if one.address in idle), None)
+        return next((one for one in self.workers.values() if one.address in idle), None)
+
+    def has_room(self) -> bool:
+        return self._free() is not None
+
+    def start(self, job: Job) -> bool:
+        free = self._free()
         if free is None:
             return False
         name = f"{job.run_dir.parent.name}/{job.run_dir.name}"

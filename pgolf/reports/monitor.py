@@ -25,12 +25,12 @@ from pgolf.reports import curves, tables
 from pgolf.reports.figures import RED
 from pgolf.reports.labels import md, short
 from pgolf.reports.sentences import listed
-from pgolf.runs.directory import INTERRUPTED, REFUSED, RUNS, is_held, last_words, metric_rows, why_it_failed
+from pgolf.runs.directory import INTERRUPTED, PRUNED, REFUSED, RUNS, is_held, last_words, metric_rows, why_it_failed
 from pgolf.runs.result import RunError, read_result
 from pgolf.runs.schema import About, knobs_that_fit, read_about
 
 TROUBLE = ("stalled", "dead", "failed")
-STATES = ("running", *TROUBLE, "waiting", "refused", "complete")  # the order in tables
+STATES = ("running", *TROUBLE, "waiting", "refused", "pruned", "complete")  # the order in tables
 NUMBERS = ("step", "of", "bpb", "step_seconds", "seconds_left", "wrote", "seconds")
 COLUMNS = ["sweep", "run", "state", "note", "kind", *NUMBERS, "sweep_runs", "path"]
 FILES = (
@@ -185,8 +185,9 @@ def _ended(row: dict, files: dict[str, float], config: dict, began: float | None
     again = "goes on from its last resume file" if "resume.pt" in files else "starts anew"
     job = files.get("job.json", 0.0)
     touched = max(files.get(name, 0.0) for name in ("config.json", "metrics.jsonl", "log.txt"))
-    if why.startswith(f"{REFUSED}:"):
-        return "refused", why.removeprefix(f"{REFUSED}: ")
+    for said, state in ((REFUSED, "refused"), (PRUNED, "pruned")):
+        if why.startswith(f"{said}:"):
+            return state, why.removeprefix(f"{said}: ")
     if began is not None and job < began:  # the running sweep has not come to it yet
         return "waiting", f"failed before: {why}" if why else f"was killed {at}, {again}" if config else ""
     if began is not None and not why and now - job < BOOT_SECONDS and touched < job:

@@ -34,8 +34,10 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
     "repeatability": ("Repeatability", "How far apart do equal runs end, and how many seeds does a claim need?"),
     "curves": ("Training curves", "How did loss fall with steps and with seconds?"),
     "export": ("Exports of each checkpoint", "One checkpoint, every way to store it: which file scores best?"),
+    "search": ("Searches", "Which configuration is the best that fits, and which knobs decide it?"),
     "imports": ("Imported logs", "What do other people's logs say, and does it agree with what was claimed?"),
 }
+IF_THERE = {"search": "search.journal"}  # written only where a folder, or one in it, has that file
 EARLY = ("frontier", "sweep")  # drawn while runs go on
 SLOWEST = ("frontier", "sweep", "curves")  # started first
 AT_ONCE = 2  # pages; each is a kernel of some hundred MB
@@ -63,7 +65,8 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
         if folder.resolve() != folder:
             raise ReportError(f"{folder} leads out of {out}: remove the link, or name another --out")
         tempfile.TemporaryFile(dir=folder).close()  # a folder that is read-only ends here
-    only = list(only)
+    there = _pages_of(root)
+    only = [page for page in only if page in there]
     waiting = iter(sorted(only, key=lambda page: page not in SLOWEST))  # the kernels share it
     written, failed, kernels, interrupted = {}, [], [], Event()
 
@@ -80,7 +83,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
                     why = f"{name}: {error.strerror}" if name else error or type(error).__name__
                     failed.append(f"report_{page}.ipynb: {why}")
                     with suppress(OSError):
-                        _write_failure(out, page, failed[-1])
+                        _write_failure(root, out, page, failed[-1])
 
     count = min(AT_ONCE, os.cpu_count() or 1, len(only))
     with ThreadPoolExecutor(count) as pool:
@@ -154,7 +157,13 @@ def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
         with suppress(OSError):  # it is gone
             (out / "figures" / figure).unlink()
     atomic_write(out / "figures" / f"{page}.json", json.dumps({"figures": drawn}, indent=1) + "\n")
-    return atomic_write(out / f"{page}.html", PAGE.substitute(title=PAGES[page][0], nav=_links(page), body=body))
+    return atomic_write(out / f"{page}.html", PAGE.substitute(title=PAGES[page][0], nav=_links(page, root), body=body))
+
+
+def _pages_of(root: Path) -> list[str]:
+    """PAGES that the runs below root have something for."""
+    marks = {page: [*root.glob(name), *root.glob(f"*/{name}")] for page, name in IF_THERE.items()}
+    return [page for page in PAGES if marks.get(page, True)]
 
 
 def _figures(out: Path, page: str) -> list[str]:
@@ -164,10 +173,10 @@ def _figures(out: Path, page: str) -> list[str]:
     return [name for name in listed if isinstance(name, str) and re.fullmatch(rf"{page}_[\w.-]+\.png", name)]
 
 
-def _write_failure(out: Path, page: str, reason: str) -> None:
+def _write_failure(root: Path, out: Path, page: str, reason: str) -> None:
     title = PAGES[page][0]
     body = f"<h1>{title}</h1><p><b>This page could not be drawn.</b> {html.escape(printable(reason))}</p>"
-    atomic_write(out / f"{page}.html", PAGE.substitute(title=title, nav=_links(page), body=body))
+    atomic_write(out / f"{page}.html", PAGE.substitute(title=title, nav=_links(page, root), body=body))
 
 
 def _write_index(root: Path, out: Path) -> Path:
@@ -181,9 +190,11 @@ def _write_index(root: Path, out: Path) -> Path:
         for figure in _figures(out, page)[:1]:
             name = html.escape(quote(figure))
             body.append(f'<a href="{page}.html"><img src="figures/{name}" alt="{title}" width="560"></a>')
-    return atomic_write(out / "index.html", PAGE.substitute(title="pgolf", nav=_links("index"), body="\n".join(body)))
+    return atomic_write(
+        out / "index.html", PAGE.substitute(title="pgolf", nav=_links("index", root), body="\n".join(body))
+    )
 
 
-def _links(page: str) -> str:
-    titles = {"index": "All reports"} | {name: title for name, (title, _) in PAGES.items()}
+def _links(page: str, root: Path) -> str:
+    titles = {"index": "All reports"} | {name: PAGES[name][0] for name in _pages_of(root)}
     return " · ".join(title if name == page else f'<a href="{name}.html">{title}</a>' for name, title in titles.items())

@@ -158,6 +158,22 @@ def about_sweep(folder: Path) -> str:
     return md((about and about.question) or "")
 
 
+def describe_search(trials: pd.DataFrame) -> list[str]:
+    """How a search's trials ended, and its best against its baseline. trials: of search.trials.trial_table."""
+    counts = trials.state.replace({"same": "of knobs tried before", "refused": "not trained"}).value_counts()
+    over = int(((trials.state == "complete") & (trials.over > 0)).sum())
+    said = [f"{len(trials):,} trials: " + ", ".join(f"{count:,} {state}" for state, count in counts.items())]
+    said += [f"{over:,} files are over a limit, so no answer"] * bool(over)
+    answers = trials[(trials.state == "complete") & (trials.over <= 0)]
+    for best in answers.sort_values("bpb")[:1].itertuples():
+        text = f"best by its one seed: **{md(best.run)}**, {best.bpb:.4f} bpb in {best.bytes:,.0f} bytes"
+        base = answers[answers.is_baseline & (answers.run != best.run)]
+        said.append(text + "".join(f"; {md(own.run)}: {own.bpb:.4f} in {own.bytes:,.0f}" for own in base.itertuples()))
+    for why, own in trials[trials.state == "refused"].groupby(trials.why.str.partition(":")[0].str.slice(0, 60)):
+        said.append(f"not trained: {md(listed(list(own.run), 5))}, {md(why)}")
+    return said
+
+
 def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: About) -> str:
     """What it means for one group's rows that a sweep is in several comparison groups; '' if it is in one."""
     lost = bool(about.control) and not rows.is_baseline.any()

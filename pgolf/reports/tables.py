@@ -195,6 +195,15 @@ def sweep_columns(rows: pd.DataFrame, reference: pd.DataFrame) -> list[Column]:
     return columns
 
 
+def search_columns(knobs: list[str]) -> list[Column]:
+    """Columns for a search's trials, of search.trials.trial_table."""
+    columns: list[Column] = [("trial", "run", ""), *_words("state"), BPB4, ("bytes", "bytes", ",.0f")]
+    columns += [
+        (knob, knob, lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)) for knob in knobs
+    ]
+    return [*columns, ("note", "why", "")]
+
+
 def seed_noise(noises: dict) -> pd.DataFrame:
     """Rows for SEED_NOISE. noises: analysis.seed_groups.noise_by_track."""
     rows = [{"track": key[0], "limit": key[1], **asdict(noise)} for key, noise in noises.items() if noise]

@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # the CLI needs this module without torch, which takes second
 RUNS = Path(os.environ.get("PGOLF_RUNS") or ROOT / "runs")
 INTERRUPTED = "Interrupted"  # error.json of a run that was ended from outside
 REFUSED = "Refused"  # and of one that was not trained, since its file would not fit its cap
+PRUNED = "Pruned"  # and of a search's trial that was stopped, since others were better at the same step
 LOCK_PATIENCE_SECONDS = 20  # a killed sweep's kernel holds its lock for some seconds
 MAX_DEPTH = 5  # folders below runs/: sweep, run, the files of a lab
 MAX_LOG_BYTES = 256 * 2**20
@@ -205,7 +206,7 @@ def write_failure(run_dir: Path, error: BaseException) -> None:
 
 
 def write_interruption(run_dir: Path, why: str, error: str = INTERRUPTED) -> None:
-    """error.json of a run that was ended from outside: a lost machine, a killed process, a cap (REFUSED)."""
+    """error.json of a run that was ended from outside: lost machine, killed process, cap (REFUSED), search (PRUNED)."""
     atomic_write(Path(run_dir) / "error.json", json.dumps({"error": error, "message": why}, indent=1))
 
 

@@ -9,7 +9,16 @@ import pandas as pd
 
 from pgolf.disk import read_json
 from pgolf.runs import integrity
-from pgolf.runs.directory import INTERRUPTED, REFUSED, RUNS, metric_rows, read_failure, run_directories, with_defaults
+from pgolf.runs.directory import (
+    INTERRUPTED,
+    PRUNED,
+    REFUSED,
+    RUNS,
+    metric_rows,
+    read_failure,
+    run_directories,
+    with_defaults,
+)
 from pgolf.runs.result import TIME, Result, RunError, read_result, whole_protocol
 from pgolf.runs.schema import About, knobs_that_fit, read_about
 from pgolf_core.config import HASH_EXCLUDED, RunConfig, digest, hash_of
@@ -29,12 +38,11 @@ def load_runs(root: str | Path = RUNS, thorough: bool = False, short: bool = Fal
 
     short: the columns SHORT alone.
 
-    status: complete; failed (error.json says why); interrupted (lost machine or killed process); refused
-    (its forecast is over its cap); damaged (a file is not what the run wrote, see integrity; thorough checks every
-    checksum); incomplete. Only complete rows carry
-    figures. bpb: roundtrip_val_bpb. over_cap: total_bytes exceeds cap_bytes. arm: name in the sweep file without seed
-    and repeat. control: the sweep's baseline run, of the same seed where there are several. flags: sentences about
-    odd facts in an imported log or in a run's timing.
+    status: complete; failed (error.json says why); interrupted (lost machine or killed process); refused (its forecast
+    is over its cap); pruned (a search stopped it); damaged (a file is not what the run wrote, see integrity; thorough
+    checks every checksum); incomplete. Only complete rows carry figures. bpb: roundtrip_val_bpb. over_cap: total_bytes
+    exceeds cap_bytes. arm: name in the sweep file without seed and repeat. control: the sweep's baseline run, of the
+    same seed where there are several. flags: sentences about odd facts in an imported log or in a run's timing.
     """
     root = Path(root)
     directories = run_directories(root)
@@ -135,7 +143,7 @@ def _row(root: Path, run_dir: Path, thorough: bool) -> dict:
         return row | {"status": "damaged", "problem": why}
     if result is None:
         error, message = read_failure(run_dir) or ("", "")
-        if error in (INTERRUPTED, REFUSED):
+        if error in (INTERRUPTED, REFUSED, PRUNED):
             row |= {"status": error.lower(), "problem": message}
         elif error:
             row |= {"status": "failed", "problem": f"{error}: {message}"}

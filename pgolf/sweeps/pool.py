@@ -88,6 +88,10 @@ class LocalPool:
     def refresh(self) -> None:
         """Notice workers that came or went: here none do."""
 
+    def has_room(self) -> bool:
+        """True if a worker is free."""
+        return bool(self.free)
+
     def start(self, job: Job) -> bool:
         """Start a job on a free worker; False if there is none. Raises OSError."""
         if not self.free:
@@ -105,8 +109,10 @@ class LocalPool:
         return process.returncode
 
     def stop(self, job: Job) -> None:
-        """End a started job's process."""
-        kill_family(self.started[job][0].pid)
+        """End a started job's process; its worker is free again."""
+        process, environment = self.started.pop(job)
+        kill_family(process.pid)
+        self.free.append(environment)
 
 
 def worker_environments(configs: list[RunConfig], workers: int | None = None) -> list[dict[str, str]]:

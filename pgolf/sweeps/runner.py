@@ -57,7 +57,7 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[str]]:
     problems, jobs, stages = [], [], []
     for job in plan(sweep):
         try:
-            if not (_is_complete(job) or _is_refused(sweep, job)):
+            if not (is_complete(job) or _is_refused(sweep, job)):
                 jobs.append(job)
         except (ConfigError, RunError) as error:
             problems.append(str(error))
@@ -74,7 +74,7 @@ def missing(sweep: Sweep) -> tuple[list[Job], list[str]]:
     return jobs, stages
 
 
-def _is_complete(job: Job) -> bool:
+def is_complete(job: Job) -> bool:
     """True if a run is done. Raises RunError if it is damaged, ConfigError if its directory has other knobs."""
     check_config(job.run_dir, job.config)
     result = read_result(job.run_dir)
@@ -187,7 +187,7 @@ def run_checked(
             say(line)
         if _refuse(sweep, jobs):
             jobs, stages = missing(sweep)
-        _write_about(sweep, file)
+        write_about(sweep, file)
         datasets(job.config for job in jobs)  # built once, and its problems reported before anything runs
         if not (jobs or stages):
             return []
@@ -229,7 +229,7 @@ def _refuse(sweep: Sweep, jobs: list[Job]) -> dict[str, str]:
     return refused
 
 
-def _write_about(sweep: Sweep, file: str) -> None:
+def write_about(sweep: Sweep, file: str) -> None:
     """sweep.json: what analysis and reports need to know of the sweep file, whose name is `file`."""
     before = read_about(sweep.directory) or About()
     # Runs of earlier seeds or of a larger file are still in the folder, so what was written about them stays.

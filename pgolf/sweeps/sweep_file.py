@@ -177,8 +177,8 @@ def _check_size(text: str) -> None:
             raise SweepError(f"{line}: more than {MAX_VALUES:,} values, or {MAX_DEPTH} levels, once aliases are read")
 
 
-def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file. Raises FileNotFoundError, or SweepError naming what is wrong with it."""
+def read_yaml(path: str | Path, expected: str = "a sweep is a mapping with runs: or grid:") -> dict:
+    """The mapping in a YAML file, with a name. FileNotFoundError, or SweepError naming what is wrong with it."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -189,7 +189,7 @@ def read_yaml(path: str | Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError, SweepError) as error:
         raise SweepError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise SweepError(f"{path}: a sweep is a mapping with runs: or grid:, not {type(content).__name__}")
+        raise SweepError(f"{path}: {expected}, not {type(content).__name__}")
     return {"name": path.stem} | {key: value for key, value in content.items() if value is not None}
 
 
@@ -215,7 +215,7 @@ def sweep_of(
     if (many := (ways + len(checked.runs)) * max(len(checked.seeds), 1) * checked.repeats) > MAX_RUNS:
         raise SweepError(f"{path}: {shown(many)} runs by grid, runs, seeds and repeats; at most {MAX_RUNS:,}")
     sweep, problems = _check(checked, knobs or {}, shrink=scale == "nano" != checked.track)
-    _refuse(problems, path)
+    refuse(problems, path)
     return sweep
 
 
@@ -224,11 +224,12 @@ def checked_keys(keys: type[Keys], given: dict, path: str | Path) -> Keys:
     try:
         return keys(**given)
     except ValidationError as error:
-        _refuse([_explain(problem, keys) for problem in error.errors()], path)
+        refuse([_explain(problem, keys) for problem in error.errors()], path)
         raise
 
 
-def _refuse(problems: list[str], path: str | Path) -> None:
+def refuse(problems: list[str], path: str | Path) -> None:
+    """SweepError naming the file's problems, if there are any."""
     if problems:
         more = [f"and {len(problems) - MAX_NAMED} problems more"] * (len(problems) > MAX_NAMED)
         raise SweepError(f"{path}:\n" + "\n".join(f"  - {problem}" for problem in problems[:MAX_NAMED] + more))

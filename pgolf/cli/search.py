@@ -1,0 +1,58 @@
+"""`pgolf search`: configurations tried one after another, each where those before it did well, under the byte cap."""
+
+import argparse
+from functools import partial
+
+from pgolf.cli.arguments import add_command, add_workers, existing_file
+
+
+def add_commands(commands) -> None:
+    sub = add_command(
+        commands, search, "search", "search knobs for the lowest bits per byte, or bytes, of files that fit the cap",
+        "pgolf search notebooks/searches/search_nano.yaml --dry-run",
+        "pgolf search mine.yaml --workers 1",
+    )  # fmt: skip
+    sub.add_argument("file", type=existing_file, metavar="FILE", help="search file, YAML")
+    add_workers(sub, "trials at a time in this process; default: as many as fit the cores or GPUs")
+    text = "train on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
+    sub.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
+    text = "check the file and print what is enqueued, its forecast, and the space"
+    sub.add_argument("--dry-run", action="store_true", help=text)
+
+
+def search(arguments: argparse.Namespace) -> int:
+    from pgolf.search.search_file import load_search
+
+    checked = load_search(arguments.file)
+    if arguments.dry_run:
+        _dry_run(checked)
+        return 0
+    from pgolf.search.answer import answer, train_finalists
+    from pgolf.search.driver import run_search
+    from pgolf.search.trainings import open_trainings
+    from pgolf.sweeps.jobs import say
+
+    open_pool = None
+    if arguments.cluster:
+        from pgolf.machines.cluster import connect
+
+        open_pool = partial(connect, arguments.cluster)
+    with open_trainings(checked, arguments.workers, open_pool) as trainings:
+        study = run_search(checked, trainings, say)
+    failures = train_finalists(checked, study, arguments.workers, open_pool, say)
+    print(answer(checked, study))
+    return 1 if failures else 0
+
+
+def _dry_run(checked) -> None:
+    from pgolf.training.forecast import over_cap
+
+    keys = checked.keys
+    print(f"{checked.name}: {keys.question}" if keys.question else checked.name)
+    for knob, values in keys.space.items():
+        given = values.model_dump(exclude_defaults=True)
+        print(f"  {knob}: {given.pop('choices', None) or ''}{''.join(f' {name} {own}' for name, own in given.items())}")
+    over_cap({run: checked.config(values) for run, values in checked.enqueued.items()}, print)
+    budgets = {name: getattr(keys, name) for name in ("trainings", "hours", "money")} | {"trials": checked.most_trials}
+    limits = ", ".join(f"{name} {own:g}" for name, own in budgets.items() if own is not None)
+    print(f"budget: {limits}; pruner {checked.pruner}; finalists {keys.finalists} with seeds {keys.seeds}")

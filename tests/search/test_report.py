@@ -1,0 +1,56 @@
+"""The page of searches: written where there is one, with every figure drawn, and without torch."""
+
+from contextlib import nullcontext
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from search.conftest import SPACE, Surrogate, surrogate_bpb
+from support.runs import make_run
+
+from pgolf.reports import pages
+from pgolf.runs import directory
+from pgolf.search import study, trials
+from pgolf.search.driver import run_search
+from pgolf.search.study import Outcome
+from pgolf.sweeps.kernel_process import SharedKernel
+
+
+class Stored(Surrogate):
+    """Complete trials are runs of the store; every fourth configuration is over the cap, every fifth pruned."""
+
+    def begin(self, run, config):
+        number = int(run.removeprefix("trial")) if run != "stack" else 0
+        if number % 4 == 3:
+            return Outcome("refused", bytes=1_100_000, over=0.1, why="forecast 1,100,000 bytes")
+        if number % 5 == 4:
+            return Outcome("pruned", 3.0, why="3.0000 bpb at step 40, behind other trials there")
+        knobs = {name: getattr(config, name) for name in SPACE} | {"bigram_vocab_size": config.bigram_vocab_size}
+        make_run(directory.RUNS, f"s/{run}", 900_000, surrogate_bpb(config), knobs)
+        return Outcome("complete", surrogate_bpb(config), 900_000, -0.1, 60.0)
+
+
+def test_the_page_of_a_search_has_its_figures_trials_and_knobs(search, tmp_path, monkeypatch):
+    run_search(
+        search(space=SPACE | {"bigram_vocab_size": [0, 4096]}, trials=40, enqueue={"stack": {}}), Stored(), print
+    )
+    with SharedKernel() as kernel:
+        monkeypatch.setattr(pages, "SharedKernel", lambda: nullcontext(kernel))
+        _, page = pages.write_reports(tmp_path / "runs", tmp_path / "out", ["search"])
+    text = page.read_text(encoding="utf-8")
+    for words in ("40 trials: ", "not trained", "best by its one seed", "stack", "Which knobs decide"):
+        assert words in text, words
+    names = ("", "_front", "_importances", "_slices")
+    for figure in (tmp_path / "out" / "figures" / f"search_1_s{name}.png" for name in names):
+        assert plt.imread(figure)[..., :3].std() > 0.05
+    assert len(pd.read_csv(tmp_path / "out" / "tables" / "search.csv")) == 40
+
+
+def test_a_knob_that_decides_is_above_chance_and_one_without_effect_is_not(search, monkeypatch):
+    monkeypatch.setattr(study, "STARTUP", 60)  # all at random
+    space = {"matrix_lr": SPACE["matrix_lr"], "bigram_vocab_size": [0, 4096]}
+    run_search(alone := search(space=space, trials=60), Surrogate(), lambda line: None)
+    found = trials.importances(alone.directory).set_index("knob")
+    assert (found.low <= found.high).all() and found.importance.sum() == pytest.approx(1)
+    assert found.importance["matrix_lr"] > found.chance["matrix_lr"]
+    assert found.importance["bigram_vocab_size"] < 0.1
