@@ -92,7 +92,9 @@ def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> No
         assert final_bpb(again) == final_bpb(output)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_a_script_alone_makes_the_bytes_and_the_score_of_its_run(few_documents, tmp_path, case):
     trained_alone(CASES[case], few_documents, tmp_path)
 
