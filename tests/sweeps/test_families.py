@@ -96,6 +96,6 @@ def test_sweep_json_names_the_study_and_its_scale(tmp_path, monkeypatch):
     text = "sweep: arms.yaml\nscales: {own: {}, wide: {model_dim: 128}}"
     file, (_, wide) = load_transfer(transfer_file(tmp_path, text))
     wide.directory.mkdir(parents=True)
-    runner._write_about(wide, file.stem)
+    runner.write_about(wide, file.stem)
     about = json.loads((wide.directory / "sweep.json").read_text())
     assert (about["family"], about["scale"], about["file"]) == ("t", "wide", "arms")
