@@ -1,4 +1,4 @@
-"""`pgolf schema`: JSON schemas of knobs, sweep, search and machine files, by which editors complete and check YAML."""
+"""`pgolf schema`: JSON schemas of knobs and of all files that commands read, by which editors complete and check YAML."""
 
 import argparse
 import json
@@ -16,7 +16,9 @@ NULL = {"type": "null"}
 
 
 def add_commands(commands) -> None:
-    text = "write the JSON schemas of knobs, sweep, search and machine files, by which editors complete and check them"
+    text = (
+        "write the JSON schemas of knobs and of all files that commands read, by which editors complete and check them"
+    )
     sub = add_command(commands, schema, "schema", text, "pgolf schema", "pgolf schema --out .vscode")
     sub.add_argument("--out", type=Path, metavar="DIR", help=f"folder; default: {FOLDER.as_posix()}")
     sub.set_defaults(anywhere=True)
@@ -38,6 +40,8 @@ def schemas() -> dict[str, str]:
         "knobs.json": _plain(RunConfig.model_json_schema()) | {"title": "Knobs of a run"},
         "sweep.json": _sweep(),
         "search.json": _search(),
+        "transfer.json": _family("TransferKeys", "scales", "A file of pgolf transfer"),
+        "scale.json": _family("ScaleKeys", "sizes", "A file of pgolf scale"),
         "machine.json": _plain(Pod.model_json_schema()) | {"title": "A rented machine, for pgolf remote"},
     }
     return {
@@ -105,6 +109,15 @@ def _search() -> dict:
     return _narrowed(search_file.SearchKeys, own, search_file.__doc__) | {
         "title": "A search file", "description": "One of trainings:, hours:, money: and trials: at least.",
     }  # fmt: skip
+
+
+def _family(keys: str, cases: str, title: str) -> dict:
+    """Schema of a file of sweeps at several scales; cases: its key of names and their knobs."""
+    from pgolf.sweeps import families
+
+    knobs = {"anyOf": [{"$ref": KNOBS}, NULL]}
+    own = {"base": knobs, cases: {"type": "object", "additionalProperties": knobs}}
+    return _narrowed(getattr(families, keys), own, families.__doc__) | {"title": title}
 
 
 def _narrowed(keys: type, own: dict, text: str) -> dict:

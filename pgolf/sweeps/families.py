@@ -1,5 +1,8 @@
 """Files of `pgolf transfer` and `pgolf scale` → ordinary checked sweeps, so that ledger and reports know their runs.
 
+name: stack_transfer               # of the study, which its sweeps' folders begin with; default: the file's name
+question: one sentence             # what the study asks
+
 sweep: stack_add_one.yaml          # transfer: the sweep file whose arms run at every scale, beside this file
 base: {iterations: 40}             # knobs over that sweep's base, at every scale
 scales: {own: {}, wide: {model_dim: 128}}  # a sweep <name>-<scale> each; its knobs over base, an arm's over them
@@ -29,7 +32,7 @@ class TransferKeys(BaseModel):
     """The keys of a transfer file."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-    name: str
+    name: str = ""
     sweep: str
     question: str = ""
     base: Knobs = {}
@@ -41,7 +44,7 @@ class ScaleKeys(BaseModel):
     """The keys of a scaling file."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-    name: str
+    name: str = ""
     question: str = ""
     track: str = ""
     base: Knobs = {}
