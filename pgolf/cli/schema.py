@@ -1,4 +1,4 @@
-"""`pgolf schema`: JSON schemas of knobs and of all files that commands read, by which editors complete and check YAML."""
+"""`pgolf schema`: JSON schemas of knobs and of files that commands read, so that editors check YAML."""
 
 import argparse
 import json
@@ -16,9 +16,7 @@ NULL = {"type": "null"}
 
 
 def add_commands(commands) -> None:
-    text = (
-        "write the JSON schemas of knobs and of all files that commands read, by which editors complete and check them"
-    )
+    text = "write the JSON schemas of knobs and of files that commands read, so that editors complete and check them"
     sub = add_command(commands, schema, "schema", text, "pgolf schema", "pgolf schema --out .vscode")
     sub.add_argument("--out", type=Path, metavar="DIR", help=f"folder; default: {FOLDER.as_posix()}")
     sub.set_defaults(anywhere=True)
