@@ -107,8 +107,6 @@ class ModelConfig(Group):
     weight_rank: Count = Field(0, description="rank of what each generated matrix learns for itself; 0 = none")
     weight_row_scale: bool = Field(False, description="learn a scale of each row of a generated matrix")
     weight_seed: int = Field(1, ge=1, le=1_000_000_000, description="RNG seed of the maps of weights=random")
-        0, ge=0, le=1_000_000_000, description="RNG seed of the maps of weights=random; 0 = a seed like any"
-    )
 
     @property
     def blocks(self) -> int:
