@@ -16,10 +16,13 @@ from urllib.parse import quote
 import nbformat
 from tqdm import tqdm
 
+from pgolf.analysis import research
 from pgolf.disk import read_json
 from pgolf.reports.labels import printable
 from pgolf.runs.directory import RUNS
+from pgolf.runs.schema import About, read_about
 from pgolf.runs.table import load_runs
+from pgolf.search import trials
 from pgolf.sweeps.kernel_process import SharedKernel
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
@@ -31,13 +34,13 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
     "sweep": ("Sweeps", "What did each factor do to bits per byte and to bytes, and is it significant?"),
     "transfer": ("Transfer", "Does what an arm does at one scale hold at another?"),
     "scale": ("Scaling and forecasts", "How does a score fall with size and steps, and how far ahead can it be told?"),
+    "research": ("Research models", "What do generated weights, depth by token and adaptation buy, and at what cost?"),
     "repeatability": ("Repeatability", "How far apart do equal runs end, and how many seeds does a claim need?"),
     "curves": ("Training curves", "How did loss fall with steps and with seconds?"),
     "export": ("Exports of each checkpoint", "One checkpoint, every way to store it: which file scores best?"),
     "search": ("Searches", "Which configuration is the best that fits, and which knobs decide it?"),
     "imports": ("Imported logs", "What do other people's logs say, and does it agree with what was claimed?"),
 }
-IF_THERE = {"search": "search.journal"}  # written only where a folder, or one in it, has that file
 EARLY = ("frontier", "sweep")  # drawn while runs go on
 SLOWEST = ("frontier", "sweep", "curves")  # started first
 AT_ONCE = 2  # pages; each is a kernel of some hundred MB
@@ -86,7 +89,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
                         _write_failure(root, out, page, failed[-1])
 
     count = min(AT_ONCE, os.cpu_count() or 1, len(only))
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(max(count, 1)) as pool:
         drawing = [pool.submit(draw) for _ in range(count)]
         try:
             for kernel in drawing:
@@ -162,8 +165,14 @@ def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
 
 def _pages_of(root: Path) -> list[str]:
     """PAGES that the runs below root have something for."""
-    marks = {page: [*root.glob(name), *root.glob(f"*/{name}")] for page, name in IF_THERE.items()}
-    return [page for page in PAGES if marks.get(page, True)]
+    abouts = [read_about(path.parent) or About() for path in [*root.glob("sweep.json"), *root.glob("*/sweep.json")]]
+    there = {
+        "transfer": any(about.scale for about in abouts),
+        "scale": any(about.family and not about.scale for about in abouts),
+        "research": any(about.file in research.SWEEPS for about in abouts),
+        "search": bool(trials.searches(root)),
+    }
+    return [page for page in PAGES if there.get(page, True)]
 
 
 def _figures(out: Path, page: str) -> list[str]:

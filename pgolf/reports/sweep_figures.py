@@ -1,6 +1,7 @@
 """Figures of configs with several seeds: a sweep against its baseline, seed noise, the leaderboard."""
 
 from collections.abc import Sequence
+from itertools import cycle, product
 
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
@@ -140,17 +141,51 @@ def plot_passes(runs: pd.DataFrame) -> Figure:
     The filled marker is the arm's own score, at the passes that its tokens took. runs: with mean_passes and
     bpb_by_passes.
     """
-    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for (arm, own), colour in zip(runs.groupby("arm", sort=False), [*COLOURS, *COLOURS, *COLOURS], strict=False):
+    figure, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
+    looks = cycle(product(("-", "--", ":"), COLOURS))
+    for (arm, own), (line, colour) in zip(runs.groupby("arm", sort=False), looks, strict=False):
         scores = np.array(own.bpb_by_passes.to_list(), dtype=float)
         places = np.arange(1, scores.shape[1] + 1)
-        ax.plot(places, scores.mean(0), color=colour, lw=1.2, marker="o", ms=5, mfc="white", label=short(arm))
+        ax.plot(places, scores.mean(0), color=colour, lw=1.2, ls=line, marker="o", ms=5, mfc="white", label=short(arm))
         ax.plot(own.mean_passes, own.bpb, ls="", marker=".", ms=4, color=colour, alpha=0.6)
         ax.plot(own.mean_passes.mean(), own.bpb.mean(), ls="", marker="D", ms=6, color=colour)
     ax.set(xlabel="passes through the looped layers, mean over tokens", ylabel="bits per byte after round trip")
     ax.set_xticks(range(1, max(map(len, runs.bpb_by_passes)) + 1))
     ax.margins(0.12)
-    ax.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def plot_costs(rows: pd.DataFrame) -> Figure:
+    """Each arm's difference to the control with its interval, and its training and scoring time over the control's.
+
+    rows: of analysis.research.arms.
+    """
+    figure, (gain, cost) = plt.subplots(
+        1, 2, figsize=(11, 1.5 + 0.27 * len(rows)), layout="constrained", sharey=True, width_ratios=(3, 2)
+    )
+    for at, row in enumerate(rows.itertuples()):
+        marker, face, edge = VERDICTS["baseline" if row.is_baseline else row.verdict or "not known"]
+        delta, half = (0.0, 0.0) if row.is_baseline else (row.delta, row.half)
+        gain.plot([delta - half, delta + half], [at, at], color=edge, lw=1.4)
+        gain.plot([delta], [at], ls="", marker=marker, mfc=face, mec=edge, ms=6.5, mew=1.3)
+        for name, way in (("train", "s"), ("eval", "^")):
+            cost.plot([getattr(row, f"times_{name}_seconds")], [at], ls="", marker=way, mfc="white", mec="0.35", ms=6)
+    gain.axvline(0, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
+    cost.axvline(1, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
+    gain.set_yticks(range(len(rows)), [short(name) for name in rows.arm], fontsize=8)
+    gain.set(ylim=(len(rows) - 0.4, -0.6), xlabel="Δ bits per byte against the control; left is better")
+    cost.set_xscale("log")
+    low, high = cost.get_xlim()
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
+    cost.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    cost.set_xticks([], minor=True)
+    cost.set(xlabel="seconds over the control's")
+    look = dict(ms=6)
+    figure.legend(
+        handles=[dot("training", "s", "white", "0.35", **look), dot("scoring", "^", "white", "0.35", **look)],
+        loc="outside upper right", ncols=2, fontsize=8,
+    )  # fmt: skip
     return figure
 
 

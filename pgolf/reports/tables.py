@@ -162,6 +162,11 @@ FORECASTS: list[Column] = [  # rows: analysis.scaling.held_out, extrapolated and
     ("95 %", lambda rows: [f"{r.low:.4f} to {r.high:.4f}" for r in rows.itertuples()], ""),
     BPB4, ("error", "error", "+.2%"),
 ]  # fmt: skip
+RESEARCH: list[Column] = [  # rows: analysis.research.arms
+    *_words("arm"), ("seeds", "n", ".0f"), BPB4, ("Δ control", ("delta", "half"), ".4f"), SIZE,
+    ("× training", "times_train_seconds", ".2f"), ("× scoring", "times_eval_seconds", ".2f"),
+    ("parameters", "parameters", ",.0f"), ("passes", "mean_passes", ".2f"), NOTE,
+]  # fmt: skip
 HISTORY: list[Column] = [  # rows: analysis.seed_groups.history, with the leaders' names
     ("finished (UTC)", lambda rows: rows.finished.str.replace("T", " "), ""), ("cap", "cap_bytes", ",.0f"),
     ("run", "name", ""), ("mean bpb by then", "bpb", ".4f"), SIZE,

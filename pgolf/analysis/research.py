@@ -1,0 +1,64 @@
+"""Arms of the sweeps of research models against their control: what each buys in bits per byte, and what it costs.
+
+Arms that score in another way, as by adaptation, are in comparison groups of their own. Here they stand beside their
+control all the same, since what they do to a score is the question: on the same text, by the same seeds.
+"""
+
+import math
+
+import pandas as pd
+
+from pgolf.analysis import frontier, seed_groups, statistics
+
+SWEEPS = {  # sweep file -> title; its file's question is the page's
+    "generated_weights": "Generated weights",
+    "halting": "Depth by token",
+    "adaptation": "A model that learns while it is scored",
+}
+COSTS = ("train_seconds", "eval_seconds", "total_bytes")
+
+
+def arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm of one sweep's complete trainings of the control's text, the control first, then by bpb.
+
+    Columns: arm, n, is_baseline, bpb (mean over seeds), delta, half, verdict, method of its Comparison (simultaneous
+    over the arms), parameters, mean_passes; train_seconds, eval_seconds, total_bytes (means) and each over the
+    control's as times_<name>; distribution_error (largest). Empty without a control.
+    """
+    runs = frontier.scored(runs)
+    runs = runs[runs.kind == "train"]
+    control = runs[runs.run == runs.control]
+    if not len(control):
+        return pd.DataFrame()
+    text = ["scored_text", "roundtrip_bytes"]
+    runs = runs[runs[text].eq(control[text].iloc[0]).all(axis=1)]
+    groups = {arm: own for arm, own in runs.groupby("arm", sort=False)}
+    first = control.arm.iloc[0]
+    names = [first, *(arm for arm in groups if arm != first)]
+    samples = [statistics.samples(groups[arm].seed, groups[arm].bpb) for arm in names]
+    found = [seed_groups.UNKNOWN, *statistics.compare(samples[1:], samples[0])]
+    rows = []
+    for arm, scores, one in zip(names, samples, found, strict=True):
+        own = groups[arm]
+        row = {"arm": arm, "n": len(scores), "is_baseline": arm == first, "bpb": scores.mean(), "delta": one.delta}
+        row |= {"half": one.half, "verdict": one.verdict, "method": one.method, "parameters": own.parameters.iloc[0]}
+        row |= {name: own[name].astype(float).mean() for name in ("mean_passes", *COSTS)}
+        row |= {f"times_{name}": row[name] / groups[first][name].astype(float).mean() for name in COSTS}
+        rows.append(row | {"distribution_error": own.distribution_error.astype(float).max()})
+    table = pd.DataFrame(rows)
+    return pd.concat([table[:1], table[1:].sort_values("bpb")], ignore_index=True)
+
+
+def argued(rows: pd.DataFrame) -> list[str]:
+    """What each arm buys or costs, in a sentence each. rows: of `arms`."""
+    control, said = rows.iloc[0], []
+    for row in rows[1:].itertuples():
+        half = "" if math.isnan(row.half) else f" ± {row.half:.4f}"
+        costs = [f"{row.times_train_seconds:.2f} × the training and {row.times_eval_seconds:.2f} × the scoring time"]
+        if abs(row.times_total_bytes - 1) > 0.005:
+            costs.append(f"{row.times_total_bytes:.3f} × the bytes")
+        verb = {"better": "wins", "worse": "loses"}.get(row.verdict)
+        text = f"{verb} {abs(row.delta):.4f}" if verb else f"{row.delta:+.4f}".replace("-", "−")
+        known = "" if verb else f", {row.verdict}"
+        said.append(f"{row.arm} {text}{half} bpb{known}, at {' and '.join(costs)} of {control.arm}")
+    return said
