@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pgolf.reports.figures import ABOVE, BLUE, ORANGE, RED, dot, padded, staircase
 
@@ -36,7 +37,7 @@ def plot_history(trials: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(10, 4), layout="constrained")
     looks = looks_of(trials)
     answers = trials[looks == "answer"]
-    _limit(ax, trials[trials.state == "complete"].bpb)
+    _limit(ax, trials[trials.state == "complete"])
     best = answers.bpb.astype(float).cummin()
     staircase(ax, answers.number, best, trials.number.max(), color=BLUE, lw=1.5, zorder=2)
     low, high = ax.get_ylim()
@@ -58,12 +59,12 @@ def plot_history(trials: pd.DataFrame) -> Figure:
     return figure
 
 
-def _limit(ax: Axes, bpb: pd.Series) -> None:
-    """A vertical axis that scores far above the usual do not compress."""
-    y = bpb.dropna().astype(float)
+def _limit(ax: Axes, complete: pd.DataFrame) -> None:
+    """A vertical axis that scores far above the usual and the baseline do not compress."""
+    y = complete.bpb.astype(float)
     if len(y):
-        top = y.median() + 4 * (y.median() - y.min()) if len(y) > 7 else y.max()
-        ax.set_ylim(*padded(y[y <= max(top, y.min())]))
+        top = y.median() + 6 * (y.median() - y.min()) if len(y) > 7 else y.max()
+        ax.set_ylim(*padded(y[(y <= top) | complete.is_baseline]))
 
 
 def plot_importances(rows: pd.DataFrame) -> Figure:
@@ -91,6 +92,7 @@ def plot_slices(trials: pd.DataFrame, knobs: list[str]) -> Figure:
         rows, columns, figsize=(2.6 * columns, 2.3 * rows), sharey=True, squeeze=False, layout="constrained"
     )
     done = trials[trials.state == "complete"]
+    best = done.bpb[done.over <= 0].astype(float).idxmin() if (done.over <= 0).any() else None
     for ax in axes.flat[len(knobs) :]:
         ax.set_visible(False)
     for ax, knob in zip(axes.flat, knobs, strict=False):
@@ -98,16 +100,14 @@ def plot_slices(trials: pd.DataFrame, knobs: list[str]) -> Figure:
         x = _places(ax, trials[knob], own[knob], knob)
         points = ax.scatter(x, own.bpb.astype(float), 18, own.number, cmap="Blues", edgecolors="0.4", linewidths=0.5)
         points.set_clim(-0.4 * trials.number.max(), trials.number.max())
-        answers = own[own.over <= 0]
-        if len(answers):
-            best = answers.bpb.astype(float).idxmin()
-            ax.scatter(x[best], own.bpb[best], 90, facecolors="none", edgecolors=RED, linewidths=1.5)
+        ringed = own[own.index == best]
+        ax.scatter(x[ringed.index], ringed.bpb, 90, facecolors="none", edgecolors=RED, linewidths=1.5)
         base = own[own.is_baseline]
         ax.scatter(x[base.index], base.bpb, 45, marker="x", color=ORANGE, zorder=3)
         ax.set_title(knob)
     for ax in axes[:, 0]:
         ax.set_ylabel("bits per byte")
-    _limit(axes[0, 0], done.bpb)
+    _limit(axes[0, 0], done)
     return figure
 
 
@@ -123,5 +123,7 @@ def _places(ax: Axes, all_values: pd.Series, values: pd.Series, knob: str) -> pd
         return values.map(distinct.index).astype(float) + jitter
     if min(distinct) > 0 and max(distinct) / min(distinct) > 5:
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     return values.astype(float)

@@ -19,7 +19,7 @@ trainings: 40             # budget: trained configurations; hours and money are 
 hours: 8                  # budget: machine hours, summed over all workers
 money: 20                 # budget: hours × price_per_hour
 price_per_hour: 2.5       # price of one worker's machine
-pruner: median            # median or asha: stop a training whose validation bpb is behind others' at the same step; off
+pruner: median            # median or asha: stop a training that is behind others at the same step; off
 finalists: 1              # best configurations that are trained again beside the baseline, once per seed
 seeds: [1338, 1339, 1340] # seeds of the finalists, none that the search itself used
 sampler_seed: 0           # seed of what is tried

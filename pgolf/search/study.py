@@ -5,6 +5,7 @@ takes the same trial up again, with the same knobs and the same run. What is tri
 sampler_seed alone: a search that was killed goes on as if it had not been.
 """
 
+import math
 import os
 import warnings
 from contextlib import suppress
@@ -24,6 +25,7 @@ JOURNAL, LOCKS = "search.journal", ".trials"
 MAX_LINE = 65_536  # bytes of a line of the journal
 OF_SPACE = ("base", "space", "objective", "cap", "max_bpb")  # keys that one journal has one value of
 STARTUP = 10  # random trials before the sampler models what it saw
+PRUNED_FROM = 1 / 3  # share of the steps: earlier, curves still cross
 PRUNER_STARTUP, REDUCTION = 5, 3  # complete trials before median prunes; asha goes on with every third
 
 
@@ -237,11 +239,11 @@ def _sampler(search: Search, number: int, knob: str = "") -> "optuna.samplers.TP
 
 
 def _pruner(search: Search) -> "optuna.pruners.BasePruner":
-    pruners = _optuna().pruners
+    pruners, every = _optuna().pruners, search.defaults["val_loss_every"]
+    first = every and math.ceil(PRUNED_FROM * search.defaults["iterations"] / every) * every
     if search.pruner == "median":
-        return pruners.MedianPruner(n_startup_trials=PRUNER_STARTUP)
+        return pruners.MedianPruner(n_startup_trials=PRUNER_STARTUP, n_warmup_steps=first)
     if search.pruner == "asha":
-        first = search.config({}).val_loss_every
         return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
     return pruners.NopPruner()
 

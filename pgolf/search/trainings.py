@@ -154,6 +154,8 @@ def _seconds(job: Job) -> float:
 @contextmanager
 def open_trainings(search: Search, workers: int | None, open_pool: OpenPool | None) -> Iterator[Trainings]:
     """The Trainings of a search on worker processes of this machine, or on the pool that open_pool makes."""
+    if open_pool and workers is not None:
+        raise SearchError(f"workers={workers}: a cluster runs one trial per worker that joined it; leave workers out")
     first = {run: search.config(values) for run, values in search.enqueued.items()} or {"base": search.config({})}
     datasets(first.values())  # built once, and its problems reported before anything runs
     pool = (

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pgolf.search.study import JOURNAL, open_journal, outcome_of
 
-RESAMPLES = 200  # of trials, for the interval of a knob's importance
+RESAMPLES = 100  # of trials, for the interval of a knob's importance
 TOP = 0.25  # share of trials that count as good: an important knob's values differ there from those of all
 FEWEST = 8  # complete trials, below which no importances are computed
 SUFFIX = "-finalists"  # of their sweep, which has no score by which they were chosen

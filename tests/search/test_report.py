@@ -48,6 +48,7 @@ def test_the_page_of_a_search_has_its_figures_trials_and_knobs(search, tmp_path,
 
 def test_a_knob_that_decides_is_above_chance_and_one_without_effect_is_not(search, monkeypatch):
     monkeypatch.setattr(study, "STARTUP", 60)  # all at random
+    monkeypatch.setattr(trials, "RESAMPLES", 40)
     space = {"matrix_lr": SPACE["matrix_lr"], "bigram_vocab_size": [0, 4096]}
     run_search(alone := search(space=space, trials=60), Surrogate(), lambda line: None)
     found = trials.importances(alone.directory).set_index("knob")
