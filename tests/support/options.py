@@ -37,9 +37,9 @@ MODEL_OPTIONS = {
     "window": dict(window_size=7),
     "orthogonal init": dict(orthogonal_init=True),
     "asymmetric soft cap": dict(asymmetric_softcap=True),
-    "bases": dict(weights="basis", weight_bases=3),
+    "bases": dict(weights="basis", weight_bases=3, weight_row_scale=True),
     "Legendre bases with own parts": dict(
-        weights="basis", weight_bases=3, weight_coefficients="legendre", weight_rank=3, weight_row_scale=True
+        weights="basis", weight_bases=3, weight_coefficients="legendre", weight_rank=3
     ),
     "hypernetwork": dict(weights="hypernetwork", weight_bases=4, weight_hidden=5),
     "random maps": dict(weights="random", weight_rank=12, weight_seed=3),
