@@ -165,7 +165,7 @@ def search(
 
     sizes: estimates that cost little; each solution corrects them, so that two to four are made in all.
     """
-    coarse = fine = None  # brackets: one that fits, one that does not
+    coarse = fine = before = None  # brackets: one that fits, one that does not; the one tried before
     target = (1 + MIN_CAP_FILL) / 2 * cap
     lam = sizes.lam(target, lam) if sizes else lam
     for tries in range(MAX_ITERS):
@@ -173,12 +173,13 @@ def search(
         if solution.bytes <= cap:
             if coarse is not None and solution.bytes == coarse.bytes and 8 * solution.bytes > 2 * parameters:
                 return solution  # the finest there is; at the coarsest, where sizes are equal too, go on
-            coarse = solution if coarse is None or solution.bytes > coarse.bytes else coarse
+            coarse = solution if coarse is None or solution.bytes >= coarse.bytes else coarse
             if solution.bytes >= MIN_CAP_FILL * cap:
                 return solution
         else:
-            fine = solution if fine is None or solution.bytes < fine.bytes else fine
-        lam = _next_lam(solution, coarse, fine, cap, parameters)
+            fine = solution if fine is None or solution.bytes <= fine.bytes else fine
+        stuck, before = before is not None and solution.bytes == before.bytes, solution
+        lam = _next_lam(solution, coarse, fine, cap, parameters, stuck)
         if sizes and tries < MAX_ESTIMATED:
             sizes.correct(solution)
             estimated = sizes.lam(target, solution.lam)
@@ -192,14 +193,19 @@ def search(
     return coarse
 
 
-def _next_lam(last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int) -> float:
-    """Next lam to try: interpolated between the brackets; without one, one bit per weight for each factor of two."""
+def _next_lam(
+    last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int, stuck: bool
+) -> float:
+    """Next lam to try: interpolated between the brackets; without one, one bit per weight for each factor of two.
+
+    stuck: the last change of lam changed no byte, as where steps are at their finest; a large one follows.
+    """
     target = (1 + MIN_CAP_FILL) / 2 * cap
     if coarse is None or fine is None:
         octaves = (last.bytes - target) / (parameters / 8)
-        return last.lam * 2 ** max(-3.0, min(3.0, octaves + math.copysign(0.02, octaves)))
+        return last.lam * 2 ** math.copysign(3.0 if stuck else min(3.0, abs(octaves) + 0.02), octaves)
     share = (fine.bytes - target) / max(fine.bytes - coarse.bytes, 1)
-    share = min(max(share, 0.02), 0.98)
+    share = 0.5 if stuck else min(max(share, 0.02), 0.98)
     return math.exp((1 - share) * math.log(fine.lam) + share * math.log(coarse.lam))
 
 

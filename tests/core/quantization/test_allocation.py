@@ -100,6 +100,8 @@ def test_a_cap_beyond_need_gets_the_finest_steps(model):
     weights = {name: w * (1 + 9 * (w == w.max())) for name, w in weights.items()}  # an outlier each
     quantized, size = solved((weights, floats, calibration), 10**6)
     assert 61_440 < size < 4 * 61_440  # more than eight bits a weight
+    below = solved((weights, floats, calibration), size - 20)[1]  # a cap that the finest steps miss by little
+    assert 0.99 * size < below <= size - 20
     for name, t in quantized.tensors.items():
         assert t.q.abs().max() < 32_767  # nothing is clipped, so finer is never worse
         assert (t.dequantize() - weights[name]).abs().max() < 4 * t.step_size().max()  # compensation moves some further
