@@ -1,7 +1,9 @@
 """The answer of a search: its finalists trained again with new seeds, and what they say in a sentence."""
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,10 @@ from pgolf.runs.directory import is_held
 from pgolf.runs.table import load_runs
 from pgolf.search.search_file import Search
 from pgolf.search.study import Study
-from pgolf.search.trainings import OpenPool, of_trials
+from pgolf.search.trainings import of_trials
 from pgolf.search.trials import SUFFIX
 from pgolf.sweeps.jobs import Failure
-from pgolf.sweeps.runner import run_checked
+from pgolf.sweeps.runner import OpenPool, run_checked
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf_core.config import shown
 
@@ -27,10 +29,11 @@ def finalists(search: Search, study: Study) -> Sweep | None:
         return None
     chosen = {run: values for run, values, _ in answers[: keys.finalists]}
     chosen = {run: search.enqueued[run] for run in [search.baseline] if run} | chosen
-    groups = {f"{run}-s{seed}": run for run in chosen for seed in keys.seeds}
-    runs = {name: search.config(chosen[run], seed=int(name.rpartition("-s")[2])) for name, run in groups.items()}
-    sweep = of_trials(search, runs, groups)
-    return Sweep(**vars(sweep) | {"name": search.name + SUFFIX, "baseline": search.baseline})
+    runs, groups = {}, {}
+    for run, seed in itertools.product(chosen, keys.seeds):
+        name = f"{run}-s{seed}"
+        runs[name], groups[name] = search.config(chosen[run], seed=seed), run
+    return replace(of_trials(search, runs, groups), name=search.name + SUFFIX)
 
 
 def train_finalists(

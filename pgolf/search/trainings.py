@@ -2,26 +2,25 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import filelock
 
 from pgolf.runs.code import code_digest
-from pgolf.runs.directory import PRUNED, REFUSED, locked, metric_rows, read_failure, why_it_failed, write_interruption
+from pgolf.runs.directory import PRUNED, locked, metric_rows, read_failure, why_it_failed, write_interruption
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, read_result
 from pgolf.search.search_file import Search, SearchError
 from pgolf.search.study import LOCKS, Outcome
 from pgolf.sweeps.jobs import Job, finish, say
-from pgolf.sweeps.pool import CODE_CHANGED, MAX_LOST_WORKERS, LocalPool, WorkerLost, worker_environments
-from pgolf.sweeps.runner import datasets, is_complete, plan, write_about
+from pgolf.sweeps.pool import CODE_CHANGED, MAX_LOST_WORKERS, LocalPool, WorkerLost
+from pgolf.sweeps.runner import OpenPool, check_workers, datasets, is_complete, mark_refused, plan, pool_of, write_about
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf.training.forecast import forecast, over_cap
 from pgolf.training.resume import RESUME
 from pgolf_core.config import RunConfig
 
 OF_KNOBS = ("loss is", "all of it over cap_bytes")  # a TrainError of these words will come again with the same knobs
-OpenPool = Callable[[Sweep], AbstractContextManager]
 
 
 class Trainings:
@@ -58,8 +57,7 @@ class Trainings:
         with filelock.FileLock(self.search.directory / LOCKS / "about.lock"):
             write_about(sweep, self.search.file)
         if far := over_cap({run: config}).get(run):
-            with locked(job.run_dir, config) as run_dir:
-                write_interruption(run_dir, f"not trained: forecast {far}", REFUSED)
+            mark_refused(job.run_dir, config, far)
             size = forecast(config).bytes
             return Outcome("refused", bytes=size, over=size / config.cap_bytes - 1, why=f"forecast {far}")
         self.jobs[run] = job
@@ -154,15 +152,11 @@ def _seconds(job: Job) -> float:
 @contextmanager
 def open_trainings(search: Search, workers: int | None, open_pool: OpenPool | None) -> Iterator[Trainings]:
     """The Trainings of a search on worker processes of this machine, or on the pool that open_pool makes."""
-    if open_pool and workers is not None:
-        raise SearchError(f"workers={workers}: a cluster runs one trial per worker that joined it; leave workers out")
+    check_workers(workers, open_pool)
     first = {run: search.config(values) for run, values in search.enqueued.items()} or {"base": search.config({})}
     datasets(first.values())  # built once, and its problems reported before anything runs
-    pool = (
-        open_pool(of_trials(search, first)) if open_pool else LocalPool(worker_environments([*first.values()], workers))
-    )
-    with pool if open_pool else nullcontext(pool) as opened:
-        trainings = Trainings(search, opened)
+    with pool_of(of_trials(search, first), [*first.values()], workers, open_pool) as pool:
+        trainings = Trainings(search, pool)
         try:
             yield trainings
         finally:
