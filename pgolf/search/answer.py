@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from pgolf.analysis import frontier, seed_groups, statistics
 from pgolf.runs.directory import is_held
@@ -84,5 +83,4 @@ def _again(search: Search) -> pd.DataFrame | None:
         return None
     table = seed_groups.by_config(groups[0][1])
     table = table[~table.over_cap.astype(bool)]
-    t = [special.stdtrit(n - 1, 1 - statistics.ALPHA / 2) if n > 1 else math.nan for n in table.n]
-    return table.assign(ci=t * table.sd / np.sqrt(table.n)) if len(table) else None
+    return table.assign(ci=statistics.t_limit(table.n - 1) * table.sd / np.sqrt(table.n)) if len(table) else None
