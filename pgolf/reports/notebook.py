@@ -34,7 +34,11 @@ class Page:
     @cached_property
     def about(self) -> dict[str, About]:
         """What sweep.json says of each sweep with runs, by name."""
-        return {sweep: read_about(self.root / sweep) or About() for sweep in sorted(set(self.runs.sweep))}
+        return {sweep: read_about(self.folder(sweep)) or About() for sweep in sorted(set(self.runs.sweep))}
+
+    def folder(self, sweep: str) -> Path:
+        """The folder of a sweep: root itself on the pages of one sweep, else below root."""
+        return self.root if (self.root / "sweep.json").exists() else self.root / sweep
 
     def show(self, *content) -> None:
         """Display Markdown texts, whose HTML is escaped but for `md`'s entities, and tables; '' is left out."""
