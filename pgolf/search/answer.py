@@ -1,4 +1,4 @@
-"""The answer of a search: its finalists trained again with new seeds, and what they say in a sentence."""
+"""The answer of a search: its finalists, trained again with new seeds, and a sentence about the best of them."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ from pgolf_core.config import shown
 
 
 def finalists(search: Search, study: Study) -> Sweep | None:
-    """The best trials and the baseline, once per seed; None if the file asks for none or no trial is an answer."""
+    """Sweep of the best trials and the baseline, once per seed; None without finalists or without answers."""
     keys, answers = search.keys, study.answers()
     if not (keys.finalists and answers):
         return None
@@ -38,7 +38,7 @@ def finalists(search: Search, study: Study) -> Sweep | None:
 def train_finalists(
     search: Search, study: Study, workers: int | None, open_pool: OpenPool | None, say: Callable[[str], None]
 ) -> list[Failure]:
-    """Train what is missing of the finalists, as a sweep; nothing if another process is at it."""
+    """Train what is missing of the finalists; nothing if another process trains them. Returns the failures."""
     sweep = finalists(search, study)
     if sweep is None:
         return []
@@ -49,11 +49,11 @@ def train_finalists(
 
 
 def answer(search: Search, study: Study) -> str:
-    """The best configuration against the baseline, with its knobs, in a sentence or two."""
+    """A sentence: the best configuration, its difference to the baseline, its knobs."""
     answers, keys = study.answers(), search.keys
     if not answers:
         limits = f"{keys.cap:,} bytes" + (f" and {keys.max_bpb:g} bpb" if keys.max_bpb else "")
-        return f"{search.name}: no trial ended within {limits}; `pgolf report` lists why"
+        return f"{search.name}: no trial stayed within {limits}; `pgolf report` lists why"
     again = _again(search)
     known = {run: (values, outcome) for run, values, outcome in answers}
     if again is None:
