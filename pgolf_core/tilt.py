@@ -1,13 +1,12 @@
-"""Normalised n-gram tilt: what followed the same tokens before becomes likelier, by a table of the scored text alone.
+"""Token n-gram tilt: raise the probability of the token that followed the same context before, then normalise.
 
     p'(x) = p(x) · exp(boost · 1[x = hint]) / Z,   Z = 1 + p(hint) · (exp(boost) − 1)
 
-which is the softmax of the logits with boost added to the hint's, so p' sums to one. The hint of a target is the token
-that followed its context most often; the longest context whose table is confident proposes it. A table holds a target
-only after that is scored: hints are made of the stream of tokens before their target, whatever window, batch or rank
-scores it. Every rank makes all hints by itself, so ranks change no bit, and the time is part of the score's. Of the
-tilts of the public records (pull request #1514) this is the one that looks at whole tokens; theirs for the inside and
-the start of words read the target's class, which a legal score may not.
+p' is the softmax of the logits with boost added to the hint's, so it sums to one. The hint of a target is the most
+frequent continuation of its context in the text before it; the longest confident context proposes it. A target enters
+the table after its own hint is made, whatever window, batch or rank scores it. Every rank makes all hints, so the
+number of ranks changes no bit; the time counts as scoring time. Source: pull request #1514 of the public records. Its
+tilts within and at the start of words are left out: they read the class of the target, which a legal score may not.
 """
 
 import numpy as np
@@ -17,13 +16,13 @@ from torch import Tensor
 from pgolf_core.knobs import EvalConfig
 
 LONGEST = 16  # tokens of context
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # of the contexts' hashes, modulo 2^64
-# (shortest context, share of the continuations that the hint needs, times that it was seen)
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial hash of a context, modulo 2^64
+# (shortest context, least share of continuations, least count) for a hint to be confident, as in #1514.
 CONFIDENT = ((14, 0.5, 2), (11, 0.6, 2), (0, 0.7, 3))
 
 
 def hints_of(tokens: Tensor, config: EvalConfig) -> Tensor:
-    """Hint of each target of tokens (n,), (n - 1,) int64 on their device; -1 = none. Target i is token i + 1."""
+    """The hint of each target of tokens (n,): (n - 1,) int64 on their device, -1 = none. Target i is token i + 1."""
     text = tokens.cpu().numpy().astype(np.uint64)
     hints = np.full(len(text) - 1, -1)
     for order in range(LONGEST, config.eval_tilt_order - 1, -2):
@@ -39,11 +38,11 @@ def hints_of(tokens: Tensor, config: EvalConfig) -> Tensor:
 
 
 def proposals(context: np.ndarray, target: np.ndarray, share: float, count: int) -> np.ndarray:
-    """The most frequent target of each context (n,) at earlier places, (n,) int64; -1 where it is not confident."""
+    """The most frequent target of each context (n,) at earlier places: (n,) int64, -1 if it is not confident."""
     hints = np.full(len(context), -1)
     by_time = np.argsort(context, kind="stable")  # equal contexts together, in the order of the text
     again = context[by_time[1:]] == context[by_time[:-1]]
-    by_time = by_time[np.append(again, False) | np.append(False, again)]  # a context that stays alone has no hint
+    by_time = by_time[np.append(again, False) | np.append(False, again)]  # a context that occurs once has no hint
     n = len(by_time)
     if n == 0:
         return hints
@@ -53,28 +52,28 @@ def proposals(context: np.ndarray, target: np.ndarray, share: float, count: int)
     seen = np.empty(n, dtype=np.int64)
     seen[pairs] = _groups(begin[pairs] * (int(target.max()) + 1) + follows[pairs])[1] + 1
     # Running maxima within each context: counts of a later one are above all of an earlier one.
-    count_or_less = np.maximum.accumulate(begin * (n + 1) + seen)
-    rises = np.diff(count_or_less, prepend=-1) > 0
+    highest = np.maximum.accumulate(begin * (n + 1) + seen)
+    rises = np.diff(highest, prepend=-1) > 0
     leader = np.maximum.accumulate(np.where(rises, np.arange(n), 0))
-    times = earlier(count_or_less) - begin * (n + 1)
+    times = earlier(highest) - begin * (n + 1)
     confident = (before > 0) & (times >= count) & (times >= share * before)
     hints[by_time] = np.where(confident, follows[earlier(leader)], -1)
     return hints
 
 
 def earlier(values: np.ndarray) -> np.ndarray:
-    """The value of the place before each: a target sees the table before it is added."""
+    """Values moved on by one place: a target sees the table as it was before the target was added."""
     return np.roll(values, 1)
 
 
 def _groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of values in which equal ones stand together: where each one's group begins, and how many are before it there."""
+    """Where the group of each value begins, and how many of the group stand before it; equal values stand together."""
     places = np.arange(len(values))
     begin = np.maximum.accumulate(np.where(np.append(True, values[1:] != values[:-1]), places, 0))
     return begin, places - begin
 
 
 def tilted(logits: Tensor, hints: Tensor, boost: float) -> Tensor:
-    """Logits (..., V) with boost added to those of hints (...), where there are any."""
+    """Logits (..., V) with boost added to those of hints (...); a hint of -1 adds nothing."""
     weight = boost * (hints >= 0).to(logits.dtype)
     return logits.scatter_add(-1, hints.clamp_min(0)[..., None], weight[..., None])

@@ -1,9 +1,10 @@
 """How a score falls with parameters and tokens, and how a run will end: laws of a family of runs of one recipe.
 
-Law: bpb = E + A · N^−α + B · D^−β of N parameters and D tokens (Hoffmann et al. 2022), fitted to log bpb with Huber's
-loss. Forecast of an unfinished run: runs of these tracks end with falling rates, so no curve in steps alone tells the
-end. Finished runs of the family at the same share of their schedule do: log(end / score at that share) is regressed on
-log N, log D, its square and the log of the score, and the interval is that of a new observation.
+Law: bpb = E + A · N^−α + B · D^−β of N parameters and D tokens (Hoffmann et al. 2022), fitted to log bpb with the
+Huber loss. Forecast of an unfinished run: learning rates fall at the end, so a run's curve alone does not determine its
+final score. It is compared with finished runs of the family at the same share of their steps: log(final score / score
+at that share) is regressed on log N, log D, (log D)² and the log of the score at that share; the interval is the 95 %
+prediction interval.
 """
 
 import itertools
@@ -13,9 +14,9 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special  # scipy.stats takes seconds to import
+from scipy import optimize
 
-from pgolf.analysis.statistics import ALPHA
+from pgolf.analysis.statistics import ALPHA, t_limit
 from pgolf.runs.result import RunError
 from pgolf.runs.table import load_metrics
 
@@ -23,15 +24,18 @@ SHARE = 0.3  # of the steps, at which forecasts are tested
 DRAWS, SEED = 100, 0  # bootstrap samples
 HUBER = 0.003  # log bpb, beyond which a residual counts linearly
 STARTS = list(itertools.product((0.3, 0.7), (0.2, 0.6), (0.2, 0.6)))  # E as a share of the lowest score, α, β
-UPPER = [np.inf, np.inf, np.inf, 2.0, 2.0]
+UPPER = [np.inf, np.inf, np.inf, 2.0, 2.0]  # of E, A, B, α, β
 MIN_RUNS = 6
 
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law. draws: its five numbers of each bootstrap sample (DRAWS, 5). noise: rms of log residuals."""
+    """A fitted law. numbers: (5,), E, A, B, α, β. draws: (DRAWS, 5), those of each bootstrap sample.
 
-    numbers: np.ndarray  # E, A, B, α, β with N and D in units of their geometric means
+    noise: standard deviation of log residuals. units: geometric means of parameters and tokens; N and D are in them.
+    """
+
+    numbers: np.ndarray
     draws: np.ndarray
     noise: float
     units: tuple[float, float]
@@ -73,11 +77,16 @@ def family(runs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(parameters=table.groupby("size").parameters.transform("max"))
 
 
-def fit_law(parameters, tokens, bpb, draws: int = DRAWS) -> Law:
-    """The law of finished runs. draws: bootstrap samples: residuals, drawn with replacement, on the fitted scores.
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `family` with a final score."""
+    return runs[(runs.status == "complete") & runs.bpb.notna()]
 
-    A residual is one seed's, so the draws vary the seeds and the misfit together. Raises RunError for fewer than
-    MIN_RUNS runs, two sizes or two lengths.
+
+def fit_law(parameters, tokens, bpb, draws: int = DRAWS) -> Law:
+    """The law of finished runs. draws: bootstrap samples, the fitted scores with residuals drawn with replacement.
+
+    A residual is of one seed, so it holds seed noise and misfit. Raises RunError for fewer than MIN_RUNS runs, two
+    sizes or two lengths.
     """
     parameters, tokens, bpb = (np.asarray(values, float) for values in (parameters, tokens, bpb))
     if len(bpb) < MIN_RUNS or min(len(set(parameters)), len(set(tokens))) < 2:
@@ -91,9 +100,9 @@ def fit_law(parameters, tokens, bpb, draws: int = DRAWS) -> Law:
     fitted = _law(numbers, n, d)
     residuals, random = np.log(bpb / fitted), np.random.default_rng(SEED)
     free = max(1, len(bpb) - 5)
-    spread = math.sqrt(len(bpb) / free)  # of residuals, which the five numbers made smaller
+    spread = math.sqrt(len(bpb) / free)  # the fit of five numbers made the residuals smaller
     samples = [fitted * np.exp(spread * random.choice(residuals, len(bpb))) for _ in range(draws)]
-    # Starts vary: along a flat valley, of a law that these runs do not pin down, each sample ends elsewhere.
+    # Starts vary: if the runs do not determine the law, the minimum is a flat valley, and fits end all over it.
     starts = random.integers(len(STARTS), size=draws)
     drawn = np.array([_fit(n, d, own, _start(own, *STARTS[i]))[0] for own, i in zip(samples, starts, strict=True)])
     return Law(numbers, drawn, float(np.sqrt((residuals**2).sum() / free)), units)
@@ -131,9 +140,9 @@ def byte_line(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_at(curve: pd.Series, share: float) -> float:
-    """Validation bpb up to a share of the steps: its geometric mean over the last third; nan beyond the curve.
+    """Geometric mean of validation bpb over the last third of a share of the steps; nan beyond the curve.
 
-    The scores of one run jump by more than runs of a family differ, so one score is a worse guide.
+    Single validations of one run vary by more than runs of a family differ.
     """
     if not len(curve) or curve.index[0] > share * 2 / 3 + 1e-9 or curve.index[-1] < share - 1e-9:
         return math.nan
@@ -141,12 +150,13 @@ def score_at(curve: pd.Series, share: float) -> float:
     return float(np.exp(np.interp(at, curve.index, np.log(curve)).mean()))
 
 
-def forecast(finished: pd.DataFrame, run: pd.Series, share: float) -> tuple[float, float, float]:
-    """The score that a run will end with, by its curve up to a share of its steps: predicted, low and high of 95 %.
+def forecast(done: pd.DataFrame, run: pd.Series, share: float) -> tuple[float, float, float]:
+    """The final score of a run by its curve up to a share of its steps: predicted, low and high of 95 %.
 
-    finished, run: rows of `family`. nan if a curve does not reach back to that share, or for too few finished runs.
+    done: rows of `finished`; run: a row of `family`. nan if the run's curve does not reach that share, or if fewer than
+    MIN_RUNS finished ones do.
     """
-    rows = pd.concat([finished[finished.bpb.notna()], run.to_frame().T], ignore_index=True)
+    rows = pd.concat([done, run.to_frame().T], ignore_index=True)
     at = np.array([score_at(curve, share) for curve in rows.curve])
     known = ~np.isnan(at)
     if known.sum() <= MIN_RUNS or not known[-1]:
@@ -159,19 +169,19 @@ def forecast(finished: pd.DataFrame, run: pd.Series, share: float) -> tuple[floa
 
 
 def _told(n: np.ndarray, d: np.ndarray) -> list[bool]:
-    """Which of constant, log N, log D, log² D and level a family of these sizes and lengths can tell."""
+    """Which coefficients of constant, log N, log D, log² D and level these sizes and lengths determine."""
     sizes, lengths = len(set(n)), len(set(d))
     return [True, sizes > 1, lengths > 1, lengths > 2, True]
 
 
 def _regress(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> tuple[float, float, float]:
-    """Least squares: the value at one new row, and the ends of the interval of 95 % for a new observation."""
+    """Least squares of y (rows,) on x (rows, features): value and 95 % prediction interval at `new` (1, features)."""
     weights, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
     value, free = (new @ weights).item(), len(y) - rank
     if free < 1:
         return value, math.nan, math.nan
     error = math.sqrt(((y - x @ weights) ** 2).sum() / free * (1 + (new @ np.linalg.pinv(x.T @ x) @ new.T).item()))
-    half = float(special.stdtrit(free, 1 - ALPHA / 2)) * error
+    half = float(t_limit(free)) * error
     return value, value - half, value + half
 
 
@@ -180,13 +190,13 @@ def held_out(runs: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
 
     Columns: run, parameters, tokens, bpb, predicted, low, high, error (relative), covered.
     """
-    rows = runs[(runs.status == "complete") & runs.bpb.notna()]
+    rows = finished(runs)
     return _judged(rows, [forecast(rows[rows.config != run.config], run, share) for _, run in rows.iterrows()])
 
 
 def unfinished(runs: pd.DataFrame, least: float = 0.1) -> pd.DataFrame:
     """Forecasts of runs that go on or broke off after `least` of their steps: run, share, predicted, low, high."""
-    done = runs[runs.status == "complete"]
+    done = finished(runs)
     rows = runs[(runs.status != "complete") & runs.curve.map(lambda curve: len(curve) and curve.index[-1] >= least)]
     shares = rows.curve.map(lambda curve: curve.index[-1]).astype(float)
     found = [forecast(done, run, share) for (_, run), share in zip(rows.iterrows(), shares, strict=True)]
@@ -195,7 +205,7 @@ def unfinished(runs: pd.DataFrame, least: float = 0.1) -> pd.DataFrame:
 
 def extrapolated(runs: pd.DataFrame) -> pd.DataFrame:
     """The largest runs by the law of the smaller ones, and the longest by that of the shorter: as held_out, beyond."""
-    done, found = runs[(runs.status == "complete") & runs.bpb.notna()], []
+    done, found = finished(runs), []
     for beyond, column in (("size", "parameters"), ("length", "tokens")):
         last = done[column] == done[column].max()
         rows, known = done[last], done[~last]

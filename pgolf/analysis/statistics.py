@@ -196,9 +196,14 @@ def _t_test(delta: float, error: float, dof: float, method: str, family: int = 1
     """Two-sided t test of a difference by its standard error, at ALPHA / family (Bonferroni)."""
     if not error:  # p would be 0
         return Comparison(float(delta), f"{method}: the same difference in each")
-    limit = float(special.stdtrit(dof, 1 - ALPHA / 2 / family))
+    limit = float(t_limit(dof, family))
     p = min(1.0, float(2 * special.stdtr(dof, -abs(delta) / error)) * family)
     return _judged(float(delta), float(error), dof, method, limit, p)
+
+
+def t_limit(dof: float, family: int = 1) -> float:
+    """The |t| that is significant at ALPHA / family, two-sided; nan without degrees of freedom. dof: also an array."""
+    return special.stdtrit(dof, 1 - ALPHA / 2 / family)
 
 
 def _judged(delta: float, error: float, dof: float, method: str, limit: float, p: float) -> Comparison:

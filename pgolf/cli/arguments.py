@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -124,6 +125,23 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def overrides(arguments: argparse.Namespace) -> tuple[dict[str, str], str, list[int] | None]:
     """Arguments `knobs`, `scale` and `seeds` of load_sweep."""
     return dict(arguments.knobs), arguments.scale, arguments.seeds
+
+
+def add_running(parser: argparse.ArgumentParser, workers: str, dry_run: str) -> None:
+    """--workers, --cluster and --dry-run. workers: help on what is counted; dry_run: help on what is printed."""
+    add_workers(parser, f"{workers}; default: as many as fit the cores or GPUs")
+    text = "run on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
+    parser.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+
+
+def pool_opener(arguments: argparse.Namespace) -> Callable | None:
+    """A function of a sweep that opens the pool of --cluster; None without it."""
+    if not arguments.cluster:
+        return None
+    from pgolf.machines.cluster import connect
+
+    return partial(connect, arguments.cluster)
 
 
 def add_workers(parser: argparse.ArgumentParser, text: str) -> None:

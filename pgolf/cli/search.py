@@ -1,9 +1,8 @@
 """`pgolf search`: configurations tried one after another, each where those before it did well, under the byte cap."""
 
 import argparse
-from functools import partial
 
-from pgolf.cli.arguments import add_command, add_workers, existing_file
+from pgolf.cli.arguments import add_command, add_running, existing_file, pool_opener
 
 
 def add_commands(commands) -> None:
@@ -13,11 +12,8 @@ def add_commands(commands) -> None:
         "pgolf search mine.yaml --workers 1",
     )  # fmt: skip
     sub.add_argument("file", type=existing_file, metavar="FILE", help="search file, YAML")
-    add_workers(sub, "trials at a time in this process; default: as many as fit the cores or GPUs")
-    text = "train on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
-    sub.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
     text = "check the file and print what is enqueued, its forecast, and the space"
-    sub.add_argument("--dry-run", action="store_true", help=text)
+    add_running(sub, "trials at a time in this process", text)
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -32,11 +28,7 @@ def search(arguments: argparse.Namespace) -> int:
     from pgolf.search.trainings import open_trainings
     from pgolf.sweeps.jobs import say
 
-    open_pool = None
-    if arguments.cluster:
-        from pgolf.machines.cluster import connect
-
-        open_pool = partial(connect, arguments.cluster)
+    open_pool = pool_opener(arguments)
     with open_trainings(checked, arguments.workers, open_pool) as trainings:
         study = run_search(checked, trainings, say)
     failures = train_finalists(checked, study, arguments.workers, open_pool, say)

@@ -5,12 +5,22 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pgolf.cli.arguments import add_command, add_overrides, add_workers, complete_runs, existing_file, overrides
+from pgolf.cli.arguments import (
+    add_command,
+    add_overrides,
+    add_running,
+    add_workers,
+    complete_runs,
+    existing_file,
+    overrides,
+    pool_opener,
+)
 from pgolf.runs import directory
 from pgolf.runs.result import RunError
 from pgolf_core.config import ROOT, did_you_mean
 
 DEMO = ROOT / "notebooks" / "sweeps" / "demo.yaml"
+RUNNING = "notebooks at a time", "check the files and print what would run, how large it is and how long it takes"
 
 
 def add_commands(commands) -> None:
@@ -29,7 +39,7 @@ def add_commands(commands) -> None:
     add_overrides(sub)
     text = "only these runs, or entries of runs: and grid: with all their seeds; stages wait for the whole sweep"
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help=text)
-    _add_running(sub)
+    add_running(sub, *RUNNING)
 
     sub = command(
         transfer, "transfer", "run a sweep file at several scales, and compare what each arm does there",
@@ -54,16 +64,7 @@ def _add_study(sub, text: str) -> None:
     sub.add_argument("file", type=existing_file, metavar="FILE", help=text)
     text = "run everything once per seed, in place of the file's seeds"
     sub.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=text)
-    _add_running(sub)
-
-
-def _add_running(sub) -> None:
-    """How a command that runs sweeps does it."""
-    add_workers(sub, "notebooks at a time; default: as many as fit the cores or GPUs")
-    text = "run on the workers of a Dask scheduler that share the runs folder: tcp://host:8786 or its scheduler file"
-    sub.add_argument("--cluster", default="", metavar="ADDRESS", help=text)
-    text = "check the files and print what would run, how large it is and how long it takes"
-    sub.add_argument("--dry-run", action="store_true", help=text)
+    add_running(sub, *RUNNING)
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -108,12 +109,7 @@ def _run(sweeps: list, arguments: argparse.Namespace, page: str = "") -> int:
     """Run what is missing of checked sweeps, each with its file's name; page: the report page that answers."""
     from pgolf.sweeps.runner import run_checked
 
-    pool = None
-    if arguments.cluster:
-        from pgolf.machines.cluster import connect
-
-        pool = partial(connect, arguments.cluster)
-    failures = []
+    pool, failures = pool_opener(arguments), []
     for file, checked in sweeps:
         if arguments.dry_run:
             _dry_run(checked)

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from pgolf.reports.labels import HALO, place_labels, short
 from pgolf.reports.tables import format_number, names_of
@@ -40,6 +41,7 @@ ABOVE = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, fontsize=8, borde
 BESIDE = dict(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
 LABELS = 16  # runs of one figure that are labelled, drawn as curves or as bars
 DASHED = (0, (5, 3))
+DIFFERENCES = (0.01, 0.03, 0.1, 0.3, 1)  # bpb, ticks of symlog_axis
 
 # For plt.rcParams.update, before figures are made.
 STYLE = {
@@ -272,6 +274,25 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = share * (high - low) or 0.1 * abs(high) or 1.0
     return low - room, high + room
+
+
+def symlog_axis(ax: Axes, axis: str, linear: float, limits: tuple[float, float] | None = None) -> None:
+    """Scale axis x or y linearly up to ±linear bpb and logarithmically beyond; limits: default those it then has."""
+    getattr(ax, f"set_{axis}scale")("symlog", linthresh=linear)
+    limits = limits or getattr(ax, f"get_{axis}lim")()
+    ticks = [sign * tick for tick in DIFFERENCES if tick >= linear for sign in (-1, 1)]
+    names = ["0", *(format_number(tick, "+g") for tick in ticks)]
+    getattr(ax, f"set_{axis}ticks")([0, *ticks], names, fontsize=8)
+    getattr(ax, f"set_{axis}ticks")([], minor=True)
+    getattr(ax, f"set_{axis}lim")(limits)
+
+
+def log_axis(ax: Axes) -> None:
+    """Scale the x axis logarithmically, with ticks at 1, 2 and 5 times powers of ten."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def byte_axis(axis: Axis, sizes: pd.Series, label: str, *notes: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from pgolf.reports import figures, hover
 from pgolf.reports.labels import md
 from pgolf.runs.directory import RUNS
+from pgolf.runs.schema import About, read_about
 from pgolf.runs.table import load_runs
 from pgolf_core.config import ROOT
 from pgolf_core.files import atomic_write
@@ -28,6 +30,15 @@ class Page:
     root: Path
     out: Path | None
     runs: pd.DataFrame
+
+    @cached_property
+    def about(self) -> dict[str, About]:
+        """What sweep.json says of each sweep with runs, by name."""
+        return {sweep: read_about(self.folder(sweep)) or About() for sweep in sorted(set(self.runs.sweep))}
+
+    def folder(self, sweep: str) -> Path:
+        """The folder of a sweep: root itself on the pages of one sweep, else below root."""
+        return self.root if (self.root / "sweep.json").exists() else self.root / sweep
 
     def show(self, *content) -> None:
         """Display Markdown texts, whose HTML is escaped but for `md`'s entities, and tables; '' is left out."""

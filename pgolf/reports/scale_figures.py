@@ -1,16 +1,18 @@
 """Figures of studies over scales: effects of arms at each scale, and scores over sizes and lengths."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pgolf.reports.figures import BLUE, COLOURS, RED, byte_axis, dot
+from pgolf.reports.figures import BLUE, COLOURS, RED, byte_axis, dot, symlog_axis
 from pgolf.reports.labels import place_labels, short
 
 VERDICTS = {"transfers": BLUE, "flips": RED, "unknown": "0.45"}
 LINEAR = 0.03  # bpb; effects beyond it are on a logarithmic axis
-TICKS = (-1, -0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.3, 1)
+MARKERS = "osD^v"  # of scales, in their order
 
 
 def plot_transfer(rows: pd.DataFrame, verdicts: pd.DataFrame, scales: list[str]) -> Figure:
@@ -24,7 +26,7 @@ def plot_transfer(rows: pd.DataFrame, verdicts: pd.DataFrame, scales: list[str])
     colours = dict(zip(verdicts.arm, verdicts.verdict.map(VERDICTS), strict=True))
     shift = dict(zip(scales, np.linspace(0.2, -0.2, len(scales)), strict=True))
     for row in rows[rows.arm.isin(order)].itertuples():
-        at, marker = order.index(row.arm) + shift[row.scale], "osD^v"[scales.index(row.scale) % 5]
+        at, marker = order.index(row.arm) + shift[row.scale], MARKERS[scales.index(row.scale) % len(MARKERS)]
         left.plot([row.low, row.high], [at, at], color=colours[row.arm], lw=1.3)
         left.plot(row.delta, at, ls="", marker=marker, ms=5, color=colours[row.arm])
     left.set_yticks(range(len(order)), [short(arm) for arm in order], fontsize=8)
@@ -36,26 +38,15 @@ def plot_transfer(rows: pd.DataFrame, verdicts: pd.DataFrame, scales: list[str])
         right.plot(x, y, ls="", marker="o", ms=5, color=colours[arm])
     right.axline((0, 0), slope=1, color="0.6", lw=0.8, ls=(0, (4, 3)))
     right.set(xlabel=f"Δ at {short(scales[0])}", ylabel=f"Δ at {short(scales[1])}")
-    _symmetric(left, "x")
-    _symmetric(right, "x")
-    _symmetric(right, "y")
-    handles = [dot(short(scale), "osD^v"[i % 5], "0.45", "0.45", ms=5) for i, scale in enumerate(scales)]
+    for ax, axis in ((left, "x"), (right, "x"), (right, "y")):
+        (ax.axvline if axis == "x" else ax.axhline)(0, color="black", lw=0.8, zorder=1)
+        ax.margins(0.08)
+        symlog_axis(ax, axis, LINEAR)
+    handles = [dot(short(scale), way, "0.45", "0.45", ms=5) for scale, way in zip(scales, cycle(MARKERS), strict=False)]
     handles += [dot(word, "D", colour, colour, ms=5) for word, colour in VERDICTS.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=8)
     place_labels(right, points, pair.arm.map(short))
     return figure
-
-
-def _symmetric(ax: plt.Axes, axis: str) -> None:
-    """A line at 0, and a scale that is linear near it."""
-    (ax.axvline if axis == "x" else ax.axhline)(0, color="black", lw=0.8, zorder=1)
-    getattr(ax, f"set_{axis}scale")("symlog", linthresh=LINEAR)
-    ax.margins(0.08)
-    ends = getattr(ax, f"get_{axis}lim")()
-    names = [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS]
-    getattr(ax, f"set_{axis}ticks")(TICKS, names, fontsize=8)
-    getattr(ax, f"set_{axis}ticks")([], minor=True)
-    getattr(ax, f"set_{axis}lim")(ends)
 
 
 def plot_scaling(runs: pd.DataFrame, law, sizes: pd.DataFrame) -> Figure:
@@ -64,7 +55,7 @@ def plot_scaling(runs: pd.DataFrame, law, sizes: pd.DataFrame) -> Figure:
     runs: of analysis.scaling.family. law: a scaling.Law. sizes: of scaling.byte_line.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
-    for (parameters, own), colour in zip(runs.groupby("parameters"), [*COLOURS, *COLOURS], strict=False):
+    for (parameters, own), colour in zip(runs.groupby("parameters"), cycle(COLOURS), strict=False):
         left.plot(own.tokens, own.bpb, ls="", marker="o", ms=5, mfc="white", mec=colour)
         tokens = np.geomspace(runs.tokens.min(), 2 * runs.tokens.max(), 50)
         left.plot(tokens, law.at(parameters, tokens), color=colour, lw=1.2, label=f"{parameters:,.0f} parameters")
@@ -87,7 +78,7 @@ def plot_scaling(runs: pd.DataFrame, law, sizes: pd.DataFrame) -> Figure:
 def plot_forecasts(rows: pd.DataFrame, title: str) -> Figure:
     """Forecast scores with their intervals against true ones. rows: predicted, low, high, bpb, parameters."""
     figure, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
-    for (parameters, own), colour in zip(rows.groupby("parameters"), [*COLOURS, *COLOURS], strict=False):
+    for (parameters, own), colour in zip(rows.groupby("parameters"), cycle(COLOURS), strict=False):
         spread = [own.predicted - own.low, own.high - own.predicted]
         ax.errorbar(own.bpb, own.predicted, spread, ls="", marker="o", ms=5, color=colour, elinewidth=1,
                     label=f"{parameters:,.0f} parameters")  # fmt: skip

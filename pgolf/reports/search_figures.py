@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from pgolf.reports.figures import ABOVE, BLUE, ORANGE, RED, dot, padded, staircase
+from pgolf.reports.figures import ABOVE, BLUE, DASHED, ORANGE, RED, dot, log_axis, padded, staircase
 
 LOOKS = {  # state of a trial: marker, face, edge
     "answer": ("o", BLUE, BLUE), "over a limit": ("o", "none", RED), "pruned": ("v", "0.8", "0.5"),
@@ -50,10 +49,10 @@ def plot_history(trials: pd.DataFrame) -> Figure:
         ax.scatter(own.number, y, 30, marker=marker, zorder=3, **colour)
     base = trials[trials.is_baseline & trials.bpb.notna()]
     if len(base):
-        ax.axhline(float(base.bpb.iloc[0]), color=ORANGE, lw=1.2, ls=(0, (5, 3)), zorder=1)
+        ax.axhline(float(base.bpb.iloc[0]), color=ORANGE, lw=1.2, ls=DASHED, zorder=1)
     handles = [dot(f"{name} ({(looks == name).sum()})", *LOOKS[name], ms=5) for name in LOOKS if (looks == name).any()]
     handles += [plt.Line2D([], [], color=BLUE, lw=1.5, label="best so far")]
-    handles += [plt.Line2D([], [], color=ORANGE, lw=1.2, ls=(0, (5, 3)), label=base.run.iloc[0])] if len(base) else []
+    handles += [plt.Line2D([], [], color=ORANGE, lw=1.2, ls=DASHED, label=base.run.iloc[0])] if len(base) else []
     ax.legend(handles=handles, **ABOVE)
     ax.set(xlabel="trial", ylabel="bits per byte of the file")
     return figure
@@ -122,8 +121,5 @@ def _places(ax: Axes, all_values: pd.Series, values: pd.Series, knob: str) -> pd
         jitter = pd.Series(np.linspace(-0.2, 0.2, len(values)), index=values.index)
         return values.map(distinct.index).astype(float) + jitter
     if min(distinct) > 0 and max(distinct) / min(distinct) > 5:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        log_axis(ax)
     return values.astype(float)

@@ -10,7 +10,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pgolf.reports.figures import BLUE, COLOURS, DASHED, RED, SKY, byte_axis, dot, padded, staircase
+from pgolf.reports.figures import (
+    BLUE,
+    COLOURS,
+    DASHED,
+    RED,
+    SKY,
+    byte_axis,
+    dot,
+    log_axis,
+    padded,
+    staircase,
+    symlog_axis,
+)
 from pgolf.reports.labels import place_labels, short
 from pgolf.runs.table import KNOBS
 
@@ -20,7 +32,6 @@ VERDICTS = {  # a config against the baseline: marker, colour of face and edge
 }  # fmt: skip
 MIN_SPAN = 4e-4  # bpb; an axis spans at least this, so that its ticks have few digits
 CONFIGS = 24  # per figure; tables have all
-TICKS = (-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3)  # bits per byte, in plot_published
 
 
 def numeric_knob(rows: pd.DataFrame, group: pd.DataFrame) -> str:
@@ -119,7 +130,7 @@ def _finish(ax: Axes, label: str, knob: str, names: list[str], is_score: bool) -
 def plot_widths(rows: pd.DataFrame) -> Figure:
     """bpb over bits per weight, a line per cap and steps, its lowest filled. rows: of analysis.widths."""
     figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for ((cap, steps), own), colour in zip(rows.groupby(["cap_bytes", "steps"]), [*COLOURS, *COLOURS], strict=False):
+    for ((cap, steps), own), colour in zip(rows.groupby(["cap_bytes", "steps"]), cycle(COLOURS), strict=False):
         label = f"{cap:,} B, {steps[1]:,} steps"
         ax.plot(own.bits, own.bpb, color=colour, lw=1.3, marker="o", ms=6, mfc="white", mec=colour, label=label)
         ax.plot(own.bits[own.best], own.bpb[own.best], ls="", marker="o", ms=7, color=colour)
@@ -175,17 +186,10 @@ def plot_costs(rows: pd.DataFrame) -> Figure:
     cost.axvline(1, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
     gain.set_yticks(range(len(rows)), [short(name) for name in rows.arm], fontsize=8)
     gain.set(ylim=(len(rows) - 0.4, -0.6), xlabel="Δ bits per byte against the control; left is better")
-    cost.set_xscale("log")
-    low, high = cost.get_xlim()
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
-    cost.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    cost.set_xticks([], minor=True)
+    log_axis(cost)
     cost.set(xlabel="seconds over the control's")
-    look = dict(ms=6)
-    figure.legend(
-        handles=[dot("training", "s", "white", "0.35", **look), dot("scoring", "^", "white", "0.35", **look)],
-        loc="outside upper right", ncols=2, fontsize=8,
-    )  # fmt: skip
+    handles = [dot(word, way, "white", "0.35", ms=6) for word, way in (("training", "s"), ("scoring", "^"))]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8)
     return figure
 
 
@@ -212,7 +216,7 @@ def plot_leaderboard(steps: pd.DataFrame) -> Figure:
     span = max(times.max() - times.min(), pd.Timedelta(minutes=1))
     ax.set(ylim=padded(steps.bpb.to_numpy(), 0.15), xlim=(times.min() - 0.04 * span, times.max() + 0.25 * span))
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(ax.xaxis.get_major_locator()))
-    for (cap, own), colour in zip(steps.groupby("cap_bytes"), [*COLOURS, *COLOURS], strict=False):
+    for (cap, own), colour in zip(steps.groupby("cap_bytes"), cycle(COLOURS), strict=False):
         t = times[own.index]
         staircase(ax, t, own.bpb, times.max(), color=colour, lw=1.5)
         ax.plot(t, own.bpb, ls="", marker="o", ms=5, color=colour, label=f"cap {cap:,.0f} B")
@@ -243,11 +247,7 @@ def plot_published(rows: pd.DataFrame) -> Figure:
         ax.axvline(0, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
         ax.set(xlabel=label)
         ax.grid(axis="y", visible=False)
-    ends = here.get_xlim()
-    here.set_xscale("symlog", linthresh=0.01)  # vocabularies change ten times as much as gates
-    here.set_xticks(TICKS, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS], fontsize=8)
-    here.set_xticks([], minor=True)
-    here.set_xlim(ends)
+    symlog_axis(here, "x", 0.01, here.get_xlim())  # vocabularies change ten times as much as gates
     here.set_yticks(range(len(names)), names, fontsize=8)
     handles = [dot(f"{way}", "os"[i], "0.45", "0.45", ms=5) for i, way in enumerate(ways)]
     handles += [dot(word, "D", colour, colour, ms=5) for word, colour in (("helps", BLUE), ("harms", RED))]

@@ -11,7 +11,6 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
-from scipy import special
 
 from pgolf.analysis import statistics
 from pgolf.reports.labels import printable
@@ -68,6 +67,11 @@ def format_seeds(seeds: list[int]) -> str:
     """'1337, 1338'; '1337 × 3' for repeats."""
     counts = pd.Series(seeds).value_counts(sort=False)
     return ", ".join(f"{seed} × {count}" if count > 1 else f"{seed}" for seed, count in counts.items())
+
+
+def format_seeds_needed(seeds: float) -> str:
+    """'7 seeds'; 'more than 1,000 seeds' above statistics.MAX_SEEDS."""
+    return f"{seeds:.0f} seeds" if seeds <= statistics.MAX_SEEDS else f"more than {statistics.MAX_SEEDS:,} seeds"
 
 
 def names_of(rows: pd.DataFrame) -> list[str]:
@@ -140,10 +144,13 @@ REFERENCE: list[Column] = [  # rows: analysis.reference_results
     ("score", lambda rows: rows.score.where(rows.bpb.notna(), MISSING), ""),
     ("total bytes", "bytes", ",.0f"), *_words("status", "verdict"),
 ]  # fmt: skip
+PUBLISHED_DELTA: Column = (
+    "published Δ (other data)", lambda rows: map(format_range, rows.published_low, rows.published_high), "",
+)  # fmt: skip
 PUBLISHED: list[Column] = [  # rows: analysis.published_deltas.ablations
     ("technique", "title", ""), *_words("ours", "sweep"), ("Δ of having it", ("delta", "half"), ".4f"),
     ("note", lambda rows: rows.verdict.replace("not significant", "no difference found"), ""),
-    ("published Δ (other data)", lambda rows: map(format_range, rows.published_low, rows.published_high), ""),
+    PUBLISHED_DELTA,
     *_words("reliability", "source"),
 ]  # fmt: skip
 SCALE_EFFECTS: list[Column] = [  # rows: analysis.transfer.load_known
@@ -209,6 +216,17 @@ def search_columns(knobs: list[str]) -> list[Column]:
     return [*columns, ("note", "why", "")]
 
 
+def transfer_columns(scales: Sequence[str]) -> list[Column]:
+    """Columns for analysis.transfer.verdicts: one per scale, the verdict, and the published change."""
+
+    def verdict(row) -> str:
+        return row.verdict if pd.isna(row.needed) else f"{row.verdict}: {format_seeds_needed(row.needed)}"
+
+    deltas = [(f"Δ {scale}", (f"delta_{scale}", f"half_{scale}"), ".4f") for scale in scales]
+    verdicts = ("verdict", lambda rows: map(verdict, rows.itertuples()), "")
+    return [*_words("arm"), *deltas, *_words("signs"), verdicts, PUBLISHED_DELTA]
+
+
 def seed_noise(noises: dict) -> pd.DataFrame:
     """Rows for SEED_NOISE. noises: analysis.seed_groups.noise_by_track."""
     rows = [{"track": key[0], "limit": key[1], **asdict(noise)} for key, noise in noises.items() if noise]
@@ -221,7 +239,7 @@ SEED_NOISE: list[Column] = [
     ("samples", lambda rows: rows.dof + rows.configs, ",.0f"), ("configs", "configs", ",.0f"),
     ("sampled", lambda rows: np.where(rows.repeats, "repeats of one seed", "seeds"), ""),
     ("two runs differ significantly by (milli-bpb)",
-     lambda rows: special.stdtrit(rows.dof, 1 - statistics.ALPHA / 2) * rows["std"] * 2**0.5, (".1f", 1e3)),
+     lambda rows: statistics.t_limit(rows.dof) * rows["std"] * 2**0.5, (".1f", 1e3)),
     *((f"found with {seeds} seeds each (milli-bpb)", lambda rows, seeds=seeds:
        [statistics.detectable(seeds, std) for std in rows["std"]], MILLI) for seeds in (3, 5, 10)),
 ]  # fmt: skip
@@ -277,25 +295,3 @@ def styled(text: pd.DataFrame, left: Sequence[str]) -> Styler:
         .set_properties(subset=wide, **{"white-space": "normal", "overflow-wrap": "anywhere", "min-width": "14em"})
         .set_table_styles([{"selector": f"th.col{i}", "props": "text-align: left"} for i in places])
     )
-
-
-def transfer_columns(scales: Sequence[str]) -> list[Column]:
-    """Columns of analysis.transfer.verdicts, one per scale, beside the published change."""
-
-    def verdict(rows: pd.DataFrame) -> list[str]:
-        return [
-            row.verdict if pd.isna(row.needed)
-            else f"{row.verdict}: {format_seeds_needed(row.needed)}" for row in rows.itertuples()
-        ]  # fmt: skip
-
-    deltas = [(f"Δ {scale}", (f"delta_{scale}", f"half_{scale}"), ".4f") for scale in scales]
-    published = (
-        "published Δ (other data)",
-        lambda rows: map(format_range, rows.published_low, rows.published_high),
-        "",
-    )
-    return [*_words("arm"), *deltas, *_words("signs"), ("verdict", verdict, ""), published]
-
-
-def format_seeds_needed(seeds: float) -> str:
-    return f"{seeds:.0f} seeds" if seeds <= statistics.MAX_SEEDS else f"more than {statistics.MAX_SEEDS:,} seeds"

@@ -1,4 +1,4 @@
-"""The loop of a search: take a trial, train it or refuse it, watch its curve, tell the sampler, until the budget ends.
+"""The loop of a search: take a trial, train or refuse it, prune it, tell the sampler, until the budget is spent.
 
 Any number of processes may run it for one search at once.
 """
@@ -12,11 +12,11 @@ from pgolf.search.study import Outcome, Study, Taken
 from pgolf_core.config import ConfigError, RunConfig
 
 POLL_SECONDS = 0.5
-MOST_FAILURES = 3  # in a row, for no reason of their knobs: a full disk would use up the whole budget
+MOST_FAILURES = 3  # in a row and not because of knobs: a full disk would use up the whole budget
 
 
 class Evaluator(Protocol):
-    """Whatever gives trials their scores: trainings, or a surrogate of them. Every method names a trial by its run."""
+    """Scores trials: Trainings, or a surrogate of them. Every method names a trial by its run."""
 
     def has_room(self) -> bool:
         """True if another trial can begin."""
@@ -31,18 +31,18 @@ class Evaluator(Protocol):
         """The outcome of a trial that has begun; None while it goes on."""
 
     def prune(self, run: str, why: str) -> Outcome:
-        """End a trial whose curve is behind; its outcome, that of a complete trial if it has just become one."""
+        """End a trial whose curve is behind; its outcome, of a complete trial if it has just completed."""
 
     def stop(self, run: str) -> None:
-        """End a trial that is to be taken up again later."""
+        """End the processes of a trial that is to continue later."""
 
 
 def run_search(search: Search, evaluator: Evaluator, say: Callable[[str], None] = print) -> Study:
-    """Try configurations until the budget is spent and no process works on a trial any more; returns the study.
+    """Try configurations until the budget is spent and no process works on a trial; returns the study.
 
-    Raises SearchError after MOST_FAILURES failures in a row; the same command goes on.
+    Raises SearchError after MOST_FAILURES failures in a row; the same command continues the search.
     """
-    study, active, failures = Study(search), {}, 0  # active: trial -> last step that was looked at
+    study, active, failures = Study(search), {}, 0  # active: trial -> last step compared
     try:
         while True:
             while evaluator.has_room() and (taken := study.take()):
@@ -75,7 +75,7 @@ def _begin(search: Search, evaluator: Evaluator, taken: Taken) -> Outcome | None
 
 
 def _prune(study: Study, evaluator: Evaluator, active: dict[Taken, int], taken: Taken) -> Outcome | None:
-    """The outcome of a trial that is behind others at one of its new steps; None if it is not."""
+    """The outcome of a trial that is pruned at one of its new validations; None if it continues."""
     for step, bpb in evaluator.curve(taken.run):
         if step > active[taken]:
             active[taken] = step

@@ -1,9 +1,9 @@
-"""A search file → a checked Search: knobs to choose among, what to lower, what it may cost.
+"""A search file → a checked Search: the knobs and values searched, the objective, the budget.
 
 name: search_nano         # folder under runs/; default: the file's name
 question: one sentence    # what the search asks
 track: nano
-cap: 300000               # the knob cap_bytes of every trial; a file over it is no answer
+cap: 300000               # the knob cap_bytes of every trial; a file over it cannot be the answer
 base: {num_layers: 2}     # knobs of all trials
 space:                    # knob -> its choices, or its range; a knob whose `when` does not hold keeps base's value
   model_dim: [96, 128]
@@ -14,15 +14,15 @@ space:                    # knob -> its choices, or its range; a knob whose `whe
 enqueue: {stack: {}}      # tried first, by name -> knobs of space; a knob left out is base's. The first is the baseline
 objective: bpb            # bpb; bytes, the smallest file of at most max_bpb; both, the Pareto front
 max_bpb: 2.5              # bits per byte that a file may have at most, for objective: bytes
-trials: 200               # configurations at most, those that are never trained included; default: 10 × trainings
-trainings: 40             # budget: trained configurations; hours and money are of the trials, without the finalists
+trials: 200               # budget: configurations, with those that are never trained; default: 10 × trainings
+trainings: 40             # budget: trained configurations; no budget includes the finalists
 hours: 8                  # budget: machine hours, summed over all workers
 money: 20                 # budget: hours × price_per_hour
 price_per_hour: 2.5       # price of one worker's machine
-pruner: median            # median or asha: stop a training that is behind others at the same step; off
+pruner: median            # median, asha or off: stop a training that is worse than others at the same step
 finalists: 1              # best configurations that are trained again beside the baseline, once per seed
 seeds: [1338, 1339, 1340] # seeds of the finalists, none that the search itself used
-sampler_seed: 0           # seed of what is tried
+sampler_seed: 0           # RNG seed of the sampler
 """
 
 from collections.abc import Callable
@@ -39,17 +39,17 @@ from pgolf.runs.directory import folder_name
 from pgolf.sweeps.sweep_file import Knobs, SweepError, checked_keys, read_yaml, refuse
 from pgolf_core.config import ConfigError, RunConfig, environment_knobs, no_such_knob, shown
 
-TRIALS_PER_TRAINING = 10  # configurations over the cap are cheap, and not without limit
+TRIALS_PER_TRAINING = 10  # limits configurations over the cap, which cost no training
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[StrictInt, Field(ge=1)]
 
 
 class SearchError(ValueError):
-    """A search that cannot run, or go on, as its file says; the message says what would be right."""
+    """A search that cannot run, or continue, as its file says; the message says what would be right."""
 
 
 class Values(BaseModel):
-    """The values that a search may give a knob: choices, or a range, under the values of other knobs."""
+    """The values that a search may give a knob: choices or a range, both only under `when`."""
 
     model_config = ConfigDict(extra="forbid")
     choices: Annotated[list[Any], Field(min_length=1)] | None = None
@@ -60,9 +60,9 @@ class Values(BaseModel):
     when: dict[str, Any] = {}
 
     @check_model(mode="after")
-    def _is_one_of_both(self):
+    def _is_choices_or_range(self):
         if self.choices is not None and {"low", "high", "log", "step"} & self.model_fields_set:
-            raise ValueError("choices, or low and high, not both")
+            raise ValueError("give choices, or low and high, not both")
         if self.choices is None and (self.low is None or self.high is None or not self.low < self.high):
             raise ValueError("expected a list of choices, or low below high")
         if self.log and (self.low <= 0 or self.step is not None):
@@ -70,11 +70,12 @@ class Values(BaseModel):
         return self
 
     def hold(self, values: dict) -> bool:
-        """True if the other knobs have the values that `when` names, each one value or a list of them."""
+        """True if the other knobs have the values that `when` names: one value per knob, or a list."""
         wanted = {knob: own if isinstance(own, list) else [own] for knob, own in self.when.items()}
         return all(values[knob] in own for knob, own in wanted.items())
 
     def allow(self, value: object) -> bool:
+        """True if the value is a choice, or lies in the range and on its steps."""
         if self.choices is not None:
             return value in self.choices
         steps = (value - self.low) / (self.step or 1)
@@ -157,7 +158,7 @@ class Search:
         return chosen
 
     def over(self, bpb: float, size: int) -> float:
-        """How far a score is from being an answer, as a share of the limit; at most 0: it is one."""
+        """Relative excess over cap or max_bpb, the larger; at most 0 if the file can be the answer."""
         cap, most = self.keys.cap, self.keys.max_bpb
         return max(size / cap - 1 if cap else -1.0, bpb / most - 1 if most else -1.0)
 
@@ -204,7 +205,7 @@ def _check_keys(keys: SearchKeys) -> list[str]:
 
 
 def _check_space(search: Search) -> list[str]:
-    """Problems of base and of every value of space, which are replaced by what their knobs make of them."""
+    """Problems of base and of space; the values of space are converted to the types of their knobs."""
     problems, seen = [], set()
     for knob, values in search.keys.space.items():
         if knob not in RunConfig.model_fields:
@@ -228,12 +229,12 @@ def _check_space(search: Search) -> list[str]:
         f"base: {knob}=0, and a search with pruner: {search.pruner} needs it" for knob in needed if not needed[knob]
     ]
     if config.seed in search.keys.seeds:
-        problems.append(f"seeds: {config.seed} is the seed of the search itself, whose choice favours it; leave it out")
+        problems.append(f"seeds: {config.seed} is the seed of the search itself, which chose by it; leave it out")
     return problems
 
 
 def _check_values(knob: str, values: Values) -> list[str]:
-    """Problems of a knob's choices or ends, which become the knob's type."""
+    """Problems of a knob's choices or range, whose values are converted to the knob's type."""
     field, found = RunConfig.model_fields[knob], []
     one = create_model("Value", value=(field.annotation, field))
     problems = []
@@ -257,7 +258,7 @@ def _check_values(knob: str, values: Values) -> list[str]:
 
 
 def _complete(search: Search, knobs: dict) -> dict:
-    """Every active knob of space for an enqueued run; base's where it is left out. Raises SweepError or ConfigError."""
+    """Every active knob of space for an enqueued run, from base if left out. Raises SweepError or ConfigError."""
     if others := knobs.keys() - search.keys.space.keys():
         raise SweepError(f"{', '.join(sorted(others))}: not in space; knobs of all trials belong to base")
     whole = search.config(knobs)

@@ -1,8 +1,8 @@
-"""The Optuna study of a search, in a journal that several processes share: each trial is taken by one at a time.
+"""The Optuna study of a search, in a journal that several processes share.
 
-A process holds a lock file per trial that it works on. The lock of a process that died is free, so the next process
-takes the same trial up again, with the same knobs and the same run. What is tried depends on the trials before and on
-sampler_seed alone: a search that was killed goes on as if it had not been.
+A process holds a lock file per trial that it works on. The lock of a dead process is free, so another process takes the
+trial over, with the same knobs and run. A configuration depends on the trials before it and on sampler_seed alone, so a
+killed search continues with the configurations that it would have tried.
 """
 
 import math
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 JOURNAL, LOCKS = "search.journal", ".trials"
 MAX_LINE = 65_536  # bytes of a line of the journal
-OF_SPACE = ("base", "space", "objective", "cap", "max_bpb")  # keys that one journal has one value of
-STARTUP = 10  # random trials before the sampler models what it saw
+OF_SPACE = ("base", "space", "objective", "cap", "max_bpb")  # keys that must not change within a journal
+STARTUP = 10  # random trials before TPE
 PRUNED_FROM = 1 / 3  # share of the steps: earlier, curves still cross
-PRUNER_STARTUP, REDUCTION = 5, 3  # complete trials before median prunes; asha goes on with every third
+PRUNER_STARTUP, REDUCTION = 5, 3  # complete trials before median prunes; asha keeps the best third
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. state: complete; pruned; refused: never trained; failed: by its knobs if over is above 0."""
+    """How a trial ended. state: complete; pruned; refused, never trained; failed, because of its knobs if over > 0."""
 
     state: str
     bpb: float | None = None  # of the file; of a pruned trial the last of its validations
     bytes: int | None = None  # of a refused trial: forecast
-    over: float = -1.0  # share over its limit; above 0: no answer
+    over: float = -1.0  # relative excess over its limit; above 0 it cannot be the answer
     seconds: float = 0.0
     why: str = ""
-    same_as: str = ""  # an earlier run of the same knobs, whose outcome this is
+    same_as: str = ""  # the earlier run with the same knobs that has this outcome
 
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """A trial that this process works on; its lock is held until it is told."""
+    """A trial that this process works on and holds the lock of, until its outcome is told."""
 
     trial: "optuna.Trial"
     run: str
@@ -88,7 +88,7 @@ class Study:
         return self.study.get_trials(deepcopy=False)
 
     def take(self) -> Taken | None:
-        """A trial to work on: one whose process died, else the next; None if all are taken and the budget is spent."""
+        """A trial to work on: one whose process died, else the next; None if the budget is spent."""
         optuna = _optuna()
         with self._lock, warnings.catch_warnings(action="ignore"):
             trials = self.trials()
@@ -105,7 +105,7 @@ class Study:
             return self._taken(self.study.ask(), lock)
 
     def _held(self, number: int) -> filelock.FileLock | None:
-        """The lock of a trial, if no process holds it."""
+        """The lock of a trial, acquired; None if a process holds it."""
         lock = filelock.FileLock(self.locks / f"{number}.lock")
         with suppress(filelock.Timeout):
             lock.acquire(timeout=0)
@@ -116,7 +116,7 @@ class Study:
         _ = trial.relative_params  # drawn once, before any knob
 
         def suggest(knob: str, values: Values) -> object:
-            # A knob that was stored before a kill draws nothing, so each has random numbers of its own.
+            # Own random numbers per knob: after a kill, knobs that are stored already draw none.
             self.study.sampler = _sampler(self.search, trial.number, knob)
             return _suggest(trial, knob, values)
 
@@ -149,13 +149,13 @@ class Study:
         return None
 
     def behind(self, taken: Taken, step: int, bpb: float) -> bool:
-        """Keep the validation of a step; True if the pruner says that others were better at that step."""
+        """Report the validation of a step; True if the pruner stops the trial."""
         with warnings.catch_warnings(action="ignore"):  # a step that was reported before a kill
             taken.trial.report(bpb, step)
         return taken.run not in self.search.enqueued and taken.trial.should_prune()
 
     def tell(self, taken: Taken, outcome: Outcome) -> None:
-        """Keep how a trial ended, and release it."""
+        """Store the outcome of a trial and release its lock."""
         states = _optuna().trial.TrialState
         objectives = {"bpb": [outcome.bpb], "bytes": [outcome.bytes], "both": [outcome.bpb, outcome.bytes]}
         with self._lock, warnings.catch_warnings(action="ignore"):
@@ -170,7 +170,7 @@ class Study:
         taken.lock.release()
 
     def answers(self) -> list[tuple[str, dict, Outcome]]:
-        """Run, knobs and outcome of the trials that are answers, the best first; objective both: the Pareto front."""
+        """Run, knobs and outcome of trials within the limits, the best first; objective both: the Pareto front."""
         found = []
         for trial in self.trials():
             outcome = outcome_of(trial)
@@ -185,7 +185,7 @@ class Study:
 
 
 def outcome_of(trial: "optuna.trial.FrozenTrial") -> Outcome | None:
-    """How a trial ended; None while it is not told."""
+    """How a trial ended; None while it runs or waits."""
     return Outcome(**trial.user_attrs["outcome"]) if trial.state.is_finished() else None
 
 
@@ -227,12 +227,12 @@ def _storage(folder: Path) -> "optuna.storages.JournalStorage":
 
 
 def open_journal(folder: Path) -> "optuna.Study":
-    """The study of the search in a folder, to read."""
+    """The study of the search in a folder, for reading."""
     return _optuna().load_study(study_name=None, storage=_storage(folder))
 
 
 def _sampler(search: Search, number: int, knob: str = "") -> "optuna.samplers.TPESampler":
-    """The sampler of one trial, or of one of its knobs: its random numbers depend on nothing but these and the seed."""
+    """The sampler of one trial, or of one of its knobs; its RNG depends on sampler_seed, trial and knob alone."""
     conditional = any(values.when for values in search.keys.space.values())
     seed = int(np.random.SeedSequence([search.keys.sampler_seed, number, *knob.encode()]).generate_state(1)[0])
     return _optuna().samplers.TPESampler(seed=seed, multivariate=True, group=conditional, n_startup_trials=STARTUP)

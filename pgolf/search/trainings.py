@@ -1,42 +1,44 @@
-"""Trials as runs of the run store: executed as a sweep's runs are, in sweep.json like them, pruned by their curves."""
+"""Trials as runs: executed and listed in sweep.json as those of a sweep, pruned by their validation curves."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import filelock
 
 from pgolf.runs.code import code_digest
-from pgolf.runs.directory import PRUNED, REFUSED, locked, metric_rows, read_failure, why_it_failed, write_interruption
+from pgolf.runs.directory import PRUNED, locked, metric_rows, read_failure, why_it_failed, write_interruption
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, read_result
 from pgolf.search.search_file import Search, SearchError
 from pgolf.search.study import LOCKS, Outcome
 from pgolf.sweeps.jobs import Job, finish, say
-from pgolf.sweeps.pool import CODE_CHANGED, MAX_LOST_WORKERS, LocalPool, WorkerLost, worker_environments
-from pgolf.sweeps.runner import datasets, is_complete, plan, write_about
+from pgolf.sweeps.pool import CODE_CHANGED, MAX_LOST_WORKERS, LocalPool, WorkerLost
+from pgolf.sweeps.runner import OpenPool, check_workers, datasets, is_complete, mark_refused, plan, pool_of, write_about
 from pgolf.sweeps.sweep_file import Sweep
 from pgolf.training.forecast import forecast, over_cap
 from pgolf.training.resume import RESUME
 from pgolf_core.config import RunConfig
 
-OF_KNOBS = ("loss is", "all of it over cap_bytes")  # a TrainError of these words will come again with the same knobs
-OpenPool = Callable[[Sweep], AbstractContextManager]
+OF_KNOBS = ("loss is", "all of it over cap_bytes")  # a TrainError with these words recurs with the same knobs
 
 
 class Trainings:
-    """The Evaluator of a search: one run per trial, on a pool as a sweep has it."""
+    """The Evaluator that trains: one run per trial, on the workers of a pool."""
 
     def __init__(self, search: Search, pool: LocalPool):
         self.search, self.pool, self.code = search, pool, code_digest(["train.ipynb"])
         self.jobs: dict[str, Job] = {}
         self.waiting: list[Job] = []
         self.lost: Counter = Counter()
-        # Monitors see by this lock that the search is running. Of several processes one has it.
+        # The monitor reads from this lock that the search runs; one of several processes holds it.
         self.lock = filelock.FileLock(search.directory / ".lock")
 
     def has_room(self) -> bool:
-        """Also start what waits. Raises SearchError once the code was edited and what ran has ended."""
+        """True if another trial can begin; waiting jobs start first. Raises SearchError after an edit of the code.
+
+        Trials that run at the edit end before the error.
+        """
         if not self.lock.is_locked:
             with suppress(filelock.Timeout):
                 self.lock.acquire(timeout=0)
@@ -58,8 +60,7 @@ class Trainings:
         with filelock.FileLock(self.search.directory / LOCKS / "about.lock"):
             write_about(sweep, self.search.file)
         if far := over_cap({run: config}).get(run):
-            with locked(job.run_dir, config) as run_dir:
-                write_interruption(run_dir, f"not trained: forecast {far}", REFUSED)
+            mark_refused(job.run_dir, config, far)
             size = forecast(config).bytes
             return Outcome("refused", bytes=size, over=size / config.cap_bytes - 1, why=f"forecast {far}")
         self.jobs[run] = job
@@ -68,7 +69,7 @@ class Trainings:
         return None
 
     def curve(self, run: str) -> list[tuple[int, float]]:
-        """Without the last step, after which nothing is saved by pruning."""
+        """Step and bpb of each validation, without the last step: pruning there saves nothing."""
         job = self.jobs[run]
         return [point for point in _validations(job) if point[0] < job.config.iterations]
 
@@ -98,7 +99,7 @@ class Trainings:
         return Outcome("failed", over=1.0 if of_knobs else -1.0, seconds=_seconds(job), why=failures[0].reason)
 
     def prune(self, run: str, why: str) -> Outcome:
-        """End the training, and mark its run as pruned. Raises RunError if its processes do not let go of it."""
+        """End the training and mark its run as pruned. Raises RunError if its processes keep the run's lock."""
         job = self.jobs.pop(run)
         self.pool.stop(job)
         with locked(job.run_dir, job.config) as run_dir:
@@ -115,7 +116,7 @@ class Trainings:
 
 
 def of_trials(search: Search, runs: dict[str, RunConfig], groups: dict[str, str] | None = None) -> Sweep:
-    """Trials as runs of a sweep, which claim to change what differs from the baseline. groups: see Sweep."""
+    """Trials as runs of a sweep, which claims the knobs that differ from the baseline as changes. groups: see Sweep."""
     groups = groups or {run: run for run in runs}
     base = search.config(search.enqueued.get(search.baseline, {}))
     changes = {
@@ -126,7 +127,7 @@ def of_trials(search: Search, runs: dict[str, RunConfig], groups: dict[str, str]
 
 
 def _stored(search: Search, job: Job) -> Outcome | None:
-    """The outcome of a run that is complete, or was pruned; None of another. Raises ConfigError, RunError."""
+    """The outcome of a run that is complete or pruned, else None. Raises ConfigError, RunError."""
     if is_complete(job):
         result = read_result(job.run_dir)
         bpb, size = result.roundtrip_val_bpb, result.total_bytes
@@ -154,15 +155,11 @@ def _seconds(job: Job) -> float:
 @contextmanager
 def open_trainings(search: Search, workers: int | None, open_pool: OpenPool | None) -> Iterator[Trainings]:
     """The Trainings of a search on worker processes of this machine, or on the pool that open_pool makes."""
-    if open_pool and workers is not None:
-        raise SearchError(f"workers={workers}: a cluster runs one trial per worker that joined it; leave workers out")
+    check_workers(workers, open_pool)
     first = {run: search.config(values) for run, values in search.enqueued.items()} or {"base": search.config({})}
     datasets(first.values())  # built once, and its problems reported before anything runs
-    pool = (
-        open_pool(of_trials(search, first)) if open_pool else LocalPool(worker_environments([*first.values()], workers))
-    )
-    with pool if open_pool else nullcontext(pool) as opened:
-        trainings = Trainings(search, opened)
+    with pool_of(of_trials(search, first), [*first.values()], workers, open_pool) as pool:
+        trainings = Trainings(search, pool)
         try:
             yield trainings
         finally:

@@ -1,4 +1,4 @@
-"""Trials of a search as a table, and which knobs decide: read from the journal, without the libraries of training."""
+"""Trials of a search as a table, and the importance of its knobs: read from the journal, without torch."""
 
 import warnings
 from pathlib import Path
@@ -9,9 +9,9 @@ import pandas as pd
 from pgolf.search.study import JOURNAL, open_journal, outcome_of
 
 RESAMPLES = 100  # of trials, for the interval of a knob's importance
-TOP = 0.25  # share of trials that count as good: an important knob's values differ there from those of all
+TOP = 0.25  # PED-ANOVA's target quantile: share of trials that count as good
 FEWEST = 8  # complete trials, below which no importances are computed
-SUFFIX = "-finalists"  # of their sweep, which has no score by which they were chosen
+SUFFIX = "-finalists"  # of their sweep, which holds no score by which they were chosen
 
 
 def trial_table(folder: Path) -> pd.DataFrame:
@@ -40,13 +40,11 @@ def searches(root: Path) -> list[Path]:
 
 
 def importances(folder: Path) -> pd.DataFrame:
-    """How much each knob decides whether a trial is among the best quarter: PED-ANOVA over trained trials, in shares.
+    """Importance of each knob for being among the best quarter of trained trials (PED-ANOVA), the largest first.
 
-    A pruned trial counts as worse than all complete ones.
-
-    Columns: knob, importance (share of their sum), low and high (5th and 95th percentile over resampled trials),
-    chance (95th percentile with the scores shuffled: a knob without effect is below it). The most important first; no
-    rows of few trials.
+    A pruned trial counts as worse than all complete ones. Columns: knob, importance (share of their sum), low and high
+    (5th and 95th percentile over resampled trials), chance (95th percentile under shuffled scores: a knob without
+    effect lies below it). Empty below FEWEST complete trials.
     """
     trials = [trial for trial in open_journal(folder).get_trials() if trial.state.is_finished()]
     ended = [(trial, outcome_of(trial)) for trial in trials if outcome_of(trial).state in ("complete", "pruned")]

@@ -173,8 +173,7 @@ def run_checked(
     ended: Callable[[str], None] = lambda run: None,
 ) -> list[Failure]:  # fmt: skip
     """As run_sweep, of a sweep that was loaded, and perhaps `chosen`, from the file of this name without .yaml."""
-    if open_pool and workers is not None:
-        raise SweepError(f"workers={workers}: a cluster runs one notebook per worker that joined it; leave workers out")
+    check_workers(workers, open_pool)
     sweep.directory.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.directory}: this sweep is running already, in another process"
     with hold_lock(sweep.directory / ".lock", LOOK_SECONDS, busy):
@@ -191,10 +190,9 @@ def run_checked(
         datasets(job.config for job in jobs)  # built once, and its problems reported before anything runs
         if not (jobs or stages):
             return []
-        environments = [] if open_pool else worker_environments([job.config for job in jobs], workers)
         total = len(sweep.runs) + len(sweep.stages)
         with (
-            open_pool(sweep) if open_pool else nullcontext(LocalPool(environments)) as pool,
+            pool_of(sweep, [job.config for job in jobs], workers, open_pool) as pool,
             sweep_bar(sweep.name, total, done=total - len(jobs) - len(stages)) as bar,
         ):
             failures = run_jobs(pool, jobs, bar, ended)
@@ -212,6 +210,25 @@ def run_checked(
     return failures
 
 
+def check_workers(workers: int | None, open_pool: OpenPool | None) -> None:
+    """SweepError if a number of workers is given to a cluster."""
+    if open_pool and workers is not None:
+        raise SweepError(f"workers={workers}: a cluster runs one notebook per worker that joined it; leave workers out")
+
+
+def pool_of(
+    sweep: Sweep, configs: list[RunConfig], workers: int | None, open_pool: OpenPool | None
+) -> AbstractContextManager:
+    """The pool that open_pool makes, else worker processes on this machine. Raises SweepError."""
+    return open_pool(sweep) if open_pool else nullcontext(LocalPool(worker_environments(configs, workers)))
+
+
+def mark_refused(run_dir: Path, config: RunConfig, far: str) -> None:
+    """error.json of a run that is not to be trained. far: how far its forecast is over its cap."""
+    with locked(run_dir, config):
+        write_interruption(run_dir, f"not trained: forecast {far}", REFUSED)
+
+
 def _refuse(sweep: Sweep, jobs: list[Job]) -> dict[str, str]:
     """Runs whose files would not fit their caps, and how far; each is marked in its folder as not to be trained.
 
@@ -223,8 +240,7 @@ def _refuse(sweep: Sweep, jobs: list[Job]) -> dict[str, str]:
         return {}
     refused = over_cap(configs, say)
     for name, far in refused.items():
-        with locked(sweep.directory / name, configs[name]) as run_dir:
-            write_interruption(run_dir, f"not trained: forecast {far}", REFUSED)
+        mark_refused(sweep.directory / name, configs[name], far)
         say(f"{name:24} not trained: over its cap")
     return refused
 

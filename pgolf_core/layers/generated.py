@@ -1,11 +1,13 @@
-"""Weights that blocks do not hold: combinations of bases that all blocks share, or fixed random maps that learn little.
+"""Generated weights: matrices of blocks as combinations of shared bases, or as fixed random maps with a low-rank part.
 
-A block's matrix of one kind is W = s ⊙ M + U V. M is Σ c_j B_j, its bases B_j held by the generator, or a random map
-that a seed makes again. The scales s of rows and the low-rank part U V are the block's own. Coefficients c_j are
-learned freely, are Legendre polynomials of depth, or come from a small network on an embedding of the block.
+A block's matrix of one kind is W = s ⊙ M + U V. M is Σ c_j B_j, with bases B_j that all blocks share, or a random map
+that its seed reproduces. The row scales s and the low-rank part U V are the block's own. The coefficients c_j are free
+parameters, Legendre polynomials of depth, or the outputs of a hypernetwork (Ha et al. 2016,
+https://arxiv.org/abs/1609.09106) on an embedding of the block.
 
-Calibration sees a base in a product of its own for every block. So the inputs of B_j count with c_j² and each block's
-scales, and those of U are the outputs of V. Cross terms between bases are left out, as those between two uses are.
+Calibration applies each base separately in every block. So in the statistics of B_j each block counts with c_j² and
+its scales, and the inputs of U are the outputs of V. Cross terms between bases are neglected, as are those between two
+uses of one matrix.
 """
 
 from typing import Any
@@ -18,11 +20,11 @@ from pgolf_core.knobs import ModelConfig
 from pgolf_core.parameters import CONTROL, declare
 
 KINDS = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.proj", "mlp.fc", "mlp.proj")
-PACE = 1 / 8  # of learned coefficients; at the rate of other control parameters they would outrun the bases
+PACE = 1 / 8  # factor of learned coefficients: at the full rate of control parameters they would outrun the bases
 
 
 def legendre(blocks: int, degrees: int) -> Tensor:
-    """P_0 to P_(degrees - 1) at depths from -1 to 1, (blocks, degrees), over the root of their mean sum of squares."""
+    """P_0 to P_(degrees - 1) at depths -1 to 1: (blocks, degrees), a block's sum of squares being 1 on average."""
     depth = torch.linspace(-1, 1, blocks, dtype=torch.float64)
     values = [torch.ones_like(depth), depth]
     for j in range(1, degrees - 1):
@@ -32,15 +34,15 @@ def legendre(blocks: int, degrees: int) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Bases of each kind of matrix, and their coefficients by kind and block.
+    """n bases of each kind of matrix, and their coefficients by kind and block.
 
-    Learned coefficients begin as those of shared blocks: 1 of base i mod n in block i, 0 of the others.
+    Learned coefficients start as in blocks that are shared in turn: block i has 1 for base i mod n, 0 for the others.
     """
 
     start: Tensor
 
     def __init__(self, config: ModelConfig, donors: list[nn.Module]):
-        """donors: n blocks that are left to it; the matrices of donor j become the bases j."""
+        """donors: n new blocks; the matrices of donor j become the bases j."""
         super().__init__()
         self.config, kinds, n = config, len(KINDS), len(donors)
         self.bases = nn.ModuleDict(
@@ -60,7 +62,7 @@ class Generator(nn.Module):
         self.register_buffer("start", start, persistent=False)
 
     def coefficients(self, kind: int, block: int) -> Tensor:
-        """(n,) of the bases of this kind, a place in KINDS."""
+        """Coefficients (n,) of the bases of a kind, an index of KINDS, in a block."""
         if self.config.weights == "hypernetwork":
             return self.start[block] + PACE * self.outputs[kind] @ torch.tanh(self.hidden @ self.embedding[block])
         if self.config.weight_coefficients == "legendre":
@@ -69,7 +71,7 @@ class Generator(nn.Module):
 
 
 class Generated(nn.Module):
-    """The linear map of a kind and block, in place of `linear`, which a block was made with."""
+    """The linear map of one kind in one block, in place of the block's own `linear`."""
 
     map: Tensor
 
@@ -77,7 +79,7 @@ class Generated(nn.Module):
         super().__init__()
         (rows, cols), from_zero = linear.weight.shape, KINDS[kind].endswith("proj")
         self.config, self.place, self.scale, self.left = config, (kind, block), None, None
-        self.generator = (generator,)  # no submodule: the model alone registers it
+        self.generator = (generator,)  # in a tuple: a submodule would be registered in every block
         if config.weights == "random":
             seeded = torch.Generator().manual_seed((config.weight_seed << 20) + len(KINDS) * block + kind)
             drawn = torch.empty(rows, cols).uniform_(-(cols**-0.5), cols**-0.5, generator=seeded)
@@ -100,13 +102,13 @@ class Generated(nn.Module):
         return y if self.left is None else y + self.left(self.right(x))
 
     def shared(self, x: Tensor) -> Tensor:
-        """M x."""
+        """(..., cols) -> (..., rows): M x, without scales and low-rank part."""
         if self.config.weights == "random":
             return F.linear(x, self.map)
         (generator,), (kind, block) = self.generator, self.place
         bases: Any = generator.bases[KINDS[kind].replace(".", "_")]
         parts: Any = zip(generator.coefficients(kind, block), bases, strict=True)
-        if x.requires_grad and not bases[0].weight.requires_grad:  # activations alone have gradients: calibration
+        if x.requires_grad and not bases[0].weight.requires_grad:  # calibration: gradients of activations alone
             y: Any = sum(c.to(x.dtype) * base(x) for c, base in parts)
             return y
         weight: Any = sum(c * base.weight for c, base in parts)
@@ -114,7 +116,7 @@ class Generated(nn.Module):
 
 
 def generate(config: ModelConfig, blocks: nn.ModuleList, donors: list[nn.Module]) -> Generator | None:
-    """Replace the blocks' matrices by generated ones; returns what they share, None for random maps."""
+    """Replace the blocks' matrices by generated ones; returns their shared bases, None for random maps."""
     generator = None if config.weights == "random" else Generator(config, donors)
     for i, block in enumerate(blocks):
         for kind, path in enumerate(KINDS):

@@ -17,7 +17,7 @@ from support.hostile import HOSTILE, hostile_runs
 from support.runs import make_exports, make_run
 
 from pgolf.analysis import frontier
-from pgolf.reports import labels, pages
+from pgolf.reports import labels, notebook, pages
 from pgolf.runs.table import load_runs
 from pgolf.sweeps.kernel_process import SharedKernel
 from pgolf_core.config import ROOT
@@ -51,6 +51,14 @@ def one_kernel_draws_all_pages(kernel, monkeypatch):
     """A kernel takes longer to start than a page to draw."""
     monkeypatch.setattr(pages, "SharedKernel", lambda: nullcontext(kernel))
     monkeypatch.setattr(pages, "AT_ONCE", 1)
+
+
+@pytest.mark.parametrize("root", ["", "demo"])
+def test_a_page_reads_sweep_json_from_the_store_and_from_the_sweep_alone(root, tmp_path):
+    make_run(tmp_path, "demo/control", bpb=2.5)
+    (tmp_path / "demo" / "sweep.json").write_text('{"question": "Why?"}')
+    page = notebook.begin(str(tmp_path / root), "")
+    assert page.about["demo"].question == "Why?" and page.folder("demo") == tmp_path / "demo"
 
 
 def test_the_frontier_page_counts_complete_runs_and_drops_stale_figures(tmp_path):

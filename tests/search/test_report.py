@@ -1,5 +1,6 @@
 """The page of searches: written where there is one, with every figure drawn, and without torch."""
 
+import json
 from contextlib import nullcontext
 
 import pandas as pd
@@ -11,6 +12,7 @@ from support.runs import make_run
 from pgolf.reports import pages
 from pgolf.runs import directory
 from pgolf.search import study, trials
+from pgolf.search.answer import answer
 from pgolf.search.driver import run_search
 from pgolf.search.study import Outcome
 from pgolf.sweeps.kernel_process import SharedKernel
@@ -55,3 +57,18 @@ def test_a_knob_that_decides_is_above_chance_and_one_without_effect_is_not(searc
     assert (found.low <= found.high).all() and found.importance.sum() == pytest.approx(1)
     assert found.importance["matrix_lr"] > found.chance["matrix_lr"]
     assert found.importance["bigram_vocab_size"] < 0.1
+
+
+def test_the_smallest_finalist_within_max_bpb_answers_a_search_for_bytes(search):
+    least = search(objective="bytes", max_bpb=4, trials=12, enqueue={"stack": {}}, finalists=1, seeds=[1, 2])
+    told = run_search(least, Surrogate(), lambda line: None)
+    assert "one seed" in answer(least, told)
+    best = next(run for run, *_ in told.answers() if run != "stack")
+    for run, bpb, size in (("stack", 4.2, 80_000), (best, 2.4, 90_000)):
+        for seed in (1, 2):
+            knobs = {"seed": seed, "beta2": bpb / 5}
+            make_run(directory.RUNS, f"s-finalists/{run}-s{seed}", size, bpb + seed / 1000, knobs)
+    arms = {f"{run}-s{seed}": run for run in ("stack", best) for seed in (1, 2)}
+    (directory.RUNS / "s-finalists" / "sweep.json").write_text(json.dumps({"control": "stack", "arms": arms}))
+    assert f"best of s: {best}, " in (said := answer(least, told)) and "over 2 new seeds in 90,000" in said
+    assert "matrix_lr=" in said
