@@ -61,8 +61,8 @@ def answer(search: Search, study: Study) -> str:
         if base and run != search.baseline:
             said += f"; {outcome.bpb - base[1].bpb:+.4f} against {search.baseline}"
     else:
-        best = again.sort_values("bytes" if keys.objective == "bytes" else "bpb").iloc[0]
-        run, values = best.arm, known[best.arm][0]
+        best = again.sort_values("total_bytes" if keys.objective == "bytes" else "bpb").iloc[0]
+        run, values = best.arm, {trial.user_attrs.get("run"): trial.params for trial in study.trials()}[best.arm]
         said = (
             f"{best.bpb:.4f} ± {best.ci:.4f} bpb over {best.n} new seeds in {best.total_bytes:,} of {keys.cap:,} bytes"
         )
@@ -74,12 +74,13 @@ def answer(search: Search, study: Study) -> str:
 
 
 def _again(search: Search) -> pd.DataFrame | None:
-    """seed_groups.by_config of the finalists that fit, with half of the 95 % interval of their mean; None without."""
+    """seed_groups.by_config of the finalists that are answers, with half of the 95 % interval; None without."""
     runs = load_runs(search.directory.with_name(search.name + SUFFIX))
     groups = frontier.comparison_groups(runs)
     if not groups:
         return None
     table = seed_groups.by_config(groups[0][1])
-    table = table[~table.over_cap.astype(bool)]
+    fits = [search.over(*row) <= 0 for row in zip(table.bpb, table.total_bytes, strict=True)]
+    table = table[fits]
     t = [special.stdtrit(n - 1, 1 - statistics.ALPHA / 2) if n > 1 else math.nan for n in table.n]
     return table.assign(ci=t * table.sd / np.sqrt(table.n)) if len(table) else None
