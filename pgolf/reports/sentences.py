@@ -169,7 +169,7 @@ def describe_search(trials: pd.DataFrame) -> list[str]:
         text = f"best by its one seed: **{md(best.run)}**, {best.bpb:.4f} bpb in {best.bytes:,.0f} bytes"
         base = answers[answers.is_baseline & (answers.run != best.run)]
         said.append(text + "".join(f"; {md(own.run)}: {own.bpb:.4f} in {own.bytes:,.0f}" for own in base.itertuples()))
-    for why, own in trials[trials.state == "refused"].groupby(trials.why.str.partition(":")[0].str.slice(0, 60)):
+    for why, own in trials[trials.state == "refused"].groupby(trials.why.str.split(":").str[0].str.slice(0, 60)):
         said.append(f"not trained: {md(listed(list(own.run), 5))}, {md(why)}")
     return said
 

@@ -25,6 +25,7 @@ seeds: [1338, 1339, 1340] # seeds of the finalists, none that the search itself 
 sampler_seed: 0           # RNG seed of the sampler
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,11 +36,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, V
 from pydantic import model_validator as check_model
 
 from pgolf.runs import directory
-from pgolf.runs.directory import folder_name
-from pgolf.sweeps.sweep_file import Knobs, SweepError, checked_keys, read_yaml, refuse
+from pgolf.sweeps.sweep_file import Knobs, SweepError, check_names, checked_keys, read_yaml, refuse
 from pgolf_core.config import ConfigError, RunConfig, environment_knobs, no_such_knob, shown
 
 TRIALS_PER_TRAINING = 10  # limits configurations over the cap, which cost no training
+TAKEN = re.compile(r"trial\d+|search\.journal|sweep\.json")  # names in the folder of a search
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[StrictInt, Field(ge=1)]
 
@@ -106,7 +107,7 @@ class SearchKeys(BaseModel):
     price_per_hour: Positive | None = None
     pruner: Literal["median", "asha", False, "off"] | None = None
     finalists: Annotated[StrictInt, Field(ge=0)] = 0
-    seeds: list[StrictInt] = []
+    seeds: list[Annotated[StrictInt, Field(ge=0)]] = []
     sampler_seed: Annotated[StrictInt, Field(ge=0)] = 0
 
 
@@ -198,10 +199,9 @@ def _check_keys(keys: SearchKeys) -> list[str]:
         problems.append("cap_bytes: give it as cap:, beside base:")
     if "seed" in keys.space:
         problems.append("space: seed: a search over seeds picks luck; give the finalists seeds:")
-    for name in (keys.name, *keys.enqueue):
-        if name != folder_name(name):
-            problems.append(f"name {shown(name)}: cannot be a folder everywhere; use letters, digits, . _ + = -")
-    return problems
+    check_names(keys.name, [*keys.enqueue], problems)
+    taken = [name for name in keys.enqueue if TAKEN.fullmatch(name.lower())]
+    return problems + [f"enqueue: {name}: the search itself uses this name; take another" for name in taken]
 
 
 def _check_space(search: Search) -> list[str]:
@@ -215,8 +215,10 @@ def _check_space(search: Search) -> list[str]:
         for other in values.when:
             if other not in RunConfig.model_fields:
                 problems.append(f"space: {knob}: when: {no_such_knob(other)}")
-            elif other in search.keys.space and other not in seen:
+            elif other not in seen:
                 problems.append(f"space: {knob}: when: {other} must stand above it")
+            else:
+                problems += [f"space: {knob}: when: {problem}" for problem in _check_when(search, values, other)]
         seen.add(knob)
     try:
         config = search.config({})
@@ -228,6 +230,8 @@ def _check_space(search: Search) -> list[str]:
     problems += [
         f"base: {knob}=0, and a search with pruner: {search.pruner} needs it" for knob in needed if not needed[knob]
     ]
+    allowed = {knob: search.keys.space[knob].allow(0) for knob in needed if knob in search.keys.space}
+    problems += [f"space: {knob}: 0, and every trial needs it" for knob in allowed if allowed[knob]]
     if config.seed in search.keys.seeds:
         problems.append(f"seeds: {config.seed} is the seed of the search itself, which chose by it; leave it out")
     return problems
@@ -255,6 +259,16 @@ def _check_values(knob: str, values: Values) -> list[str]:
         if type(found[0]) is int and values.step is not None and values.step != int(values.step):
             return [f"step: {values.step:g} is not whole, and the knob is"]
     return []
+
+
+def _check_when(search: Search, values: Values, other: str) -> list[str]:
+    """Problems of the values of another knob of space under which this one is searched; they become its type."""
+    wanted = Values(choices=values.when[other] if isinstance(values.when[other], list) else [values.when[other]])
+    if problems := _check_values(other, wanted):
+        return [f"{other}: {problem}" for problem in problems]
+    values.when[other] = wanted.choices
+    never = [value for value in wanted.choices if not search.keys.space[other].allow(value)]
+    return [f"{other}={shown(value)} is not among the values of space" for value in never]
 
 
 def _complete(search: Search, knobs: dict) -> dict:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 JOURNAL, LOCKS = "search.journal", ".trials"
 MAX_LINE = 65_536  # bytes of a line of the journal
-OF_SPACE = ("base", "space", "objective", "cap", "max_bpb")  # keys that must not change within a journal
+OF_SPACE = ("track", "base", "space", "objective", "cap", "max_bpb")  # keys that must not change within a journal
 STARTUP = 10  # random trials before TPE
 PRUNED_FROM = 1 / 3  # share of the steps: earlier, curves still cross
 PRUNER_STARTUP, REDUCTION = 5, 3  # complete trials before median prunes; asha keeps the best third
@@ -68,16 +68,18 @@ class Study:
                 pruner=_pruner(search), sampler=_sampler(search, 0),
             )  # fmt: skip
             self._check_same()
-            queued = {trial.user_attrs.get("run") for trial in self.trials()}
+            queued = {trial.user_attrs.get("run"): trial.system_attrs.get("fixed_params") for trial in self.trials()}
             for run, values in search.enqueued.items():
+                if queued.get(run, values) != values:
+                    raise SearchError(f"{self.folder / JOURNAL}: {run} was begun with other knobs; rename it")
                 if run not in queued:
                     self.study.enqueue_trial(values, user_attrs={"run": run})
 
     def _check_same(self) -> None:
         keys = self.search.keys.model_dump(mode="json")
-        ours = {name: keys[name] for name in OF_SPACE}
-        theirs = self.study.user_attrs.setdefault("search", ours)
-        if differ := [name for name in OF_SPACE if theirs.get(name) != ours[name]]:
+        ours = {name: keys[name] for name in OF_SPACE} | {"environment": self.search.outside}
+        theirs = self.study.user_attrs.get("search", {})
+        if differ := [name for name in ours if theirs.get(name, ours[name]) != ours[name]]:
             raise SearchError(
                 f"{self.folder / JOURNAL}: begun with another {', '.join(differ)}; give the search another name"
             )
@@ -150,6 +152,8 @@ class Study:
 
     def behind(self, taken: Taken, step: int, bpb: float) -> bool:
         """Report the validation of a step; True if the pruner stops the trial."""
+        if self.search.keys.objective == "both":  # Optuna keeps no curves of two objectives
+            return False
         with warnings.catch_warnings(action="ignore"):  # a step that was reported before a kill
             taken.trial.report(bpb, step)
         return taken.run not in self.search.enqueued and taken.trial.should_prune()
@@ -223,12 +227,19 @@ def _storage(folder: Path) -> "optuna.storages.JournalStorage":
     from optuna.storages.journal import JournalFileBackend
 
     path = folder / JOURNAL
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
+    except (ValueError, KeyError) as error:
+        raise SearchError(f"{path}: damaged ({error}); restore it, or give the search another name") from error
 
 
 def open_journal(folder: Path) -> "optuna.Study":
-    """The study of the search in a folder, for reading."""
-    return _optuna().load_study(study_name=None, storage=_storage(folder))
+    """The study of the search in a folder, for reading. Raises SearchError of a journal that is damaged or empty."""
+    optuna, storage = _optuna(), _storage(folder)
+    studies = [optuna.load_study(study_name=one.study_name, storage=storage) for one in storage.get_all_studies()]
+    if not studies or "search" not in studies[0].user_attrs:
+        raise SearchError(f"{folder / JOURNAL}: no search has begun in it")
+    return studies[0]
 
 
 def _sampler(search: Search, number: int, knob: str = "") -> "optuna.samplers.TPESampler":

@@ -1,5 +1,6 @@
 """Trials as runs: executed and listed in sweep.json as those of a sweep, pruned by their validation curves."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ def _stored(search: Search, job: Job) -> Outcome | None:
     if is_complete(job):
         result = read_result(job.run_dir)
         bpb, size = result.roundtrip_val_bpb, result.total_bytes
-        if bpb != bpb:
+        if not math.isfinite(bpb):
             return Outcome("failed", over=1.0, seconds=_seconds(job), why="its score is not a number")
         return Outcome("complete", bpb, size, search.over(bpb, size), _seconds(job))
     state, why = read_failure(job.run_dir) or ("", "")

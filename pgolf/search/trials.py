@@ -1,12 +1,13 @@
 """Trials of a search as a table, and the importance of its knobs: read from the journal, without torch."""
 
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pgolf.search.study import JOURNAL, open_journal, outcome_of
+from pgolf.search.study import JOURNAL, Outcome, open_journal, outcome_of
 
 RESAMPLES = 100  # of trials, for the interval of a knob's importance
 TOP = 0.25  # PED-ANOVA's target quantile: share of trials that count as good
@@ -20,18 +21,23 @@ def trial_table(folder: Path) -> pd.DataFrame:
     state: also running, and same, of a trial with the knobs of an earlier one. Raises SearchError without Optuna.
     """
     study, rows = open_journal(folder), []
+    columns = ["number", "run", "is_baseline", *(field.name for field in fields(Outcome)), *_space(study)]
     for trial in study.get_trials(deepcopy=False):
         outcome = outcome_of(trial)
         run = trial.user_attrs.get("run", "")
         row = {"number": trial.number, "run": run, "is_baseline": run == study.user_attrs.get("baseline")}
-        row |= vars(outcome) if outcome else {"state": trial.state.name.lower()}
-        rows.append(row | {"state": "same" if row.get("same_as") else row["state"]} | trial.params)
-    return pd.DataFrame(rows)
+        row |= vars(outcome or Outcome(trial.state.name.lower()))
+        rows.append(row | {"state": "same" if row["same_as"] else row["state"]} | trial.params)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def knobs_of(folder: Path) -> list[str]:
     """Knobs of the space of the search in a folder."""
-    return list(open_journal(folder).user_attrs["search"]["space"])
+    return _space(open_journal(folder))
+
+
+def _space(study) -> list[str]:
+    return list(study.user_attrs["search"]["space"])
 
 
 def searches(root: Path) -> list[Path]:
@@ -44,7 +50,7 @@ def importances(folder: Path) -> pd.DataFrame:
 
     A pruned trial counts as worse than all complete ones. Columns: knob, importance (share of their sum), low and high
     (5th and 95th percentile over resampled trials), chance (95th percentile under shuffled scores: a knob without
-    effect lies below it). Empty below FEWEST complete trials.
+    effect lies below it). Empty below FEWEST complete trials, and where no knob tells trials apart.
     """
     trials = [trial for trial in open_journal(folder).get_trials() if trial.state.is_finished()]
     ended = [(trial, outcome_of(trial)) for trial in trials if outcome_of(trial).state in ("complete", "pruned")]
@@ -61,7 +67,10 @@ def importances(folder: Path) -> pd.DataFrame:
     resampled = [_ped_anova([trials[i] for i in own], scores[own], knobs) for own in places]
     shuffled = [_ped_anova(trials, random.permutation(scores), knobs) for _ in range(RESAMPLES)]
     found = _ped_anova(trials, scores, knobs)
-    low, high = np.quantile([own / own.sum() for own in resampled if own.sum()], [0.05, 0.95], axis=0)
+    shares = [own / own.sum() for own in resampled if own.sum()]
+    if not shares:
+        return pd.DataFrame(columns=columns)
+    low, high = np.quantile(shares, [0.05, 0.95], axis=0)
     whole, chance = found.sum() or 1.0, np.quantile(shuffled, 0.95, axis=0)
     rows = [knobs, found / whole, low, high, chance / whole]
     table = pd.DataFrame(dict(zip(columns, rows, strict=True)))

@@ -22,7 +22,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from pgolf.sweeps.sweep_file import Knobs, Sweep, SweepError, SweepKeys, checked_keys, read_yaml, sweep_of
+from pgolf.sweeps.sweep_file import (
+    Knobs,
+    Sweep,
+    SweepError,
+    SweepKeys,
+    check_names,
+    checked_keys,
+    read_yaml,
+    refuse,
+    sweep_of,
+)
 from pgolf_core.config import ConfigError, RunConfig
 
 Counts = list[Annotated[StrictInt, Field(ge=1)]]
@@ -56,13 +66,16 @@ class ScaleKeys(BaseModel):
 
 def load_transfer(path: Path, seeds: list[int] | None = None) -> tuple[Path, list[Sweep]]:
     """The sweep file, and its sweep at each scale, without stages. Raises SweepError naming every problem."""
-    keys = checked_keys(TransferKeys, read_yaml(path), path)
+    keys = checked_keys(TransferKeys, read_yaml(path, "a transfer file is a mapping with sweep: and scales:"), path)
     file = path.parent / keys.sweep
     if not file.is_file():
         raise SweepError(f"{path}: sweep: {keys.sweep}: no such file beside it")
     content = checked_keys(SweepKeys, read_yaml(file), file)
     if not content.control:
         raise SweepError(f"{file}: no control: an effect is the difference to it")
+    problems = ["scales: one has no name"] * ("" in keys.scales)
+    check_names(keys.name, [scale for scale in keys.scales if scale], problems)
+    refuse(problems, path)
     sweeps = []
     for scale, knobs in keys.scales.items():
         base, nproc = content.base | keys.base | knobs, content.nproc
@@ -70,7 +83,8 @@ def load_transfer(path: Path, seeds: list[int] | None = None) -> tuple[Path, lis
             nproc = base.pop("world_size", nproc)
         own = {"name": f"{keys.name}-{scale}", "base": base, "nproc": nproc, "stages": []}
         own |= {"question": keys.question or content.question, "seeds": keys.seeds or content.seeds}
-        sweeps.append(replace(sweep_of(content.model_dump() | own, path, seeds=seeds), family=keys.name, scale=scale))
+        sweep = sweep_of(content.model_dump() | own, f"{path}: scales: {scale}", seeds=seeds)
+        sweeps.append(replace(sweep, family=keys.name, scale=scale))
     for a, b in itertools.combinations(sweeps, 2):
         if a.runs == b.runs:
             raise SweepError(f"{path}: scales {a.scale} and {b.scale} have the same knobs; one is enough")
@@ -79,9 +93,11 @@ def load_transfer(path: Path, seeds: list[int] | None = None) -> tuple[Path, lis
 
 def load_scaling(path: Path, seeds: list[int] | None = None) -> Sweep:
     """The sweep of every size at every length. Raises SweepError naming every problem."""
-    keys = checked_keys(ScaleKeys, read_yaml(path), path)
+    keys = checked_keys(ScaleKeys, read_yaml(path, "a scaling file is a mapping with sizes: and lengths:"), path)
     if bool(keys.lengths) == bool(keys.tokens):
         raise SweepError(f"{path}: give lengths: (iterations) or tokens:, one of them")
+    if "iterations" in keys.base:
+        raise SweepError(f"{path}: base: sets iterations, and the lengths give them")
     runs = {}
     for (size, knobs), length in itertools.product(keys.sizes.items(), keys.lengths or keys.tokens):
         if "iterations" in knobs:

@@ -239,7 +239,7 @@ def _explain(problem: dict, keys: type[BaseModel]) -> str:
     """One of pydantic's problems: 'runs: a: input should be a valid dictionary, found 3'."""
     place, message = ": ".join(str(part)[:100] for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return _no_such("key", place, keys.model_fields)
+        return _no_such("key", place, keys.model_fields) if len(problem["loc"]) == 1 else f"key {place}: no such"
     return f"{place}: {message[0].lower()}{message[1:]}, found {shown(problem['input'])}"
 
 
@@ -268,7 +268,7 @@ def _check(content: SweepKeys, knobs: dict, shrink: bool) -> tuple[Sweep, list[s
         name = group + ("" if seed in (None, usual) else f"-s{seed}") + (f"_{letter}" if content.repeats > 1 else "")
         runs.append((name, group, base | own | ({} if seed is None else {"seed": seed})))
     (_, train_parameters), *stages = _check_stages(content.stages, problems)
-    _check_names(content.name, [name for name, *_ in runs] + [name for name, _ in stages], problems)
+    check_names(content.name, [name for name, *_ in runs] + [name for name, _ in stages], problems)
     configs = _resolve(runs, knobs, shrink, problems)
     for knob in NEEDED_BY_STAGES if stages else ():
         if lacking := [run for run, config in configs.items() if not getattr(config, knob)]:
@@ -313,7 +313,7 @@ def said_of_environment() -> list[str]:
     return lines + [f"environment: a sweep does not take {others}; for its runs write {PREFIX}NAME"] * bool(others)
 
 
-def _check_names(sweep: str, names: list[str], problems: list[str]) -> None:
+def check_names(sweep: str, names: list[str], problems: list[str]) -> None:
     """Names are folders: on Windows too, and on disks that ignore case."""
     rule = "cannot be a folder everywhere; use letters, digits, . _ + = -, at most 100 of them"
     problems += [f"name {shown(name)}: {rule}" for name in [sweep, *names] if name != folder_name(name)]

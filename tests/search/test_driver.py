@@ -165,8 +165,11 @@ def test_the_objective_both_answers_with_the_front(search):
             self.size = 10_000 * self.begun[run][0].num_layers
             return super().ended(run)
 
+        def curve(self, run):
+            return [(20, 3.0)]
+
     both = search(space=SPACE | {"num_layers": [1, 2, 3]}, objective="both", trials=20)
-    front = run_search(both, Sized(), _quiet).answers()
+    front = run_search(both, Sized(seconds=0.001), _quiet).answers()
     sizes = [outcome.bytes for *_, outcome in front]
     assert front and sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
 
@@ -175,3 +178,20 @@ def test_a_journal_of_another_space_is_refused(search):
     run_search(search(trials=2), Surrogate(), _quiet)
     with pytest.raises(SearchError, match="begun with another space; give the search another name"):
         Study(search(space={"num_layers": [1, 2]}))
+
+
+def test_a_search_does_not_go_on_with_other_knobs_than_it_began_with(search, monkeypatch):
+    begun = {"trials": 2, "enqueue": {"a": {"matrix_lr": 0.1}}}
+    run_search(search(**begun), Surrogate(), _quiet)
+    with pytest.raises(SearchError, match="a was begun with other knobs; rename it"):
+        Study(search(**begun | {"enqueue": {"a": {"matrix_lr": 0.2}}}))
+    monkeypatch.setenv("PGOLF_NUM_LAYERS", "3")
+    with pytest.raises(SearchError, match="begun with another environment"):
+        Study(search(**begun))
+
+
+def test_a_damaged_journal_is_named(search):
+    journal = run_search(search(trials=2), Surrogate(), _quiet).folder / "search.journal"
+    journal.write_bytes(b"no json\n" + journal.read_bytes())
+    with pytest.raises(SearchError, match=r"search\.journal: damaged"):
+        Study(search(trials=2))

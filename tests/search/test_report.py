@@ -48,6 +48,22 @@ def test_the_page_of_a_search_has_its_figures_trials_and_knobs(search, tmp_path,
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "search.csv")) == 40
 
 
+def test_the_page_shows_searches_that_have_just_begun_or_are_damaged(search, tmp_path):
+    study.Study(search(name="begun", enqueue={"stack": {}})).take().lock.release()
+    for name in ("empty", "none"):
+        study.Study(search(name=name))
+    (tmp_path / "runs" / "empty" / "search.journal").write_bytes(b"")
+    _, page = pages.write_reports(tmp_path / "runs", tmp_path / "out", ["search"])
+    text = page.read_text(encoding="utf-8")
+    for words in ("1 trials: 1 running", "no search has begun in it", "0 trials"):
+        assert words in text, words
+
+
+def test_trials_that_no_knob_tells_apart_have_no_importances(search):
+    run_search(same := search(space={"num_layers": [2]}, trials=trials.FEWEST), Surrogate(), lambda line: None)
+    assert not len(trials.importances(same.directory))
+
+
 def test_a_knob_that_decides_is_above_chance_and_one_without_effect_is_not(search, monkeypatch):
     monkeypatch.setattr(study, "STARTUP", 60)  # all at random
     monkeypatch.setattr(trials, "RESAMPLES", 40)

@@ -47,7 +47,10 @@ def test_every_scale_is_a_sweep_whose_arms_override_the_scale(tmp_path):
         ("sweep: arms.yaml\nscales: {a: {}, b: {}}", "scales a and b have the same knobs"),
         ("sweep: arm.yaml\nscales: {a: {}, b: {}}", "sweep: arm.yaml: no such file beside it"),
         ("sweep: arms.yaml\nscale: {}\nscales: {a: {}, b: {}}", "key scale: no such; did you mean scales?"),
-        ("sweep: arms.yaml\nscales: {a: {}, b: {model_dimm: 3}}", "did you mean model_dim?"),
+        ("sweep: arms.yaml\nscales: {a: {}, b: {model_dimm: 3}}", "scales: b:\n  - every run: model_dimm: no such"),
+        ("sweep: arms.yaml\nscales: {a: {}, A: {num_layers: 5}}", "name A: used twice (as a)"),
+        ("sweep: arms.yaml\nscales: {a: {}, '': {num_layers: 5}}", "scales: one has no name"),
+        ("", "a transfer file is a mapping with sweep: and scales:"),
     ],
 )
 def test_a_transfer_file_that_cannot_run_is_refused_by_its_key(tmp_path, text, says):
@@ -73,6 +76,8 @@ def test_a_scaling_study_has_every_size_at_every_length(tmp_path):
     for text in ("", "lengths: [20]\ntokens: [40960]"):
         with pytest.raises(SweepError, match="one of them"):
             load_scaling(write(tmp_path, "s.yaml", sizes + text))
+    with pytest.raises(SweepError, match="base: sets iterations"):
+        load_scaling(write(tmp_path, "s.yaml", sizes + "base: {iterations: 7}\nlengths: [20]"))
 
 
 def test_the_studies_of_the_house_are_valid():
