@@ -65,7 +65,7 @@ def predictions(
 ) -> Iterator[tuple[Span, Tensor]]:
     """Targets of tokens (n,) with their logits (targets, V), each target once in all ranks together.
 
-    What is handed out is learned from when the next is asked for, never before; tilted, what is handed out alone is.
+    The model learns from what is yielded when the next is asked for, never before, and from logits without the tilt.
     """
     tokens = tokens.to(next(model.parameters()).device)
     hints = hints_of(tokens, config) if config.eval_tilt_boost else None

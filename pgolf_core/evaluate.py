@@ -126,7 +126,7 @@ def summing_device(device: torch.device) -> torch.device:
 
 
 def scored_logits(logits: Tensor, batch: Batch, config: EvalConfig) -> Tensor:
-    """Logits (B, T, V) in float32 whose softmax is what a batch is scored by, from the model's (B, T, V)."""
+    """The model's logits (B, T, V) in float32, with n-gram cache and tilt: their softmax is what is scored."""
     logits = logits.float()
     if config.eval_cache_size:
         logits = ngram_cache(logits, batch.ids, config)

@@ -193,7 +193,7 @@ class GPT(nn.Module):
         return F.linear(x, self.tok_emb.weight.to(x.dtype))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats per token over (B, T) targets, and the cost of passes if tokens may leave loops."""
+        """Mean nats per token over (B, T) targets, plus the ponder cost with halting."""
         if self.softcaps is not None:
             nats = F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
         else:

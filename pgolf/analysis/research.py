@@ -1,7 +1,7 @@
-"""Arms of the sweeps of research models against their control: what each buys in bits per byte, and what it costs.
+"""Arms of the sweeps of research models against their control: differences in bits per byte, and costs.
 
-Arms that score in another way, as by adaptation, are in comparison groups of their own. Here they stand beside their
-control all the same, since what they do to a score is the question: on the same text, by the same seeds.
+Arms with another way of scoring, such as adaptation, are comparison groups of their own elsewhere. Here they are
+compared with their control on the same text by the same seeds: the way of scoring is the treatment.
 """
 
 import math
@@ -19,11 +19,11 @@ COSTS = ("train_seconds", "eval_seconds", "total_bytes")
 
 
 def arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm of one sweep's complete trainings of the control's text, the control first, then by bpb.
+    """One row per arm of a sweep, of complete runs scored on the control's text; the control first, then by bpb.
 
-    Columns: arm, n, is_baseline, bpb (mean over seeds), delta, half, verdict, method of its Comparison (simultaneous
-    over the arms), parameters, mean_passes; train_seconds, eval_seconds, total_bytes (means) and each over the
-    control's as times_<name>; distribution_error (largest). Empty without a control.
+    Columns: arm, n (seeds), is_baseline, bpb (mean over seeds); delta, half, verdict, method of its Comparison,
+    simultaneous over the arms; parameters, mean_passes; train_seconds, eval_seconds, total_bytes (means), and
+    times_<name>, their ratio to the control's; distribution_error (largest). Empty without a control.
     """
     runs = frontier.scored(runs)
     runs = runs[runs.kind == "train"]
@@ -49,8 +49,8 @@ def arms(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table[:1], table[1:].sort_values("bpb")], ignore_index=True)
 
 
-def argued(rows: pd.DataFrame) -> list[str]:
-    """What each arm buys or costs, in a sentence each. rows: of `arms`."""
+def describe(rows: pd.DataFrame) -> list[str]:
+    """A sentence per arm: its difference to the control, its time and its bytes. rows: of `arms`."""
     control, said = rows.iloc[0], []
     for row in rows[1:].itertuples():
         half = "" if math.isnan(row.half) else f" ± {row.half:.4f}"

@@ -1,7 +1,7 @@
-"""Does an arm's effect at one scale hold at another? Sweeps of `pgolf transfer`, and what others measured.
+"""Does an arm's effect at one scale hold at another? Sweeps of `pgolf transfer`, and effects that others measured.
 
-notebooks/sweeps/scale_effects.csv: knobs measured at two scales elsewhere; delta and other_delta in bits per byte,
-negative = better; decide_at: the knob and value that a sweep needs to decide it, '' if the signs agree.
+notebooks/sweeps/scale_effects.csv: effects of knobs that others measured at two scales; delta and other_delta in bits
+per byte, negative = better; decide_at: knob=value of the scale at which to decide, '' if the signs agree.
 """
 
 import itertools
@@ -28,11 +28,11 @@ def load_known() -> pd.DataFrame:
 
 
 def effects(tables: Sequence[pd.DataFrame], about: Mapping[str, About]) -> pd.DataFrame:
-    """The compared arms of all scales of transfer studies, one row per study, scale and arm.
+    """One row per transfer study, scale and arm that is compared with its control.
 
     tables: of seed_groups.by_config, one per comparison group. about: by sweep. Columns: family, scale, arm, knobs
-    (those the arm changes), n, delta, low, high, half, verdict; needed: seeds that would find a true effect of this
-    size (inf above MAX_SEEDS, nan if the noise is not known); by_seed: delta of each seed.
+    (those that the arm changes), n (seeds), delta, low, high, half (bits per byte), verdict; needed: seeds that find a
+    true effect of this size (inf above MAX_SEEDS, nan if the noise is not known); by_seed: delta of each seed.
     """
     rows = []
     trained = [own for table in tables for own in table[table.kind == "train"].groupby("sweep", sort=False)]
@@ -53,11 +53,11 @@ def effects(tables: Sequence[pd.DataFrame], about: Mapping[str, About]) -> pd.Da
 
 
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm of a study that has several scales. rows: of `effects`, one family's.
+    """One row per arm of several scales. rows: of `effects`, one family's.
 
-    verdict: transfers (significant everywhere, one sign), flips (significant with both signs), else unknown. needed:
-    seeds at which the effects of an unknown arm would be significant if they are as large as they look. signs: '− +'
-    by scale; agree: they are equal. delta_<scale>, half_<scale>: nan where a scale lacks the arm.
+    verdict: transfers (significant at every scale, one sign), flips (significant with both signs), else unknown.
+    needed: of an unknown arm, seeds at which its effects would be significant if they are as large as estimated. signs:
+    '− +', of the estimate per scale; agree: they are equal. delta_<scale>, half_<scale>: nan if a scale lacks the arm.
     """
     found = []
     for arm, own in rows.groupby("arm", sort=False):
@@ -76,7 +76,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def flipped(tables: Sequence[pd.DataFrame], about: Mapping[str, About]) -> dict[str, str]:
-    """Knob that an arm of our own studies changes and whose effect flips -> between which scales of which study.
+    """Knob whose effect flips in one of our own studies -> 'A and B of STUDY', the scales between which it flips.
 
     tables, about: of `effects`.
     """
@@ -91,9 +91,9 @@ def flipped(tables: Sequence[pd.DataFrame], about: Mapping[str, About]) -> dict[
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation of the arms' effects between each pair of scales, and of each scale with the published changes.
 
-    rows: of `effects`, one family's. Columns: scale, other, arms, rho (Spearman); low, high: 95 % by resampling the
-    arms; ceiling: the correlation that effects alike at both scales would show through this noise of seeds, nan if
-    the other are published figures or a scale has one seed.
+    rows: of `effects`, one family's. Columns: scale, other, arms (number), rho (Spearman); low, high: 95 % by bootstrap
+    over the arms; ceiling: the correlation that equal effects would show under this seed noise, nan if the other are
+    published figures or a scale has one seed.
     """
     wide = rows.pivot(index="arm", columns="scale", values="delta")[list(dict.fromkeys(rows.scale))]
     scales, published = list(wide), published_deltas.load().set_index("technique")
@@ -112,7 +112,7 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Rank correlation of each row of a with that of b, both (rows, arms); nan where all are equal."""
+    """Spearman correlation of each row of a with that of b, both (rows, arms): (rows,), nan if a row is constant."""
     a, b = (pd.DataFrame(one).rank(axis=1).to_numpy() for one in (a, b))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -120,7 +120,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _reliability(by_seed: pd.Series) -> float:
-    """Rank correlation that the arms' means would have with those of other seeds (Spearman and Brown, 1910)."""
+    """Rank correlation of the arms' means with means over as many other seeds, by the Spearman-Brown formula."""
     table = pd.DataFrame(list(by_seed)).dropna().to_numpy().T  # (seeds, arms); arms that lack seeds are left out
     if len(table) < 2:
         return math.nan
@@ -129,9 +129,9 @@ def _reliability(by_seed: pd.Series) -> float:
 
 
 def warnings(about: About, runs: pd.DataFrame, flipped: Mapping[str, str]) -> Iterator[str]:
-    """Sentences about knobs of a sweep whose effect is known to depend on a scale that the sweep does not have.
+    """Sentences about knobs of a sweep whose effect is known to flip at a scale that the sweep does not have.
 
-    runs: the sweep's. flipped: knobs that flip in our own transfer studies -> between which scales.
+    runs: the sweep's. flipped: of the function of this name.
     """
     knobs = {knob for changed in about.changes.values() for knob in changed}
     for row in load_known().itertuples():

@@ -1,4 +1,4 @@
-"""`pgolf demo`, `sweep` and `report`: many runs, and the pages about them."""
+"""`pgolf demo`, `sweep`, `transfer`, `scale` and `report`: many runs, and the pages about them."""
 
 import argparse
 import sys

@@ -33,7 +33,7 @@ PAGES = {  # notebooks/report_<page>.ipynb: title and question
     "leaderboard": ("Leaderboard", "Which legal run is the best of its kind, and how sure is that?"),
     "sweep": ("Sweeps", "What did each factor do to bits per byte and to bytes, and is it significant?"),
     "transfer": ("Transfer", "Does what an arm does at one scale hold at another?"),
-    "scale": ("Scaling and forecasts", "How does a score fall with size and steps, and how far ahead can it be told?"),
+    "scale": ("Scaling and forecasts", "How does a score fall with size and steps, and how early can it be forecast?"),
     "research": ("Research models", "What do generated weights, depth by token and adaptation buy, and at what cost?"),
     "repeatability": ("Repeatability", "How far apart do equal runs end, and how many seeds does a claim need?"),
     "curves": ("Training curves", "How did loss fall with steps and with seconds?"),

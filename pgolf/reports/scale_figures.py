@@ -50,7 +50,7 @@ def plot_transfer(rows: pd.DataFrame, verdicts: pd.DataFrame, scales: list[str])
 
 
 def plot_scaling(runs: pd.DataFrame, law, sizes: pd.DataFrame) -> Figure:
-    """Scores over steps with the fitted law, a line per size, and bytes over parameters.
+    """Scores over training tokens with the fitted law, a line per size, and bytes over parameters.
 
     runs: of analysis.scaling.family. law: a scaling.Law. sizes: of scaling.byte_line.
     """

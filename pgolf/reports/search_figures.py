@@ -18,7 +18,7 @@ COLUMNS = 4  # slices in a row
 
 
 def looks_of(trials: pd.DataFrame) -> np.ndarray:
-    """The key of LOOKS per trial; '' of one that runs, or repeats another."""
+    """The key of LOOKS per trial; '' if it runs or repeats another."""
     complete = trials.state == "complete"
     states = [complete & (trials.over <= 0), complete, *(trials.state == s for s in ("pruned", "refused", "failed"))]
     return np.select(states, list(LOOKS), "")
@@ -43,7 +43,7 @@ def plot_history(trials: pd.DataFrame) -> Figure:
     ax.set_ylim(low, high + 0.08 * (high - low))
     for name, (marker, face, edge) in LOOKS.items():
         own = trials[looks == name]
-        # What has no score of a file is drawn at the upper edge.
+        # Trials without a file's score are drawn at the upper edge.
         y = own.bpb.astype(float).clip(upper=high) if name in ("answer", "over a limit") else np.full(len(own), high)
         colour = dict(c=edge) if marker == "x" else dict(facecolors=face, edgecolors=edge)
         ax.scatter(own.number, y, 30, marker=marker, zorder=3, **colour)
@@ -59,7 +59,7 @@ def plot_history(trials: pd.DataFrame) -> Figure:
 
 
 def _limit(ax: Axes, complete: pd.DataFrame) -> None:
-    """A vertical axis that scores far above the usual and the baseline do not compress."""
+    """Limit the y axis so that scores far above the median do not compress it; the baseline stays inside."""
     y = complete.bpb.astype(float)
     if len(y):
         top = y.median() + 6 * (y.median() - y.min()) if len(y) > 7 else y.max()
@@ -111,7 +111,7 @@ def plot_slices(trials: pd.DataFrame, knobs: list[str]) -> Figure:
 
 
 def _places(ax: Axes, all_values: pd.Series, values: pd.Series, knob: str) -> pd.Series:
-    """Where each value stands on the axis: choices one beside another, numbers where they are."""
+    """Scale the x axis; returns the place of each value: choices side by side, numbers at their value."""
     known = all_values.dropna()
     numeric = known.map(lambda value: type(value) in (int, float)).all()
     distinct = sorted(set(known), key=None if numeric else str)

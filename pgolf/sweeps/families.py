@@ -1,4 +1,4 @@
-"""Files of `pgolf transfer` and `pgolf scale` → ordinary checked sweeps, so that ledger and reports know their runs.
+"""Files of `pgolf transfer` and `pgolf scale` → ordinary checked sweeps, which reports read as any other.
 
 name: stack_transfer               # of the study, which its sweeps' folders begin with; default: the file's name
 question: one sentence             # what the study asks
@@ -65,14 +65,14 @@ class ScaleKeys(BaseModel):
 
 
 def load_transfer(path: Path, seeds: list[int] | None = None) -> tuple[Path, list[Sweep]]:
-    """The sweep file, and its sweep at each scale, without stages. Raises SweepError naming every problem."""
+    """Path of the sweep file, and its sweep at each scale, without stages. Raises SweepError naming every problem."""
     keys = checked_keys(TransferKeys, read_yaml(path, "a transfer file is a mapping with sweep: and scales:"), path)
     file = path.parent / keys.sweep
     if not file.is_file():
         raise SweepError(f"{path}: sweep: {keys.sweep}: no such file beside it")
     content = checked_keys(SweepKeys, read_yaml(file), file)
     if not content.control:
-        raise SweepError(f"{file}: no control: an effect is the difference to it")
+        raise SweepError(f"{file}: names no control:, and effects are differences to it")
     problems = ["scales: one has no name"] * ("" in keys.scales)
     check_names(keys.name, [scale for scale in keys.scales if scale], problems)
     refuse(problems, path)
@@ -95,13 +95,13 @@ def load_scaling(path: Path, seeds: list[int] | None = None) -> Sweep:
     """The sweep of every size at every length. Raises SweepError naming every problem."""
     keys = checked_keys(ScaleKeys, read_yaml(path, "a scaling file is a mapping with sizes: and lengths:"), path)
     if bool(keys.lengths) == bool(keys.tokens):
-        raise SweepError(f"{path}: give lengths: (iterations) or tokens:, one of them")
+        raise SweepError(f"{path}: give lengths:, in iterations, or tokens:, one of them")
     if "iterations" in keys.base:
         raise SweepError(f"{path}: base: sets iterations, and the lengths give them")
     runs = {}
     for (size, knobs), length in itertools.product(keys.sizes.items(), keys.lengths or keys.tokens):
         if "iterations" in knobs:
-            raise SweepError(f"{path}: sizes: {size}: sets iterations, and the lengths give them")
+            raise SweepError(f"{path}: sizes: {size}: sets iterations, which lengths: or tokens: sets; leave it out")
         runs[f"{size}-{length}"] = knobs | {"iterations": length // (_batch(keys, knobs, path) if keys.tokens else 1)}
     given = keys.model_dump(include={"name", "question", "track", "base", "seeds"}) | {"runs": runs}
     return replace(sweep_of(given, path, seeds=seeds), family=keys.name)

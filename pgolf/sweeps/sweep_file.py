@@ -178,7 +178,10 @@ def _check_size(text: str) -> None:
 
 
 def read_yaml(path: str | Path, expected: str = "a sweep is a mapping with runs: or grid:") -> dict:
-    """The mapping in a YAML file, with a name. FileNotFoundError, or SweepError naming what is wrong with it."""
+    """The mapping in a YAML file, its name by default the file's. Raises FileNotFoundError or SweepError.
+
+    expected: what the error says the file should be.
+    """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -209,7 +212,7 @@ def load_sweep(path: str | Path, knobs: dict | None = None, scale: str = "", see
 def sweep_of(
     given: dict, path: str | Path, knobs: dict | None = None, scale: str = "", seeds: list[int] | None = None
 ) -> Sweep:
-    """As load_sweep, of the keys that the file at path has or stands for."""
+    """As load_sweep, from the keys of a sweep file; path: the file that errors name."""
     checked = checked_keys(SweepKeys, given | ({"seeds": seeds} if seeds else {}), path)
     ways = math.prod(map(len, checked.grid.values())) if checked.grid else 0
     if (many := (ways + len(checked.runs)) * max(len(checked.seeds), 1) * checked.repeats) > MAX_RUNS:
@@ -220,7 +223,7 @@ def sweep_of(
 
 
 def checked_keys(keys: type[Keys], given: dict, path: str | Path) -> Keys:
-    """The keys of a file as their types say. Raises SweepError naming every problem."""
+    """The keys of a file, checked and converted to their types. Raises SweepError naming every problem."""
     try:
         return keys(**given)
     except ValidationError as error:

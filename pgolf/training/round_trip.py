@@ -87,7 +87,7 @@ def round_trip(
 
 
 def count_passes(model: GPT) -> list[tuple[float, int]]:
-    """(Passes, tokens) of every batch that the model is run on from now on, if its tokens may leave loops."""
+    """A list to which each later forward adds its batch's (passes, tokens); it stays empty without halting."""
     taken: list[tuple[float, int]] = []
 
     def note(halting, inputs, output) -> None:
@@ -103,7 +103,10 @@ def count_passes(model: GPT) -> list[tuple[float, int]]:
 def details_of(
     state: dict[str, Tensor], config: RunConfig, dataset: Dataset, taken: list[tuple[float, int]], ranks: Ranks = ALONE
 ) -> dict:
-    """Fields of a Result that some ways of scoring have: passes of count_passes, sums of distributions."""
+    """Result fields of halting (mean_passes, bpb_by_passes) and of n-gram cache and tilt (distribution_error).
+
+    taken: of count_passes, while the file was scored.
+    """
     details: dict = {}
     if config.halting != "off" or config.halting_eval == "fixed":
         passes, tokens = ranks.add_(torch.tensor([[0.0, 0.0], *taken], dtype=torch.float64).sum(0)).tolist()

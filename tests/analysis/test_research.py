@@ -34,7 +34,7 @@ def test_arms_stand_beside_their_control_by_the_same_text_and_seeds(root):
     assert rows.verdict["tilt"] == "not significant"
     assert (rows.times_eval_seconds["lora"], rows.times_train_seconds["lora"]) == (5, 1)
     assert rows.distribution_error["tilt"] == 2e-7
-    said = research.argued(rows.reset_index())
+    said = research.describe(rows.reset_index())
     assert said[0].startswith("lora wins 0.2000") and "5.00 × the scoring time and 1.020 × the bytes of off" in said[0]
     assert "not significant" in said[1] and "bytes" not in said[1]
 
