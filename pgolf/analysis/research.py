@@ -54,11 +54,13 @@ def describe(rows: pd.DataFrame) -> list[str]:
     control, said = rows.iloc[0], []
     for row in rows[1:].itertuples():
         half = "" if math.isnan(row.half) else f" ± {row.half:.4f}"
-        costs = [f"{row.times_train_seconds:.2f} × the training and {row.times_eval_seconds:.2f} × the scoring time"]
-        if abs(row.times_total_bytes - 1) > 0.005:
-            costs.append(f"{row.times_total_bytes:.3f} × the bytes")
+        times = [(row.times_train_seconds, ".2f", "the training time")]
+        times += [(row.times_eval_seconds, ".2f", "the scoring time")]
+        times += [(row.times_total_bytes, ".3f", "the bytes")] * (abs(row.times_total_bytes - 1) > 0.005)
+        costs = [f"{own:{digits}} × {what}" for own, digits, what in times if math.isfinite(own)]
         verb = {"better": "wins", "worse": "loses"}.get(row.verdict)
         text = f"{verb} {abs(row.delta):.4f}" if verb else f"{row.delta:+.4f}".replace("-", "−")
         known = "" if verb else f", {row.verdict}"
-        said.append(f"{row.arm} {text}{half} bpb{known}, at {' and '.join(costs)} of {control.arm}")
+        paid = f", at {' and '.join(costs)} of {control.arm}" if costs else ""
+        said.append(f"{row.arm} {text}{half} bpb{known}{paid}")
     return said

@@ -74,7 +74,8 @@ def family(runs: pd.DataFrame) -> pd.DataFrame:
         tokens=rows.iterations.astype(float) * rows.train_batch_tokens.astype(float),
         **{name: rows[name].astype(float) for name in ("parameters", "bpb", "total_bytes")},
     )  # fmt: skip
-    return table.assign(parameters=table.groupby("size").parameters.transform("max"))
+    finite = table.bpb.where(np.isfinite(table.bpb))
+    return table.assign(bpb=finite, parameters=table.groupby("size").parameters.transform("max"))
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:

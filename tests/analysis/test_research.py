@@ -7,6 +7,7 @@ from support.runs import make_config
 
 from pgolf.analysis import research
 from pgolf.reports import pages
+from pgolf.reports.sweep_figures import plot_costs
 from pgolf.runs.table import load_runs
 
 SEEDS = (1, 2, 3)
@@ -51,3 +52,13 @@ def test_its_page_is_written_where_such_a_sweep_is_and_nowhere_else(root):
     assert (root / "out" / "figures" / "research_s.png").stat().st_size > 10_000
     (root / "s" / "sweep.json").unlink()
     assert pages.write_reports(root, root / "other", only=["research"]) == [root / "other" / "index.html"]
+
+
+def test_costs_that_are_not_known_are_not_told(tmp_path):
+    for name, bpb, knobs in (("off", 2.5, {}), ("lora", 2.3, {"adapt": "lora"})):
+        make_config(tmp_path, name, [bpb], knobs, seeds=(1,), train_seconds=10.0)
+    about = {"control": "off", "arms": {"off-s1": "off", "lora-s1": "lora"}, "file": "adaptation"}
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps(about))
+    rows = research.arms(load_runs(tmp_path))
+    assert research.argued(rows) == ["lora −0.2000 bpb, not known, at 1.00 × the training time of off"]
+    assert plot_costs(rows).axes

@@ -126,3 +126,9 @@ def test_curves_are_read_by_their_share_of_the_schedule(tmp_path):
     assert (run.size, run.parameters, run.tokens) == ("a", 1000, 20 * 4096)
     assert run.curve.to_dict() == {0.5: 4.0, 1.0: 3.0}
     assert scaling.score_at(run.curve, 0.75) == pytest.approx(math.exp(math.log(4) * 0.75 + math.log(3) * 0.25))
+
+
+def test_a_score_that_is_not_finite_is_no_point_of_a_law(tmp_path):
+    for name, bpb in (("a-20", math.inf), ("b-20", 2.0)):
+        make_run(tmp_path, f"s/{name}", bpb=bpb, knobs={"iterations": 20, "num_layers": 1 + (name == "a-20")})
+    assert scaling.family(load_runs(tmp_path)).set_index("run").bpb.dropna().to_dict() == {"b-20": 2.0}
