@@ -30,7 +30,7 @@ from pgolf.submission.conditions import (
 )
 from pgolf.submission.submit import same_machine, tolerance
 from pgolf.training.inputs import open_dataset
-from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
+from pgolf.training.round_trip import Scored, load_checkpoint, round_trip, score_model
 from pgolf_core.config import RunConfig
 from pgolf_core.device import cpu_threads, pick_device
 from pgolf_core.evaluate import Score
@@ -226,7 +226,8 @@ def _calibration(e: Evidence) -> Verdict:
     how = "export the checkpoint again, with text of the training shards alone: the same sha256"
     if not e.checkpoint.is_file():
         return Verdict(rule, NOT_TESTED, how, "there is no checkpoint")
-    known = {hashlib.sha256(safetensors.torch.save(e.weights)).hexdigest(): (e.score, 0.0)}  # needs no second score
+    weights = hashlib.sha256(safetensors.torch.save(e.weights)).hexdigest()
+    known: Scored = {weights: (e.score, 0.0, {})}  # needs no second score
     with tempfile.TemporaryDirectory() as folder:
         trip = round_trip(load_checkpoint(e.checkpoint), config, e.dataset, Path(folder) / ARTIFACT, scored=known)
     found = f"sha256 {trip.artifact_sha256[:12]} … again, {e.result.artifact_sha256[:12]} … in the run"

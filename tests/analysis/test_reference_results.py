@@ -17,7 +17,8 @@ from pgolf_core.model import skeleton
 
 NOTES = ROOT.parent / "shared" / "seed" / "research_tracks.md"
 OURS = re.compile(  # not in the notes
-    "demo|growth|tokenizers|tour|record_.*|stack_.*|frontier_nano|width_vs_bits|regularizers_solved|low_bits"
+    "demo|growth|tokenizers|tour|record_.*|stack_.*|frontier_nano|width_vs_bits|regularizers_solved|low_bits|"
+    "generated_weights|halting|adaptation"
 )
 FILES = sorted(path for path in (NOTEBOOKS / "sweeps").glob("*.yaml") if not OURS.fullmatch(path.stem))
 RESULTS = reference_results.load()
