@@ -178,6 +178,7 @@ def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
     assert status == 0 and words[0] == ["s:", "why?"]
     assert words[1] == ["a", "complete", "714,440", "parameters"] and words[3] == ["sensitivity", "new", "to", "run"]
     assert words[2] == ["b", "new", "to", "run", "714,440", "parameters"]
+    assert "order of the files" not in out
     assert words[-1][:3] == ["2", "to", "run,"] and words[-1][-2:] == ["go", "by"] and not (root / "s" / "b").exists()
 
 
