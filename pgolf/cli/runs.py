@@ -25,8 +25,8 @@ def add_commands(commands) -> None:
     sub = command(
         train, "train", "train one run, without a notebook",
         "pgolf train -k track=nano",
-        "pgolf train -k track=nano -k num_layers=3 -k model_dim=128 --run-dir runs/mine/deep",
-        "pgolf train --config runs/mine/deep/config.json -k seed=1338",
+        "pgolf train -k track=nano -k num_layers=3 -k model_dim=128 --run-dir runs/own/deep",
+        "pgolf train --config runs/own/deep/config.json -k seed=1338",
     )  # fmt: skip
     sub.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/explore/<track>-<hash of the knobs>")
     text = "read knobs from YAML or JSON, such as a run's config.json"
@@ -142,7 +142,10 @@ def train(arguments: argparse.Namespace) -> int:
     run_dir = arguments.run_dir or explore / directory.run_name(config, explore)
     before = read_result(run_dir)
     if before is None:  # a machine or data that cannot be trained on leaves no folder of a failed run
-        pick_device(config.train)
+        device = pick_device(config.train)
+        shape = (config.num_layers, config.model_dim)
+        if device.type == "cpu" and not config.track and shape == (9, 512):
+            print("no track: 9 × 512 for a GPU; -k track=nano takes a minute on a CPU", flush=True)
         check_scored(open_dataset(config), config.train_seq_len, config.eval)
     result = train(config, run_dir)
     if before is not None:
@@ -240,10 +243,14 @@ def export(arguments: argparse.Namespace) -> int:
     from pgolf.analysis.statistics import compare_blocks
     from pgolf.reports import text
     from pgolf.studies.finished_run import open_run
+    from pgolf.studies.reexport import scoring_config
 
     run, knobs = open_run(arguments.run), dict(arguments.knobs)
     if not knobs:
         raise ConfigError("export: name what is to be stored in another way, as -k codec=ans; `pgolf knobs` has all")
+    changed = scoring_config(run.config, knobs)
+    if run.config.differences(changed).keys() == {"cap_bytes"} and changed.allocation == "fixed":
+        raise ConfigError("cap_bytes alone changes no file of fixed quantizers: add -k allocation=solve -k codec=ans")
     run_dir = arguments.run_dir or run.export_dir(**knobs)
     result, own = run.export(run_dir, **knobs), run.result
     print(f"its own file: {text.answer(own)}")

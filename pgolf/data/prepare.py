@@ -152,14 +152,16 @@ def _check_finished(directory: Path, source: Source, asked: dict) -> None:
     found = dataset.read_about(directory).get("source", {})
     if found != asked:
         problem = f"was made otherwise: {_differences(found, asked)}" if found else "exists without a complete corpus"
-        raise DataError(f"{directory} {problem}; delete it or name another folder")
+        raise DataError(f"{directory} {problem}; delete {directory}, or name another folder with --out")
     if source.modified() > (directory / dataset.DESCRIPTION).stat().st_mtime_ns:
         name = asked["name"]
         print(f"{directory}: {name} was written to since; delete the folder to make it of {name} as it is now")
 
 
 def _differences(found: dict, asked: dict) -> str:
-    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+    names = [
+        name for name in {**found, **asked} if (found.get(name) or 0) != (asked.get(name) or 0)
+    ]  # False: as absent
     return ", ".join(f"{name} {found.get(name, 'none')} (asked: {asked.get(name, 'none')})" for name in names)
 
 

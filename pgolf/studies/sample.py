@@ -30,12 +30,17 @@ def continue_text(
 ) -> str:
     """The prompt and up to `tokens` sampled tokens, each from the last `window`; ends where the model ends a document.
 
-    temperature: logits are divided by it; 0 = always the likeliest token.
+    temperature: logits are divided by it; 0 = always the likeliest token. A space that ends the prompt, which tokens
+    do not spell alone, is the first sampled token's.
     """
     device = next(model.parameters()).device
     ids = tokenizer.encode([prompt])[0].astype("int64").tolist()
-    for _ in range(tokens):
+    owes_space = prompt[-1:] == " " and not tokenizer.decode([ids[1:]])[0].endswith(" ")
+    for i in range(tokens):
         logits = model(torch.tensor([ids[-window:]], device=device))[0, -1].float().cpu()
+        if owes_space and i == 0:
+            spaced = [piece.leads or piece.text.startswith(b" ") for piece in tokenizer.pieces]
+            logits[~torch.tensor(spaced)] = -torch.inf
         if temperature:
             token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
         else:

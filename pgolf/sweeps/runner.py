@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pgolf.data import dataset
 from pgolf.disk import read_json
 from pgolf.runs import directory, integrity
 from pgolf.runs.code import other_code
@@ -18,8 +19,8 @@ from pgolf.sweeps.jobs import Failure, Job, failed, say, sweep_bar
 from pgolf.sweeps.pool import LocalPool, run_jobs, worker_environments
 from pgolf.sweeps.sweep_file import GIVEN, NOTEBOOKS, Sweep, SweepError, load_sweep, said_of_environment
 from pgolf.training.forecast import check, over_cap
-from pgolf.training.inputs import open_dataset
-from pgolf_core.config import ConfigError, RunConfig, did_you_mean, shown
+from pgolf.training.inputs import open_dataset, part_read
+from pgolf_core.config import ROOT, ConfigError, RunConfig, did_you_mean, shown
 from pgolf_core.files import atomic_write
 from pgolf_core.rules import without_effect
 
@@ -123,11 +124,14 @@ def chosen(sweep: Sweep, only: Collection[str]) -> Sweep:
 
 
 def said_of_knobs(sweep: Sweep) -> list[str]:
-    """A line per knob that changes nothing as some runs set it."""
+    """A line per knob that changes nothing as some runs set it, and per part of its text that a training reads."""
     found = defaultdict(list)
     for name, config in sweep.runs.items():
         for knob, why in without_effect(config).items():
             found[f"{knob}={shown(getattr(config, knob))} has no effect, since {why}"].append(name)
+        tokens = dataset.read_about(ROOT / config.data_path).get("train", {}).get("tokens", 0)
+        if part := part_read(config, tokens):
+            found[part].append(name)
     return [f"warning: {line}: {', '.join(names)}" for line, names in found.items()]
 
 

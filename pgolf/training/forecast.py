@@ -42,7 +42,8 @@ class ForecastError(ValueError):
 class Forecast:
     """Bytes of artifact and code together, the interval they should fall in, and bytes by part; parts sum to bytes.
 
-    without: tensors that are no parameters of the model, so that nothing is known of their size.
+    without: tensors that are no parameters of the model, so that nothing is known of their size. kept: a sentence on
+    matrices that are too small to be quantized, if these are most of the file; else ''.
     """
 
     bytes: int
@@ -50,6 +51,7 @@ class Forecast:
     high: int
     parts: dict[str, int]
     without: tuple[str, ...] = ()
+    kept: str = ""
 
     def __str__(self) -> str:
         without = f", without tensor {', '.join(self.without)}" if self.without else ""
@@ -58,7 +60,7 @@ class Forecast:
     def verdict(self, cap: int) -> str:
         """'800,000 bytes (776,000 to 824,000) of 1,000,000: fits'."""
         fits = "fits" if self.high <= cap else "fits, though its high end does not"
-        return f"{self} of {cap:,}: {'over' if self.bytes > cap else fits}"
+        return f"{self} of {cap:,}: {'over' if self.bytes > cap else fits}{self.kept and f'; {self.kept}'}"
 
 
 def forecast(config: RunConfig) -> Forecast:
@@ -131,7 +133,8 @@ def over_cap(configs: dict[str, RunConfig], say: Callable[[str], None] | None = 
         if say:
             say(f"{name:24} forecast {expected.verdict(config.cap_bytes)}")
         if expected.bytes > config.cap_bytes and config.final_roundtrip_eval and not config.allow_over_cap:
-            over[name] = f"{expected} against cap_bytes={config.cap_bytes:,}"
+            kept = expected.kept and f"; {expected.kept}"
+            over[name] = f"{expected} against cap_bytes={config.cap_bytes:,}{kept}"
     return over
 
 
@@ -174,7 +177,19 @@ def _interval(
         artifact += room
         low, high = artifact * MIN_CAP_FILL, artifact
     whole = {part: round(parts.get(part, 0)) for part in ACCOUNT} | {"code": code}
-    return Forecast(sum(whole.values()), round(low) + code, round(high) + code, whole, without)
+    kept = _kept_float(sizes, state, artifact)
+    return Forecast(sum(whole.values()), round(low) + code, round(high) + code, whole, without, kept)
+
+
+def _kept_float(sizes: Sizes, state: dict[str, Tensor], artifact: float) -> str:
+    """Forecast.kept of an artifact of so many bytes."""
+    most = sizes.config.keep_float_max_numel
+    matrices = {n: t for n, t in state.items() if t.ndim == 2 and not sizes.roles[n].is_control}
+    small = [n for n, t in matrices.items() if t.numel() <= most and sizes.scheme(n, t) is None]
+    if sum(2 * sizes.copies[n] * matrices[n].numel() for n in small) < artifact / 2:
+        return ""
+    few, all_of_them = (round(sum(sizes.copies[n] for n in names)) for names in (small, matrices))
+    return f"{few} of {all_of_them} matrices stay float16 (keep_float_max_numel={most})"
 
 
 def _some_blocks(state: dict[str, Tensor], blocks: int) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -9,7 +9,7 @@ from pgolf.data import audit, embedded_corpus
 from pgolf.data.dataset import Dataset
 from pgolf_core.config import RunConfig
 from pgolf_core.files import DataError
-from pgolf_core.knobs import BOS, EvalConfig
+from pgolf_core.knobs import BOS, EMBEDDED, EvalConfig
 
 
 def open_dataset(config: RunConfig) -> Dataset:
@@ -52,6 +52,19 @@ def check_scored(dataset: Dataset, seq_len: int, config: EvalConfig) -> None:
                 f"{dataset.directory}: {tokens:,} tokens are to be scored, and a window has {config.eval_seq_len}; "
                 "shorten eval_seq_len, or score more"
             )
+
+
+def part_read(config: RunConfig, train_tokens: int) -> str:
+    """A sentence on a training that reads the first files alone, at most so many of train_tokens; '' for any other.
+
+    The embedded corpus has its documents in the order of a hash, so that its beginning is like the rest.
+    """
+    data, read = config.data, config.iterations * max(batch for batch, _ in config.data.stages)
+    mixed = data.shuffle_documents or data.shuffle_sequences or data.coprime_sequences or data.data_path in EMBEDDED
+    if mixed or read >= train_tokens:
+        return ""
+    first = f"the first {read / train_tokens:.0%} in the order of the files"
+    return f"training reads {read:,} of {train_tokens:,} tokens, {first}; with shuffle_sequences=1 it reads all parts"
 
 
 def data_facts(dataset: Dataset, seq_len: int, config: EvalConfig) -> tuple[dict, str]:

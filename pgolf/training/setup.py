@@ -12,7 +12,7 @@ from torch import Tensor
 from pgolf.data.dataset import Dataset
 from pgolf.runs.directory import describe_environment, outside_knobs
 from pgolf.training.forecast import Forecast, forecast
-from pgolf.training.inputs import check_scored, data_facts, open_dataset, scored_tokens, tokens_per_byte
+from pgolf.training.inputs import check_scored, data_facts, open_dataset, part_read, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
 from pgolf.training.resume import RESUME, TrainError, check_resume, naming, read_resume
 from pgolf.training.tensor_groups import idle_knobs, tensor_lines
@@ -111,8 +111,11 @@ def _log_heading(run: Run, config: RunConfig, why_eager: str, muon_dtype: torch.
     compiled = f"off, {why_eager}" if why_eager else "on"
     log(f"compile:{compiled} kernels:{kernels} ranks:{run.ranks.size} muon:{muon_dtype}")
     log(f"data:{dataset.directory.name} fingerprint:{dataset.fingerprint[:12]} config:{config.hash}")
-    share = f"{facts['scored_fraction']:.2%} of the validation split scored"
-    log(f"audit:{facts['audit']}, {share}{''.join(f'; {finding}' for finding in facts['findings'])}")
+    if part := part_read(config, facts["train_tokens"]):
+        log(f"warning:{part}")
+    share = f"{facts['scored_fraction']:.2%} of the validation split is scored"
+    once = [] if any(found.startswith(share) for found in facts["findings"]) else [share]
+    log(f"audit:{facts['audit']}, {'; '.join([*once, *facts['findings']])}")
     if knobs := config.taken_from(outside_knobs()):
         log("environment:" + " ".join(f"{k}={v}" for k, v in sorted(knobs.items())))
     log(f"forecast:{run.expected.verdict(config.cap_bytes)}")

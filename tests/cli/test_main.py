@@ -143,6 +143,19 @@ def test_a_bad_request_ends_with_one_message_and_writes_nothing(capfd, own, tmp_
     assert not [path for path in tmp_path.glob("out*") if path.suffix != ".lock"]
 
 
+def test_a_model_for_a_gpu_that_nobody_asked_for_is_said_on_a_cpu(capfd, root):
+    said = "no track: 9 × 512 for a GPU; -k track=nano takes a minute on a CPU\n"
+    for knobs, expected in (((), said), (("-k", "track=nano"), ""), (("-k", "model_dim=64"), "")):
+        words = ("train", "-k", "data_path=nowhere", "-k", "device=cpu", *knobs)
+        assert pgolf(capfd, *words)[:2] == (2, expected)
+
+
+def test_another_cap_alone_is_refused_for_fixed_quantizers(capfd, root, finished):
+    status, _, err = pgolf(capfd, "export", finished[0], "-k", "cap_bytes=60000")
+    assert status == 2 and "cap_bytes alone changes no file of fixed quantizers: add -k allocation=solve" in err
+    assert not root.exists()
+
+
 def test_an_artifact_is_accounted_for(capfd, tmp_path, root):
     config = RunConfig(quantizer="step:0.5", codec="ans", keep_float_max_numel=0).export
     state = {"blocks.0.mlp.fc.weight": torch.randn(64, 32), "q_gains": torch.ones(2, 2)}
@@ -178,6 +191,7 @@ def test_a_dry_run_says_what_would_run_and_does_not(capfd, tmp_path, root):
     assert status == 0 and words[0] == ["s:", "why?"]
     assert words[1] == ["a", "complete", "714,440", "parameters"] and words[3] == ["sensitivity", "new", "to", "run"]
     assert words[2] == ["b", "new", "to", "run", "714,440", "parameters"]
+    assert "order of the files" not in out
     assert words[-1][:3] == ["2", "to", "run,"] and words[-1][-2:] == ["go", "by"] and not (root / "s" / "b").exists()
 
 

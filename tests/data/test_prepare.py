@@ -160,14 +160,18 @@ def test_done_is_done(tmp_path, tokenizers, source, capsys, monkeypatch):
     build(open_source(tmp_path / "docs.jsonl"), directory, **options)
     assert "docs.jsonl was written to since" in capsys.readouterr().out
 
-    with pytest.raises(DataError, match=r"made otherwise: val_documents 9 \(asked: 10\); delete it or name another"):
+    with pytest.raises(
+        DataError, match=r"made otherwise: val_documents 9 \(asked: 10\); delete .*/out, or name another"
+    ):
         build(source, directory, **options | {"val_documents": 10})
+    with pytest.raises(DataError, match=r"val_documents 9 \(asked: none\), val_share none \(asked: 0\.1\); delete"):
+        build(source, directory, tokenizer_path=tokenizers["bpe330"], val_share=0.1)
     with pytest.raises(DataError, match=r"tokenizer .*'sha256'.*asked: .*'kind': 'bpe'"):
         build(source, directory, val_documents=9)
     with pytest.raises(DataError, match=r"bytes \d+ \(asked: \d+\), sha256 "):
         build(written(tmp_path / "docs.jsonl", TEXTS[1:]), directory, **options)
     (directory / "dataset.json").unlink()
-    with pytest.raises(DataError, match="without a complete corpus; delete it"):
+    with pytest.raises(DataError, match="without a complete corpus; delete"):
         build(source, directory, **options)
 
 

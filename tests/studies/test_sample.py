@@ -14,6 +14,8 @@ def test_a_sample_goes_on_with_its_prompt_and_is_the_seeds(finished):
     rows = sample(finished[0], prompts, tokens=20, seed=3)
     assert [row["prompt"] for row in rows] == prompts and rows[1]["text"].startswith("The name of")
     assert rows == sample(finished[0], prompts, tokens=20, seed=3) != sample(finished[0], prompts, tokens=20, seed=4)
+    spaced = [row["text"] for row in sample(finished[0], ["The "] * 4, tokens=1, temperature=9)]
+    assert all(text.startswith("The ") for text in spaced)
     greedy = [sample(finished[0], ["a"], tokens=8, temperature=0, seed=seed) for seed in (1, 2)]
     assert greedy[0] == greedy[1]
 

@@ -335,3 +335,11 @@ def test_chosen_runs_are_those_named_or_of_an_entry_over_all_seeds_without_stage
     (line,) = said_of_knobs(sweep)
     assert line.startswith("warning: ternary_reg_weight=0.1 has no effect, since compression") and "b, b-s2" in line
     assert said_of_knobs(chosen(sweep, ["a"])) == []
+
+
+def test_a_sweep_names_the_runs_that_read_the_first_files_alone(sweeps, tmp_path):
+    (tmp_path / "dataset.json").write_text('{"train": {"tokens": 8192}}', encoding="utf-8")
+    base = {"data_path": str(tmp_path), "iterations": 1}
+    path = sweeps({"track": "nano", "base": base, "runs": {"a": {}, "mixed": {"shuffle_sequences": 1}}})
+    (said,) = said_of_knobs(load_sweep(path))
+    assert said.startswith("warning: training reads 4,096 of 8,192 tokens, the first 50%") and said.endswith(": a")

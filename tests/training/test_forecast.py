@@ -49,6 +49,14 @@ def test_a_final_checkpoint_is_coded_as_export_does(tmp_path, knobs):
     assert seen.low < account.total < seen.high
 
 
+def test_a_file_that_is_mostly_small_float_matrices_says_so():
+    narrow = RunConfig(track="nano", model_dim=96, num_heads=4, num_kv_heads=2)
+    said = "12 of 13 matrices stay float16 (keep_float_max_numel=65536)"
+    assert forecast(narrow).verdict(narrow.cap_bytes).endswith(f"fits; {said}")
+    for knobs in ({"keep_float_max_numel": 4096}, {"allocation": "solve", "codec": "ans"}):
+        assert not forecast(narrow.with_knobs(**knobs)).kept
+
+
 @pytest.mark.parametrize(("codec", "dim"), [("ans", 64), ("zlib", 128)])
 def test_of_many_weights_some_stand_for_all(tmp_path, monkeypatch, codec, dim):
     config = RunConfig(**TINY | dict(num_layers=8, model_dim=dim), quantizer="step:0.4", codec=codec)

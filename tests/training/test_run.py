@@ -20,6 +20,7 @@ from pgolf.runs.code import code_digest
 from pgolf.runs.result import ARTIFACT, CHECKPOINT, RunError, read_result, write_result
 from pgolf.runs.table import load_metrics, load_runs
 from pgolf.studies.reexport import export_checkpoint
+from pgolf.training.inputs import part_read
 from pgolf.training.resume import TrainError
 from pgolf.training.round_trip import load_checkpoint
 from pgolf.training.run import train
@@ -118,9 +119,18 @@ def test_result_describes_its_data(finished, embedded):
     assert 0.008 < result.data["scored_fraction"] < 0.01
     (found,) = result.data["findings"]
     assert "of the validation split is scored (4,096 of 455,009 tokens" in found
-    assert "of the validation split scored" in (run_dir / "log.txt").read_text(encoding="utf-8")
+    log = (run_dir / "log.txt").read_text(encoding="utf-8")
+    assert f"audit:{result.data['audit']}, {found}\n" in log and log.count("of the validation split") == 1
     tokens = validation_tokens(embedded, 64, 4096)
     assert result.scored_text == Dataset.open(embedded).text_sha256(tokens)
+
+
+def test_a_training_that_reads_the_first_files_alone_says_so():
+    config = tiny(data_path="data/mine", iterations=10)
+    assert part_read(config, 40_960).startswith("training reads 10,240 of 40,960 tokens, the first 25% in the order")
+    assert not part_read(config, 10_240)
+    for knobs in ({"data_path": "embedded"}, {"shuffle_sequences": 1}, {"shuffle_documents": 1}):
+        assert not part_read(config.with_knobs(**knobs), 40_960)
 
 
 def test_false_data_is_refused_before_training(embedded, tmp_path):
