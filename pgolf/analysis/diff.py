@@ -70,10 +70,8 @@ def scores(ours: str | Path, theirs: str | Path) -> str:
     files = [result for run_dir in (ours, theirs) if (result := read_result(run_dir)) and result.roundtrip_val_bpb]
     if len(files) < 2:
         return "no scores to compare: a run without a scored file"
-    (a, b), ways = (
-        files,
-        {(one.scored_text or one.data_fingerprint, one.roundtrip_bytes, one.protocol) for one in files},
-    )
+    a, b = files
+    ways = {(one.scored_text or one.data_fingerprint, one.roundtrip_bytes, one.protocol) for one in files}
     texts = [f"{one.roundtrip_val_bpb:.4f} bpb in {one.total_bytes or 0:,} bytes" for one in files]
     difference = f"{a.roundtrip_val_bpb - b.roundtrip_val_bpb:+.4f} bpb"
     return f"{' against '.join(texts)}: {difference if len(ways) == 1 else 'not comparable, other text or protocol'}"

@@ -31,7 +31,8 @@ def lines(items: Sequence[str], most: int = 8) -> str:
 def run_counts(runs: pd.DataFrame) -> str:
     counts = ", ".join(f"{count:,} {status}" for status, count in runs.status.value_counts().sort_index().items())
     over, groups = frontier.scored(runs).over_cap.sum(), len(frontier.comparison_groups(runs))
-    text = f"{len(runs):,} runs in {runs.sweep.nunique()} sweeps: {counts or 'none yet'}."
+    many = [f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((len(runs), "run"), (runs.sweep.nunique(), "sweep"))]
+    text = f"{' in '.join(many)}: {counts or 'none yet'}."
     text += f" Over their cap, so never on a front: {over}." if over else ""
     return text + (f" They fall into {groups} groups that cannot be compared." if groups > 1 else "")
 
