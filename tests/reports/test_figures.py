@@ -171,6 +171,20 @@ def test_the_leaderboard_names_each_leader_once_and_no_name_lies_on_its_line():
     assert not any(line.intersects_bbox(Text.get_window_extent(text), filled=False) for text in ax.texts)
 
 
+def test_a_leader_that_goes_on_leading_is_named_once():
+    steps = pd.DataFrame({"finished": [f"2026-01-01T00:0{i}:00" for i in range(4)], "cap_bytes": 10**6})
+    steps = steps.assign(bpb=[2.6, 2.5, 2.55, 2.4], name=["s/plain", "s/plain", "s/plain", "s/wide"])
+    assert labels_of(sweep_figures.plot_leaderboard(steps)) == ["s/plain", "s/wide"]
+
+
+def test_few_of_many_runs_are_drawn_with_the_first_seed_of_the_baseline(tmp_path):
+    for name, scores in (("control", [2.6, 2.5, 2.4, 2.5, 2.5]), ("wide", [2.1] * 5)):
+        make_config(tmp_path, name, scores, {"model_dim": 64 * len(name)}, val_bpb=1.0 + len(name))
+    write_sweep(tmp_path, ["control", "wide"])
+    chosen = curves.choose(load_runs(tmp_path))
+    assert len(chosen) == 8 and chosen.run.iloc[0] == "control-s1"
+
+
 def test_training_curves_show_late_differences_and_say_what_is_missing(tmp_path):
     for name in ("control", "c"):
         make_run(tmp_path, f"s/{name}", knobs={"num_layers": len(name)})
