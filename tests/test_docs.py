@@ -62,6 +62,12 @@ def test_the_sweep_of_the_tutorial_is_valid(tmp_path):
     assert yaml.safe_load(text)["base"]["data_path"] == "data/notes_sp1024"
 
 
+@pytest.mark.parametrize(("page", "module"), [("search", "search.search_file"), ("sweeps", "sweeps.sweep_file")])
+def test_a_page_has_the_whole_format_of_its_files(page, module):
+    keys = importlib.import_module(f"pgolf.{module}").__doc__.split("\n\n")[1].strip()
+    assert f"```yaml\n{keys}\n```" in (DOCS / f"{page}.md").read_text(encoding="utf-8") and yaml.safe_load(keys)
+
+
 def test_the_site_builds_strictly_without_a_dead_link_or_a_foreign_request(tmp_path):
     pytest.importorskip("material", reason='pip install -e ".[docs]"')
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]

@@ -65,6 +65,18 @@ def between(ours: str | Path, theirs: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "ours", "theirs", "kind"])
 
 
+def scores(ours: str | Path, theirs: str | Path) -> str:
+    """The two files' bpb and bytes, and the difference of bpb, which counts if both scored one text in one way."""
+    files = [result for run_dir in (ours, theirs) if (result := read_result(run_dir)) and result.roundtrip_val_bpb]
+    if len(files) < 2:
+        return "no scores to compare: a run without a scored file"
+    a, b = files
+    ways = {(one.scored_text or one.data_fingerprint, one.roundtrip_bytes, one.protocol) for one in files}
+    texts = [f"{one.roundtrip_val_bpb:.4f} bpb in {one.total_bytes or 0:,} bytes" for one in files]
+    difference = f"{a.roundtrip_val_bpb - b.roundtrip_val_bpb:+.4f} bpb"
+    return f"{' against '.join(texts)}: {difference if len(ways) == 1 else 'not comparable, other text or protocol'}"
+
+
 def _kind(setting: str, ours: object, theirs: object) -> str:
     """The kind of a differing setting. Paths of equal last part name the same thing in another folder."""
     if setting == "seed":
@@ -76,9 +88,12 @@ def _kind(setting: str, ours: object, theirs: object) -> str:
 
 
 def judge(rows: pd.DataFrame, claimed: Iterable[str]) -> str:
-    """'' if the claimed knobs differ and nothing else does, otherwise the problems in words. rows: between()."""
+    """'' if the claimed knobs differ and nothing else does, otherwise the problems in words. rows: between().
+
+    Another seed is never a problem, and may be claimed.
+    """
     claimed = set(claimed)
-    knobs = set(rows.setting[rows.kind == "knob"])
+    knobs = set(rows.setting[(rows.kind == "knob") | ((rows.kind == "chance") & rows.setting.isin(claimed))])
     outside = [name for name in rows.setting[rows.kind == "outside"] if name not in MACHINE]
     problems = []
     if not knobs and claimed:

@@ -49,4 +49,8 @@ def plan(
             yield f"  found with {statistics.POWER:.0%}: {', '.join(sizes)} seeds each"
     if not found:
         wanted = f"track {track}" if track else "any track"
-        raise RunError(f"{root}: no config of {wanted} was trained with several seeds, so the seed noise is not known")
+        makes = "a sweep on that track with" if track else "`pgolf demo`, or a sweep with"
+        raise RunError(
+            f"{root}: no config of {wanted} was trained with several seeds, so the seed noise is not known; "
+            f"{makes} seeds: [1337, 1338, 1339], makes such runs"
+        )

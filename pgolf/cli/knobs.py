@@ -78,7 +78,7 @@ def knobs(arguments: argparse.Namespace) -> int:
 
 
 def matching(words: list[str]) -> list[str]:
-    """Knobs, in the order of their groups, that have every word in name or meaning; a whole name is that knob alone.
+    """Knobs, in the order of groups, that have every word in name, meaning or ALIASES; a whole name is that knob alone.
 
     Raises ConfigError naming the nearest knob if none has.
     """
@@ -88,7 +88,10 @@ def matching(words: list[str]) -> list[str]:
         return [whole]
     if len(words) == 1 and (knob := knob_of_alias(whole)):
         return [knob]
-    text = {name: f"{name} {field.description}".lower() for name, field in fields.items()}
+    text = {
+        name: " ".join([name, field.description, *config.ALIASES.get(name, ())]).lower()
+        for name, field in fields.items()
+    }
     found = [name for name in fields if all(word.lower() in text[name] for word in words)]
     if not found:
         nearest = did_you_mean(whole, fields) or "; `pgolf knobs` lists all"

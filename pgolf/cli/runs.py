@@ -198,12 +198,14 @@ def diff(arguments: argparse.Namespace) -> int:
 
     if unknown := [name for name in arguments.claim or () if name not in RunConfig.model_fields]:
         raise ConfigError(f"--claim {no_such_knob(unknown[0])}")
-    rows = diff.between(*map(directory.find_run, arguments.runs))
+    runs = [directory.find_run(name) for name in arguments.runs]
+    rows = diff.between(*runs)
     for row in rows.itertuples():
         print(f"{row.kind:9} {row.setting:32} {row.ours!r}  {row.theirs!r}")
     knobs = int((rows.kind == "knob").sum())
     words = f"{knobs} knobs differ" if knobs > 1 else "1 knob differs"
     print(words if knobs else "no knob differs: whatever their scores, no change of a knob made them")
+    print(diff.scores(*runs))
     if arguments.claim is None:
         return 0
     problem = diff.judge(rows, arguments.claim)

@@ -44,7 +44,10 @@ def _dry_run(checked) -> None:
     for knob, values in keys.space.items():
         given = values.model_dump(exclude_defaults=True)
         print(f"  {knob}: {given.pop('choices', None) or ''}{''.join(f' {name} {own}' for name, own in given.items())}")
-    over_cap({run: checked.config(values) for run, values in checked.enqueued.items()}, print)
+    over = over_cap({run: checked.config(values) for run, values in checked.enqueued.items()}, print)
+    for run in over:
+        lost = ", and nothing can be compared with this baseline" if run == checked.baseline else ""
+        print(f"  warning: enqueue: {run} is over the cap, so it is never trained{lost}; raise cap: or make it smaller")
     budgets = {name: getattr(keys, name) for name in ("trainings", "hours", "money")} | {"trials": checked.most_trials}
     limits = ", ".join(f"{name} {own:g}" for name, own in budgets.items() if own is not None)
     print(f"budget: {limits}; pruner {checked.pruner}; finalists {keys.finalists} with seeds {keys.seeds}")

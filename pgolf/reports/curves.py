@@ -27,9 +27,9 @@ def plot_training(run_dirs: Iterable[str | Path], names: Sequence[str]) -> Figur
 
 
 def choose(runs: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """Few of one sweep's training runs: the baseline run, the best, the worst two."""
+    """Few of one sweep's training runs: the baseline's first seed, the best, the worst two."""
     runs = runs.assign(val_bpb=runs.val_bpb.astype(float)).sort_values("val_bpb")
-    baseline = runs[runs.run == runs.control][:1]
+    baseline = runs[runs.run == runs.control].sort_values("seed")[:1]
     rest = runs.drop(baseline.index)
     return pd.concat([baseline, rest if len(runs) <= most else pd.concat([rest[: most - 3], rest[-2:]])])
 

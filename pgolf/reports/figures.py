@@ -93,9 +93,9 @@ def plot_frontier(rows: pd.DataFrame) -> Figure:
     handles += [dot(kind, MARKERS.get(kind, "s")) for kind in rows.kind.unique() if rows.kind.nunique() > 1]
     ax.legend(handles=handles, **ABOVE)
 
-    labels = _labels(rows)
-    shown = (y <= high) & (labels != "")
-    place_labels(ax, rows.loc[shown, ["total_bytes", "bpb"]].to_numpy(), labels[shown])
+    names = pd.Series(_labels(rows), index=rows.index)
+    named = rows[(y <= high) & (names != "")].sort_values("on_front", ascending=False, kind="stable")
+    place_labels(ax, named[["total_bytes", "bpb"]].to_numpy(), names[named.index])
     return figure
 
 
@@ -118,15 +118,16 @@ def _labels(rows: pd.DataFrame) -> np.ndarray:
     keep = rows.kind.ne("export") | (rows.on_front & ~rows.source.duplicated(keep=False))
     for source, exports in rows[rows.kind == "export"].groupby("source"):
         if len(exports) > 1:  # the export page draws them all; here they share one name
-            good = exports[exports.bpb <= exports.bpb.median()].total_bytes.sort_values().index
+            good = exports[exports.on_front if exports.on_front.any() else exports.bpb <= exports.bpb.median()]
+            good = good.total_bytes.sort_values().index
             middle = good[len(good) // 2]
             names[middle] = f"{len(exports)} exports of {short(source.split('/')[-1])}"
             keep[middle] = True
     if keep.sum() > LABELS:
         front = rows[rows.on_front].drop_duplicates(["total_bytes", "bpb"]).sort_values("total_bytes").index
-        some = front[np.linspace(0, len(front) - 1, min(len(front), LABELS // 2)).round().astype(int)]
-        extremes = [rows.bpb.idxmin(), rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]
-        keep[:] = rows.index.isin([*some, *rows.index[rows.is_baseline][:3], *extremes])
+        some = front[np.linspace(0, len(front) - 1, min(len(front), LABELS)).round().astype(int)]
+        others = [*rows.index[rows.is_baseline][:3], rows.total_bytes.idxmin(), rows.total_bytes.idxmax()]
+        keep[:] = rows.index.isin([*some, *others[: LABELS - len(some)]])
     trained = rows[rows.kind != "export"].groupby(["total_bytes", "bpb"])  # coinciding points share one name
     repeated = trained.cumcount().reindex(rows.index, fill_value=0) > 0
     count = trained.run.transform("size").reindex(rows.index, fill_value=1)

@@ -31,6 +31,7 @@ from pgolf.runs.schema import About, knobs_that_fit, read_about
 
 TROUBLE = ("stalled", "dead", "failed")
 STATES = ("running", *TROUBLE, "waiting", "refused", "pruned", "complete")  # the order in tables
+FINAL = ("refused", "pruned", "complete")  # no command changes them
 NUMBERS = ("step", "of", "bpb", "step_seconds", "seconds_left", "wrote", "seconds")
 COLUMNS = ["sweep", "run", "state", "note", "kind", *NUMBERS, "sweep_runs", "path"]
 FILES = (
@@ -233,10 +234,19 @@ def overview(table: pd.DataFrame, now: float | None = None) -> str:
             more = "; time left is known after the first lines"
         elif left > 0:
             more = f"; about {duration(left)} left, until {clock_time(now + left)}"
-        elif not rows.sweep_runs.any():
-            more = "; nobody is running it: `pgolf sweep` on its file does what is missing"
+        elif not rows.sweep_runs.any() and not rows.state.isin(FINAL).all():
+            more = f"; nobody is running it: {_how_to_go_on(rows.path.iloc[0].parent)}"
         lines.append(f"- **{name}**: {', '.join(words)}{more}.")
     return "\n".join([*lines, f"- all runs complete: {listed(whole, 3)}."] if whole else lines)
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """The command that does what is missing of a sweep, a search or single trainings in a folder."""
+    if (folder / "search.journal").exists():
+        return "`pgolf search` on its file goes on while there is budget"
+    if (folder / "sweep.json").exists():
+        return "`pgolf sweep` on its file does what is missing"
+    return "the same `pgolf train` command again goes on with it"
 
 
 def format_state(table: pd.DataFrame, now: float | None = None) -> pd.DataFrame:

@@ -43,10 +43,12 @@ def plot_history(trials: pd.DataFrame) -> Figure:
     ax.set_ylim(low, high + 0.08 * (high - low))
     for name, (marker, face, edge) in LOOKS.items():
         own = trials[looks == name]
-        # Trials without a file's score are drawn at the upper edge.
-        y = own.bpb.astype(float).clip(upper=high) if name in ("answer", "over a limit") else np.full(len(own), high)
+        # A trial that was not trained has no score: it stands on the axis. Pruned and failed ones stand at the top.
+        y = own.bpb.astype(float).clip(upper=high)
+        if name not in ("answer", "over a limit"):
+            y = np.full(len(own), ax.get_ylim()[0] if name == "not trained" else high)
         colour = dict(c=edge) if marker == "x" else dict(facecolors=face, edgecolors=edge)
-        ax.scatter(own.number, y, 30, marker=marker, zorder=3, **colour)
+        ax.scatter(own.number, y, 30, marker=marker, zorder=3, clip_on=False, **colour)
     base = trials[trials.is_baseline & trials.bpb.notna()]
     if len(base):
         ax.axhline(float(base.bpb.iloc[0]), color=ORANGE, lw=1.2, ls=DASHED, zorder=1)

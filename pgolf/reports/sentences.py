@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
@@ -31,7 +32,8 @@ def lines(items: Sequence[str], most: int = 8) -> str:
 def run_counts(runs: pd.DataFrame) -> str:
     counts = ", ".join(f"{count:,} {status}" for status, count in runs.status.value_counts().sort_index().items())
     over, groups = frontier.scored(runs).over_cap.sum(), len(frontier.comparison_groups(runs))
-    text = f"{len(runs):,} runs in {runs.sweep.nunique()} sweeps: {counts or 'none yet'}."
+    many = [f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((len(runs), "run"), (runs.sweep.nunique(), "sweep"))]
+    text = f"{' in '.join(many)}: {counts or 'none yet'}."
     text += f" Over their cap, so never on a front: {over}." if over else ""
     return text + (f" They fall into {groups} groups that cannot be compared." if groups > 1 else "")
 
@@ -169,9 +171,14 @@ def describe_search(trials: pd.DataFrame) -> list[str]:
         text = f"best by its one seed: **{md(best.run)}**, {best.bpb:.4f} bpb in {best.bytes:,.0f} bytes"
         base = answers[answers.is_baseline & (answers.run != best.run)]
         said.append(text + "".join(f"; {md(own.run)}: {own.bpb:.4f} in {own.bytes:,.0f}" for own in base.itertuples()))
-    for why, own in trials[trials.state == "refused"].groupby(trials.why.str.split(":").str[0].str.slice(0, 60)):
+    for why, own in trials[trials.state == "refused"].groupby(trials.why.map(_reason)):
         said.append(f"not trained: {md(listed(list(own.run), 5))}, {md(why)}")
     return said
+
+
+def _reason(why: str) -> str:
+    """Why a trial was not trained, in few words and alike for all of one reason."""
+    return "forecast over the cap" if why.startswith("forecast ") else shorten(why.split(":")[0], 80, placeholder=" …")
 
 
 def not_comparable(title: str, groups: int, rows: pd.DataFrame, about: About) -> str:

@@ -223,7 +223,9 @@ def plot_leaderboard(steps: pd.DataFrame) -> Figure:
     ax.set(xlabel="when the run finished (UTC)", ylabel="bits per byte, mean over seeds")
     if steps.cap_bytes.nunique() > 1:
         ax.legend(fontsize=8, loc="upper right")
-    place_labels(ax, np.column_stack([mdates.date2num(times), steps.bpb]), steps.name.map(short))
+    new = steps.name != steps.groupby("cap_bytes").name.shift()  # a leader that goes on leading is named once
+    spots = np.column_stack([mdates.date2num(times), steps.bpb])
+    place_labels(ax, spots[new], steps.name[new].map(short))
     return figure
 
 

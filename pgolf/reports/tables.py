@@ -57,9 +57,11 @@ def format_range(low: float, high: float) -> str:
 
 
 def format_verdict(row) -> str:
-    """'better (paired, 5 seeds)'. row: verdict and method of a statistics.Comparison."""
+    """'better (paired, 5 seeds)', 'better (64 blocks)'. row: verdict and method of a statistics.Comparison."""
     if row.verdict in ("better", "worse"):
-        return f"{row.verdict} ({row.method})"
+        is_text = row.method.endswith(" blocks of text")
+        method = row.method.removeprefix("paired, ").removesuffix(" of text") if is_text else row.method
+        return f"{row.verdict} ({method})"
     return {"not known": row.method, "equal": "equal to the last bit"}.get(row.verdict, row.verdict)
 
 

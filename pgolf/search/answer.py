@@ -12,7 +12,7 @@ from pgolf.analysis import frontier, seed_groups, statistics
 from pgolf.runs.directory import is_held
 from pgolf.runs.table import load_runs
 from pgolf.search.search_file import Search
-from pgolf.search.study import Outcome, Study
+from pgolf.search.study import Outcome, Study, outcome_of
 from pgolf.search.trainings import of_trials
 from pgolf.search.trials import SUFFIX
 from pgolf.sweeps.jobs import Failure
@@ -56,9 +56,18 @@ def answer(search: Search, study: Study) -> str:
         return f"{search.name}: no trial stayed within {limits}; `pgolf report` lists why"
     again = _again(search)
     run, said = _by_one_seed(search, answers) if again.empty else _by_finalists(search, again)
-    values = next(trial.params for trial in study.trials() if trial.user_attrs.get("run") == run)
-    knobs = ", ".join(f"{knob}={shown(value)}" for knob, value in values.items())
+    trials = {trial.user_attrs.get("run"): trial for trial in reversed(study.trials())}
+    ended = search.baseline in trials and outcome_of(trials[search.baseline])
+    if ended and ended.over > 0:
+        said += f"; the baseline {search.baseline} was over the {'limit' if search.keys.max_bpb else 'cap'}, "
+        said += "nothing to compare with"
+    knobs = ", ".join(f"{knob}={_rounded(value)}" for knob, value in trials[run].params.items())
     return f"best of {search.name}: {run}, {said}. {knobs}"
+
+
+def _rounded(value: object) -> str:
+    """A knob's value, a float with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
 def _by_one_seed(search: Search, answers: list[tuple[str, dict, Outcome]]) -> tuple[str, str]:
@@ -74,7 +83,7 @@ def _by_finalists(search: Search, again: pd.DataFrame) -> tuple[str, str]:
     best = again.sort_values("total_bytes" if search.keys.objective == "bytes" else "bpb").iloc[0]
     said = f"{best.bpb:.4f} ± {best.ci:.4f} bpb over {best.n} new seeds in {best.total_bytes:,} of "
     said += f"{search.keys.cap:,} bytes"
-    if not best.is_baseline and search.baseline:
+    if not best.is_baseline and not math.isnan(best.delta):
         half = "" if math.isnan(best.half) else f" ± {best.half:.4f}"
         said += f"; {best.delta:+.4f}{half} against {search.baseline}, {best.verdict}"
     return best.arm, said

@@ -189,8 +189,13 @@ def read_yaml(path: str | Path, expected: str = "a sweep is a mapping with runs:
         text = path.read_text(encoding="utf-8")
         _check_size(text)
         content = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark, begun = error.problem_mark, error.context_mark
+        within = f" {error.context}, begun in line {begun.line + 1}" if error.context and begun else ""
+        raise SweepError(f"{path}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}") from error
     except (yaml.YAMLError, UnicodeDecodeError, SweepError) as error:
-        raise SweepError(f"{path}: {error}") from error
+        message = str(error).replace('\n  in "<unicode string>"', "")
+        raise SweepError(f"{path}: {message}") from error
     if not isinstance(content, dict):
         raise SweepError(f"{path}: {expected}, not {type(content).__name__}")
     return {"name": path.stem} | {key: value for key, value in content.items() if value is not None}

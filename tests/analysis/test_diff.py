@@ -22,6 +22,9 @@ MADE = {"git_commit": "a" * 40, "torch": "2.13.0", "device_name": "x"}
         ({"knobs": {"model_dim": 256}}, ["matrix_lr"],
          "claimed and not changed: matrix_lr; changed and not claimed: model_dim"),
         ({"knobs": {"seed": 2}}, ["model_dim"], "no knob differs, only seed"),
+        ({"knobs": {"seed": 2}}, ["seed"], ""),
+        ({"knobs": {"seed": 2, "model_dim": 256}}, ["seed"], "changed and not claimed: model_dim"),
+        ({}, ["seed"], "no knob differs"),
         ({"knobs": {"model_dim": 256}, "data_fingerprint": "f" * 64, "environment": {"git_commit": "b", "torch": "2"}},
          ["model_dim"], "outside of the knobs: data_fingerprint, code, torch"),
         ({"knobs": {"matrix_lr": 0.05}, "total": 600_000}, ["matrix_lr"], "outside of the knobs: parameters"),
@@ -34,6 +37,15 @@ def test_a_claim_holds_or_is_refused_in_words(tmp_path, changes, claimed, proble
     a = make_run(tmp_path, "s/control", environment=MADE)
     b = make_run(tmp_path, "s/other", **{"environment": MADE} | changes)
     assert diff.judge(diff.between(b, a), claimed) == problem
+
+
+def test_two_scores_are_subtracted_where_one_text_was_scored_in_one_way(tmp_path):
+    a, b = (make_run(tmp_path, f"s/{bpb}", total=500_000, bpb=bpb) for bpb in (2.5, 2.6))
+    other = make_run(tmp_path, "s/other", bpb=2.7, protocol="another window")
+    unscored = make_run(tmp_path, "s/unscored", bpb=None)
+    assert diff.scores(b, a) == "2.6000 bpb in 500,000 bytes against 2.5000 bpb in 500,000 bytes: +0.1000 bpb"
+    assert diff.scores(other, a).endswith("bytes: not comparable, other text or protocol")
+    assert diff.scores(unscored, a).startswith("no scores to compare")
 
 
 def test_uncommitted_changes_of_unknown_content_are_no_clean_comparison(tmp_path):

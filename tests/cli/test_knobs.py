@@ -57,6 +57,7 @@ def test_a_word_finds_names_and_meanings_and_an_unknown_one_the_nearest(capsys):
     assert {"muon_momentum", "matrix_lr"} <= set(matching(["muon"])) < set(FIELDS)
     assert set(matching(["muon", "decay"])) < set(matching(["muon"])) and matching([]) == [*matching([])]
     assert len(matching([])) == len(FIELDS)
+    assert {name for name in FIELDS if name.endswith("_lr")} <= set(matching(["learning", "rate"])) < set(FIELDS)
     with pytest.raises(ConfigError, match="did you mean muon_momentum"):
         matching(["muon_momentun"])
     assert main.main(["tracks", "nano"]) == 0 and "iterations=120" in capsys.readouterr().out

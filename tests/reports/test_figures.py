@@ -13,7 +13,8 @@ from matplotlib.text import Text
 from support.runs import make_config, make_exports, make_run, only_group, write_sweep
 
 from pgolf.analysis import frontier, seed_groups
-from pgolf.reports import curves, figures, sweep_figures
+from pgolf.reports import curves, figures, sentences, sweep_figures, tables
+from pgolf.runs.table import load_runs
 
 
 def collisions(figure) -> list[str]:
@@ -59,6 +60,17 @@ def test_the_frontier_names_some_of_many_runs(tmp_path, count):
     assert 1 <= len(labels_of(figure, "run-")) <= figures.LABELS
 
 
+def test_every_point_of_a_front_has_a_name_and_is_placed_first(tmp_path):
+    for i in range(30):  # twelve on the front, among others that are worse and larger
+        front = i < 12
+        place = (
+            dict(total=500_000 + 30_000 * i, bpb=2.5 - 0.01 * i) if front else dict(total=890_000, bpb=2.5 + 0.01 * i)
+        )
+        make_run(tmp_path, f"a/run-{i}", **place, knobs={"iterations": i + 1})
+    texts = labels_of(figures.plot_frontier(rows := frontier.frontier_table(only_group(tmp_path))), "run-")
+    assert set(texts[:12]) == set(rows.run[rows.on_front]) and rows.on_front.sum() == 12
+
+
 def test_many_exports_have_one_label_in_the_frontier_and_some_in_their_own_figure(tmp_path):
     make_exports(tmp_path, "a/control", 40)
     ((_, _, rows),) = frontier.checkpoints(only_group(tmp_path))
@@ -68,6 +80,16 @@ def test_many_exports_have_one_label_in_the_frontier_and_some_in_their_own_figur
     texts = labels_of(figures.plot_frontier(frontier.frontier_table(only_group(tmp_path))))
     assert "40 exports of control" in texts and len(texts) <= 8
     assert [text for text in texts if text.startswith("cap ")] == ["cap 1,000,000 B"]  # the solver's caps are left out
+
+
+def test_a_verdict_by_blocks_of_text_is_short_in_tables():
+    for method, shown in (("paired, 64 blocks of text", "64 blocks"), ("paired, 5 seeds", "paired, 5 seeds")):
+        assert tables.format_verdict(pd.Series({"verdict": "better", "method": method})) == f"better ({shown})"
+
+
+def test_one_run_of_one_sweep_is_counted_as_one(tmp_path):
+    make_run(tmp_path, "a/run")
+    assert sentences.run_counts(load_runs(tmp_path)) == "1 run in 1 sweep: 1 complete."
 
 
 def test_bars_of_bytes_end_with_their_totals(tmp_path):
@@ -147,6 +169,20 @@ def test_the_leaderboard_names_each_leader_once_and_no_name_lies_on_its_line():
     assert labels_of(ax.figure) == names
     line = ax.transData.transform_path(ax.lines[0].get_path())
     assert not any(line.intersects_bbox(Text.get_window_extent(text), filled=False) for text in ax.texts)
+
+
+def test_a_leader_that_goes_on_leading_is_named_once():
+    steps = pd.DataFrame({"finished": [f"2026-01-01T00:0{i}:00" for i in range(4)], "cap_bytes": 10**6})
+    steps = steps.assign(bpb=[2.6, 2.5, 2.55, 2.4], name=["s/plain", "s/plain", "s/plain", "s/wide"])
+    assert labels_of(sweep_figures.plot_leaderboard(steps)) == ["s/plain", "s/wide"]
+
+
+def test_few_of_many_runs_are_drawn_with_the_first_seed_of_the_baseline(tmp_path):
+    for name, scores in (("control", [2.6, 2.5, 2.4, 2.5, 2.5]), ("wide", [2.1] * 5)):
+        make_config(tmp_path, name, scores, {"model_dim": 64 * len(name)}, val_bpb=1.0 + len(name))
+    write_sweep(tmp_path, ["control", "wide"])
+    chosen = curves.choose(load_runs(tmp_path))
+    assert len(chosen) == 8 and chosen.run.iloc[0] == "control-s1"
 
 
 def test_training_curves_show_late_differences_and_say_what_is_missing(tmp_path):

@@ -389,3 +389,25 @@ def test_the_terminal_shows_a_sweep_a_run_and_what_is_not_there(tmp_path, capsys
 def test_gpus_are_listed_as_nvidia_smi_says(monkeypatch, said, words):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said))
     assert words in monitor.gpus()
+
+
+@pytest.mark.parametrize(
+    ("file", "advice"), [("sweep.json", "`pgolf sweep` on its file"), ("search.journal", "`pgolf search` on its file"),
+                         ("", "the same `pgolf train` command again")],
+)  # fmt: skip
+def test_a_killed_run_is_continued_by_the_command_that_began_it(tmp_path, file, advice):
+    begun(tmp_path / "s" / "a")
+    if file:
+        sweep_of(tmp_path, "a")  # a search has both
+        (tmp_path / "s" / file).touch()
+    assert f"1 dead; nobody is running it: {advice}" in monitor.overview(monitor.state(tmp_path))
+
+
+def test_a_finished_search_waits_for_nobody(tmp_path):
+    folder = sweep_of(tmp_path, "a", "b", "c")
+    (folder / "search.journal").touch()
+    done(folder / "a")
+    directory.write_interruption(begun(folder / "b"), "forecast", directory.REFUSED)
+    directory.write_interruption(begun(folder / "c"), "behind", directory.PRUNED)
+    said = monitor.overview(monitor.state(tmp_path, "s"))
+    assert "1 of 3 runs complete, 1 refused, 1 pruned" in said and "nobody" not in said

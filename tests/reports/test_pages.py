@@ -87,6 +87,13 @@ def test_the_frontier_page_counts_complete_runs_and_drops_stale_figures(tmp_path
     assert not (csv.on_front & csv.over_cap).any()
 
 
+def test_the_sweep_page_has_the_reference_only_beside_its_sweeps(tmp_path):
+    for sweep, shown in (("mine", False), ("gridrefine_fixedstep", True)):
+        make_run(tmp_path / "runs", f"{sweep}/control")
+        _, page = pages.write_reports(tmp_path / "runs", tmp_path / "out", ["sweep"])
+        assert ("The reference's results" in page.read_text(encoding="utf-8")) == shown
+
+
 def test_the_export_page_shows_fronts_and_sensitivity_maps(tmp_path):
     make_exports(tmp_path / "runs", "a/control", 50)
     stage = dict(bpb=None, total=None, source="a/control", checkpoint_sha256="a" * 64)

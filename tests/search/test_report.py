@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from search.conftest import SPACE, Surrogate, surrogate_bpb
 from support.runs import make_run
 
-from pgolf.reports import pages
+from pgolf.reports import pages, search_figures, sentences
 from pgolf.runs import directory
 from pgolf.search import study, trials
 from pgolf.search.answer import answer
@@ -88,3 +88,14 @@ def test_the_smallest_finalist_within_max_bpb_answers_a_search_for_bytes(search)
     (directory.RUNS / "s-finalists" / "sweep.json").write_text(json.dumps({"control": "stack", "arms": arms}))
     assert f"best of s: {best}, " in (said := answer(least, told)) and "over 2 new seeds in 90,000" in said
     assert "matrix_lr=" in said
+
+
+def test_trials_that_were_not_trained_are_grouped_by_reason_and_stand_on_the_axis():
+    whys = ["forecast 312,111 bytes (300,000 to 320,000) against cap_bytes=300,000", "forecast 400,000 bytes", "", ""]
+    states = ["refused", "refused", "complete", "complete"]
+    table = pd.DataFrame({"number": range(4), "run": list("abcd"), "state": states, "why": whys, "is_baseline": False})
+    table = table.assign(bpb=[None, None, 2.5, 2.4], bytes=[1, 2, 3, 4], over=[0.1, 0.3, -0.1, -0.1])
+    assert "not trained: a, b, forecast over the cap" in sentences.describe_search(table)
+    ax = search_figures.plot_history(table).axes[0]
+    crosses = ax.collections[list(search_figures.LOOKS).index("not trained")].get_offsets()
+    assert list(crosses[:, 1]) == [ax.get_ylim()[0]] * 2

@@ -7,6 +7,7 @@ import pytest
 from pgolf.analysis.record_exports import RECORD_EXPORTS
 from pgolf.cli import main
 from pgolf.machines.pod import RemoteError, load_pod
+from pgolf.search.search_file import load_search
 from pgolf.sweeps.sweep_file import NOTEBOOKS, SweepError, load_sweep
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 15))
@@ -19,6 +20,25 @@ def load(tmp_path, text):
     path = tmp_path / "s.yaml"
     path.write_text(text, encoding="utf-8")
     return load_sweep(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("runs:\n  a: {grid: [1, 2}\n", ", line 2, column 18: expected ',' or ']'"),
+        ("name: x\n  runs: 3\n", ", line 2, column 7: mapping values are not allowed here"),
+        ('name: "x\nruns:\n', "unexpected end of stream while scanning a quoted scalar, begun in line 1"),
+        ("name: \x01\n", ": unacceptable character"),
+    ],
+)
+def test_broken_yaml_is_named_by_file_line_and_column_in_one_line(tmp_path, text, said):
+    path = tmp_path / "s.yaml"
+    path.write_text(text, encoding="utf-8")
+    for read in (load_sweep, load_search):
+        with pytest.raises(SweepError) as raised:
+            read(path)
+        message = str(raised.value)
+        assert message.startswith(str(path)) and said in message and "\n" not in message and "<unicode" not in message
 
 
 @pytest.mark.parametrize(
