@@ -152,7 +152,7 @@ def _check_finished(directory: Path, source: Source, asked: dict) -> None:
     found = dataset.read_about(directory).get("source", {})
     if found != asked:
         problem = f"was made otherwise: {_differences(found, asked)}" if found else "exists without a complete corpus"
-        raise DataError(f"{directory} {problem}; delete {directory}, or name another folder with --out")
+        raise DataError(f"{directory} {problem}; delete {directory}, or name another folder")
     if source.modified() > (directory / dataset.DESCRIPTION).stat().st_mtime_ns:
         name = asked["name"]
         print(f"{directory}: {name} was written to since; delete the folder to make it of {name} as it is now")

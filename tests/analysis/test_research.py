@@ -60,5 +60,5 @@ def test_costs_that_are_not_known_are_not_told(tmp_path):
     about = {"control": "off", "arms": {"off-s1": "off", "lora-s1": "lora"}, "file": "adaptation"}
     (tmp_path / "s" / "sweep.json").write_text(json.dumps(about))
     rows = research.arms(load_runs(tmp_path))
-    assert research.argued(rows) == ["lora −0.2000 bpb, not known, at 1.00 × the training time of off"]
+    assert research.describe(rows) == ["lora −0.2000 bpb, not known, at 1.00 × the training time of off"]
     assert plot_costs(rows).axes

@@ -136,7 +136,7 @@ def test_options_that_are_off_are_left_out():
         assert name not in lean
     for name in ("class BigramHash", "class SmearGate", "def ngram_cache", "class CodebookTensor"):
         assert name in full
-    assert "class CompressionRegularizer" not in lean and "class Halting" not in lean and "ponder" not in lean
+    assert "class CompressionRegularizer" not in lean and "class Halting" not in lean and "ponder_cost" not in lean
     assert "def tilted" not in lean and "def hints_of" not in lean
 
 
