@@ -156,7 +156,7 @@ def test_the_project_s_own_scorer_passes_every_condition_and_gives_the_nats_of_e
     assert (verdicts[-1].outcome == PASS) == ("document_mask" in knobs)
 
 
-@pytest.mark.parametrize("way", ["lora", "sgd", "phased"])
+@pytest.mark.parametrize("way", ["lora", "sgd", pytest.param("phased", marks=pytest.mark.slow)])
 def test_a_model_that_learns_from_what_it_has_scored_passes_every_condition(way):
     model, config, tokens = model_and_tokens(adapt=way, adapt_chunk=8, adapt_lr=0.05, adapt_phase_documents=1)
     pipeline = AdaptedPipeline(model, config, ByteTable.of(BYTE_PIECES))
@@ -167,7 +167,7 @@ def test_a_model_that_learns_from_what_it_has_scored_passes_every_condition(way)
     assert (verdicts[-1].outcome == PASS) == (way == "lora")
 
 
-@pytest.mark.parametrize("way", ["sgd", "phased"])
+@pytest.mark.parametrize("way", ["sgd", pytest.param("phased", marks=pytest.mark.slow)])
 def test_a_model_whose_weights_learn_from_text_that_is_not_scored_is_named(way, monkeypatch):
     honest, learn = conditions.predictions, adapt.Learner.learn
 
