@@ -20,11 +20,11 @@ from pgolf.analysis.statistics import ALPHA, t_limit
 from pgolf.runs.result import RunError
 from pgolf.runs.table import load_metrics
 
-SHARE = 0.3  # of the steps, at which forecasts are tested
+SHARE = 0.3  # forecasts are tested at this share of the steps
 DRAWS, SEED = 100, 0  # bootstrap samples
 HUBER = 0.003  # log bpb, beyond which a residual counts linearly
 STARTS = list(itertools.product((0.3, 0.7), (0.2, 0.6), (0.2, 0.6)))  # E as a share of the lowest score, α, β
-UPPER = [np.inf, np.inf, np.inf, 2.0, 2.0]  # of E, A, B, α, β
+UPPER = [np.inf, np.inf, np.inf, 2.0, 2.0]  # bounds: E, A, B, α, β
 MIN_RUNS = 6
 
 

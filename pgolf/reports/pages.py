@@ -78,7 +78,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
             kernels.append(kernel)
             for page in waiting:
                 try:
-                    written[page] = _write_page(kernel, root, out, page)
+                    written[page] = _write_page(kernel, root, out, page, there)
                 except Exception as error:  # whatever a page fails of, the others are drawn
                     if interrupted.is_set():
                         return
@@ -86,7 +86,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
                     why = f"{name}: {error.strerror}" if name else error or type(error).__name__
                     failed.append(f"report_{page}.ipynb: {why}")
                     with suppress(OSError):
-                        _write_failure(root, out, page, failed[-1])
+                        _write_failure(out, page, failed[-1], there)
 
     count = min(AT_ONCE, os.cpu_count() or 1, len(only))
     with ThreadPoolExecutor(max(count, 1)) as pool:
@@ -100,7 +100,7 @@ def write_reports(root: str | Path = RUNS, out: str | Path = REPORTS, only: Iter
             for kernel in kernels:
                 kernel.kill()
             raise
-    index = _write_index(root, out)
+    index = _write_index(root, out, there)
     if failed:
         raise ReportError("\n".join(failed))
     return [index, *(written[page] for page in only)]
@@ -133,7 +133,7 @@ class EarlyPages:
             tqdm.write(f"the first pages: {error}")
 
 
-def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
+def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str, there: list[str]) -> Path:
     from nbconvert import HTMLExporter  # slow to import, and only reports need it
     from nbconvert.preprocessors.sanitize import SanitizeHTML
 
@@ -160,7 +160,7 @@ def _write_page(kernel: SharedKernel, root: Path, out: Path, page: str) -> Path:
         with suppress(OSError):  # it is gone
             (out / "figures" / figure).unlink()
     atomic_write(out / "figures" / f"{page}.json", json.dumps({"figures": drawn}, indent=1) + "\n")
-    return atomic_write(out / f"{page}.html", PAGE.substitute(title=PAGES[page][0], nav=_links(page, root), body=body))
+    return atomic_write(out / f"{page}.html", PAGE.substitute(title=PAGES[page][0], nav=_links(page, there), body=body))
 
 
 def _pages_of(root: Path) -> list[str]:
@@ -182,13 +182,13 @@ def _figures(out: Path, page: str) -> list[str]:
     return [name for name in listed if isinstance(name, str) and re.fullmatch(rf"{page}_[\w.-]+\.png", name)]
 
 
-def _write_failure(root: Path, out: Path, page: str, reason: str) -> None:
+def _write_failure(out: Path, page: str, reason: str, there: list[str]) -> None:
     title = PAGES[page][0]
     body = f"<h1>{title}</h1><p><b>This page could not be drawn.</b> {html.escape(printable(reason))}</p>"
-    atomic_write(out / f"{page}.html", PAGE.substitute(title=title, nav=_links(page, root), body=body))
+    atomic_write(out / f"{page}.html", PAGE.substitute(title=title, nav=_links(page, there), body=body))
 
 
-def _write_index(root: Path, out: Path) -> Path:
+def _write_index(root: Path, out: Path, there: list[str]) -> Path:
     table = load_runs(root)
     counts = ", ".join(f"{count:,} {status}" for status, count in table.status.value_counts().items()) or "none yet"
     body = [f"<h1>pgolf</h1><p>{len(table):,} runs: {counts}.</p>"]
@@ -200,10 +200,10 @@ def _write_index(root: Path, out: Path) -> Path:
             name = html.escape(quote(figure))
             body.append(f'<a href="{page}.html"><img src="figures/{name}" alt="{title}" width="560"></a>')
     return atomic_write(
-        out / "index.html", PAGE.substitute(title="pgolf", nav=_links("index", root), body="\n".join(body))
+        out / "index.html", PAGE.substitute(title="pgolf", nav=_links("index", there), body="\n".join(body))
     )
 
 
-def _links(page: str, root: Path) -> str:
-    titles = {"index": "All reports"} | {name: PAGES[name][0] for name in _pages_of(root)}
+def _links(page: str, there: list[str]) -> str:
+    titles = {"index": "All reports"} | {name: PAGES[name][0] for name in there}
     return " · ".join(title if name == page else f'<a href="{name}.html">{title}</a>' for name, title in titles.items())

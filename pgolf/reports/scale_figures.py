@@ -12,7 +12,7 @@ from pgolf.reports.labels import place_labels, short
 
 VERDICTS = {"transfers": BLUE, "flips": RED, "unknown": "0.45"}
 LINEAR = 0.03  # bpb; effects beyond it are on a logarithmic axis
-MARKERS = "osD^v"  # of scales, in their order
+MARKERS = "osD^v"  # one per scale, in their order
 
 
 def plot_transfer(rows: pd.DataFrame, verdicts: pd.DataFrame, scales: list[str]) -> Figure:

@@ -56,7 +56,7 @@ class Result:
     roundtrip_val_bpb: Float | None = None
     unadapted_val_bpb: Float | None = None  # same file, fixed weights; None without adapt
     mean_passes: Float | None = None  # through the looped layers, of a token of the file's score; see halting
-    bpb_by_passes: list[Float] = field(default_factory=list)  # of the file if all tokens take 1, 2, … of them
+    bpb_by_passes: list[Float] = field(default_factory=list)  # score of the file if all tokens take 1, 2, … passes
     # Sum of the probabilities of all tokens less 1, the largest of some targets; None without n-gram cache and tilt.
     distribution_error: Float | None = None
     roundtrip_tokens: Int | None = None

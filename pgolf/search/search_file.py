@@ -1,7 +1,7 @@
 """A search file → a checked Search: the knobs and values searched, the objective, the budget.
 
 name: search_nano         # folder under runs/; default: the file's name
-question: one sentence    # what the search asks
+question: one sentence    # asked by the search
 track: nano
 cap: 300000               # the knob cap_bytes of every trial; a file over it cannot be the answer
 base: {num_layers: 2}     # knobs of all trials

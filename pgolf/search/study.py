@@ -34,8 +34,8 @@ class Outcome:
     """How a trial ended. state: complete; pruned; refused, never trained; failed, because of its knobs if over > 0."""
 
     state: str
-    bpb: float | None = None  # of the file; of a pruned trial the last of its validations
-    bytes: int | None = None  # of a refused trial: forecast
+    bpb: float | None = None  # score of the file; of a pruned trial its last validation
+    bytes: int | None = None  # size of the file; of a refused trial its forecast
     over: float = -1.0  # relative excess over its limit; above 0 it cannot be the answer
     seconds: float = 0.0
     why: str = ""

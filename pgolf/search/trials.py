@@ -9,10 +9,10 @@ import pandas as pd
 
 from pgolf.search.study import JOURNAL, Outcome, open_journal, outcome_of
 
-RESAMPLES = 100  # of trials, for the interval of a knob's importance
+RESAMPLES = 100  # bootstrap samples of the trials, for the interval of an importance
 TOP = 0.25  # PED-ANOVA's target quantile: share of trials that count as good
 FEWEST = 8  # complete trials, below which no importances are computed
-SUFFIX = "-finalists"  # of their sweep, which holds no score by which they were chosen
+SUFFIX = "-finalists"  # ends the name of their sweep, which holds no score by which they were chosen
 
 
 def trial_table(folder: Path) -> pd.DataFrame:

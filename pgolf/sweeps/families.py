@@ -1,7 +1,7 @@
 """Files of `pgolf transfer` and `pgolf scale` → ordinary checked sweeps, which reports read as any other.
 
-name: stack_transfer               # of the study, which its sweeps' folders begin with; default: the file's name
-question: one sentence             # what the study asks
+name: stack_transfer               # the study, and how its sweeps' folders begin; default: the file's name
+question: one sentence             # asked by the study
 
 sweep: stack_add_one.yaml          # transfer: the sweep file whose arms run at every scale, beside this file
 base: {iterations: 40}             # knobs over that sweep's base, at every scale

@@ -42,7 +42,7 @@ class Halting(nn.Module):
         super().__init__()
         self.config = config
         self.width, self.count = config.loop_end + 1 - config.loop_start, config.loop_extra + 1  # layers, passes
-        self.passes: Tensor | None = None  # of the last training forward, until `ponder` takes them
+        self.passes: Tensor | None = None  # those of the last training forward, until `ponder` takes them
         if config.halting != "off":
             self.weight = nn.Parameter(torch.zeros(config.model_dim))
             self.bias = nn.Parameter(torch.tensor(START))
