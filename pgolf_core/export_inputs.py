@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgolf_core.batches import sequences
 from pgolf_core.config import RunConfig
-from pgolf_core.device import deterministic_kernels, pick_dtype
+from pgolf_core.device import deterministic_kernels, pick_dtype, training_dtype
 from pgolf_core.knobs import MICROBATCHES
 from pgolf_core.model import GPT, roles, skeleton
 from pgolf_core.quantization.calibration import Calibration, calibrate
@@ -37,14 +37,15 @@ def calibration_of(
 ) -> Calibration | None:
     """Statistics of the weights on training text; None if the export knobs need none. tokens: 0 = calibration_tokens.
 
-    In float32 with deterministic kernels: equal weights and knobs give equal statistics, and so equal files.
-    Raises WeightsError.
+    By deterministic kernels: equal weights and knobs give equal statistics, and so equal files, on one kind of machine.
+    In float32, on a CPU in the dtype of training. Raises WeightsError.
     """
     if not config.export.needs_calibration:
         return None
     text = sequences(shards, tokens or config.calibration_tokens, config.train_seq_len)
     with deterministic_kernels(device.type == "cuda"):
-        return calibrate(_float32_model(state, config, device), text)
+        dtype = training_dtype(config.train, device) if device.type == "cpu" else torch.float32
+        return calibrate(_float32_model(state, config, device), text, dtype=dtype)
 
 
 def teacher_of(state: State, config: RunConfig, shards: Shards, device: torch.device, steps: int = 0) -> Teacher | None:

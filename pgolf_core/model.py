@@ -147,6 +147,8 @@ class GPT(nn.Module):
     def uncapped(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V) before the soft cap."""
         x = self.tok_emb(ids)  # (B, T, E)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         if self.tok_emb_proj is not None:
             x = self.tok_emb_proj(x)  # (B, T, D)
         if self.bigram_hash is not None:

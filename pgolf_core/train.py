@@ -31,7 +31,7 @@ class TrainState:
     batches: Batches
     config: TrainConfig
     grad_accum: int  # passes per step and process
-    dtype: torch.dtype  # matrix products run in it, by autocast if not float32
+    dtype: torch.dtype  # a step's matrix products run in it, by autocast if not float32
     step: int = 0
     fraction: float = 0.0  # share of the training that is done, for schedules
 
@@ -104,8 +104,9 @@ def compiled_loss(model: GPT, device: torch.device) -> Callable[[Tensor, Tensor]
 
 
 def cast_embedding(model: GPT, dtype: torch.dtype) -> None:
-    """Hold the embedding table in dtype; linear weights and control parameters stay float32."""
-    model.tok_emb.to(dtype)
+    """Hold a GPU's embedding table in dtype; other tables, linear weights and control parameters stay float32."""
+    if model.tok_emb.weight.is_cuda:
+        model.tok_emb.to(dtype)
 
 
 def train_step(state: TrainState, lr_scale: float) -> tuple[Tensor, Tensor]:

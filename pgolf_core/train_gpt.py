@@ -33,6 +33,7 @@ from pgolf_core.device import (
     not_compiled,
     pick_device,
     pick_dtype,
+    training_dtype,
 )
 from pgolf_core.distributed import ALONE, Ranks, under_torchrun
 from pgolf_core.evaluate import evaluate
@@ -90,6 +91,7 @@ def silent(line: str) -> None:
 def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tuple[TrainState, TrainTimer]:
     """Train until `iterations` or the wallclock limit; weights are averaged if the knobs say so."""
     dtype, why_eager = pick_dtype(config.train, device), not_compiled(config.train, device)
+    products = training_dtype(config.train, device)
     if config.codec in LIBRARIES:
         library(config.codec)  # a missing package is to be known before training is paid for
     if config.codec == "auto":
@@ -98,12 +100,12 @@ def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tu
     if not shards:
         raise SystemExit(f"DATA_PATH={config.data_path}: no fineweb_train_*.bin in this folder")
     stream = training_stream(shards, config.data, BOS)
-    state = make_state(config, stream, device, dtype, ranks, not why_eager)
+    state = make_state(config, stream, device, products, ranks, not why_eager)
     timer = TrainTimer(device, config.max_wallclock_seconds)
     tokens, table = text_of(config, config.val_max_tokens, config.val_max_documents)
     parameters = sum(p.numel() for p in state.model.parameters())
     say(
-        f"model_params:{parameters} world_size:{ranks.size} grad_accum_steps:{state.grad_accum} device:{device} {dtype}"
+        f"model_params:{parameters} world_size:{ranks.size} grad_accum_steps:{state.grad_accum} device:{device} {products}"
     )
     say(f"train_batch_tokens:{config.train_batch_tokens} iterations:{config.iterations} seed:{config.seed}")
     kernels = partial(deterministic_kernels, config.deterministic and device.type == "cuda")
@@ -152,7 +154,7 @@ def export_and_score(
     """Write the artifact on rank 0; score the weights as they are, and the file as it is read back."""
     weights = {name: t.detach().cpu().contiguous() for name, t in state.model.state_dict().items()}
     tokens, table = text_of(config, config.roundtrip_val_max_tokens, config.roundtrip_val_max_documents)
-    score = evaluate(state.model, tokens, table, config.eval, state.dtype, ranks)
+    score = evaluate(state.model, tokens, table, config.eval, pick_dtype(config.train, state.device), ranks)
     say(f"pre-quantization val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}")
     if ranks.first:
         shards, began = shard_paths(config.data_path, "train"), time.perf_counter()

@@ -29,7 +29,7 @@ from pgolf.training.resume import RESUME, TrainError, save_resume
 from pgolf.training.round_trip import load_checkpoint, round_trip, roundtrip_fields, score_model
 from pgolf.training.setup import Run, setup
 from pgolf_core.config import RunConfig
-from pgolf_core.device import cpu_threads
+from pgolf_core.device import cpu_threads, pick_dtype
 from pgolf_core.distributed import Ranks, under_torchrun
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import export_name
@@ -88,7 +88,8 @@ def _train_if_missing(config: RunConfig, run_dir: Path, initial: dict | None, ra
 def train_loop(run: Run, config: RunConfig) -> None:
     """Train until `iterations` or the wallclock limit; validate, log and checkpoint along the way."""
     state, timer, ranks, log = run.state, run.timer, run.ranks, run.log
-    evaluation, size_checked = config.eval, run.forecast_at_tenth is not None
+    evaluation, dtype = config.eval, pick_dtype(config.train, state.device)
+    size_checked = run.forecast_at_tenth is not None
     saved = time.perf_counter()
     timer.start()
     with log.progress_bar(state.step) as bar:
@@ -100,9 +101,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
             if last or is_due(state.step, config.val_loss_every):
                 with timer.excluded("validation"):
                     check_same(run)
-                    run.val = evaluate(
-                        state.model, run.val_tokens, run.dataset.byte_table, evaluation, state.dtype, ranks
-                    )
+                    run.val = evaluate(state.model, run.val_tokens, run.dataset.byte_table, evaluation, dtype, ranks)
                     check_finite(run.val.val_loss, "validation", state.step)
                     log.validation(state.step, run.val, timer.trained_s)
             if last:
@@ -143,7 +142,8 @@ def score_average(run: Run, config: RunConfig) -> dict:
             run.log(f"warning:swa_every={config.swa_every} averaged nothing in {state.step} steps: raw weights scored")
         return dict(weights="raw")
     state.average.replace_weights()
-    run.val = evaluate(state.model, run.val_tokens, run.dataset.byte_table, config.eval, state.dtype, run.ranks)
+    dtype = pick_dtype(config.train, state.device)
+    run.val = evaluate(state.model, run.val_tokens, run.dataset.byte_table, config.eval, dtype, run.ranks)
     check_finite(run.val.val_loss, "validation", state.step)
     run.log(f"weights:{state.average} val_bpb:{run.val.val_bpb:.4f} raw_val_bpb:{raw.val_bpb:.4f}")
     return dict(weights=str(state.average), raw_val_bpb=raw.val_bpb)

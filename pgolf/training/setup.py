@@ -18,7 +18,7 @@ from pgolf.training.resume import RESUME, TrainError, check_resume, naming, read
 from pgolf.training.tensor_groups import idle_knobs, tensor_lines
 from pgolf_core.batches import training_stream
 from pgolf_core.config import RunConfig
-from pgolf_core.device import deterministic_kernels, keep_freed_memory, not_compiled, pick_device, pick_dtype
+from pgolf_core.device import deterministic_kernels, keep_freed_memory, not_compiled, pick_device, training_dtype
 from pgolf_core.distributed import Ranks
 from pgolf_core.evaluate import Score
 from pgolf_core.export_inputs import reserve_seconds
@@ -53,7 +53,7 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
     """Open and check the data, build the model, warm up, reserve calibration time, and load the resume file."""
     train, seq_len, evaluation = config.train, config.train_seq_len, config.eval
     device = pick_device(train)
-    dtype = pick_dtype(train, device)
+    dtype = training_dtype(train, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats(device)

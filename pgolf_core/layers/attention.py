@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention as flex
 
 from pgolf_core.knobs import BOS, ModelConfig
 from pgolf_core.layers.exclusive import exclusive
-from pgolf_core.layers.fused import KEPT, fuses, norm
+from pgolf_core.layers.fused import KEPT, KEPT_LOW, fuses, norm
 from pgolf_core.layers.layer import Layer
 from pgolf_core.parameters import declare, matrix
 
@@ -79,8 +79,8 @@ def compiled_flex_attention():
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """q (B, H, T, C), k and v (B, K, T, C) -> (B, H, T, C)."""
     k, v, gqa = k.to(q.dtype), v.to(q.dtype), k.size(1) != q.size(1)
-    trains = q.requires_grad and fuses(q) and not torch.is_autocast_enabled("cpu")
-    if mask is None and trains and q[..., 0].numel() * q.size(2) <= KEPT:
+    trains, kept = q.requires_grad and fuses(q), KEPT_LOW if torch.is_autocast_enabled("cpu") else KEPT
+    if mask is None and trains and q[..., 0].numel() * q.size(2) <= kept:
         from pgolf_core.layers.fused import causal_attention  # not counted either
 
         return causal_attention(q, k, v)

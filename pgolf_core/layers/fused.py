@@ -1,6 +1,7 @@
 """Elementwise chains and attention with a backward pass of their own: about half of what autograd takes.
 
-They are for eager float32 and float64 on a CPU. Elsewhere torch has kernels or a compiler for the plain expressions.
+They are for eager code on a CPU. Elsewhere torch has kernels or a compiler for the plain expressions. In bfloat16 what
+is kept is bfloat16, and sums, softmax and rotations are float32.
 """
 
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from torch.autograd.function import once_differentiable
 BLOCK = 2**16  # logits that are worked on at a time
 QUERIES = 64  # positions of a head whose scores are worked on at a time
 KEPT = 2**24  # probabilities of a layer's attention; more are left to torch, which keeps none
+KEPT_LOW = 2**22  # the same in bfloat16, in which torch is faster
 
 
 def fuses(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.element_size() >= 4 and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def norm(x: Tensor) -> Tensor:
@@ -28,8 +30,9 @@ def norm(x: Tensor) -> Tensor:
 class _Norm(Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        scale = x.square().mean(-1, keepdim=True).add_(torch.finfo(x.dtype).eps).rsqrt_()  # F.rms_norm does so
-        y = x * scale
+        wide = x if x.element_size() >= 4 else x.float()
+        scale = wide.square().mean(-1, keepdim=True).add_(torch.finfo(wide.dtype).eps).rsqrt_()  # F.rms_norm does so
+        y = (wide * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
 
@@ -37,7 +40,8 @@ class _Norm(Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
         y, scale = ctx.saved_tensors
-        return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1).mul_(scale)
+        wide, y = grad.to(scale.dtype), y.to(scale.dtype)
+        return torch.addcmul(wide, y, (wide * y).mean(-1, keepdim=True), value=-1).mul_(scale).to(grad.dtype)
 
 
 def relu_squared(x: Tensor, slope: float = 0.0) -> Tensor:
@@ -81,16 +85,16 @@ def capped_cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
 class _CappedCrossEntropy(Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor, cap: float) -> Tensor:
-        share, nats = 1 / len(logits), logits.new_zeros(())
-        slope = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for x, y, tanh in _blocks(logits, targets[:, None], slope):
-            torch.div(x, cap, out=tanh).tanh_()
+        wide, share = torch.promote_types(logits.dtype, torch.float32), 1 / len(logits)
+        nats, slope = logits.new_zeros((), dtype=wide), torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for x, y, rows in _blocks(logits, targets[:, None], slope):
+            tanh = (x.to(wide) / cap).tanh_()
             largest = tanh.amax(1, keepdim=True)
             p = (tanh - largest).mul_(cap).exp_()
             sums = p.sum(1, keepdim=True)
             nats += (sums.log() + cap * (largest - tanh.gather(1, y))).sum()
             p.mul_(share / sums).scatter_add_(1, y, p.new_full((1, 1), -share).expand_as(y))
-            torch.addcmul(p, p, tanh.square_(), value=-1, out=tanh)  # these rows of slope
+            rows.copy_(p.addcmul_(p, tanh.square_(), value=-1))
         ctx.save_for_backward(slope)
         return nats * share
 
@@ -119,7 +123,7 @@ class _Rotary(Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    y = x.clone()
+    y = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
     (x1, x2), (y1, y2) = (t[..., : 2 * cos.size(-1)].chunk(2, dim=-1) for t in (x, y))
     y1.mul_(cos).add_(x2 * sin)
     y2.mul_(cos).sub_(x1 * sin)
@@ -129,7 +133,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q (B, H, T, C), k and v (B, K, T, C) -> (B, H, T, C); keeps its probabilities for the backward pass."""
     groups = (q * q.size(-1) ** -0.5).unflatten(1, (k.size(1), -1)).flatten(0, 1)
-    return _Attention.apply(groups, k.flatten(0, 1), v.flatten(0, 1)).reshape(q.shape)
+    with torch.autocast("cpu", enabled=False):
+        return _Attention.apply(groups, k.flatten(0, 1), v.flatten(0, 1)).reshape(q.shape)
 
 
 class _Attention(Function):

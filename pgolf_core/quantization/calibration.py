@@ -50,13 +50,16 @@ class Statistics:
         return 0.5 * (self.row_weight @ (change @ self.hessian * change).sum(1)).item() / self.tokens
 
     def add_product(self, rows: Tensor, cols: Tensor) -> None:
-        """Add gradients of n tokens, each rows (n, R) ⊗ cols (n, C); below its diagonal hessian is left incomplete."""
-        rows, cols = rows.flatten(0, -2).float(), cols.flatten(0, -2).float()
+        """Add gradients of n tokens, each rows (n, R) ⊗ cols (n, C); below its diagonal hessian is left incomplete.
+
+        Sums over these n are in the dtype of rows and cols.
+        """
+        rows, cols = rows.flatten(0, -2), cols.flatten(0, -2).to(rows.dtype)
         squares = rows.square()
-        self.row_fisher.addmv_(squares.T, cols.square().sum(1))
+        self.row_fisher += squares.T @ cols.square().sum(1)
         weighted = cols * squares.sum(1, keepdim=True)
         for i in range(0, cols.size(1), PANEL):  # the upper triangle, since it is symmetric
-            self.hessian[i : i + PANEL, i:].addmm_(weighted[:, i : i + PANEL].T, cols[:, i:])
+            self.hessian[i : i + PANEL, i:] += weighted[:, i : i + PANEL].T @ cols[:, i:]
 
     def add_lookup(self, ids: Tensor, cols: Tensor) -> None:
         """Add gradients of n lookups: cols (n, C) in the row of each id."""
@@ -68,11 +71,14 @@ class Statistics:
 Calibration = dict[str, Statistics]
 
 
-def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> Calibration:
+def calibrate(
+    model: nn.Module, sequences: Iterable[Tensor], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Calibration:
     """Statistics, on the CPU, of every declared weight that is no control parameter.
 
-    sequences: token ids, (B, T) int64 each. seed: draws the labels. The model is run in evaluation mode and left as it
-    was. Raises RoleError naming a weight that the model does not use.
+    sequences: token ids, (B, T) int64 each. seed: draws the labels. dtype: of matrix products, by autocast if it is not
+    float32. The model is run in evaluation mode and left as it was. Raises RoleError naming a weight that it does not
+    use.
     """
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     weights: dict[str, Tensor] = {
@@ -81,8 +87,9 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
     zeros = partial(torch.zeros, device=device)
     sums = {name: Statistics(zeros(len(w)), zeros(w.size(1), w.size(1))) for name, w in weights.items()}
     batches = list(sequences)
+    products = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
     with _without_weight_gradients(model):
-        with _Recorder(weights, sums) as probe:
+        with _Recorder(weights, sums) as probe, products():
             model(batches[0][:1].to(device))
         recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
         by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
@@ -90,7 +97,7 @@ def calibrate(model: nn.Module, sequences: Iterable[Tensor], seed: int = 0) -> C
             uniform = torch.rand(part.numel(), 1, generator=generator, dtype=torch.float64)
             few = max(1, PIECE // part.size(1)) if device.type == "cpu" else len(part)
             for ids, own in zip(part.split(few), uniform.split(few * part.size(1)), strict=True):
-                with recorder:
+                with recorder, products():
                     logits = model(ids.to(device)).float().flatten(0, 1)
                 below = logits.detach().softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
                 drawn = torch.searchsorted(below, own * below[:, -1:]).flatten()  # its share holds the number
