@@ -91,7 +91,6 @@ def silent(line: str) -> None:
 def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tuple[TrainState, TrainTimer]:
     """Train until `iterations` or the wallclock limit; weights are averaged if the knobs say so."""
     dtype, why_eager = pick_dtype(config.train, device), not_compiled(config.train, device)
-    products = training_dtype(config.train, device)
     if config.codec in LIBRARIES:
         library(config.codec)  # a missing package is to be known before training is paid for
     if config.codec == "auto":
@@ -100,12 +99,13 @@ def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tu
     if not shards:
         raise SystemExit(f"DATA_PATH={config.data_path}: no fineweb_train_*.bin in this folder")
     stream = training_stream(shards, config.data, BOS)
-    state = make_state(config, stream, device, products, ranks, not why_eager)
+    state = make_state(config, stream, device, training_dtype(config.train, device), ranks, not why_eager)
     timer = TrainTimer(device, config.max_wallclock_seconds)
     tokens, table = text_of(config, config.val_max_tokens, config.val_max_documents)
     parameters = sum(p.numel() for p in state.model.parameters())
     say(
-        f"model_params:{parameters} world_size:{ranks.size} grad_accum_steps:{state.grad_accum} device:{device} {products}"
+        f"model_params:{parameters} world_size:{ranks.size} grad_accum_steps:{state.grad_accum} "
+        f"device:{device} {state.dtype}"
     )
     say(f"train_batch_tokens:{config.train_batch_tokens} iterations:{config.iterations} seed:{config.seed}")
     kernels = partial(deterministic_kernels, config.deterministic and device.type == "cuda")

@@ -48,12 +48,17 @@ def _processor() -> Rows:
     import psutil
     import torch
 
+    from pgolf_core.device import training_dtype
+    from pgolf_core.knobs import TrainConfig
     from pgolf_core.optim import newton_schulz_dtype
 
     capability = torch.backends.cpu.get_cpu_capability()
     yield "cpu", f"{platform.machine()}, {capability}", CAPABILITIES.get(capability, "not measured"), False
-    bf16 = newton_schulz_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    cpu = torch.device("cpu")
+    bf16 = newton_schulz_dtype("auto", cpu) == torch.bfloat16
     words = "in hardware: muon_dtype=auto uses it" if bf16 else "not in hardware: muon_dtype=auto takes float32"
+    if training_dtype(TrainConfig(), cpu) == torch.bfloat16:
+        words = "with AMX: training and calibration use it, scoring stays float32"
     yield "bfloat16", "yes" if bf16 else "no", words, False
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield "cores", str(usable), f"a sweep of the nano track runs {usable} notebooks at a time", False

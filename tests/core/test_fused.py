@@ -51,6 +51,19 @@ def test_value_and_gradient_are_the_plain_expressions(name, block, monkeypatch):
 
 
 @pytest.mark.parametrize("name", CHAINS)
+def test_in_bfloat16_only_what_goes_in_and_comes_out_is_rounded(name):
+    ours, plain = CHAINS[name]
+    low = torch.randn(2, 40, 13, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16).requires_grad_()
+    wide = low.detach().float().requires_grad_()
+    y, z = ours(low), plain(wide)
+    upstream = torch.randn_like(z).to(y.dtype)
+    y.backward(upstream), z.backward(upstream.float())
+    torch.testing.assert_close(y.float(), z, rtol=2**-7, atol=2**-7)
+    assert low.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(low.grad.float(), wide.grad, rtol=2**-6, atol=2**-6 * wide.grad.abs().mean().item())
+
+
+@pytest.mark.parametrize("name", CHAINS)
 def test_forward_keeps_the_bits_of_scores(name):
     """Files scored before are scored alike; the loss of training alone sums in another order."""
     x = 5 * torch.randn(2, 40, 64)

@@ -26,10 +26,12 @@ from pgolf.training.round_trip import load_checkpoint
 from pgolf.training.run import train
 from pgolf_core.batches import validation_tokens
 from pgolf_core.config import ConfigError, RunConfig
+from pgolf_core.device import training_dtype
 from pgolf_core.evaluate import evaluate
 from pgolf_core.export import load
 from pgolf_core.export_inputs import WeightsError, model_of
 from pgolf_core.files import DataError
+from pgolf_core.knobs import TrainConfig
 from pgolf_core.model import GPT
 from pgolf_core.quantization.allocation import AllocationError
 from pgolf_core.shards import read_shard
@@ -73,13 +75,14 @@ def test_warmup_and_a_bound_on_longer_gradients_leave_no_trace(finished, tmp_pat
     assert same.artifact_sha256 == finished[1].artifact_sha256
 
 
+OTHER_PRECISION = "bfloat16" if training_dtype(TrainConfig(), torch.device("cpu")) == torch.float32 else "float32"
 NO_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 
 
 @pytest.mark.parametrize(
     ("knobs", "near"),
     [
-        (dict(seed=2), 0.1), (dict(grad_clip_norm=1e-3), 0.1), (dict(precision="bfloat16"), 0.1),
+        (dict(seed=2), 0.1), (dict(grad_clip_norm=1e-3), 0.1), (dict(precision=OTHER_PRECISION), 0.1),
         (dict(grad_accum_steps=1), 5e-3),  # fewer, larger passes
         pytest.param(dict(compile=True), 5e-3, marks=[pytest.mark.slow, NO_COMPILER]),
     ],
@@ -196,7 +199,7 @@ def test_complete_run_is_not_trained_again(finished):
 def test_training_ends_with_the_solvers_file(embedded, tmp_path):
     small = dict(model_dim=32, iterations=4, calibration_tokens=512, val_max_tokens=1024)
     result = train(tiny(**small, allocation="solve", codec="ans", cap_bytes=45_000), tmp_path / "solved")
-    assert 0.998 * 45_000 < result.total_bytes <= 45_000
+    assert 0.997 * 45_000 < result.total_bytes <= 45_000
     assert result.roundtrip_val_bpb == pytest.approx(result.prequant_val_bpb, abs=0.01)
     cap = result.bytes["code"] + 6_000
     plain = export_checkpoint(tmp_path / "solved", tmp_path / "plain", cap_bytes=cap)
