@@ -119,7 +119,7 @@ def _quantize(
     code_bytes: int = 0,
 ) -> tuple[Quantized, Packed | None]:
     """The stored form as quantize_state gives it, and its file if it was packed on the way."""
-    roles = roles_by_name(state) if roles is None else roles_for(state, roles)
+    roles = _all_roles(state, roles)
     state = {name: t.detach().cpu() for name, t in state.items()}
     if broken := [name for name, t in state.items() if not torch.isfinite(t).all()]:
         raise ExportError(f"tensor {broken[0]} holds NaN or infinity; this checkpoint cannot be exported")
@@ -159,6 +159,10 @@ def _quantize_fixed(state: State, config: ExportConfig, calibration: Calibration
     return Quantized(tensors, choose_residuals(weights, tensors, roles, config, calibration), floats)
 
 
+def _all_roles(state: State, roles: Roles) -> dict[str, Role]:
+    return roles_by_name(state) if roles is None else roles_for(state, roles)
+
+
 def _storable(quantized: Quantized) -> Quantized:
     """The same. ExportError naming a tensor with a number that float16 could not hold."""
     arrays = {name: (t,) for name, t in quantized.floats.items()}
@@ -176,7 +180,7 @@ def scheme_of(t: Tensor, role: Role, config: ExportConfig) -> QuantScheme | None
         return None
     if t.ndim != 2:
         return Absmax()
-    own = role.quantizer_group and getattr(config, f"{role.quantizer_group}_quantizer")
+    own = config.own_quantizers and role.quantizer_group and getattr(config, f"{role.quantizer_group}_quantizer")
     chosen = parse_scheme(own or config.quantizer)
     float_embedding = chosen == Absmax() and role.kind == "embedding" and config.embed_bits == 16
     return None if float_embedding or isinstance(chosen, Float16) else chosen

@@ -282,6 +282,11 @@ class ExportConfig(Group):
         return self.embed_quantization_bits or self.weight_quantization_bits
 
     @property
+    def own_quantizers(self) -> bool:
+        """Whether a group of tensors has a quantizer of its own."""
+        return any(value for name, value in self if name.endswith("_quantizer"))
+
+    @property
     def low_rank_residuals(self) -> bool:
         """Whether residuals are other than the reference's float16 pair, and so fitted by calibration."""
         rank_one = self.int8_residual_rank == 1 and self.int8_residual_bits == 16

@@ -127,11 +127,11 @@ class GPT(nn.Module):
             q_gain=self.q_gains[i],
             attn_scale=self.attn_scales[i],
             mlp_scale=self.mlp_scales[i],
-            parallel=i >= config.parallel_from,
+            parallel=config.parallel_from == 0 or i >= config.parallel_from,
             norm_scale=(i + 1) ** -0.5 if config.ln_scale else 1.0,
-            exclusive=from_end >= -config.xsa_last,
+            exclusive=config.xsa_last > 0 and from_end >= -config.xsa_last,
             gate=self.head_gates and partial(self.head_gates, i),
-            value=values[from_end] if from_end >= -len(values) else None,
+            value=values[from_end] if config.ve_last and from_end >= -len(values) else None,
         )
 
     def skip(self, x: Tensor, skipped: Tensor, i: int) -> Tensor:

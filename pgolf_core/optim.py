@@ -23,8 +23,9 @@ def newton_schulz_dtype(muon_dtype: str, device: torch.device) -> torch.dtype:
     """
     if muon_dtype != "auto":
         return getattr(torch, muon_dtype)
-    native = [present for name, present in torch.cpu.get_capabilities().items() if name.endswith("bf16")]
-    return torch.float32 if device.type == "cpu" and not any(native) else torch.bfloat16
+    known = torch.cpu.get_capabilities
+    emulated = device.type == "cpu" and not any(has for name, has in known().items() if name.endswith("bf16"))
+    return torch.float32 if emulated else torch.bfloat16
 
 
 # Coefficients of the quintic a·x + b·x³ + c·x⁵. Keller Jordan's are steep at 0 rather than convergent at 1; those of
@@ -217,6 +218,8 @@ def lr_factor(config: TrainConfig, step: int, elapsed_seconds: float, reserve_se
 
 def wd_factor(config: TrainConfig, fraction: float) -> float:
     """Factor of muon_wd after a fraction of training: 1, then linear to wd_taper_final_mult at the end."""
+    if config.wd_taper_final_mult == 1:
+        return 1.0
     tapered = max(0.0, fraction - config.wd_taper_start_frac) / (1 - config.wd_taper_start_frac)
     return 1 + tapered * (config.wd_taper_final_mult - 1)
 

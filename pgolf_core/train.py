@@ -26,7 +26,7 @@ class TrainState:
     loss_fn: Callable[[Tensor, Tensor], Tensor]  # model.loss, compiled or not
     optimizers: list[torch.optim.Optimizer]
     regularizer: CompressionRegularizer | None  # None without a penalty
-    average: WeightAverage
+    average: WeightAverage | None  # None without one
     gradients: GradientSum
     batches: Batches
     config: TrainConfig
@@ -48,8 +48,8 @@ class TrainState:
     def stateful(self) -> dict:
         """Name -> object with state_dict() and load_state_dict()."""
         optimizers = {f"optimizer{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
-        own = {"model": self.model, "average": self.average, "batches": self.batches}
-        return own | {"random": RandomState(self.device)} | optimizers
+        own = {"model": self.model, "batches": self.batches, "random": RandomState(self.device)} | optimizers
+        return own if self.average is None else own | {"average": self.average}
 
     def state_dict(self) -> dict:
         return {name: part.state_dict() for name, part in self.stateful().items()} | {"step": self.step}
@@ -86,7 +86,7 @@ def make_state(
         loss_fn=compiled_loss(model, device) if compiled else model.loss,
         optimizers=make_optimizers(model, config, ranks),
         regularizer=CompressionRegularizer(model, config) if config.compression_reg_weight else None,
-        average=WeightAverage(model, config),
+        average=WeightAverage(model, config) if config.ema_decay or config.swa_every else None,
         gradients=GradientSum(model.parameters(), ranks, reused=compiled and device.type == "cuda"),
         batches=Batches(stream, config.data, ranks.rank, device),
         config=config.train,
@@ -121,7 +121,8 @@ def train_step(state: TrainState, lr_scale: float) -> tuple[Tensor, Tensor]:
     momentum, decay = muon_momentum(state.config, state.step), wd_factor(state.config, state.fraction)
     step_optimizers(state.optimizers, lr_scale, momentum, decay)
     state.step += 1
-    state.average.update(state.step, lr_scale)
+    if state.average is not None:
+        state.average.update(state.step, lr_scale)
     return loss, penalty
 
 

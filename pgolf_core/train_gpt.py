@@ -27,7 +27,6 @@ from pgolf_core.artifact.codec import LIBRARIES, library
 from pgolf_core.batches import training_stream, validation_tokens
 from pgolf_core.config import RunConfig
 from pgolf_core.device import (
-    cpu_threads,
     deterministic_kernels,
     keep_freed_memory,
     not_compiled,
@@ -59,21 +58,21 @@ def main() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         ranks = Ranks(dist.get_rank(), dist.get_world_size())
     config, out = config.with_knobs(world_size=ranks.size), Path(os.environ.get("OUT", "."))
-    with cpu_threads(config.cpu_threads):
-        device = pick_device(config.train)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        else:
-            keep_freed_memory()
-        if sys.argv[1:2] == ["--eval"]:
-            score_file(Path(sys.argv[2]), config, device, ranks, print if ranks.first else silent)
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            if ranks.first:
-                (out / "train.log").unlink(missing_ok=True)
-            say = partial(log, out / "train.log") if ranks.first else silent
-            state, timer = train(config, device, ranks, say)
-            export_and_score(state, config, timer, ranks, out / ARTIFACT, say)
+    torch.set_num_threads(config.cpu_threads or torch.get_num_threads())
+    device = pick_device(config.train)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    if sys.argv[1:2] == ["--eval"]:
+        score_file(Path(sys.argv[2]), config, device, ranks, print if ranks.first else silent)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        if ranks.first:
+            (out / "train.log").unlink(missing_ok=True)
+        say = partial(log, out / "train.log") if ranks.first else silent
+        state, timer = train(config, device, ranks, say)
+        export_and_score(state, config, timer, ranks, out / ARTIFACT, say)
     if under_torchrun():
         dist.destroy_process_group()
 
@@ -112,8 +111,9 @@ def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tu
     if warmup_steps := max(config.warmup_steps, 0 if why_eager else 1):
         with timer.excluded("warmup"), kernels():
             warm_up(state, warmup_steps)
-    reserve = reserve_seconds(state.model.state_dict(), config, shards, device, timer) if ranks.first else 0.0
-    timer.calibration_reserve_s = ranks.share_float(reserve)
+    if config.max_wallclock_seconds and (config.needs_calibration or config.learn_steps):
+        reserve = reserve_seconds(state.model.state_dict(), config, shards, device, timer) if ranks.first else 0.0
+        timer.calibration_reserve_s = ranks.share_float(reserve)
     timer.start()
     while True:
         last = timer.expired or state.step == config.iterations
@@ -138,7 +138,7 @@ def train(config: RunConfig, device: torch.device, ranks: Ranks, say: Say) -> tu
         timer.update(state.step, ranks)
     if timer.expired:
         say(f"stopping_early: wallclock_cap {times(timer.trained_s, state.step)} step:{state.step}/{config.iterations}")
-    if state.average.count:
+    if state.average is not None and state.average.count:
         state.average.replace_weights()
         say(f"weights:{state.average}")
     return state, timer

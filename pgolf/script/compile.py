@@ -2,8 +2,9 @@
 
 The script is what `train_gpt.main` of pgolf_core reaches under these knobs, in one namespace: definitions whose names
 are never read, methods that are never called and branches that the knobs decide are left out. Knobs become one frozen
-class. The packed form, which the size limit counts, has no docstrings, annotations and assertions, is compressed by
-lzma and unpacks itself. Both are the same bytes on every machine and Python version: python-minifier is pinned.
+class. The packed form, which the size limit counts, has no docstrings, annotations and assertions; its program is made
+smaller as a whole and its names are short (shrinking.py, renaming.py); it is compressed by lzma and unpacks itself.
+Both are the same bytes on every machine and Python version: python-minifier is pinned.
 """
 
 import ast
@@ -22,16 +23,14 @@ from python_minifier import minify
 
 from pgolf.script.folding import GROUP_PROPERTIES, reachable
 from pgolf.script.parts import PACKAGE, Module, Name, copied, module, source_of
-from pgolf.script.reach import CONFIG, GROUPS, KEPT_ERRORS, VARIABLES, Reached, parsed, shell_of
-from pgolf.script.renaming import renamed, tables
+from pgolf.script.reach import CONFIG, ENTRY, GROUPS, KEPT_ERRORS, VARIABLES, Reached, shell_of
+from pgolf.script.renaming import renamed
+from pgolf.script.shrinking import shrunk
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig
 
-FILTER = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 20, "lc": 3, "pb": 0}
-LOADER = (
-    "#coding:latin1\nimport lzma\nexec(lzma.decompress('''{}'''.encode('latin1'),3,None,"
-    "[dict(id=lzma.FILTER_LZMA1,dict_size=1<<20,pb=0)]))\n"
-)
+FILTER = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 16, "lc": 3, "pb": 0}
+LOADER = "#coding:l1\nimport lzma\nexec(lzma.decompress('''{}'''.encode('l1')))\n"
 ESCAPES = {"\\": "\\\\", "\r": "\\r"}
 # Knobs that a script does not read, or that the machine running it sets.
 SAME_FOR_ALL = dict(
@@ -101,7 +100,7 @@ def _script(config: RunConfig) -> Script:
 
 def pack(source: str) -> bytes:
     """A latin-1 Python file that holds the source compressed; only bytes that a literal cannot hold are escaped."""
-    text = lzma.compress(source.encode(), lzma.FORMAT_RAW, filters=[FILTER]).decode("latin1")
+    text = lzma.compress(source.encode(), lzma.FORMAT_ALONE, filters=[FILTER]).decode("latin1")
     text = text.translate(str.maketrans(ESCAPES))
     text = re.sub("\0(?=[0-7])", "\\\\000", text).replace("\0", "\\0")
     text = re.sub("''(?=')|'$", lambda quotes: "\\'" * len(quotes[0]), text)
@@ -203,8 +202,8 @@ def _config_class(reached: Reached) -> ast.ClassDef:
     ]
     for name, value in reached.knobs().items():
         lines.append(f"    {name}: {type(value).__name__} = {VARIABLES.get(name, repr(value))}")
-    groups = [name for name in GROUP_PROPERTIES if name in reached.used]
-    lines.append(f"    {' = '.join(groups)} = property(lambda self: self)")
+    groups = [name for name in GROUP_PROPERTIES if name in reached.used and not reached.literal]
+    lines += [f"    {' = '.join(groups)} = property(lambda self: self)"] if groups else []
     lines += ["    def with_knobs(self, **knobs):", "        return replace(self, **knobs)"]
     cls = ast.parse("\n".join(lines)).body[0]
     cls.body += reached.members[CONFIG].values()
@@ -213,43 +212,26 @@ def _config_class(reached: Reached) -> ast.ClassDef:
 
 def _minified_all(reached: Reached) -> str:
     """The packed form's source."""
-    outside = tuple(name for name in reached.modules if not name.startswith(PACKAGE))
-    parts = ["from __future__ import annotations", _imports(reached.external)]
+    program = shrunk(_program(reached), ENTRY[1])
+    short = renamed(program)
+    text = "\n".join(ast.unparse(ast.fix_missing_locations(statement)) for statement in program)
+    return _minified(f"{text}\n{short.get(ENTRY[1], ENTRY[1])}()")
+
+
+def _program(reached: Reached) -> list[ast.stmt]:
+    """Statements of the packed form, before it is made smaller."""
+    program = ast.parse(_imports(reached.external)).body
     for name in reached.modules:
         if name == CONFIG[0]:
-            own = renamed(_Stripped().visit(copied(_config_class(reached))), tables(outside))
-            parts.append(_minified(ast.unparse(own)))
+            program.append(_Stripped().visit(copied(_config_class(reached))))
             continue
         for own, _ in _statements(reached, name):
             kept = reached.kept[name, own]
-            is_class = isinstance(kept, ast.ClassDef)
-            parts.append(_packed_class(reached, (name, own), outside) if is_class else _packed_text(kept, outside))
-    return "\n".join([*parts, f"{tables(outside).short.get('main', 'main')}()"])
-
-
-def _packed_class(reached: Reached, name: Name, outside: tuple[str, ...]) -> str:
-    """The minified text of a class: fields, constants that something reads, methods that are called."""
-    shell, methods = copy.copy(shell_of(reached.kept[name])), reached.members[name].values()
-    shell.body = [s for s in shell.body if not isinstance(s, ast.Expr)]
-    shell.body = [s for s in shell.body if not isinstance(s, ast.Assign) or _assigned(s) & reached.used]
-    shell.body.append(parsed("def _(): pass" if methods else "pass"))
-    head = _minified(ast.unparse(renamed(_Stripped().visit(copied(shell)), tables(outside))))
-    if not methods:
-        return head
-    texts = [textwrap.indent(_packed_text(method, outside, method=True), "\t") for method in methods]
-    return "\n".join([head.rpartition("\n")[0], *texts])
-
-
-def _assigned(statement: ast.Assign) -> set[str]:
-    nodes = [node for target in statement.targets for node in ast.walk(target)]
-    return {node.id for node in nodes if isinstance(node, ast.Name)}
-
-
-@cache
-def _packed_text(statement: ast.stmt, outside: tuple[str, ...], method: bool = False) -> str:
-    """The minified text of a definition, or of a method, which keeps its name."""
-    stripped = _Stripped().visit(_LocalImports().visit(copied(statement)))
-    return _minified(ast.unparse(renamed(stripped, tables(outside), method)))
+            if isinstance(kept, ast.ClassDef):
+                kept = copy.copy(shell_of(kept))
+                kept.body = [*kept.body, *reached.members[name, own].values()]
+            program.append(_Stripped().visit(_LocalImports().visit(copied(kept))))
+    return program
 
 
 @cache
@@ -260,21 +242,30 @@ def _minified(source: str) -> str:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Annotations go, and the messages of errors that are for developers."""
+    """Annotations go as far as they can, and the messages of errors that are for developers."""
+
+    annotation: str | int | None = None  # of the fields of the class around
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        node.returns = None
+        node.returns, around, self.annotation = None, self.annotation, None
+        node = self.generic_visit(node)
+        self.annotation = around
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        """No scheme is found by its word."""
+        self.annotation = "0" if any(getattr(base, "id", "") == "NamedTuple" for base in node.bases) else 0
+        node.decorator_list = [each for each in node.decorator_list if getattr(each, "id", "") != "register"]
         return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt | None:
-        if "ClassVar" in ast.unparse(node.annotation):
-            return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
-        if isinstance(node.target, ast.Name) and node.simple:
-            node.annotation = ast.Constant(0)
-        return node
+        """Only fields of classes are annotated."""
+        if self.annotation is None or "ClassVar" in ast.unparse(node.annotation):
+            return node.value and ast.copy_location(ast.Assign([node.target], self.visit(node.value)), node)
+        return ast.copy_location(ast.AnnAssign(node.target, ast.Constant(self.annotation), node.value, 1), node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.JoinedStr:
         node = self.generic_visit(node)

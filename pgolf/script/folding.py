@@ -45,6 +45,8 @@ class Folding(ast.NodeTransformer):
                 return self.names[name][0]
             case ast.Attribute(ast.Name("self"), name) if name in self.absent:
                 return None
+            case ast.Attribute(ast.Name(base) | ast.Attribute(attr=base), name) if f"{base}.{name}" in self.names:
+                return self.names[f"{base}.{name}"][0]
             case ast.Attribute(base, name):
                 while isinstance(base, ast.Attribute) and base.attr in GROUP_PROPERTIES:
                     base = base.value
@@ -97,6 +99,8 @@ class Folding(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if self.literal and isinstance(known := self.value(node), LITERALS):
             return ast.Constant(known)
+        if self.literal and node.attr in GROUP_PROPERTIES and "config" in vars(node.value).values():
+            return self.generic_visit(node.value)  # every group of knobs is the config
         return self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
@@ -144,9 +148,9 @@ class Folding(ast.NodeTransformer):
         return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in inside}
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        self.function = self.function or node
+        around, self.function = self.function, self.function or node
         node = self.generic_visit(node)
-        node.body = reachable(node.body)
+        node.body, self.function = reachable(node.body), around
         return node
 
     def visit_With(self, node: ast.With | ast.For | ast.While) -> ast.stmt:

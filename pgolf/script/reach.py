@@ -15,7 +15,7 @@ from pgolf_core.knobs import Group
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import FORMS
 from pgolf_core.rules import QUANTIZERS
-from pgolf_core.scheme import parse_scheme
+from pgolf_core.scheme import QuantScheme, parse_scheme
 
 ENTRY: Name = (f"{PACKAGE}.train_gpt", "main")
 CONFIG: Name = (f"{PACKAGE}.config", "RunConfig")
@@ -35,6 +35,18 @@ REPLACED = {
     (f"{PACKAGE}.model", "roles_by_name"): "roles_by_name = None",  # the script knows the roles
     (f"{PACKAGE}.files", "atomic_write"): "def atomic_write(path, content):\n    Path(path).write_bytes(content)",
     (f"{PACKAGE}.export_inputs", "_check_weights"): "def _check_weights(state, config):\n    pass",
+    (f"{PACKAGE}.export", "_all_roles"): "def _all_roles(state, roles):\n    return roles",  # of the script's own model
+    (f"{PACKAGE}.export", "_storable"): "def _storable(quantized):\n    return quantized",
+    (f"{PACKAGE}.artifact.container", "_check_blocks"): "def _check_blocks(file, names):\n    pass",
+}
+# What picks the device, where the knob names its kind.
+_PICK = (f"{PACKAGE}.device", "pick_device")
+PICKED = {
+    "cpu": {_PICK: "def pick_device(config):\n    return torch.device('cpu')"},
+    "cuda": {
+        _PICK: "def pick_device(config):\n    if not torch.cuda.is_available():\n"
+        "        raise SystemExit('this script needs CUDA')\n    return torch.device('cuda', local_rank())"
+    },
 }
 # Definitions that a run never uses, unless a condition of its knobs holds.
 UNUSED = {
@@ -44,6 +56,14 @@ UNUSED = {
     (f"{PACKAGE}.quantization.primitives", "RankOne"): lambda c: c.int8_residual_rank,
     (f"{PACKAGE}.quantization.gptq", "gptq"): lambda c: c.gptq or c.allocation == "solve",
     (f"{PACKAGE}.quantization.gptq", "factorize_hessian"): lambda c: c.needs_calibration,
+}
+# Code of the artifact's format for parts that a file has not: what is in its place unless the condition holds.
+FORMAT = f"{PACKAGE}.artifact.format"
+ABSENT = {
+    "_read_residual(quantized, name, own, about)": ("()", lambda c: c.int8_residual_rank),
+    "_note_residuals(quantized, tensors, about)": ("None", lambda c: c.int8_residual_rank),
+    "_word_of(name, own, about)": ("''", lambda c: not _integers_alone(c)),
+    "_note_forms(quantized, about)": ("None", lambda c: not _integers_alone(c)),
 }
 # A script does not resume.
 UNUSED_METHODS = {(f"{PACKAGE}.timer", "TrainTimer"): ("state_dict", "load_state_dict")}
@@ -70,7 +90,21 @@ class Reached:
         self.variables = {"LIBRARIES": (LIBRARY_CODECS,), "polar_express": (config.muon_polar_express,)}
         self.variables |= {"codec": (config.codec, "lzma")} if config.codec != "auto" else {}  # headers are under lzma
         self.variables |= {} if config.window_size or config.document_mask else {"mask": (None,)}
-        self.replaced = REPLACED | {name: f"{name[1]} = None" for name, used in UNUSED.items() if not used(config)}
+        self.device = config.device.partition(":")[0]  # the kind, or "auto"
+        self.variables |= {"device.type": (self.device,)} if self.device != "auto" else {}
+        self.variables |= (
+            {f"{name}.codec": (config.codec,) for name in ("s", "section")} if config.codec != "auto" else {}
+        )
+        self.variables |= {"lane": (None,)} if config.residual_lanes == 1 else {}
+        self.replaced = (
+            REPLACED
+            | PICKED.get(self.device, {})
+            | {name: f"{name[1]} = None" for name, used in UNUSED.items() if not used(config)}
+        )
+        self.replaced[f"{PACKAGE}.scheme", "parse_scheme"] = _schemes_as_code(config)
+        for head, (value, used) in ABSENT.items():
+            if not used(config):
+                self.replaced[FORMAT, head.partition("(")[0]] = f"def {head}:\n    return {value}"
         self.kept: dict[Name, ast.stmt] = {}
         self.members: dict[Name, dict[str, ast.stmt]] = {}
         self.absent: dict[Name, frozenset[str]] = {}
@@ -166,6 +200,7 @@ class Reached:
             return statement
         names, attributes, _ = references(statement)
         knobs = tuple((name, self.decided[name]) for name in sorted(attributes) if name in self.decided)
+        names = names | {known for known in self.variables if known.partition(".")[2] in attributes}
         variables = tuple((name, self.variables[name]) for name in sorted(names) if name in self.variables)
         return folded(statement, knobs, variables, absent & attributes, self.literal, origin.name == KNOBS)
 
@@ -257,11 +292,30 @@ def _config_methods(facts: dict[str, Any]) -> list[ast.FunctionDef]:
     ]
 
 
+def _schemes(config: RunConfig) -> dict[str, QuantScheme]:
+    """Text of a quantizer knob -> its scheme, of those that the file needs."""
+    texts = {getattr(config, name) for name in QUANTIZERS} - {""} if config.allocation != "solve" else ()
+    return {text: parse_scheme(text) for text in sorted(texts)}
+
+
+def _schemes_as_code(config: RunConfig) -> str:
+    """parse_scheme for the run's knobs alone: schemes are dataclasses, whose repr makes them."""
+    schemes = _schemes(config)
+    made = ", ".join(f"{text!r}: {scheme!r}" for text, scheme in schemes.items())
+    value = repr(*schemes.values()) if len(schemes) == 1 else f"{{{made}}}[text]"
+    return f"def parse_scheme(text):\n    return {value}"
+
+
+def _integers_alone(config: RunConfig) -> bool:
+    """Whether every tensor is stored as integers or floats."""
+    return not any(scheme.stored in FORMS and scheme.stored != "int" for scheme in _schemes(config).values())
+
+
 def _forms(config: RunConfig) -> list[Name]:
     """Classes that code finds by a word: schemes that the quantizer knobs name, and their stored forms."""
     if config.allocation == "solve":
         return []
-    schemes = [parse_scheme(getattr(config, name)) for name in QUANTIZERS if getattr(config, name)]
+    schemes = _schemes(config).values()
     stored = {FORMS[scheme.stored] for scheme in schemes if scheme.stored in FORMS}
     classes = {type(scheme) for scheme in schemes} | stored | {QuantizedTensor}
     return sorted((cls.__module__, cls.__name__) for cls in classes)

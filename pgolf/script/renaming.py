@@ -1,76 +1,69 @@
-"""Short names for the packed script: definitions of the package, and what functions call their own.
+"""Short names for a whole program: its definitions, their attributes, and what functions call their own.
 
-Names stay where they may mean something outside: attributes, parameters that any call names, whatever is bound in a
-function and at the top of a module alike. A definition has the same short name in every script.
+Names stay where they may mean something outside: attributes that others have too or that a string names, what a torch
+module holds (the names of its tensors are in files), parameters that a call names, local names of definitions.
 """
 
 import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
 from itertools import count
 from keyword import iskeyword
 from string import ascii_lowercase, ascii_uppercase, digits
 
-from pgolf.script.parts import SOURCES, module
-
-FIRST, NEXT = ascii_uppercase, ascii_uppercase + ascii_lowercase + digits
-Scope = ast.FunctionDef | ast.Lambda
+from pgolf.script.program import COMPREHENSIONS, Scope, members, named, ours, scopes, walk
 
 
-@dataclass(frozen=True)
-class Tables:
-    """short: definition -> its short name. named: names that stay: keywords of calls, ambiguous definitions."""
-
-    short: dict[str, str]
-    named: frozenset[str]
-
-
-@cache
-def tables(outside: tuple[str, ...] = ()) -> Tables:
-    """Tables for the package and for modules outside it, such as a user's quantizer."""
-    defined, bound, external, calls, callable_names = set(), set(), set(), [], {"partial"}
-    for name in [*SOURCES, *outside]:
-        found = module(name)
-        external |= found.external.keys()
-        for own, statement in found.definitions.items():
-            defined |= {own} if name in SOURCES and not own.startswith("*") else set()
-            for node in ast.walk(statement):
-                if isinstance(node, ast.Call):
-                    calls.append(node)
-                if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                    callable_names.add(node.name)
-            for scope in _scopes(statement):
-                bound |= set(_bound(scope))
-    own = [call for call in calls if getattr(call.func, "id", getattr(call.func, "attr", "")) in callable_names]
-    keywords = {keyword.arg for call in own for keyword in call.keywords if keyword.arg}
-    named = frozenset(keywords | (bound & defined))
-    names = (first + second for first in FIRST for second in NEXT)
-    free = (name for name in names if name not in external | defined | bound)
-    return Tables({name: next(free) for name in sorted(defined - named)}, named)
+def renamed(body: list[ast.stmt]) -> dict[str, str]:
+    """Rename in place; returns definition -> short name."""
+    defined = {name for s in body if not isinstance(s, ast.Import | ast.ImportFrom) for name in (named(s) or _own(s))}
+    nodes = [node for statement in body for node in walk(statement)]
+    keywords = {keyword.arg for node in nodes if isinstance(node, ast.Call) for keyword in node.keywords if keyword.arg}
+    outer = [scope for statement in body for scope in scopes(statement)]
+    hidden = {name for scope in outer for name in defined & _bound_inside(scope)}
+    uses = Counter(node.id for node in nodes if isinstance(node, ast.Name))
+    taken = (
+        uses.keys() | keywords | {name for s in body if isinstance(s, ast.Import | ast.ImportFrom) for name in named(s)}
+    )
+    short = _by_use(defined - hidden, uses, taken - (defined - hidden), _capitals())
+    attributes = _attributes(nodes, body, keywords)
+    for scope in outer:
+        _Rename(_local_names(scope, keywords | hidden, short)).generic_visit(scope)
+    rename = _Rename(short, attributes)
+    for statement in body:
+        rename.visit(statement)
+    return short
 
 
-def renamed(statement: ast.stmt, known: Tables, method: bool = False) -> ast.stmt:
-    """A definition with short names, in place; a method keeps its own."""
-    for scope in _scopes(statement):
-        _Rename(_local_names(scope, known)).generic_visit(scope)
-    rename = _Rename(known.short)
-    return rename.generic_visit(statement) if method else rename.visit(statement)
+def _own(statement: ast.stmt) -> list[str]:
+    return [statement.name] if isinstance(statement, ast.ClassDef) else []
 
 
-def _scopes(node: ast.AST) -> Iterator[Scope]:
-    """The outermost functions in a definition, methods included."""
-    for child in [node] if isinstance(node, Scope) else ast.iter_child_nodes(node):
-        if isinstance(child, Scope):
-            yield child
-        else:
-            yield from _scopes(child)
+def _by_use(names: Iterable[str], uses: Counter, taken: Iterable[str], free: Iterator[str]) -> dict[str, str]:
+    """Name -> short name, the shortest for the commonest."""
+    taken = set(taken)
+    free = (name for name in free if name not in taken and not iskeyword(name))
+    return {name: next(free) for name in sorted(names, key=lambda name: (-uses[name], name))}
+
+
+def _attributes(nodes: list[ast.AST], body: list[ast.stmt], keywords: set[str]) -> dict[str, str]:
+    """Attributes that only our classes have -> short names."""
+    used = Counter(node.attr for node in nodes if isinstance(node, ast.Attribute))
+    words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    own, kept = set(), set(keywords)
+    modules = {"Module"}
+    for cls in (s for s in body if isinstance(s, ast.ClassDef)):
+        own |= members(cls)
+        if any(getattr(base, "attr", getattr(base, "id", "")) in modules for base in cls.bases):
+            modules.add(cls.name)
+            kept |= members(cls) - {each.name for each in cls.body if isinstance(each, ast.FunctionDef)}
+    own = {name for name in (own & ours()) - kept - words if not name.endswith("_quantizer")}
+    return _by_use(own, used, used.keys() | words, _lower())
 
 
 def _bound(scope: Scope) -> Iterator[str]:
     """Names that a function or one inside it binds, itself not included."""
-    for node in ast.walk(scope):
+    for node in walk(scope):
         match node:
             case ast.arg(arg=name) | ast.ExceptHandler(name=str(name)):
                 yield name
@@ -82,25 +75,48 @@ def _bound(scope: Scope) -> Iterator[str]:
                 yield from (alias.asname or alias.name for alias in names)
 
 
-def _local_names(scope: Scope, known: Tables) -> dict[str, str]:
-    read = {node.id for node in ast.walk(scope) if isinstance(node, ast.Name)}
+def _bound_inside(scope: Scope) -> set[str]:
+    """Names that only functions and comprehensions inside a function bind."""
+    own = set()
+    todo = [scope]
+    while todo:
+        for child in ast.iter_child_nodes(todo.pop()):
+            if isinstance(child, ast.FunctionDef):
+                own.add(child.name)
+            elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+                own.add(child.id)
+            elif isinstance(child, ast.arg):
+                own.add(child.arg)
+            if not isinstance(child, ast.FunctionDef | ast.Lambda | COMPREHENSIONS):
+                todo.append(child)
+    return set(_bound(scope)) - own
+
+
+def _local_names(scope: Scope, kept: set[str], short: dict[str, str]) -> dict[str, str]:
     imported = {
         alias.asname or alias.name
-        for node in ast.walk(scope)
+        for node in walk(scope)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    uses = Counter(node.id for node in ast.walk(scope) if isinstance(node, ast.Name))
-    own = [name for name in dict.fromkeys(_bound(scope)) if name not in known.named | imported | known.short.keys()]
+    uses = Counter(node.id for node in walk(scope) if isinstance(node, ast.Name))
+    bound = dict.fromkeys(_bound(scope))
+    own = [name for name in bound if name not in kept | imported]
     own.sort(key=lambda name: -uses[name])  # the commonest are alike in all functions
-    taken = (read | set(_bound(scope)) | known.named) - set(own)
-    return dict(zip(own, (name for name in _letters() if name not in taken), strict=False))
+    taken = (uses.keys() | bound.keys()) - set(own)
+    taken |= {short[name] for name in uses if name in short}
+    return dict(zip(own, (name for name in _lower() if name not in taken and not iskeyword(name)), strict=False))
 
 
-def _letters() -> Iterator[str]:
-    """a, b, … z, aa, ab, … without keywords."""
+def _capitals() -> Iterator[str]:
+    yield from ascii_uppercase
+    yield from (first + second for first in ascii_uppercase for second in ascii_uppercase + ascii_lowercase + digits)
+
+
+def _lower() -> Iterator[str]:
+    """a, b, … z, aa, ab, …"""
     for length in count(1):
-        yield from (name for name in _words(length) if not iskeyword(name))
+        yield from _words(length)
 
 
 def _words(length: int) -> Iterable[str]:
@@ -108,8 +124,8 @@ def _words(length: int) -> Iterable[str]:
 
 
 class _Rename(ast.NodeTransformer):
-    def __init__(self, names: dict[str, str]):
-        self.names = names
+    def __init__(self, names: dict[str, str], attributes: dict[str, str] | None = None):
+        self.names, self.attributes = names, attributes or {}
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         node.id = self.names.get(node.id, node.id)
@@ -119,18 +135,26 @@ class _Rename(ast.NodeTransformer):
         node.arg = self.names.get(node.arg, node.arg)
         return node
 
+    def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
+        node.attr = self.attributes.get(node.attr, node.attr)
+        return self.generic_visit(node)
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         node.name = self.names.get(node.name, node.name)
         return self.generic_visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        """Fields and methods are attributes, which keep their names."""
+        """Fields and methods are attributes."""
         node.name = self.names.get(node.name, node.name)
         for statement in node.body:
             if isinstance(statement, ast.FunctionDef):
                 self.generic_visit(statement)
+                statement.name = self.attributes.get(statement.name, statement.name)
             elif value := getattr(statement, "value", None):
                 statement.value = self.visit(value)
+            for target in getattr(statement, "targets", [getattr(statement, "target", None)]):
+                if isinstance(target, ast.Name):
+                    target.id = self.attributes.get(target.id, target.id)
         for inherited in (node.bases, node.keywords, node.decorator_list):
             inherited[:] = map(self.visit, inherited)
         return node

@@ -137,7 +137,7 @@ def train_loop(run: Run, config: RunConfig) -> None:
 def score_average(run: Run, config: RunConfig) -> dict:
     """Put the average, if there is one, in place of the raw weights and score it; the fields that say so."""
     state, raw = run.state, run.val
-    if not state.average.count:
+    if state.average is None or not state.average.count:
         if config.swa_every:
             run.log(f"warning:swa_every={config.swa_every} averaged nothing in {state.step} steps: raw weights scored")
         return dict(weights="raw")

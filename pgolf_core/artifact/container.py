@@ -126,10 +126,15 @@ def pack_arrays(arrays: dict[str, np.ndarray], parts: dict[str, str], about: dic
     preamble = PREAMBLE.pack(MAGIC, VERSION, len(stored), len(text), size, zlib.crc32(stored))
     file = b"".join([preamble, stored, *blobs])
     file += _checksum(file)
-    if len(names) > MANY:
-        unpack_arrays(file)  # whether a reader takes as many blocks
+    _check_blocks(file, names)
     account = {s.part: s.length for s in sections} | {"metadata": size - sum(map(len, blobs))}
     return Packed(file, account, {s.part: s.codec for s in sections})
+
+
+def _check_blocks(file: bytes, names: list[str]) -> None:
+    """Raise ArtifactError if the arrays have more blocks than a reader takes."""
+    if len(names) > MANY:
+        unpack_arrays(file)
 
 
 def unpack_arrays(blob: bytes) -> Unpacked:

@@ -7,7 +7,7 @@ tensors and codebooks are known by their kinds; any other stored form is named b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,24 @@ def to_arrays(quantized: Quantized) -> tuple[dict[str, np.ndarray], dict[str, An
             if key in tensors and not torch.equal(tensors[key], array):
                 raise ValueError(f"{key} is shared by all tensors of a file, and that of {name} is another")
             tensors[key] = array
-    for name, residual in quantized.residuals.items():
-        tensors |= {f"{kind}/{name}": t for kind, t in residual.arrays().items()}
     integers = {name: t for name, t in quantized.tensors.items() if isinstance(t, QuantizedTensor)}
     about: dict[str, Any] = {"columns": sorted(name for name, t in integers.items() if t.axis == 1)}  # type: ignore[attr-defined]
+    _note_residuals(quantized, tensors, about)
+    _note_forms(quantized, about)
+    return {name: t.contiguous().numpy() for name, t in tensors.items()}, about
+
+
+def _note_residuals(quantized: Quantized, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Add residuals to tensors, and what they do not say to about."""
+    for name, residual in quantized.residuals.items():
+        tensors |= {f"{kind}/{name}": t for kind, t in residual.arrays().items()}
     if groups := {n: r.group for n, r in quantized.residuals.items() if not isinstance(r, RankOne)}:
         about["groups"] = groups
+
+
+def _note_forms(quantized: Quantized, about: dict[str, Any]) -> None:
     if forms := {n: t.word for n, t in quantized.tensors.items() if t.word not in ("int", "codebook")}:
         about["forms"] = forms
-    return {name: t.contiguous().numpy() for name, t in tensors.items()}, about
 
 
 def from_arrays(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Quantized:
@@ -112,23 +121,32 @@ def _read_tensor(
         quantized.floats[name] = checked(own, "float", FLOATS, *own["float"].shape)
         known: Any = {"float"}
     else:
-        if word := about.get("forms", {}).get(name) or ("codebook" if "index" in own else ""):
-            t = form(word).from_arrays(own | shared)
-        else:
-            t = QuantizedTensor.from_arrays(own, axis_1)  # type: ignore[assignment]
-        quantized.tensors[name], known = t, t.arrays().keys()
+        word = _word_of(name, own, about)
+        t = form(word).from_arrays(own | shared) if word else QuantizedTensor.from_arrays(own, axis_1)
+        quantized.tensors[name], known = t, t.arrays().keys()  # type: ignore[assignment]
     if "left" in own:
-        if own["left"].ndim == 1:
-            residual: RankOne | LowRank = RankOne.from_arrays(own)
-        else:
-            from pgolf_core.quantization.lowrank import LowRank  # only a file that has some brings its code
-
-            residual = LowRank.from_arrays(own, about["groups"][name])
-        if getattr(quantized.tensors[name], "shape", residual.shape) != residual.shape:
-            raise ValueError(f"residual is of shape {residual.shape}")
-        quantized.residuals[name], known = residual, known | residual.arrays().keys()
+        known = {*known, *_read_residual(quantized, name, own, about)}
     if strays := own.keys() - known:
         raise ValueError(f"no tensor has {min(strays)[:80]}")
+
+
+def _read_residual(quantized: Quantized, name: str, own: dict[str, torch.Tensor], about: dict[str, Any]) -> Iterable:
+    """Add the residual of a parameter to the model; returns the kinds of its arrays."""
+    if own["left"].ndim == 1:
+        residual: RankOne | LowRank = RankOne.from_arrays(own)
+    else:
+        from pgolf_core.quantization.lowrank import LowRank  # only a file that has some brings its code
+
+        residual = LowRank.from_arrays(own, about["groups"][name])
+    if getattr(quantized.tensors[name], "shape", residual.shape) != residual.shape:
+        raise ValueError(f"residual is of shape {residual.shape}")
+    quantized.residuals[name] = residual
+    return residual.arrays()
+
+
+def _word_of(name: str, own: dict[str, torch.Tensor], about: dict[str, Any]) -> str:
+    """Word of a tensor's stored form; '' = integers."""
+    return about.get("forms", {}).get(name) or ("codebook" if "index" in own else "")
 
 
 def pack(quantized: Quantized, codec: str) -> Packed:
