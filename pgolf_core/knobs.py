@@ -234,7 +234,7 @@ class ExportConfig(Group):
     allow_over_cap: bool = Field(False, description="train although the size estimate is over cap_bytes")
     quantizer: Quantizer = Field("absmax", min_length=1, description="quantizer of the matrices, a word and its "
                                  "arguments; `absmax`, `sdclip:BITS:K`, `step:C[:row|:fisher]`, `ternary`, "
-                                 "`codebook:SIZE:DIMENSION[:RATE]`, `float16`")  # fmt: skip
+                                 "`binary`, `codebook:SIZE:DIMENSION[:RATE]`, `float16`")  # fmt: skip
     embed_quantizer: Quantizer = Field("", description="quantizer of embedding tables; '' = quantizer")
     attn_in_quantizer: Quantizer = Field("", description="quantizer of query, key and value matrices; '' = quantizer")
     attn_out_quantizer: Quantizer = Field("", description="quantizer of attention's output matrix; '' = quantizer")

@@ -24,7 +24,7 @@ from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import Quantized
 from pgolf_core.scheme import ExportError
 
-MAX_START_ERROR = 0.45  # steps; latent weights begin no farther from their levels
+MAX_START_ERROR = 0.45  # latent weights begin no farther from their levels, in the distance of two levels
 FLOAT_RATE = 1e-3  # Adam's rate of the tensors that stay float
 WARMDOWN = 0.7  # share of the updates over which rates fall to 0
 CHECKED_BATCHES = 4  # their predictions decide whether the learned levels are better
@@ -42,10 +42,13 @@ class Student:
         self.device, self.packing = next(model.parameters()).device, 0.0  # packing: seconds of fit_to
         self.parameters = dict(self.model.named_parameters())
         self.limits = {}  # largest levels: steps without an axis clip nothing, other grids end where they now do
+        self.binary = set()  # names of tensors whose levels are −1 and 1
         for name, tensor in quantized.tensors.items():
             if not isinstance(tensor, QuantizedTensor):
                 raise ExportError(f"learn_steps learns levels, and tensor {name} has none; take a quantizer of a grid")
             self.limits[name] = UNCLIPPED if tensor.axis is None else tensor.q.abs().max().item()
+            if tensor.axis is not None and (tensor.q.abs() == 1).all():
+                self.binary.add(name)
         self.tensors, self.steps, self.added, self.latents = {}, {}, {}, {}
         self.rescale(1.0)
         for name, tensor in quantized.tensors.items():
@@ -53,7 +56,8 @@ class Student:
             self.added[name] = residual.dequantize().to(self.device) if residual else 0.0
             levels = tensor.q.float().to(self.device)  # type: ignore[attr-defined]
             exact = (self.parameters[name].detach() - self.added[name]) / self.steps[name]
-            self.latents[name] = levels + (exact - levels).clamp(-MAX_START_ERROR, MAX_START_ERROR)
+            farthest = MAX_START_ERROR * (2 if name in self.binary else 1)
+            self.latents[name] = levels + (exact - levels).clamp(-farthest, farthest)
         self.floats = {name: p for name, p in self.parameters.items() if name in quantized.floats}
         with torch.no_grad():
             for name, p in self.floats.items():
@@ -69,19 +73,21 @@ class Student:
             self.steps[name] = self.tensors[name].step_size().to(self.device)
 
     def levels(self, name: str) -> Tensor:
-        return (self.latents[name] / self.factor).round().clamp(-self.limits[name], self.limits[name])
+        if name in self.binary:
+            return torch.where(self.latents[name] < 0, -1.0, 1.0)
+        return (self.latents[name] / self.factor).round_().clamp_(-self.limits[name], self.limits[name])
 
     @torch.no_grad()
     def round(self) -> None:
         """Put the rounded weights into the model."""
         for name, step in self.steps.items():
-            self.parameters[name].copy_(self.levels(name) * step + self.added[name])
+            self.parameters[name].copy_(self.levels(name).mul_(step).add_(self.added[name]))
 
     def pass_gradients(self) -> None:
         """Gradients of the rounded weights become those of the latents."""
         for name, step in self.steps.items():
             gradient, self.parameters[name].grad = self.parameters[name].grad, None
-            self.latents[name].grad = gradient * (step / self.factor)
+            self.latents[name].grad = gradient.mul_(step).div_(self.factor)
 
     def stored(self) -> Quantized:
         tensors = {}
@@ -192,9 +198,10 @@ class Teacher:
         """Parts of the mean nats per token of ids, 0-d. A share `labels` of the sequences, over steps, has the text's.
 
         The others, the first of each batch, have the cross-entropy with the raw model's predictions: the divergence up
-        to a constant. To run the raw model on these alone takes less time than on all, at equal means of both.
+        to a constant. So that model need not run on all, which would take a third more time.
         """
-        taught = round((step + 1) * len(ids) * (1 - labels)) - round(step * len(ids) * (1 - labels))
+        per_batch = len(ids) * (1 - labels)
+        taught = round((step + 1) * per_batch) - round(step * per_batch)
         for piece in _pieces(ids[:taught], student.device):
             with torch.no_grad():
                 expected = self.model(piece).softmax(-1)  # (B, T, V)

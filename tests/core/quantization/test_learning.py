@@ -97,7 +97,7 @@ def test_the_student_begins_as_the_solvers_model(teacher, solved):
 
 def test_gradients_of_rounded_weights_become_those_of_the_latents_times_the_step(teacher, solved):
     student, ids = Student(teacher.model, solved), teacher.text[0]
-    teacher.add_gradients(student, ids)
+    teacher.add_gradients(student, 0, labels=0.0)
     rounded = copy.deepcopy(teacher.model)
     rounded.load_state_dict(solved.state_dict())
     with torch.no_grad():
@@ -153,16 +153,30 @@ def test_labels_alone_make_the_loss_that_of_the_text(teacher, solved):
     few = Teacher(teacher.model, [ids])
     with torch.no_grad():
         student.round()
-        expected = F.cross_entropy(student.model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    assert few.loss(student, 1.0) == pytest.approx(expected.item() / ids.numel(), rel=1e-5)
-    half, none = few.loss(student, 0.5), few.loss(student, 0.0)
-    assert half == pytest.approx((few.loss(student, 1.0) + none) / 2, rel=1e-5)
+        expected = F.cross_entropy(student.model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert few.loss(student, 1.0) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_first_sequences_follow_the_raw_model_and_the_others_the_text(teacher, solved):
+    student, ids = Student(teacher.model, solved), teacher.text[0]
+    first, last = Teacher(teacher.model, [ids[:1]]), Teacher(teacher.model, [ids[1:]])
+    expected = (first.loss(student, 0.0) + 3 * last.loss(student, 1.0)) / 4
+    assert Teacher(teacher.model, [ids]).loss(student, 0.75) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("labels", "taught"), [(0.0, 4 * STEPS), (0.7, 29), (0.9, 10), (1.0, 0)])
+def test_the_raw_model_predicts_its_share_of_the_sequences_alone(teacher, solved, labels, taught):
+    student, seen = Student(teacher.model, solved), []
+    with teacher.model.tok_emb.register_forward_hook(lambda module, ids, output: seen.append(len(ids[0]))):
+        for step in range(STEPS):
+            teacher.add_gradients(student, step, labels)
+    assert sum(seen) == taught
 
 
 def test_learning_works_where_the_caller_wants_no_gradients(teacher, solved):
     with torch.no_grad():
         short = Teacher(teacher.model, teacher.text[:2])
-        short.add_gradients(student := Student(teacher.model, solved), short.text[0])
+        short.add_gradients(student := Student(teacher.model, solved), 0, labels=0.5)
     assert all(latent.grad.any() for latent in student.latents.values())
 
 
@@ -184,7 +198,7 @@ def test_equal_inputs_give_equal_files_and_the_file_holds_what_was_learned(teach
     assert any(not torch.equal(read[name], plain[name]) for name in weights)
 
 
-@pytest.mark.parametrize("quantizer", ["ternary", "sdclip:3:6", "absmax:4", "step:1"])
+@pytest.mark.parametrize("quantizer", ["ternary", "binary", "sdclip:3:6", "absmax:4", "step:1"])
 def test_every_grid_learns_and_stays_within_its_levels(quantizer, teacher, parts, tmp_path):
     weights, _, _ = parts
     config = config_of(allocation="fixed", quantizer=quantizer, keep_float_max_numel=0, learn_steps=8, cap_bytes=60_000)
@@ -197,6 +211,7 @@ def test_every_grid_learns_and_stays_within_its_levels(quantizer, teacher, parts
         ours, theirs = learned.tensors[name], plain.tensors[name]
         assert ours.q.abs().max() <= theirs.q.abs().max() or quantizer == "step:1"  # nothing is clipped there
         assert torch.equal(ours.step_size(), theirs.step_size())
+        assert quantizer != "binary" or ((ours.q.abs() == 1).all() and not torch.equal(ours.q, theirs.q))
 
 
 def test_a_codebook_has_no_levels_to_learn(teacher, tmp_path):
