@@ -8,14 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from pgolf_core.artifact.format import pack, read_model
+from pgolf_core.batches import CPU, TokenStream
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import export, load, quantize_state
+from pgolf_core.export_inputs import calibration_of, teacher_of
 from pgolf_core.model import GPT
 from pgolf_core.quantization.allocation import solve
 from pgolf_core.quantization.calibration import calibrate
 from pgolf_core.quantization.learning import Student, Teacher
 from pgolf_core.quantization.primitives import RankOne
 from pgolf_core.scheme import ExportError
+from pgolf_core.shards import shard_paths
+from pgolf_core.train import make_state, train_step
 
 SMALL = dict(vocab_size=64, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
 STEPS = 24
@@ -127,6 +131,23 @@ def test_steps_are_made_as_fine_as_the_cap_allows(teacher, solved, cap):
             student.latents[name] = w.detach() / student.steps[name]
     student.fit_to(cap, file_bytes)
     assert 0.99 * cap <= file_bytes(student.stored()) <= cap
+
+
+@pytest.mark.slow
+def test_a_nano_file_trained_for_its_bytes_takes_99_to_100_percent_of_any_cap(few_documents, tmp_path):
+    knobs = dict(track="nano", iterations=20, data_path=str(few_documents), calibration_tokens=4096, muon_wd=0.6)
+    learning = dict(allocation="solve", codec="ans", learn_steps=16, learn_tokens=1024, learn_rate=0.01)
+    config, shards = RunConfig(**knobs, **learning, learn_labels=0.7), shard_paths(few_documents, "train")
+    state = make_state(config, TokenStream(shards))
+    for step in range(20):
+        train_step(state, min(1.0, (20 - step) / 10))
+    weights = {name: p.detach() for name, p in state.model.state_dict().items()}
+    calibration = calibration_of(weights, config, shards, CPU)
+    for cap in (40_000, 60_000, 100_000, 160_000, 240_000):
+        own = config.with_knobs(cap_bytes=cap)
+        learner = teacher_of(weights, own, shards, CPU)
+        account = export(weights, own.export, tmp_path / "a", calibration, teacher=learner, code_bytes=17_000)
+        assert 0.99 * cap <= account.total == 17_000 + (tmp_path / "a").stat().st_size <= cap
 
 
 def test_where_the_finest_steps_leave_the_cap_free_they_stay(teacher, parts):
