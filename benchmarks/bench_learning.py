@@ -59,7 +59,8 @@ LEARNING_SHARE = 50 / 240  # share of the steps whose tokens learning gets
 USUAL = dict(allocation="solve", codec="ans")
 AFTER_TRAINING = dict(learn_rate=0.003)
 DECAYED = dict(muon_wd=0.6)  # this and the next: trained for its bytes
-IN_TRAINING = dict(learn_tokens=1024, learn_rate=0.01, learn_labels=0.7)
+IN_TRAINING = dict(learn_rate=0.01, learn_labels=0.7)
+UPDATES = {"nano": dict(learn_tokens=1024), "6x384": dict(learn_tokens=2048)}  # of IN_TRAINING; fewer cost more there
 WAYS = {"solver": "trained as usual, solver", "learned": "… and learned after training",
         "trained": "trained for its bytes"}  # fmt: skip
 TICKS = (-0.05, -0.025, 0, 0.025, 0.05, 0.1, 0.2, 0.4)
@@ -83,7 +84,8 @@ def measure(shape: str, seed: int, shares: list[float], ways: list[str], runs: P
     }
     config, state, _ = models["usual"]
     learned_tokens = (knobs["iterations"] - left) * config.train_batch_tokens
-    models_of = {"solver": ("usual", {}), "learned": ("usual", AFTER_TRAINING), "trained": ("short", IN_TRAINING)}
+    in_training = IN_TRAINING | UPDATES[shape]
+    models_of = {"solver": ("usual", {}), "learned": ("usual", AFTER_TRAINING), "trained": ("short", in_training)}
     dataset, device = open_dataset(config), pick_device(config.train)
     raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True).val_bpb
     int8 = stored(state, config, dataset).account.artifact
@@ -119,7 +121,8 @@ def stored(state, config, dataset, calibration=None):
 
 def cost(shape: str, rounds: int = 9) -> tuple[float, float]:
     """Median ratios of seconds per token to those of training: of updates alone, and with the two checks of `learn`."""
-    config = RunConfig(**COMMON | SHAPES[shape], quantizer="step:1:fisher", calibration_tokens=2048, **IN_TRAINING)
+    learning = IN_TRAINING | UPDATES[shape] | dict(quantizer="step:1:fisher", calibration_tokens=2048)
+    config = RunConfig(**COMMON | SHAPES[shape] | learning)
     config = config.with_knobs(learn_steps=2 * config.train_batch_tokens // config.learn_tokens)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:

@@ -52,10 +52,10 @@ class Student:
         self.tensors, self.steps, self.added, self.latents = {}, {}, {}, {}
         self.rescale(1.0)
         for name, tensor in quantized.tensors.items():
-            residual = quantized.residuals.get(name)
-            self.added[name] = residual.dequantize().to(self.device) if residual else 0.0
+            if name in quantized.residuals:
+                self.added[name] = quantized.residuals[name].dequantize().to(self.device)
             levels = tensor.q.float().to(self.device)  # type: ignore[attr-defined]
-            exact = (self.parameters[name].detach() - self.added[name]) / self.steps[name]
+            exact = (self.parameters[name].detach() - self.added.get(name, 0.0)) / self.steps[name]
             farthest = MAX_START_ERROR * (2 if name in self.binary else 1)
             self.latents[name] = levels + (exact - levels).clamp(-farthest, farthest)
         self.floats = {name: p for name, p in self.parameters.items() if name in quantized.floats}
@@ -81,7 +81,8 @@ class Student:
     def round(self) -> None:
         """Put the rounded weights into the model."""
         for name, step in self.steps.items():
-            self.parameters[name].copy_(self.levels(name).mul_(step).add_(self.added[name]))
+            weight = self.levels(name).mul_(step)
+            self.parameters[name].copy_(weight + self.added[name] if name in self.added else weight)
 
     def pass_gradients(self) -> None:
         """Gradients of the rounded weights become those of the latents."""
