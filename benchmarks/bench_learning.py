@@ -2,6 +2,7 @@
 
     python benchmarks/bench_learning.py [--shape nano] [--seeds 1337 1338 1339] [--shares 0.12 0.16 0.2 0.3]
     python benchmarks/bench_learning.py --runs DIR --threads 1 --out FILE.json --figure FILE.png
+    python benchmarks/bench_learning.py --cost [--shape 6x384]    # seconds of learning / of training, per token
 
 Every cap is a share of the usual model's file in int8 under zlib, code not counted. Rise in bits per byte over the
 usual raw weights:
@@ -11,15 +12,18 @@ usual raw weights:
     trained  a model with weight decay that leaves the last part of its tokens to learn_steps with learn_labels
 
 `trained` reads as many tokens of the same text as the usual model in all. Runs are kept in DIR/learning/SHAPE and not
-trained again. Prints the mean over seeds, and at last the seconds of each.
+trained again. Prints the mean over seeds, and at last the seconds of each. --cost needs no runs: it alternates the two
+on equal numbers of random tokens.
 """
 
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -30,10 +34,15 @@ from pgolf.runs.result import CHECKPOINT
 from pgolf.script.compile import packed_script
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
+from pgolf_core.batches import TokenStream
 from pgolf_core.config import RunConfig
-from pgolf_core.device import cpu_threads, pick_device
-from pgolf_core.export_inputs import calibration_of, model_of
+from pgolf_core.device import cpu_threads, keep_freed_memory, pick_device
+from pgolf_core.export import quantize_state
+from pgolf_core.export_inputs import calibration_of, model_of, teacher_of
 from pgolf_core.files import atomic_write
+from pgolf_core.quantization.learning import Student
+from pgolf_core.shards import header
+from pgolf_core.train import make_state, train_step
 
 COMMON = dict(
     track="nano", iterations=240, val_loss_every=0, final_roundtrip_eval=False, keep_float_max_numel=0,
@@ -49,7 +58,11 @@ SHAPES = {
 LEARNING_SHARE = 50 / 240  # share of the steps whose tokens learning gets
 USUAL = dict(allocation="solve", codec="ans")
 AFTER_TRAINING = dict(learn_rate=0.003)
-DECAYED, IN_TRAINING = dict(muon_wd=0.6), dict(learn_rate=0.01, learn_labels=0.7)  # trained for its bytes
+DECAYED = dict(muon_wd=0.6)  # this and the next: trained for its bytes
+IN_TRAINING = dict(learn_rate=0.01, learn_labels=0.7)
+UPDATES = {"nano": dict(learn_tokens=1024), "6x384": dict(learn_tokens=2048)}  # of IN_TRAINING; fewer cost more there
+WAYS = {"solver": "trained as usual, solver", "learned": "… and learned after training",
+        "trained": "trained for its bytes"}  # fmt: skip
 TICKS = (-0.05, -0.025, 0, 0.025, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -60,7 +73,7 @@ def trained(knobs: dict, folder: Path) -> tuple[RunConfig, dict, float]:
     return config, load_checkpoint(folder / CHECKPOINT), result.train_seconds
 
 
-def measure(shape: str, seed: int, shares: list[float], runs: Path) -> list[dict]:
+def measure(shape: str, seed: int, shares: list[float], ways: list[str], runs: Path) -> list[dict]:
     """A row per cap and way to store."""
     knobs = COMMON | SHAPES[shape] | dict(seed=seed)
     left = round(knobs["iterations"] * (1 - LEARNING_SHARE))
@@ -71,25 +84,25 @@ def measure(shape: str, seed: int, shares: list[float], runs: Path) -> list[dict
     }
     config, state, _ = models["usual"]
     learned_tokens = (knobs["iterations"] - left) * config.train_batch_tokens
-    steps = dict(learn_steps=learned_tokens // config.learn_tokens)
-    ways = {
-        "solver": ("usual", {}),
-        "learned": ("usual", steps | AFTER_TRAINING),
-        "trained": ("short", steps | IN_TRAINING),
-    }
+    in_training = IN_TRAINING | UPDATES[shape]
+    models_of = {"solver": ("usual", {}), "learned": ("usual", AFTER_TRAINING), "trained": ("short", in_training)}
     dataset, device = open_dataset(config), pick_device(config.train)
     raw = score_model(model_of(state, config, device), config, dataset, roundtrip=True).val_bpb
     int8 = stored(state, config, dataset).account.artifact
     statistics = {
         name: calibration_of(weights, own.with_knobs(**USUAL), dataset.train_shards, device)
         for name, (own, weights, _) in models.items()
+        if any(models_of[way][0] == name for way in ways)
     }
     rows = []
     for share in shares:
-        for way, (name, learning) in ways.items():
+        for way in ways:
+            name, learning = models_of[way]
             own, weights, seconds = models[name]
             cap = round(share * int8)
             storing = own.with_knobs(cap_bytes=cap, **USUAL, **learning)
+            if learning:
+                storing = storing.with_knobs(learn_steps=learned_tokens // storing.learn_tokens)
             storing = storing.with_knobs(cap_bytes=cap + len(packed_script(storing)))
             trip = stored(weights, storing, dataset, statistics[name])
             rows.append(
@@ -106,13 +119,43 @@ def stored(state, config, dataset, calibration=None):
         return round_trip(state, config, dataset, Path(folder) / "artifact", calibration)
 
 
+def cost(shape: str, rounds: int = 9) -> tuple[float, float]:
+    """Median ratios of seconds per token to those of training: of updates alone, and with the two checks of `learn`."""
+    learning = IN_TRAINING | UPDATES[shape] | dict(quantizer="step:1:fisher", calibration_tokens=2048)
+    config = RunConfig(**COMMON | SHAPES[shape] | learning)
+    config = config.with_knobs(learn_steps=2 * config.train_batch_tokens // config.learn_tokens)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = np.random.default_rng(0).integers(0, config.vocab_size, 1_000_000, dtype=np.uint16)
+        shard = Path(folder) / "fineweb_train_000000.bin"
+        shard.write_bytes(header(len(tokens)) + tokens.tobytes())
+        state, device = make_state(config, TokenStream([shard])), pick_device(config.train)
+        weights = {name: p.clone() for name, p in state.model.state_dict().items()}
+        statistics = calibration_of(weights, config, [shard], device)
+        teacher = teacher_of(weights, config, [shard], device)
+        student = Student(teacher.model, quantize_state(weights, config.export, statistics))
+        seconds = []
+        for _ in range(2 + rounds):
+            times = [time.perf_counter()]
+            teacher.update(student, config.export, None)
+            times.append(time.perf_counter())
+            teacher.loss(student, config.learn_labels)
+            times.append(time.perf_counter())
+            train_step(state, 1.0)
+            train_step(state, 1.0)
+            seconds.append(np.diff([*times, time.perf_counter()]))
+        state.batches.load_state_dict(state.batches.state_dict())  # wait for the thread that reads the file
+    updates, check, training = np.array(seconds[2:]).T
+    rounds_per_file = LEARNING_SHARE * config.iterations / 2  # a round has the tokens of two steps of training
+    with_checks = updates + 2 * check / rounds_per_file
+    return float(np.median(updates / training)), float(np.median(with_checks / training))
+
+
 def plot(table: pd.DataFrame) -> Figure:
     """Rise over bytes, a line per way through the means of seeds, which are dots."""
     plt.rcParams.update(STYLE)
     figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    names = {"solver": "trained as usual, solver", "learned": "… and learned after training",
-             "trained": "trained for its bytes"}  # fmt: skip
-    for (way, name), colour in zip(names.items(), (SKY, BLUE, RED), strict=True):
+    for (way, name), colour in zip(WAYS.items(), (SKY, BLUE, RED), strict=True):
         own = table[table.way == way]
         means = own.groupby("share")[["cap", "rise"]].mean()
         ax.plot(own.cap, own.rise, ls="", marker=".", ms=5, color=colour, alpha=0.6)
@@ -134,14 +177,21 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="nano")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.12, 0.16, 0.2, 0.3])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--runs", type=Path, default=directory.RUNS, metavar="DIR")
     parser.add_argument("--threads", type=int, default=1, help="0 = all cores")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the rows")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the rows")
+    parser.add_argument("--cost", action="store_true", help="time alone")
     arguments = parser.parse_args()
+    if arguments.cost:
+        with cpu_threads(arguments.threads):
+            print("x training per token: {:.3f}, with checks {:.3f}".format(*cost(arguments.shape)))
+            return
     with cpu_threads(arguments.threads):
         folder = arguments.runs / "learning" / arguments.shape
-        rows = [row for seed in arguments.seeds for row in measure(arguments.shape, seed, arguments.shares, folder)]
+        options = (arguments.shares, arguments.ways, folder)
+        rows = [row for seed in arguments.seeds for row in measure(arguments.shape, seed, *options)]
     table = pd.DataFrame(rows)
     print(table.pivot_table("rise", "share", "way").round(4).to_string())
     print(

@@ -73,9 +73,9 @@ def learning_seconds(state: State, config: RunConfig, shards: Shards, device: to
     }
     student = Student(teacher.model, Quantized(levels, {}, {}))
     with deterministic_kernels(device.type == "cuda"):
-        for ids in teacher.text:
+        for step in range(2):
             began = time.perf_counter()
-            teacher.add_gradients(student, ids)
+            teacher.add_gradients(student, step, config.learn_labels)
             seconds = seconds_since(began, device)
     return seconds * (config.learn_steps + 2 * CHECKED_BATCHES)
 

@@ -235,7 +235,7 @@ class ExportConfig(Group):
     allow_over_cap: bool = Field(False, description="train although the size estimate is over cap_bytes")
     quantizer: Quantizer = Field("absmax", min_length=1, description="quantizer of the matrices, a word and its "
                                  "arguments; `absmax`, `sdclip:BITS:K`, `step:C[:row|:fisher]`, `ternary`, "
-                                 "`codebook:SIZE:DIMENSION[:RATE]`, `float16`")  # fmt: skip
+                                 "`binary`, `codebook:SIZE:DIMENSION[:RATE]`, `float16`")  # fmt: skip
     embed_quantizer: Quantizer = Field("", description="quantizer of embedding tables; '' = quantizer")
     attn_in_quantizer: Quantizer = Field("", description="quantizer of query, key and value matrices; '' = quantizer")
     attn_out_quantizer: Quantizer = Field("", description="quantizer of attention's output matrix; '' = quantizer")
@@ -259,8 +259,8 @@ class ExportConfig(Group):
                              "the raw model's predictions on training text; 0 = off")  # fmt: skip
     learn_tokens: int = Field(2048, gt=0, le=1_000_000, description="tokens of training text per update of "
                               "learn_steps, rounded up to whole sequences")  # fmt: skip
-    learn_labels: float = Field(0.0, ge=0, le=1, description="share of the text's own loss in what learn_steps lower: "
-                                "training that goes on, on the file's levels; 0 = none")  # fmt: skip
+    learn_labels: float = Field(0.0, ge=0, le=1, description="share of learn_steps' sequences that have the text's own "
+                                "loss: training that goes on, on the file's levels; 0 = none")  # fmt: skip
     learn_rate: Above0 = Field(0.003, description="Adam's rate of the levels in learn_steps, in steps of the grid")
     int8_residual_rank: int = Field(0, ge=0, le=256, description="rank of residual corrections; 0 = none")
     int8_residual_bits: int = Field(16, description="bits of a residual's factors; 16 = float16")

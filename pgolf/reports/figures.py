@@ -34,7 +34,7 @@ PARTS = {  # parts of a file
 FAMILIES = {  # analysis.frontier.family: colour, marker
     "absmax": ("#000000", "o"), "rank-1 residual": ("0.6", "D"), "σ-tied steps": (SKY, "s"), "Fisher steps": (SKY, "v"),
     "GPTQ": (BLUE, "^"), "GPTQ, Fisher steps": (GREEN, "v"), "LQER": ("#882255", "p"), "sdclip": (PINK, "P"),
-    "ternary": ("#F0E442", "X"), "codebook": (ORANGE, "h"), "solver": (RED, "*"),
+    "ternary": ("#F0E442", "X"), "binary": ("0.4", "X"), "codebook": (ORANGE, "h"), "solver": (RED, "*"),
     "learned": ("#882255", "*"),
 }  # fmt: skip
 ABOVE = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, fontsize=8, borderaxespad=0)  # a legend's place

@@ -158,6 +158,7 @@ def test_exports_of_one_checkpoint(tmp_path):
         ({}, "absmax"), ({"quantizer": "step:0.4:fisher"}, "Fisher steps"), ({"quantizer": "sdclip:6:12"}, "sdclip"),
         ({"quantizer": "step:1", "gptq": True}, "GPTQ"), ({"allocation": "solve", "int8_residual_rank": 4}, "solver"),
         ({"quantizer": "step:1:fisher", "gptq": True}, "GPTQ, Fisher steps"), ({"quantizer": "ternary"}, "ternary"),
+        ({"quantizer": "binary"}, "binary"),
         ({"int8_residual_rank": 1, "int8_residual_budget_bytes": 9}, "rank-1 residual"),
         ({"int8_residual_rank": 1, "int8_residual_budget_bytes": 9, "int8_residual_bits": 4}, "LQER"),
         ({"int8_residual_rank": 1}, "absmax"), ({"quantizer": "codebook:32:1"}, "codebook"),

@@ -102,7 +102,8 @@ def test_permutation_keeps_the_function_and_wins_bytes_on_rows_of_unequal_size(s
 @settings(deadline=None, max_examples=12)
 @given(
     shapes=st.lists(st.sampled_from([(3,), (1, 70_000), (257, 256), (2, 3), (0,), ()]), min_size=1, max_size=4),
-    quantizer=st.sampled_from(["absmax", "sdclip:5:8", "step:0.02", "step:1:row", "ternary", "codebook:16:1"]),
+    quantizer=st.sampled_from(["absmax", "sdclip:5:8", "step:0.02", "step:1:row", "ternary", "binary",
+                               "codebook:16:1"]),
     codec=st.sampled_from(["zlib", "lzma", "brotli", "ans"]), keep=st.sampled_from([0, 65_536]),
     bits=st.integers(2, 8), axis=st.sampled_from(["auto", "row", "col"]), zero_row=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), seed=st.integers(0, 2**16),

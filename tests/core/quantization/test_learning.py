@@ -8,14 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from pgolf_core.artifact.format import pack, read_model
+from pgolf_core.batches import CPU, TokenStream
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import export, load, quantize_state
+from pgolf_core.export_inputs import calibration_of, teacher_of
 from pgolf_core.model import GPT
 from pgolf_core.quantization.allocation import solve
 from pgolf_core.quantization.calibration import calibrate
 from pgolf_core.quantization.learning import Student, Teacher
 from pgolf_core.quantization.primitives import RankOne
 from pgolf_core.scheme import ExportError
+from pgolf_core.shards import shard_paths
+from pgolf_core.train import make_state, train_step
 
 SMALL = dict(vocab_size=64, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1)
 STEPS = 24
@@ -97,7 +101,7 @@ def test_the_student_begins_as_the_solvers_model(teacher, solved):
 
 def test_gradients_of_rounded_weights_become_those_of_the_latents_times_the_step(teacher, solved):
     student, ids = Student(teacher.model, solved), teacher.text[0]
-    teacher.add_gradients(student, ids)
+    teacher.add_gradients(student, 0, labels=0.0)
     rounded = copy.deepcopy(teacher.model)
     rounded.load_state_dict(solved.state_dict())
     with torch.no_grad():
@@ -129,6 +133,23 @@ def test_steps_are_made_as_fine_as_the_cap_allows(teacher, solved, cap):
     assert 0.99 * cap <= file_bytes(student.stored()) <= cap
 
 
+@pytest.mark.slow
+def test_a_nano_file_trained_for_its_bytes_takes_99_to_100_percent_of_any_cap(few_documents, tmp_path):
+    knobs = dict(track="nano", iterations=20, data_path=str(few_documents), calibration_tokens=4096, muon_wd=0.6)
+    learning = dict(allocation="solve", codec="ans", learn_steps=16, learn_tokens=1024, learn_rate=0.01)
+    config, shards = RunConfig(**knobs, **learning, learn_labels=0.7), shard_paths(few_documents, "train")
+    state = make_state(config, TokenStream(shards))
+    for step in range(20):
+        train_step(state, min(1.0, (20 - step) / 10))
+    weights = {name: p.detach() for name, p in state.model.state_dict().items()}
+    calibration = calibration_of(weights, config, shards, CPU)
+    for cap in (40_000, 60_000, 100_000, 160_000, 240_000):
+        own = config.with_knobs(cap_bytes=cap)
+        learner = teacher_of(weights, own, shards, CPU)
+        account = export(weights, own.export, tmp_path / "a", calibration, teacher=learner, code_bytes=17_000)
+        assert 0.99 * cap <= account.total == 17_000 + (tmp_path / "a").stat().st_size <= cap
+
+
 def test_where_the_finest_steps_leave_the_cap_free_they_stay(teacher, parts):
     config = config_of(cap_bytes=60_000, learn_labels=0.7)
     finest = solve(*parts, config, file_bytes)
@@ -153,16 +174,30 @@ def test_labels_alone_make_the_loss_that_of_the_text(teacher, solved):
     few = Teacher(teacher.model, [ids])
     with torch.no_grad():
         student.round()
-        expected = F.cross_entropy(student.model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    assert few.loss(student, 1.0) == pytest.approx(expected.item() / ids.numel(), rel=1e-5)
-    half, none = few.loss(student, 0.5), few.loss(student, 0.0)
-    assert half == pytest.approx((few.loss(student, 1.0) + none) / 2, rel=1e-5)
+        expected = F.cross_entropy(student.model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert few.loss(student, 1.0) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_first_sequences_follow_the_raw_model_and_the_others_the_text(teacher, solved):
+    student, ids = Student(teacher.model, solved), teacher.text[0]
+    first, last = Teacher(teacher.model, [ids[:1]]), Teacher(teacher.model, [ids[1:]])
+    expected = (first.loss(student, 0.0) + 3 * last.loss(student, 1.0)) / 4
+    assert Teacher(teacher.model, [ids]).loss(student, 0.75) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("labels", "taught"), [(0.0, 4 * STEPS), (0.7, 29), (0.9, 10), (1.0, 0)])
+def test_the_raw_model_predicts_its_share_of_the_sequences_alone(teacher, solved, labels, taught):
+    student, seen = Student(teacher.model, solved), []
+    with teacher.model.tok_emb.register_forward_hook(lambda module, ids, output: seen.append(len(ids[0]))):
+        for step in range(STEPS):
+            teacher.add_gradients(student, step, labels)
+    assert sum(seen) == taught
 
 
 def test_learning_works_where_the_caller_wants_no_gradients(teacher, solved):
     with torch.no_grad():
         short = Teacher(teacher.model, teacher.text[:2])
-        short.add_gradients(student := Student(teacher.model, solved), short.text[0])
+        short.add_gradients(student := Student(teacher.model, solved), 0, labels=0.5)
     assert all(latent.grad.any() for latent in student.latents.values())
 
 
@@ -184,7 +219,7 @@ def test_equal_inputs_give_equal_files_and_the_file_holds_what_was_learned(teach
     assert any(not torch.equal(read[name], plain[name]) for name in weights)
 
 
-@pytest.mark.parametrize("quantizer", ["ternary", "sdclip:3:6", "absmax:4", "step:1"])
+@pytest.mark.parametrize("quantizer", ["ternary", "binary", "sdclip:3:6", "absmax:4", "step:1"])
 def test_every_grid_learns_and_stays_within_its_levels(quantizer, teacher, parts, tmp_path):
     weights, _, _ = parts
     config = config_of(allocation="fixed", quantizer=quantizer, keep_float_max_numel=0, learn_steps=8, cap_bytes=60_000)
@@ -197,6 +232,7 @@ def test_every_grid_learns_and_stays_within_its_levels(quantizer, teacher, parts
         ours, theirs = learned.tensors[name], plain.tensors[name]
         assert ours.q.abs().max() <= theirs.q.abs().max() or quantizer == "step:1"  # nothing is clipped there
         assert torch.equal(ours.step_size(), theirs.step_size())
+        assert quantizer != "binary" or ((ours.q.abs() == 1).all() and not torch.equal(ours.q, theirs.q))
 
 
 def test_a_codebook_has_no_levels_to_learn(teacher, tmp_path):

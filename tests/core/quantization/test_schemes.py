@@ -16,7 +16,7 @@ from pgolf.training.run import train
 from pgolf_core.artifact.format import pack, read_model
 from pgolf_core.config import ConfigError, RunConfig
 from pgolf_core.export import quantize_state
-from pgolf_core.quantization.stored import form, stored_form
+from pgolf_core.quantization.stored import Quantized, form, stored_form
 from pgolf_core.scheme import FitContext, QuantScheme, parse_int, parse_scheme, register
 
 
@@ -88,7 +88,8 @@ def _reads_alone(run_dir, config, data, folder):
 
 def test_all_schemes_round_trip_and_use_their_context():
     w = {"blocks.0.mlp.fc.weight": torch.randn(24, 16), "blocks.0.mlp.proj.weight": torch.randn(16, 24)}
-    for text in ("absmax", "absmax:5", "sdclip:6:12", "step:0.4", "step:0.4:row", "ternary", "codebook:16:2", "mine:3"):
+    schemes = "absmax absmax:5 sdclip:6:12 step:0.4 step:0.4:row ternary binary codebook:16:2 mine:3"
+    for text in schemes.split():
         config = RunConfig(quantizer=text, keep_float_max_numel=0).export
         quantized = quantize_state(w, config)
         read_back, scheme = unpack(pack(quantized, "ans").bytes), parse_scheme(text)
@@ -105,3 +106,13 @@ def test_all_schemes_round_trip_and_use_their_context():
         quantize_state(w, two)
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc\.weight was not seen in calibration"):
         quantize_state(w, RunConfig(quantizer="step:0.4:fisher", keep_float_max_numel=0).export, {})
+
+
+def test_a_binary_weight_takes_about_one_bit_and_none_becomes_zero():
+    w = torch.randn(200, 300)
+    w[0], w[1, ::2] = 0, 0
+    t = parse_scheme("binary").fit(w, FitContext())
+    assert (t.q.abs() == 1).all() and torch.equal(t.q < 0, w < 0)
+    torch.testing.assert_close(t.dequantize().abs()[:, 0], w.abs().mean(1), rtol=1e-3, atol=1e-5)
+    size = pack(Quantized({"w": t}, {}, {}), "ans").parts["weights"]
+    assert w.numel() / 8 <= size < 1.01 * w.numel() / 8
