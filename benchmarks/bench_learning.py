@@ -36,7 +36,7 @@ from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint, round_trip, score_model
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import RunConfig
-from pgolf_core.device import cpu_threads, keep_freed_memory, pick_device
+from pgolf_core.device import cpu_threads, keep_freed_memory, pick_device, training_dtype
 from pgolf_core.export import quantize_state
 from pgolf_core.export_inputs import calibration_of, model_of, teacher_of
 from pgolf_core.files import atomic_write
@@ -129,7 +129,8 @@ def cost(shape: str, rounds: int = 9) -> tuple[float, float]:
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, 1_000_000, dtype=np.uint16)
         shard = Path(folder) / "fineweb_train_000000.bin"
         shard.write_bytes(header(len(tokens)) + tokens.tobytes())
-        state, device = make_state(config, TokenStream([shard])), pick_device(config.train)
+        device = pick_device(config.train)
+        state = make_state(config, TokenStream([shard]), device, training_dtype(config.train, device))
         weights = {name: p.clone() for name, p in state.model.state_dict().items()}
         statistics = calibration_of(weights, config, [shard], device)
         teacher = teacher_of(weights, config, [shard], device)

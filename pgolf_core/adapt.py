@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from pgolf_core.device import deterministic_kernels
+from pgolf_core.device import autocast, deterministic_kernels
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, all_windows, evaluate, score_of, summing_device
 from pgolf_core.knobs import BOS, EvalConfig
@@ -110,7 +110,7 @@ class Learner:
 
     def logits(self, ids: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T) with these weights in place of the model's."""
-        with torch.autocast(ids.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(ids.device, self.dtype):
             return functional_call(self.model, weights or {}, (ids,)).float()
 
     def by_document(self, tokens: Tensor, document: Span) -> Iterator[tuple[Span, Tensor]]:

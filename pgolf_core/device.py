@@ -55,6 +55,11 @@ def training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if amx and config.precision == "auto" else pick_dtype(config, device)
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Inside the block matrix products run in dtype, by autocast if it is not float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def not_compiled(config: TrainConfig, device: torch.device) -> str:
     """Why the model is not compiled on this machine; '' if it is."""
     if not config.compile:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgolf_core.device import autocast
 from pgolf_core.knobs import EvalConfig
 from pgolf_core.tilt import hints_of, tilted
 from pgolf_core.tokens import ByteTable
@@ -174,7 +175,7 @@ def evaluate(
         nats = torch.zeros(len(all_windows(tokens, config)), dtype=torch.float64, device=summing_device(device))
         counts = torch.zeros(2, dtype=torch.int64, device=nats.device)  # tokens, bytes
         for batch in batches(tokens, byte_table, config, device, ranks=ranks):
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            with autocast(device, dtype):
                 logits = model(batch.ids)
             nats[batch.windows] = scored_nats(logits, batch, config)
             counts[0] += batch.tokens

@@ -38,18 +38,17 @@ def calibration_of(
     """Statistics of the weights on training text; None if the export knobs need none. tokens: 0 = calibration_tokens.
 
     By deterministic kernels: equal weights and knobs give equal statistics, and so equal files, on one kind of machine.
-    In float32, on a CPU in the dtype of training. Raises WeightsError.
+    Raises WeightsError.
     """
     if not config.export.needs_calibration:
         return None
     text = sequences(shards, tokens or config.calibration_tokens, config.train_seq_len)
     with deterministic_kernels(device.type == "cuda"):
-        dtype = training_dtype(config.train, device) if device.type == "cpu" else torch.float32
-        return calibrate(_float32_model(state, config, device), text, dtype=dtype)
+        return calibrate(_float32_model(state, config, device), text, dtype=_products(config, device))
 
 
 def teacher_of(state: State, config: RunConfig, shards: Shards, device: torch.device, steps: int = 0) -> Teacher | None:
-    """The raw model in float32 and the text of learn_steps; None if that is 0. Raises WeightsError.
+    """The raw model and the text of learn_steps; None if that is 0. Raises WeightsError.
 
     steps: updates that the text is for; 0 = learn_steps. It is what follows where `iterations` steps of the full batch
     through the shards in order end.
@@ -60,7 +59,7 @@ def teacher_of(state: State, config: RunConfig, shards: Shards, device: torch.de
     per_step = -(-config.learn_tokens // length) * length
     trained = config.iterations * (config.train_batch_tokens + MICROBATCHES)  # each ends with one more target
     text = sequences(shards, (steps or config.learn_steps) * per_step, length, per_step, after=trained)
-    return Teacher(_float32_model(state, config, device), list(text))
+    return Teacher(_float32_model(state, config, device), list(text), _products(config, device))
 
 
 def learning_seconds(state: State, config: RunConfig, shards: Shards, device: torch.device) -> float:
@@ -93,6 +92,11 @@ def reserve_seconds(state: State, config: RunConfig, shards: Shards, device: tor
             calibration_of(state, config, shards, device)
             seconds = seconds_since(began, device) + learning_seconds(state, config, shards, device)
     return RESERVE_FACTOR * seconds
+
+
+def _products(config: RunConfig, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products of calibration and learning: on a CPU that of training, else float32."""
+    return training_dtype(config.train, device) if device.type == "cpu" else torch.float32
 
 
 def _float32_model(state: State, config: RunConfig, device: torch.device) -> GPT:

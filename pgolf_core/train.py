@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pgolf_core.batches import CPU, Batches, Stream
 from pgolf_core.config import RunConfig
+from pgolf_core.device import autocast
 from pgolf_core.distributed import ALONE, GradientSum, Ranks
 from pgolf_core.knobs import TrainConfig
 from pgolf_core.model import GPT
@@ -131,7 +132,7 @@ def accumulate_gradients(state: TrainState) -> Tensor:
     total = torch.zeros((), device=state.device)
     for _ in range(state.grad_accum):
         x, y = state.batches.next()
-        with torch.autocast(x.device.type, dtype=state.dtype, enabled=state.dtype != torch.float32):
+        with autocast(x.device, state.dtype):
             loss = state.loss_fn(x, y) / state.grad_accum
         loss.backward()
         state.gradients.add()

@@ -20,7 +20,7 @@ from pgolf.studies.sample import PROMPTS, sample
 from pgolf.training.inputs import open_dataset
 from pgolf.training.round_trip import load_checkpoint
 from pgolf_core.config import RunConfig
-from pgolf_core.device import pick_device, pick_dtype
+from pgolf_core.device import autocast, pick_device, pick_dtype
 from pgolf_core.export import load
 from pgolf_core.export_inputs import model_of
 from pgolf_core.model import GPT
@@ -86,7 +86,7 @@ class FinishedRun:
         device, nats = next(model.parameters()).device, 0.0
         dtype = pick_dtype(self.config.train, device)
         for x, y in zip(ids[:-1].split(window), ids[1:].split(window), strict=True):
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            with autocast(device, dtype):
                 logits = model(x[None].to(device))[0].float()
             nats += F.cross_entropy(logits, y.to(device), reduction="sum").item()
         return nats / math.log(2) / self.dataset.byte_table.count(ids)

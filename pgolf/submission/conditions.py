@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pgolf_core.adapt import evaluate_adapted, predictions
 from pgolf_core.config import RunConfig
-from pgolf_core.device import pick_dtype
+from pgolf_core.device import autocast, pick_dtype
 from pgolf_core.evaluate import Batch, all_windows, batches, evaluate, evaluating, scored_logits
 from pgolf_core.tokens import ByteTable
 
@@ -83,7 +83,7 @@ class Pipeline:
                 targets = (starts[batch.windows, None] + offsets).flatten()
                 if only is not None and only not in targets[batch.scored.cpu()]:
                     continue
-                with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                with autocast(device, self.dtype):
                     logits = self.model(batch.ids)
                 yield batch, targets, scored_logits(logits, batch, self.evaluation).flatten(0, 1)
 

@@ -19,7 +19,7 @@ from pgolf.script.compile import packed_script
 from pgolf.training.inputs import data_facts, scored_tokens
 from pgolf_core.adapt import evaluate_shipped
 from pgolf_core.config import RunConfig
-from pgolf_core.device import deterministic_kernels, pick_device, pick_dtype
+from pgolf_core.device import autocast, deterministic_kernels, pick_device, pick_dtype
 from pgolf_core.distributed import ALONE, Ranks
 from pgolf_core.evaluate import Score, batches, evaluate, evaluating, scored_logits
 from pgolf_core.export import ByteAccount, export, load
@@ -127,7 +127,7 @@ def distribution_error(state: dict[str, Tensor], config: RunConfig, dataset: Dat
     model = model_of(state, config, pick_device(config.train))
     with evaluating(model) as device:
         batch, dtype = next(batches(tokens, dataset.byte_table, config.eval, device)), pick_dtype(config.train, device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             logits = scored_logits(model(batch.ids), batch, config.eval).flatten(0, 1)
         rows = logits[:: max(1, len(logits) // SUMMED)].log_softmax(-1).cpu()
     return (rows.double().exp().sum(-1) - 1).abs().max().item()

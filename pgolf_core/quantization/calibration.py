@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pgolf_core.device import autocast
 from pgolf_core.parameters import RoleError, roles_of
 
 PIECE = 1024  # tokens of a backward pass on a CPU: activations stay in its caches
@@ -87,9 +88,8 @@ def calibrate(
     zeros = partial(torch.zeros, device=device)
     sums = {name: Statistics(zeros(len(w)), zeros(w.size(1), w.size(1))) for name, w in weights.items()}
     batches = list(sequences)
-    products = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
     with _without_weight_gradients(model):
-        with _Recorder(weights, sums) as probe, products():
+        with _Recorder(weights, sums) as probe, autocast(device, dtype):
             model(batches[0][:1].to(device))
         recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
         by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
@@ -97,7 +97,7 @@ def calibrate(
             uniform = torch.rand(part.numel(), 1, generator=generator, dtype=torch.float64)
             few = max(1, PIECE // part.size(1)) if device.type == "cpu" else len(part)
             for ids, own in zip(part.split(few), uniform.split(few * part.size(1)), strict=True):
-                with recorder, products():
+                with recorder, autocast(device, dtype):
                     logits = model(ids.to(device)).float().flatten(0, 1)
                 below = logits.detach().softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
                 drawn = torch.searchsorted(below, own * below[:, -1:]).flatten()  # its share holds the number

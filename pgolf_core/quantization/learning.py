@@ -10,16 +10,16 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgolf_core.device import autocast
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import PIECE
-from pgolf_core.quantization.grids import UNCLIPPED
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import Quantized
 from pgolf_core.scheme import ExportError
@@ -46,9 +46,10 @@ class Student:
         for name, tensor in quantized.tensors.items():
             if not isinstance(tensor, QuantizedTensor):
                 raise ExportError(f"learn_steps learns levels, and tensor {name} has none; take a quantizer of a grid")
-            self.limits[name] = UNCLIPPED if tensor.axis is None else tensor.q.abs().max().item()
-            if tensor.axis is not None and (tensor.q.abs() == 1).all():
-                self.binary.add(name)
+            if tensor.axis is not None:
+                self.limits[name] = tensor.q.abs().max().item()
+                if (tensor.q.abs() == 1).all():
+                    self.binary.add(name)
         self.tensors, self.steps, self.added, self.latents = {}, {}, {}, {}
         self.rescale(1.0)
         for name, tensor in quantized.tensors.items():
@@ -72,23 +73,25 @@ class Student:
             self.tensors[name] = replace(tensor, scale=scale)
             self.steps[name] = self.tensors[name].step_size().to(self.device)
 
-    def levels(self, name: str) -> Tensor:
+    def levels(self, name: str, out: Tensor | None = None) -> Tensor:
         if name in self.binary:
-            return torch.where(self.latents[name] < 0, -1.0, 1.0)
-        return (self.latents[name] / self.factor).round_().clamp_(-self.limits[name], self.limits[name])
+            return torch.where(self.latents[name] < 0, -1.0, 1.0, out=out)
+        levels = torch.div(self.latents[name], self.factor, out=out).round_()
+        return levels.clamp_(-self.limits[name], self.limits[name]) if name in self.limits else levels
 
     @torch.no_grad()
     def round(self) -> None:
         """Put the rounded weights into the model."""
         for name, step in self.steps.items():
-            weight = self.levels(name).mul_(step)
-            self.parameters[name].copy_(weight + self.added[name] if name in self.added else weight)
+            weight = self.levels(name, out=self.parameters[name]).mul_(step)
+            if name in self.added:
+                weight.add_(self.added[name])
 
     def pass_gradients(self) -> None:
-        """Gradients of the rounded weights become those of the latents."""
+        """Gradients of the rounded weights become those of the latents, times `factor`, which Adam does not see."""
         for name, step in self.steps.items():
             gradient, self.parameters[name].grad = self.parameters[name].grad, None
-            self.latents[name].grad = gradient.mul_(step).div_(self.factor)
+            self.latents[name].grad = gradient.mul_(step)
 
     def stored(self) -> Quantized:
         tensors = {}
@@ -130,11 +133,12 @@ class Student:
 class Teacher:
     """The raw model, which is left as it is, and training text, (B, T) int64 ids each.
 
-    seconds: spent on that text by `learn`, so without the search for the file's size.
+    dtype: of matrix products. seconds: spent on that text by `learn`, so without the search for the file's size.
     """
 
     model: nn.Module
     text: Sequence[Tensor]
+    dtype: torch.dtype = torch.float32
     seconds: float = 0.0
 
     def learn(self, quantized: Quantized, config: ExportConfig, file_bytes: FileBytes) -> Quantized:
@@ -196,23 +200,23 @@ class Teacher:
         student.pass_gradients()
 
     def _nats(self, student: Student, step: int, ids: Tensor, labels: float) -> Iterator[Tensor]:
-        """Parts of the mean nats per token of ids, 0-d. A share `labels` of the sequences, over steps, has the text's.
+        """Parts of the mean nats per token of ids, 0-d. A share `labels` of the steps learns from the text.
 
-        The others, the first of each batch, have the cross-entropy with the raw model's predictions: the divergence up
-        to a constant. So that model need not run on all, which would take a third more time.
+        The others have the cross-entropy with the raw model's predictions: the divergence up to a constant. So that
+        model need not run on all, which would take a third more time.
         """
-        per_batch = len(ids) * (1 - labels)
-        taught = round((step + 1) * per_batch) - round(step * per_batch)
-        for piece in _pieces(ids[:taught], student.device):
-            with torch.no_grad():
-                expected = self.model(piece).softmax(-1)  # (B, T, V)
-            nats = F.cross_entropy(student.model(piece).flatten(0, 1), expected.flatten(0, 1), reduction="sum")
-            yield nats / ids.numel()
-        for piece in _pieces(ids[taught:], student.device):
-            yield student.model.loss(piece[:, :-1], piece[:, 1:]) * (len(piece) / len(ids))  # type: ignore[operator]
+        taught = round((step + 1) * (1 - labels)) > round(step * (1 - labels))
+        for piece in _pieces(ids, student.device):
+            with autocast(student.device, self.dtype):
+                if taught:
+                    with torch.no_grad():
+                        expected = self.model(piece).softmax(-1).flatten(0, 1)  # (B·T, V)
+                    nats = F.cross_entropy(student.model(piece).flatten(0, 1), expected)
+                else:
+                    nats = student.model.loss(piece[:, :-1], piece[:, 1:])  # type: ignore[operator]
+            yield nats * (len(piece) / len(ids))
 
 
-def _pieces(ids: Tensor, device: torch.device) -> Iterable[Tensor]:
+def _pieces(ids: Tensor, device: torch.device) -> Sequence[Tensor]:
     """Sequences (B, T) in equal parts: of about PIECE tokens on a CPU, all at once elsewhere."""
-    parts = -(-ids.numel() // PIECE) if device.type == "cpu" else 1
-    return ids.to(device).chunk(parts) if len(ids) else ()
+    return ids.to(device).chunk(-(-ids.numel() // PIECE) if device.type == "cpu" else 1)
