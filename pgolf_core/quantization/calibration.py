@@ -53,14 +53,15 @@ class Statistics:
     def add_product(self, rows: Tensor, cols: Tensor) -> None:
         """Add gradients of n tokens, each rows (n, R) ⊗ cols (n, C); below its diagonal hessian is left incomplete.
 
-        Sums over these n are in the dtype of rows and cols.
+        In float32: sums rounded to bfloat16 would make small eigenvalues noise, and files of 1 bit a weight lose 0.05
+        bits per byte.
         """
-        rows, cols = rows.flatten(0, -2), cols.flatten(0, -2).to(rows.dtype)
+        rows, cols = rows.flatten(0, -2).float(), cols.flatten(0, -2).float()
         squares = rows.square()
-        self.row_fisher += squares.T @ cols.square().sum(1)
+        self.row_fisher.addmv_(squares.T, cols.square().sum(1))
         weighted = cols * squares.sum(1, keepdim=True)
         for i in range(0, cols.size(1), PANEL):  # the upper triangle, since it is symmetric
-            self.hessian[i : i + PANEL, i:] += weighted[:, i : i + PANEL].T @ cols[:, i:]
+            self.hessian[i : i + PANEL, i:].addmm_(weighted[:, i : i + PANEL].T, cols[:, i:])
 
     def add_lookup(self, ids: Tensor, cols: Tensor) -> None:
         """Add gradients of n lookups: cols (n, C) in the row of each id."""
