@@ -191,8 +191,8 @@ class GPT(nn.Module):
         if self.lm_head is not None:
             return self.lm_head(x)
         if self.tok_emb_proj is not None:
-            x = F.linear(x, self.tok_emb_proj.weight.to(x.dtype).T)  # (B, T, E)
-        return F.linear(x, self.tok_emb.weight.to(x.dtype))
+            x = F.linear(x, self.tok_emb_proj.weight.T)  # (B, T, E)
+        return F.linear(x, self.tok_emb.weight)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token over (B, T) targets, plus the ponder cost with halting."""
