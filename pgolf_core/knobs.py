@@ -259,7 +259,7 @@ class ExportConfig(Group):
                              "the raw model's predictions on training text; 0 = off")  # fmt: skip
     learn_tokens: int = Field(2048, gt=0, le=1_000_000, description="tokens of training text per update of "
                               "learn_steps, rounded up to whole sequences")  # fmt: skip
-    learn_labels: float = Field(0.0, ge=0, le=1, description="share of learn_steps' sequences that have the text's own "
+    learn_labels: float = Field(0.0, ge=0, le=1, description="share of learn_steps that have the text's own "
                                 "loss: training that goes on, on the file's levels; 0 = none")  # fmt: skip
     learn_rate: Above0 = Field(0.003, description="Adam's rate of the levels in learn_steps, in steps of the grid")
     int8_residual_rank: int = Field(0, ge=0, le=256, description="rank of residual corrections; 0 = none")

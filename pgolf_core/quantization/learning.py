@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pgolf_core.device import autocast
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import PIECE
+from pgolf_core.quantization.grids import UNCLIPPED
 from pgolf_core.quantization.primitives import QuantizedTensor
 from pgolf_core.quantization.stored import Quantized
 from pgolf_core.scheme import ExportError
@@ -46,10 +47,9 @@ class Student:
         for name, tensor in quantized.tensors.items():
             if not isinstance(tensor, QuantizedTensor):
                 raise ExportError(f"learn_steps learns levels, and tensor {name} has none; take a quantizer of a grid")
-            if tensor.axis is not None:
-                self.limits[name] = tensor.q.abs().max().item()
-                if (tensor.q.abs() == 1).all():
-                    self.binary.add(name)
+            self.limits[name] = UNCLIPPED if tensor.axis is None else tensor.q.abs().max().item()
+            if tensor.axis is not None and (tensor.q.abs() == 1).all():
+                self.binary.add(name)
         self.tensors, self.steps, self.added, self.latents = {}, {}, {}, {}
         self.rescale(1.0)
         for name, tensor in quantized.tensors.items():
@@ -73,25 +73,23 @@ class Student:
             self.tensors[name] = replace(tensor, scale=scale)
             self.steps[name] = self.tensors[name].step_size().to(self.device)
 
-    def levels(self, name: str, out: Tensor | None = None) -> Tensor:
+    def levels(self, name: str) -> Tensor:
         if name in self.binary:
-            return torch.where(self.latents[name] < 0, -1.0, 1.0, out=out)
-        levels = torch.div(self.latents[name], self.factor, out=out).round_()
-        return levels.clamp_(-self.limits[name], self.limits[name]) if name in self.limits else levels
+            return torch.where(self.latents[name] < 0, -1.0, 1.0)
+        return (self.latents[name] / self.factor).round_().clamp_(-self.limits[name], self.limits[name])
 
     @torch.no_grad()
     def round(self) -> None:
         """Put the rounded weights into the model."""
         for name, step in self.steps.items():
-            weight = self.levels(name, out=self.parameters[name]).mul_(step)
-            if name in self.added:
-                weight.add_(self.added[name])
+            weight = self.levels(name).mul_(step)
+            self.parameters[name].copy_(weight + self.added[name] if name in self.added else weight)
 
     def pass_gradients(self) -> None:
-        """Gradients of the rounded weights become those of the latents, times `factor`, which Adam does not see."""
+        """Gradients of the rounded weights become those of the latents."""
         for name, step in self.steps.items():
             gradient, self.parameters[name].grad = self.parameters[name].grad, None
-            self.latents[name].grad = gradient.mul_(step)
+            self.latents[name].grad = gradient.mul_(step).div_(self.factor)
 
     def stored(self) -> Quantized:
         tensors = {}
