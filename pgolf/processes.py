@@ -1,13 +1,14 @@
 """Processes that end with the one that started them, and the GPUs that this one may use."""
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import psutil
@@ -97,3 +98,15 @@ def visible_gpus() -> list[str]:
 def gpu_environments(gpus: list[str], size: int) -> list[dict[str, str]]:
     """Environment that shows a process its GPUs, per group of `size`; a rest smaller than a group is left out."""
     return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i : i + size])} for i in range(0, len(gpus) - size + 1, size)]
+
+
+@contextlib.contextmanager
+def no_search_for_cycles() -> Iterator[None]:
+    """Python looks for cycles of objects as their number grows; syntax trees have none, and many nodes."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
 import importlib.metadata
 import importlib.util
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tokenize import open as open_source
 from typing import NamedTuple
@@ -19,6 +17,7 @@ from pgolf.data import prepare, train_tokenizer
 from pgolf.data.dataset import DESCRIPTION, read_about
 from pgolf.data.documents import Texts
 from pgolf.disk import exclusive, explain_disk_errors
+from pgolf.processes import no_search_for_cycles
 from pgolf_core.config import ROOT, did_you_mean
 from pgolf_core.files import DataError
 from pgolf_core.knobs import EMBEDDED, DataConfig
@@ -54,7 +53,7 @@ def embedded_documents(large: bool = False) -> list[Document]:
     """
     documents, seen = [], set()
     modules = _modules(LARGE_PACKAGES if large else PACKAGES)
-    with _no_search_for_cycles():
+    with no_search_for_cycles():
         for name, path in sorted(modules, key=lambda m: (hashlib.sha256(m[0].encode()).digest(), m[1].name)):
             texts = [*_docstrings(path, LARGE_MIN_TEXT), *_comments(path)] if large else _docstrings(path)
             unseen = [text for text in dict.fromkeys(texts) if text not in seen]
@@ -62,18 +61,6 @@ def embedded_documents(large: bool = False) -> list[Document]:
             if unseen:
                 documents.append(Document(name, "\n\n".join(unseen)))
     return documents
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """Python looks for cycles of objects as their number grows; syntax trees have none, and many nodes."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 def _modules(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:

@@ -21,6 +21,7 @@ from threading import Lock
 
 from python_minifier import minify
 
+from pgolf.processes import no_search_for_cycles
 from pgolf.script.folding import GROUP_PROPERTIES, reachable
 from pgolf.script.parts import PACKAGE, Module, Name, copied, module, source_of
 from pgolf.script.reach import CONFIG, ENTRY, GROUPS, KEPT_ERRORS, VARIABLES, Reached, shell_of
@@ -69,14 +70,20 @@ def script_of(config: RunConfig) -> Script:
 
     It scores the whole validation split, whatever part of it the run scores.
     """
-    with PARSING:
+    with PARSING, no_search_for_cycles():
         return _script(_same_for_all(config))
 
 
 def packed_script(config: RunConfig) -> bytes:
     """The packed form alone, which takes half the time."""
-    with PARSING:
+    with PARSING, no_search_for_cycles():
         return _packed(_same_for_all(config))
+
+
+def estimated_size(config: RunConfig) -> int:
+    """Bytes of the packed form to within some 3 % (5 % for one kind of device), in a fifth of its time."""
+    with PARSING, no_search_for_cycles():
+        return _estimated(_same_for_all(config))
 
 
 @cache
@@ -87,6 +94,12 @@ def _same_for_all(config: RunConfig) -> RunConfig:
 @cache
 def _packed(config: RunConfig) -> bytes:
     return pack(_minified_all(Reached(config, literal=True)))
+
+
+@cache
+def _estimated(config: RunConfig) -> int:
+    """From the program before it is made smaller: a straight line through scripts of 12 to 20 kB."""
+    return round(0.596 * len(pack(_source(_program(Reached(config, literal=True))))) - 3325)
 
 
 @cache
@@ -214,8 +227,11 @@ def _minified_all(reached: Reached) -> str:
     """The packed form's source."""
     program = shrunk(_program(reached), ENTRY[1])
     short = renamed(program)
-    text = "\n".join(ast.unparse(ast.fix_missing_locations(statement)) for statement in program)
-    return _minified(f"{text}\n{short.get(ENTRY[1], ENTRY[1])}()")
+    return _minified(f"{_source(program)}\n{short.get(ENTRY[1], ENTRY[1])}()")
+
+
+def _source(program: list[ast.stmt]) -> str:
+    return "\n".join(ast.unparse(ast.fix_missing_locations(statement)) for statement in program)
 
 
 def _program(reached: Reached) -> list[ast.stmt]:

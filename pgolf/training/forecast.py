@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pgolf.script.compile import packed_script
+from pgolf.script.compile import estimated_size, packed_script
 from pgolf.training.file_size import Sizes
 from pgolf.training.growth import Law, initial_state, lr_area, warmdown_steps
 from pgolf_core.artifact.format import ACCOUNT
@@ -31,6 +31,7 @@ BOUND_MARGIN = 0.25  # downwards, for schemes of which only an upper bound is kn
 GROWTH_RANGE = (0.15, 1.5)  # times the law; the reference after 300 steps is near 0.15
 GROWTH_RANGE_SEEN = (0.8, 1.0, 1.25)  # once a tenth of the growth was seen
 FEWEST_STEPS = 300  # in a time-limited run; the reference's on one RTX 3090
+CODE_MARGIN = 0.05  # share of the script, whose size is estimated before training
 CHECKPOINT_WEIGHTS = 1 << 23  # weights of a checkpoint's blocks that are looked at
 
 
@@ -72,7 +73,7 @@ def forecast(config: RunConfig) -> Forecast:
     """
     train = config.train.model_copy(update={"seed": 0})  # runs of several seeds share one forecast
     export = config.export.model_copy(update={"allow_over_cap": False})
-    return _before_training(config.model, train, export, len(packed_script(config)))
+    return _before_training(config.model, train, export, estimated_size(config))
 
 
 @lru_cache(maxsize=256)
@@ -117,7 +118,8 @@ def forecast_from(state: dict[str, Tensor], config: RunConfig, fraction: float, 
         return {name: law.grow(t, known[name], now, after, growth, generator) for name, t in state.items()}
 
     margin = MARGIN_SEEN if fraction < 1 else MARGIN
-    sizes = Sizes(known, copies, config.export, len(packed_script(config)))
+    code = len(packed_script(config)) if fraction == 1 else estimated_size(config)
+    sizes = Sizes(known, copies, config.export, code)
     return _interval(sizes, state, drawn, margin, known=fraction == 1, without=without)
 
 
@@ -168,6 +170,8 @@ def _interval(
     if not known and not all(scheme.scale_free for scheme in schemes):
         ends = [sum(sizes.parts(drawn(i)).values()) for i in (0, 2)]
         low, high = min(low, *ends), max(high, *ends)
+    if not known:
+        low, high = low - CODE_MARGIN * code, high + CODE_MARGIN * code
     if config.allocation == "solve" and artifact + code < config.cap_bytes:
         # These are the coarsest steps. The solver fills its cap, unless even the finest steps do not reach it.
         finest = 2.05 + math.log2(MAX_LEVEL / 6)  # bits per weight of a Gaussian whose largest is at 6 σ

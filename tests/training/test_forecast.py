@@ -68,11 +68,15 @@ def test_of_many_weights_some_stand_for_all(tmp_path, monkeypatch, codec, dim):
     assert seen.bytes - seen.parts["code"] == pytest.approx(account.artifact, rel=0.02)
 
 
-def test_code_is_known_exactly():
-    config = RunConfig(**TINY)
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, dict(allocation="solve", codec="ans"), dict(device="cpu"), dict(adapt="lora", adapt_chunk=32)],
+    ids=str,
+)
+def test_the_scripts_size_is_within_its_margin(knobs):
+    config = RunConfig(**(TINY | knobs))
     code = len(script_of(config).packed)
-    assert forecast(config).parts["code"] == code
-    assert forecast(config.with_knobs(quantizer="codebook:256:2")).parts["code"] > code
+    assert forecast(config).parts["code"] == pytest.approx(code, rel=forecast_module.CODE_MARGIN)
 
 
 def test_finer_steps_and_larger_models_cost_more():
