@@ -63,7 +63,7 @@ IN_TRAINING = dict(learn_rate=0.01, learn_labels=0.7)
 UPDATES = {"nano": dict(learn_tokens=1024), "6x384": dict(learn_tokens=2048)}  # of IN_TRAINING; fewer cost more there
 WAYS = {"solver": "trained as usual, solver", "learned": "… and learned after training",
         "trained": "trained for its bytes"}  # fmt: skip
-TICKS = (-0.05, -0.025, 0, 0.025, 0.05, 0.1, 0.2, 0.4)
+TICKS = (-0.075, -0.05, -0.025, 0, 0.025, 0.05, 0.1, 0.2, 0.4)
 
 
 def trained(knobs: dict, folder: Path) -> tuple[RunConfig, dict, float]:
@@ -107,7 +107,7 @@ def measure(shape: str, seed: int, shares: list[float], ways: list[str], runs: P
             trip = stored(weights, storing, dataset, statistics[name])
             rows.append(
                 dict(seed=seed, raw=raw, share=share, cap=cap, way=way, rise=trip.score.val_bpb - raw,
-                     fill=trip.account.artifact / cap, training_seconds=seconds,
+                     fill=trip.account.artifact / (storing.cap_bytes - trip.account.code), training_seconds=seconds,
                      learning_seconds=trip.calibration_seconds)
             )  # fmt: skip
             print(f"seed {seed}  {cap:>9,} B  {way:8} {rows[-1]['rise']:+.4f}  {rows[-1]['fill']:.2%} full", flush=True)
@@ -164,7 +164,7 @@ def plot(table: pd.DataFrame) -> Figure:
     ax.axhline(0, color="black", lw=0.8, ls=(0, (4, 3)))
     ax.annotate("usual weights, not rounded", (1, 0), (-4, -11), xycoords=("axes fraction", "data"),
                 textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
-    ax.set_yscale("symlog", linthresh=0.05)
+    ax.set_yscale("symlog", linthresh=0.1)
     ax.set_yticks(TICKS, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS])
     ax.set_yticks([], minor=True)
     ax.set_ylabel("bits per byte above the usual weights")
