@@ -95,6 +95,14 @@ def test_other_knobs_train_nearly_the_same(finished, tmp_path, knobs, near):
     assert other.checkpoint_sha256 != plain.checkpoint_sha256
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_cpu_with_amx_trains_in_bfloat16_and_every_cpu_scores_in_float32(embedded, tmp_path, monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    result = train(tiny(iterations=2), tmp_path / "run")
+    assert f"dtype:torch.{'bfloat16' if amx else 'float32'} " in (tmp_path / "run" / "log.txt").read_text()
+    assert "bfloat16" not in result.protocol
+
+
 def test_run_directory_and_result_are_whole(finished):
     run_dir, result = finished
     assert {p.name for p in run_dir.iterdir()} == {
