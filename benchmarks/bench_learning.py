@@ -60,7 +60,7 @@ USUAL = dict(allocation="solve", codec="ans")
 AFTER_TRAINING = dict(learn_rate=0.003)
 DECAYED = dict(muon_wd=0.6)  # this and the next: trained for its bytes
 IN_TRAINING = dict(learn_rate=0.01, learn_labels=0.7)
-UPDATES = {"nano": dict(learn_tokens=1024), "6x384": dict(learn_tokens=2048)}  # of IN_TRAINING; fewer cost more there
+UPDATES = {"nano": dict(learn_tokens=1024), "6x384": dict(learn_tokens=2048)}  # a wide model pays more for small ones
 WAYS = {"solver": "trained as usual, solver", "learned": "… and learned after training",
         "trained": "trained for its bytes"}  # fmt: skip
 TICKS = (-0.075, -0.05, -0.025, 0, 0.025, 0.05, 0.1, 0.2, 0.4)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pgolf.data.dataset import Dataset
 from pgolf.runs.directory import describe_environment, outside_knobs
+from pgolf.script.compile import packed_script
 from pgolf.training.forecast import Forecast, forecast
 from pgolf.training.inputs import check_scored, data_facts, open_dataset, part_read, scored_tokens, tokens_per_byte
 from pgolf.training.log import Log
@@ -66,8 +67,8 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
         ranks.barrier()
     check_scored(dataset, seq_len, evaluation)  # before training is paid for
     facts, _ = data_facts(dataset, seq_len, evaluation)
-    environment = describe_environment(device)
     muon_dtype = newton_schulz_dtype(train.muon_dtype, device)
+    environment = describe_environment(device) | {"training_dtype": str(dtype), "muon_dtype": str(muon_dtype)}
     made_by = {
         "data": dataset.fingerprint, "code": environment["code"], "device": device.type, "precision": str(dtype),
         "muon_dtype": str(muon_dtype), "commit": environment["git_commit"],
@@ -85,6 +86,8 @@ def setup(config: RunConfig, run_dir: Path, ranks: Ranks, initial: dict[str, Ten
         kernels=partial(deterministic_kernels, config.deterministic and device.type == "cuda"),
         val_tokens=scored_tokens(dataset, seq_len, evaluation), tokens_per_byte=tokens_per_byte(dataset, seq_len),
     )  # fmt: skip
+    if ranks.first and config.final_roundtrip_eval:
+        packed_script(config)  # an edit of the core that no script can hold is to be known before training is paid for
     _log_heading(run, config, why_eager, muon_dtype)
     if warmup_steps := max(config.warmup_steps, 0 if why_eager else 1):
         with run.timer.excluded("warmup"), run.kernels():

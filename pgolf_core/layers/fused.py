@@ -1,7 +1,7 @@
 """Elementwise chains and attention with a backward pass of their own: about half of what autograd takes.
 
-They are for eager code on a CPU. Elsewhere torch has kernels or a compiler for the plain expressions. In bfloat16 what
-is kept is bfloat16, and sums, softmax and rotations are float32.
+They are for eager code on a CPU. Elsewhere torch has kernels or a compiler for the plain expressions. What is kept of
+bfloat16 activations is bfloat16; sums and rotations are float32, and attention is, which follows a rotation.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 BLOCK = 2**16  # logits that are worked on at a time
 QUERIES = 64  # positions of a head whose scores are worked on at a time
 KEPT = 2**24  # probabilities of a layer's attention; more are left to torch, which keeps none
-KEPT_LOW = 2**22  # the same in bfloat16, in which torch is faster
+KEPT_LOW = 2**22  # the same under autocast, which lets torch take bfloat16: faster where there are more
 
 
 def fuses(x: Tensor) -> bool:
@@ -133,14 +133,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q (B, H, T, C), k and v (B, K, T, C) -> (B, H, T, C); keeps its probabilities for the backward pass."""
     groups = (q * q.size(-1) ** -0.5).unflatten(1, (k.size(1), -1)).flatten(0, 1)
-    with torch.autocast("cpu", enabled=False):
-        return _Attention.apply(groups, k.flatten(0, 1), v.flatten(0, 1)).reshape(q.shape)
+    return _Attention.apply(groups, k.flatten(0, 1), v.flatten(0, 1)).reshape(q.shape)
 
 
 class _Attention(Function):
     """q (N, G, T, C), scaled: G heads for each of the keys and values, both (N, T, C)."""
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y, kept = torch.empty_like(q), []
         for start, stop in _spans(q):
@@ -154,6 +154,7 @@ class _Attention(Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, y, *kept = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

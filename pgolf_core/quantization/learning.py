@@ -191,7 +191,7 @@ class Teacher:
 
     @torch.enable_grad()
     def add_gradients(self, student: Student, step: int, labels: float) -> None:
-        """Of the batch of this step."""
+        """Add the gradients of this step's batch."""
         student.round()
         for nats in self._nats(student, step, self.text[step], labels):
             nats.backward()

@@ -70,7 +70,13 @@ def test_of_many_weights_some_stand_for_all(tmp_path, monkeypatch, codec, dim):
 
 @pytest.mark.parametrize(
     "knobs",
-    [{}, dict(allocation="solve", codec="ans"), dict(device="cpu"), dict(adapt="lora", adapt_chunk=32)],
+    [
+        {},
+        dict(allocation="solve", codec="ans"),
+        dict(device="cpu"),
+        dict(device="mps"),
+        dict(adapt="lora", adapt_chunk=32),
+    ],
     ids=str,
 )
 def test_the_scripts_size_is_within_its_margin(knobs):
