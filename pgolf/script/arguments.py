@@ -13,12 +13,13 @@ from pgolf.script.program import (
     is_constant,
     named,
     ours,
+    pairs_of,
+    reassigned,
     scan,
     unpacks,
     walk,
 )
 from pgolf.script.purity import Purity
-from pgolf.script.simplifying import pairs_of, reassigned
 
 READ_BY_NAME = {"Layer"}  # tuples that nothing unpacks
 # Decorators that take a function with fewer parameters as well.
@@ -40,7 +41,7 @@ class Arguments(Purity):
                 method = next(m for m in owners[0].body if getattr(m, "name", "") == name)
                 kinds = {ast.unparse(d) for d in method.decorator_list}
                 if not index.values[f".{name}"] and "property" not in kinds and name not in index.fields:
-                    self._parameters(method, owners[0], index.calls[name], int("staticmethod" not in kinds))
+                    self._parameters(method, owners[0], index.calls[f".{name}"], int("staticmethod" not in kinds))
         for name, cls in index.classes.items():
             if self._is_made_by_name(cls):
                 made = next((m for m in cls.body if getattr(m, "name", "") == "__init__"), None)
@@ -57,7 +58,7 @@ class Arguments(Purity):
             if len(owners) == 1 and name in ours() and name not in index.fields and not name.startswith("__"):
                 method = next(m for m in owners[0].body if getattr(m, "name", "") == name)
                 if not any("static" in ast.unparse(d) for d in method.decorator_list):
-                    known[name] = [a.arg for a in method.args.args[1:]]
+                    known[f".{name}"] = [a.arg for a in method.args.args[1:]]
         for name, cls in index.classes.items():
             made = next((m for m in cls.body if getattr(m, "name", "") == "__init__"), None)
             fields = [s.target.id for s in cls.body if isinstance(s, ast.AnnAssign)]
@@ -65,7 +66,7 @@ class Arguments(Purity):
                 known[name] = [a.arg for a in made.args.args[1:]] if made else fields
         for name, own in known.items():
             for call, statement in index.calls[name]:
-                if unpacks([call]) or (isinstance(call.func, ast.Attribute) and name in index.functions):
+                if unpacks([call]):
                     continue
                 while call.keywords and len(call.args) < len(own) and call.keywords[0].arg == own[len(call.args)]:
                     call.args.append(call.keywords.pop(0).value)
@@ -101,7 +102,9 @@ class Arguments(Purity):
                 self.touch(cls)
 
     def _read_by_value(self, name: str, value: ast.expr) -> None:
-        """The constant in place of every read of an attribute."""
+        """The constant in place of every read of an attribute, if its objects may be left out."""
+        if not all(self.pure(node.value) for node, _ in self.index.loads[name]):
+            return
         loads = self.index.loads.pop(name)
         new = {id(node): copied(value) for node, _ in loads}
         for statement in {id(s): s for _, s in loads}.values():

@@ -261,7 +261,7 @@ def _minified(source: str) -> str:
 class _Stripped(ast.NodeTransformer):
     """Annotations go as far as they can, and the messages of errors that are for developers."""
 
-    annotation: str | int | None = None  # of the fields of the class around
+    annotation: str | int | None = None  # for fields of the class around
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         node.returns, around, self.annotation = None, self.annotation, None

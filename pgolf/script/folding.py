@@ -63,11 +63,11 @@ class Folding(ast.NodeTransformer):
             case ast.Compare(ast.Name(name), [comparison], [right]) if len(self.names.get(name, ())) > 1:
                 if (other := self.value(right)) is UNKNOWN:
                     return UNKNOWN
-                known = {COMPARISONS[type(comparison)](each, other) for each in self.names[name]}
+                known = {_compared(comparison, each, other) for each in self.names[name]}
                 return known.pop() if len(known) == 1 else UNKNOWN
             case ast.Compare(left, [comparison], [right]) if type(comparison) in COMPARISONS:
                 values = self.value(left), self.value(right)
-                return UNKNOWN if UNKNOWN in values else COMPARISONS[type(comparison)](*values)
+                return UNKNOWN if UNKNOWN in values else _compared(comparison, *values)
             case ast.BoolOp():
                 return self.truth(node)
         return UNKNOWN
@@ -133,7 +133,7 @@ class Folding(ast.NodeTransformer):
 
     def _only_raises(self, body: list[ast.stmt]) -> bool:
         """True if the body only assigns and then raises an error outside kept_errors."""
-        *before, last = body
+        *before, last = body or [None]
         if not isinstance(last, ast.Raise) or last.exc is None or not all(isinstance(s, ast.Assign) for s in before):
             return False
         error = last.exc
@@ -165,6 +165,14 @@ class Folding(ast.NodeTransformer):
         return node
 
     visit_For = visit_With
+
+
+def _compared(comparison: ast.cmpop, left: Any, right: Any) -> Any:
+    """What a comparison gives, UNKNOWN if it fails; the script fails there too."""
+    try:
+        return COMPARISONS[type(comparison)](left, right)
+    except TypeError:
+        return UNKNOWN
 
 
 def _listed(statements: ast.stmt | list[ast.stmt] | None) -> list[ast.stmt]:

@@ -21,6 +21,8 @@ from pgolf.script.program import (
 )
 from pgolf.script.simplifying import is_first
 
+CONSUMERS = {"all", "any", "bytes", "dict", "list", "max", "min", "set", "sorted", "sum", "tuple"}
+
 
 class Inlining(Arguments):
     """Calls, and what stands in their place."""
@@ -43,10 +45,11 @@ class Inlining(Arguments):
                 kinds = {ast.unparse(d) for d in method.decorator_list}
                 if value is None or not is_constant(value) or kinds - {"property"}:
                     continue
-                sites = index.loads[name] if kinds else index.calls[name]
+                sites = index.loads[name] if kinds else index.calls[f".{name}"]
                 if kinds or not index.values[f".{name}"]:
                     for node, statement in sites:
-                        if kinds or all(map(self.pure, (*node.args, *(k.value for k in node.keywords)))):
+                        given = () if kinds else (*node.args, *(k.value for k in node.keywords))
+                        if all(map(self.pure, (node.value if kinds else node.func.value, *given))):
                             new[id(node)] = copied(value)
                             changed[id(statement)] = statement
         for i, statement in enumerate(self.body):
@@ -61,17 +64,18 @@ class Inlining(Arguments):
         nodes = sum(1 for _ in walk(value))
         if (
             uses[name]
-            or function.args.vararg
+            or _takes_more(function.args)
             or (len(calls) > 1 and nodes > 6 + 2 * len(own))
             or unpacks(c for c, _ in calls)
         ):
             return {}
-        if any(isinstance(n, ast.NamedExpr | ast.Yield) for n in walk(value)):
+        if any(isinstance(n, ast.NamedExpr | ast.Yield | ast.YieldFrom | ast.Await) for n in walk(value)):
             return {}
         within = Counter()
         for each in walk(value):
             if isinstance(each, ast.Lambda | COMPREHENSIONS):
                 within += reads(each)
+        late = _late(value)
         free, new, quiet = set(uses) - set(own) - set(inner), {}, self.pure(value)
         for call, statement in calls:
             around = statement if isinstance(statement, ast.FunctionDef) else _method_with(statement, call)
@@ -79,10 +83,12 @@ class Inlining(Arguments):
                 return {}
             given = {}
             for i, parameter in enumerate(own):
-                argument = argument_of(call, parameter, i) or default_of(function.args, i)
+                argument = argument_of(call, parameter, i) or _constant(default_of(function.args, i))
                 if argument is None or set(inner) & set(reads(argument)) or quotes(argument, value, parameter):
                     return {}
-                early = is_first(value, parameter, self.pure)
+                if parameter in late and not is_constant(argument):
+                    return {}
+                early = is_first(value, parameter, self, argument)
                 once = uses[parameter] <= 1 and not within[parameter]
                 plain = isinstance(argument, ast.Attribute) and isinstance(argument.value, ast.Name) and quiet
                 movable = once and self.pure(argument) and (early or quiet or not uses[parameter])
@@ -102,6 +108,28 @@ def _expression(function: ast.FunctionDef) -> ast.expr | None:
         case [ast.Pass()]:
             return ast.Constant(None)
     return None
+
+
+def _takes_more(spec: ast.arguments) -> bool:
+    """True of a function with parameters other than plain ones."""
+    return bool(spec.vararg or spec.kwarg or spec.posonlyargs or spec.kwonlyargs)
+
+
+def _constant(default: ast.expr | None) -> ast.expr | None:
+    """A default that is the same wherever it is evaluated."""
+    return default if is_constant(default) else None
+
+
+def _late(value: ast.expr) -> Counter:
+    """Names that an expression reads after its evaluation: in functions, and generators that nothing consumes yet."""
+    consumed = {
+        id(call.args[0])
+        for call in walk(value)
+        if isinstance(call, ast.Call) and len(call.args) == 1
+        if getattr(call.func, "id", "") in CONSUMERS or getattr(call.func, "attr", "") == "join"
+    }
+    later = [n for n in walk(value) if isinstance(n, ast.Lambda | ast.GeneratorExp) and id(n) not in consumed]
+    return sum(map(reads, later), Counter())
 
 
 def _method_with(cls: ast.stmt, call: ast.Call) -> ast.FunctionDef | None:

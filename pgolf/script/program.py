@@ -7,10 +7,11 @@ from functools import cache
 from typing import Any
 
 from pgolf.script.parts import SOURCES, copied, module
-from pgolf.script.reach import CALLED_BY_TORCH
+from pgolf.script.reach import CALLED_BY_TORCH, ScriptError
 
 Scope = ast.FunctionDef | ast.Lambda
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+DISPLAYS = COMPREHENSIONS | ast.List | ast.Set | ast.Dict | ast.Tuple | ast.BinOp | ast.JoinedStr | ast.Compare
 # Members of the package's classes that others have too: torch, numpy, Python's own. A test compares.
 SHARED = {
     "_make", "add", "add_", "at", "average", "backward", "barrier", "bias", "bits", "block", "bytes", "code",
@@ -72,12 +73,12 @@ def named(statement: ast.stmt) -> list[str]:
 
 
 class Facts:
-    """What one statement at the top binds inside functions, calls and reads. values: reads that are no calls."""
+    """What one statement at the top binds inside functions, calls (name or .method) and reads."""
 
     def __init__(self, statement: ast.stmt):
         self.calls: list[tuple[str, ast.Call]] = []
         self.names: Counter = Counter()  # names read
-        self.values: Counter = Counter()  # of these, names and attributes that are not called
+        self.values: Counter = Counter()  # names and .attributes read without a call
         self.loads: list[tuple[str, ast.Attribute]] = []
         self.stores: Counter = Counter()  # attributes
         self.words: set[str] = set()  # strings, and keywords of calls that copy objects
@@ -110,6 +111,11 @@ class Facts:
                     self.words.add(node.value)
             elif kind is ast.arg:
                 self.bound.add(node.arg)
+            elif kind is ast.Global:
+                names = ", ".join(node.names)
+                raise ScriptError(
+                    f"global {names}, of {statement.name}: hold it in an object; a script sets no globals"
+                )
             elif (kind is ast.FunctionDef and node is not statement) or (kind is ast.ExceptHandler and node.name):
                 self.bound.add(node.name)
         if isinstance(statement, ast.ClassDef):
@@ -122,7 +128,7 @@ class Facts:
 
     def _call(self, node: ast.Call) -> None:
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        self.calls.append((name, node))
+        self.calls.append((f".{name}" if isinstance(node.func, ast.Attribute) else name, node))
         if name in ("replace", "with_knobs"):
             self.words |= {keyword.arg for keyword in node.keywords if keyword.arg}
         if name == "isinstance" and isinstance(node.args[1], ast.Name):
@@ -207,6 +213,43 @@ def reads(node: ast.AST) -> Counter:
     return scan(node)[2]
 
 
+def pairs_of(node: ast.Assign) -> list[tuple[ast.expr, ast.expr]]:
+    """Targets of an assignment with their values; none of `a = b = value`."""
+    if len(node.targets) != 1:
+        return []
+    target, value = node.targets[0], node.value
+    left, right = (each.elts if isinstance(each, ast.Tuple) else [] for each in (target, value))
+    if left and len(left) == len(right) and not any(isinstance(each, ast.Starred) for each in left + right):
+        return list(zip(left, right, strict=True))
+    return [(target, value)]
+
+
+def reassigned(node: ast.Assign, pairs: list[tuple[ast.expr, ast.expr]]) -> ast.stmt:
+    """The assignment of these pairs alone."""
+    if not pairs:
+        return ast.Pass()
+    if len(pairs) == 1:
+        return ast.copy_location(ast.Assign([pairs[0][0]], pairs[0][1]), node)
+    left, right = (list(each) for each in zip(*pairs, strict=True))
+    return ast.copy_location(ast.Assign([ast.Tuple(left, ast.Store())], ast.Tuple(right, ast.Load())), node)
+
+
+def is_new(value: ast.expr) -> bool:
+    """True if an expression's value is an object that nothing else holds, or one that never changes."""
+    return isinstance(value, DISPLAYS) or is_constant(value)
+
+
+def own_values(nodes: list[ast.AST], bound: Counter) -> set[str]:
+    """Variables whose `x += y` changes no object that something else may hold."""
+    made = Counter()
+    for node in nodes:
+        if isinstance(node, ast.Assign):
+            made.update(left.id for left, right in pairs_of(node) if isinstance(left, ast.Name) and is_new(right))
+        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            made[node.target.id] += 1
+    return {name for name in made if made[name] == bound[name]}
+
+
 def quotes(value: ast.expr, place: ast.AST, name: str) -> bool:
     """True if a value with strings would get into an f-string; Python 3.12 and later quote such otherwise."""
     if not any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in walk(value)):
@@ -219,10 +262,6 @@ def scopes(node: ast.AST) -> list[Scope]:
     if isinstance(node, Scope):
         return [node]
     return [scope for child in ast.iter_child_nodes(node) for scope in scopes(child)]
-
-
-def listed(statements: Any) -> list[ast.stmt]:
-    return statements if isinstance(statements, list) else [statements] if statements else []
 
 
 def argument_of(call: ast.Call, name: str, position: int) -> ast.expr | None:

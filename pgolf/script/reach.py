@@ -35,11 +35,14 @@ REPLACED = {
     (f"{PACKAGE}.model", "roles_by_name"): "roles_by_name = None",  # the script knows the roles
     (f"{PACKAGE}.files", "atomic_write"): "def atomic_write(path, content):\n    Path(path).write_bytes(content)",
     (f"{PACKAGE}.export_inputs", "_check_weights"): "def _check_weights(state, config):\n    pass",
-    (f"{PACKAGE}.export", "_all_roles"): "def _all_roles(state, roles):\n    return roles",  # of the script's own model
+    (
+        f"{PACKAGE}.export",
+        "_all_roles",
+    ): "def _all_roles(state, roles):\n    return roles",  # the model is its own
     (f"{PACKAGE}.export", "_storable"): "def _storable(quantized):\n    return quantized",
     (f"{PACKAGE}.artifact.container", "_check_blocks"): "def _check_blocks(file, names):\n    pass",
 }
-# What picks the device, where the knob names its kind.
+# Device pickers where the knob names the device's kind.
 _PICK = (f"{PACKAGE}.device", "pick_device")
 PICKED = {
     "cpu": {_PICK: "def pick_device(config):\n    return torch.device('cpu')"},

@@ -28,7 +28,7 @@ def renamed(body: list[ast.stmt]) -> dict[str, str]:
     short = _by_use(defined - hidden, uses, taken - (defined - hidden), _capitals())
     attributes = _attributes(nodes, body, keywords)
     for scope in outer:
-        _Rename(_local_names(scope, keywords | hidden, short)).generic_visit(scope)
+        _Rename(_local_names(scope, keywords | hidden, short)).within(scope)
     rename = _Rename(short, attributes)
     for statement in body:
         rename.visit(statement)
@@ -126,6 +126,14 @@ def _words(length: int) -> Iterable[str]:
 class _Rename(ast.NodeTransformer):
     def __init__(self, names: dict[str, str], attributes: dict[str, str] | None = None):
         self.names, self.attributes = names, attributes or {}
+
+    def within(self, scope: Scope) -> None:
+        """Rename what a function holds; its decorators and defaults are evaluated outside."""
+        spec = scope.args
+        for each in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs, spec.vararg, spec.kwarg):
+            each and self.visit(each)
+        for each in scope.body if isinstance(scope, ast.FunctionDef) else [scope.body]:
+            self.visit(each)
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         node.id = self.names.get(node.id, node.id)

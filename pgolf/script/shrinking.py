@@ -40,7 +40,7 @@ class Program(Inlining):
         for i, statement in enumerate(self.body):
             if id(statement) in touched and not isinstance(statement, ast.Import | ast.ImportFrom):
                 before = ast.dump(statement)
-                self.body[i] = statement = simplified(statement, self.pure, names)
+                self.body[i] = statement = simplified(statement, self, names)
                 if ast.dump(statement) != before:
                     self.touch(statement)
                 self.known.pop(id(statement), None)
@@ -65,7 +65,7 @@ class Program(Inlining):
 
     def _constants(self) -> None:
         """Names at the top that are short constants."""
-        index = Index(self.body, self.known)
+        self.index = index = Index(self.body, self.known)
         place = {}
         for statement in self.body:
             match statement:

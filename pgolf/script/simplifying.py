@@ -3,7 +3,7 @@
 import ast
 import operator
 from collections import Counter
-from collections.abc import Callable
+from keyword import iskeyword
 from typing import Any
 
 from pgolf.script.folding import UNKNOWN, Folding
@@ -15,28 +15,33 @@ from pgolf.script.program import (
     Substitute,
     bindings,
     is_constant,
+    is_new,
     is_none,
+    own_values,
+    pairs_of,
     quotes,
     reads,
+    reassigned,
     scan,
     scopes,
     walk,
 )
+from pgolf.script.purity import Purity
 from pgolf.script.reach import KEPT_ERRORS
 
 ARITHMETIC = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod, ast.LShift: operator.lshift, ast.Pow: operator.pow,
 }  # fmt: skip
-Pure = Callable[[ast.AST | None], bool]
 
 
 class Simplify(ast.NodeTransformer):
-    """Work out what constants decide. pure: whether an expression may be left out."""
+    """Work out what constants decide. purity: says whether an expression may be left out."""
 
-    def __init__(self, pure: Pure):
-        self.pure = pure
+    def __init__(self, purity: Purity):
+        self.pure = purity.pure
         self.folding = Decide()
+        self.guarded = False  # inside a try with handlers, which may be there for an error of any expression
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         node = self.generic_visit(node)
@@ -52,38 +57,43 @@ class Simplify(ast.NodeTransformer):
         node = self.generic_visit(node)
         match node:
             case ast.BinOp(ast.Constant(int() | float() as a), op, ast.Constant(int() | float() as b)):
-                if type(op) in ARITHMETIC:
-                    value = ARITHMETIC[type(op)](a, b)
-                    return ast.Constant(value) if value >= 0 and len(repr(value)) <= len(ast.unparse(node)) else node
+                value = _worked_out(op, a, b)
+                return ast.Constant(value) if value >= 0 and len(repr(value)) <= len(ast.unparse(node)) else node
             case ast.BinOp(left, ast.BitOr(), ast.Dict(keys=[])) | ast.BinOp(ast.Dict(keys=[]), ast.BitOr(), left):
-                return left
+                return left if is_new(left) else node
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         node = self.generic_visit(node)
+        spread = [each for keyword in node.keywords for each in _spread(keyword)]
+        if len({each.arg for each in spread}) == len(spread):
+            node.keywords = spread
         match node:
-            case ast.Call(ast.Name("getattr"), [base, ast.Constant(str(name))]):
+            case ast.Call(ast.Name("getattr"), [base, ast.Constant(str(name))]) if _is_name(name):
                 return ast.Attribute(base, name, ast.Load())
-            case ast.Call(ast.Name("max" | "min" as name), [ast.Constant(int(a)), ast.Constant(int(b))]):
+            case ast.Call(ast.Name("max" | "min" as name), [ast.Constant(int(a)), ast.Constant(int(b))], []):
                 return ast.Constant(max(a, b) if name == "max" else min(a, b))
-            case ast.Call(ast.Attribute(ast.Constant(str(text)), "replace"), [ast.Constant(a), ast.Constant(b)]):
+            case ast.Call(
+                ast.Attribute(ast.Constant(str(text)), "replace"), [ast.Constant(str(a)), ast.Constant(str(b))]
+            ):
                 return ast.Constant(text.replace(a, b))
             case ast.Call(ast.Name("sorted"), [ast.List([]) as nothing], []):
                 return nothing
-            case ast.Call(ast.Name("isinstance"), [_, ast.Constant(None)]):
+            case ast.Call(ast.Name("isinstance"), [each, ast.Constant(None)]) if self.pure(each):
                 return ast.Constant(False)
             case ast.Call(ast.Constant(None) | ast.Attribute(ast.Constant(None))):
-                return ast.Constant(None)  # what the knobs leave out is not called
+                return ast.Constant(None)  # knobs leave it out, so nothing calls it
         return node
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         node = self.generic_visit(node)
         match node:
-            case ast.Subscript(ast.Tuple(elements), ast.Constant(int(i)), ast.Load()) if all(map(self.pure, elements)):
-                return elements[i]
+            case ast.Subscript(ast.Tuple(elements), ast.Constant(int(i)), ast.Load()) if i < len(elements):
+                starred = any(isinstance(each, ast.Starred) for each in elements)
+                return elements[i] if not starred and all(map(self.pure, elements)) else node
         return node
 
-    def visit_ListComp(self, node: ast.ListComp | ast.SetComp | ast.DictComp) -> ast.expr:
+    def visit_ListComp(self, node: ast.ListComp | ast.DictComp) -> ast.expr:
         """Nothing, if there is nothing to go through."""
         node = self.generic_visit(node)
         first = node.generators[0]
@@ -94,7 +104,7 @@ class Simplify(ast.NodeTransformer):
             return ast.Dict([], []) if isinstance(node, ast.DictComp) else ast.List([], ast.Load())
         return node
 
-    visit_SetComp = visit_DictComp = visit_ListComp
+    visit_DictComp = visit_ListComp
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         node = self.generic_visit(node)
@@ -119,14 +129,51 @@ class Simplify(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt | None:
         node = self.generic_visit(node)
-        return None if self.pure(node.value) else node
+        return None if self.pure(node.value) and not self.guarded else node
+
+    def visit_Try(self, node: ast.Try) -> ast.stmt:
+        around, self.guarded = self.guarded, self.guarded or bool(node.handlers)
+        for name in ("body", "handlers", "orelse", "finalbody"):
+            setattr(node, name, [each for s in getattr(node, name) if (each := self.visit(s))])
+            self.guarded = around
+        if not node.handlers and not node.finalbody:
+            node.finalbody = [ast.Pass()]
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        around, self.guarded = self.guarded, False
+        node = self.generic_visit(node)
+        self.guarded = around
+        return node
 
     def visit_If(self, node: ast.If) -> ast.stmt | None:
         node = self.generic_visit(node)
         node.orelse = _filled(node.orelse)
-        if not _filled(node.body) and not node.orelse and self.pure(node.test):
+        if not _filled(node.body) and not node.orelse and self.pure(node.test) and not self.guarded:
             return None
         return node
+
+
+def _worked_out(op: ast.operator, a: float, b: float) -> float:
+    """The result of an operation, -1 if it is left to the script."""
+    if type(op) not in ARITHMETIC or (isinstance(op, ast.Pow | ast.LShift) and b >= 64):
+        return -1
+    try:
+        return ARITHMETIC[type(op)](a, b)
+    except (ArithmeticError, TypeError, ValueError):
+        return -1
+
+
+def _spread(keyword: ast.keyword) -> list[ast.keyword]:
+    """The arguments that `**dict(a=1)` gives."""
+    match keyword:
+        case ast.keyword(None, ast.Call(ast.Name("dict"), [], keywords)):
+            return keywords
+    return [keyword]
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not iskeyword(text)
 
 
 class Decide(Folding):
@@ -140,16 +187,18 @@ def _filled(body: list[ast.stmt]) -> list[ast.stmt]:
     return [s for s in body if not isinstance(s, ast.Pass)]
 
 
-def simplified(statement: ast.stmt, pure: Pure, known: set[str]) -> ast.stmt:
+def simplified(statement: ast.stmt, purity: Purity, known: set[str]) -> ast.stmt:
     """A definition after one round. known: names at the top that stand for one thing each."""
     for scope in scopes(statement):
         if isinstance(scope, ast.FunctionDef):
-            _always_none(scope, pure)
-            _variables(scope, pure, known)
-            _forward(scope, pure)
-    statement = Simplify(pure).visit(Decide().visit(statement))
+            _always_none(scope, purity)
+            _variables(scope, purity, known)
+            _forward(scope, purity)
+    statement = Simplify(purity).visit(Decide().visit(statement))
     for node in walk(statement):
-        if isinstance(node, ast.FunctionDef | ast.With | ast.For | ast.While | ast.If | ast.ClassDef | ast.Try):
+        if isinstance(
+            node, ast.FunctionDef | ast.With | ast.For | ast.While | ast.If | ast.ClassDef | ast.Try | ast.ExceptHandler
+        ):
             node.body = _filled(node.body) or [ast.Pass()]
         if isinstance(node, ast.FunctionDef):
             last = node.body[-1]
@@ -158,34 +207,23 @@ def simplified(statement: ast.stmt, pure: Pure, known: set[str]) -> ast.stmt:
     return statement
 
 
-def pairs_of(node: ast.Assign) -> list[tuple[ast.expr, ast.expr]]:
-    """Targets of an assignment with their values."""
-    target, value = node.targets[0], node.value
-    starred = any(isinstance(e, ast.Starred) for each in (target, value) for e in getattr(each, "elts", ()))
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and not starred:
-        return list(zip(target.elts, value.elts, strict=True))
-    return [(target, value)] if len(node.targets) == 1 else []
-
-
-def reassigned(node: ast.Assign, pairs: list[tuple[ast.expr, ast.expr]]) -> ast.stmt:
-    """The assignment of these pairs alone."""
-    if not pairs:
-        return ast.Pass()
-    if len(pairs) == 1:
-        return ast.copy_location(ast.Assign([pairs[0][0]], pairs[0][1]), node)
-    left, right = (list(each) for each in zip(*pairs, strict=True))
-    return ast.copy_location(ast.Assign([ast.Tuple(left, ast.Store())], ast.Tuple(right, ast.Load())), node)
-
-
-def _variables(function: ast.FunctionDef, pure: Pure, known: set[str]) -> None:
+def _variables(function: ast.FunctionDef, purity: Purity, known: set[str]) -> None:
     """Constants in place of variables that are bound once; variables that nothing reads go."""
     nodes, count, read, own = scan(function)
+    local, pure = own_values(nodes, count), purity.pure
     read.update(
         node.target.id
         for node in nodes
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
-        if node.target.id in own or not pure(node.value)
+        if node.target.id not in local or not pure(node.value)
     )
+    guarded = {
+        id(each)
+        for node in nodes
+        if isinstance(node, ast.Try) and node.handlers
+        for statement in node.body
+        for each in walk(statement)
+    }
     place: dict[str, ast.expr] = {}
     new: dict[int, Any] = {}
     for node in nodes:
@@ -197,11 +235,11 @@ def _variables(function: ast.FunctionDef, pure: Pure, known: set[str]) -> None:
                     alias = isinstance(right, ast.Name) and not count[right.id] and right.id in known
                     if name and count[name] == 1 and name not in own and (is_constant(right) or alias):
                         place[name] = right
-                    elif not name or read[name] or not pure(right):
+                    elif not name or read[name] or not pure(right) or id(node) in guarded:
                         kept.append((left, right))
                 if len(kept) < len(pairs):
                     new[id(node)] = reassigned(node, kept)
-            case ast.AugAssign(ast.Name(name), _, value) if not read[name] and pure(value):
+            case ast.AugAssign(ast.Name(name)) if not read[name] and id(node) not in guarded:
                 new[id(node)] = ast.Pass()
             case ast.FunctionDef(name=name) if node is not function and not read[name]:
                 new[id(node)] = ast.Pass()
@@ -211,7 +249,7 @@ def _variables(function: ast.FunctionDef, pure: Pure, known: set[str]) -> None:
         Substitute(place).generic_visit(function)
 
 
-def _always_none(function: ast.FunctionDef, pure: Pure) -> None:
+def _always_none(function: ast.FunctionDef, purity: Purity) -> None:
     """Variables that are None as long as they are None: the branches for other values go."""
     values: dict[str, list[ast.expr]] = {}
     nodes, count, _, own = scan(function)
@@ -222,22 +260,29 @@ def _always_none(function: ast.FunctionDef, pure: Pure) -> None:
     for name, given in values.items():
         if name and name not in own and count[name] > 1 and any(map(is_none, given)):
             body = Substitute({name: ast.Constant(None)}).generic_visit(copied(function))
-            try:
-                body = Simplify(pure).visit(Decide().visit(body))
-            except TypeError:  # None does not fit where a value is compared
-                continue
+            body = Simplify(purity).visit(Decide().visit(body))
             left = [right for n in walk(body) if isinstance(n, ast.Assign) for at, right in pairs_of(n)
                     if getattr(at, "id", "") == name]  # fmt: skip
             if len(left) == bindings(body)[name] and all(map(is_none, left)):
                 function.body = body.body
 
 
-def _forward(function: ast.FunctionDef, pure: Pure) -> None:
+def _forward(outermost: ast.FunctionDef, purity: Purity) -> None:
     """A variable that is read once, first of all in the statement after its assignment, gives way to its value."""
+    nodes = list(walk(outermost))
+    shared = any(isinstance(node, ast.Nonlocal) for node in nodes)  # calls may change variables
+    for function in nodes:
+        if isinstance(function, ast.FunctionDef):
+            _forward_in(function, purity, shared)
+
+
+def _forward_in(function: ast.FunctionDef, purity: Purity, shared: bool) -> None:
     nodes, count, read, own = scan(function)
     within = Counter()
     for node in nodes:
-        if isinstance(node, Scope | COMPREHENSIONS) and node is not function:
+        if isinstance(node, COMPREHENSIONS):
+            within += reads(node) - reads(node.generators[0].iter)  # evaluated outside
+        elif isinstance(node, Scope) and node is not function:
             within += reads(node)
     for node in nodes:
         for field in ("body", "orelse", "finalbody"):
@@ -246,12 +291,12 @@ def _forward(function: ast.FunctionDef, pure: Pure) -> None:
                 i = 0
                 while i + 1 < len(body):
                     match body[i]:
-                        case ast.Assign([ast.Name(name)], value):
+                        case ast.Assign([ast.Name(name)], value) if not shared or purity.pure(value):
                             slot = _first_expression(body[i + 1])
                             if slot and count[name] == read[name] == 1 and name not in own and not within[name]:
                                 at, key = slot
                                 place = getattr(at, key)
-                                if is_first(place, name, pure) and not quotes(value, place, name):
+                                if is_first(place, name, purity, value) and not quotes(value, place, name):
                                     setattr(at, key, Substitute({name: value}).visit(place))
                                     del body[i]
                                     i = max(i - 1, 0)
@@ -273,28 +318,43 @@ def _first_expression(statement: ast.stmt) -> tuple[ast.AST, str] | None:
     return None
 
 
-def is_first(value: ast.expr, name: str, pure: Pure) -> bool:
-    """True if the name is read, and before anything that others may notice."""
+def is_first(value: ast.expr, name: str, purity: Purity, moved: ast.expr) -> bool:
+    """True if the name is read so early in an expression that `moved` can take its place.
+
+    What comes before may do nothing and, if the moved expression does something, read nothing that this can change.
+    """
+    if any(isinstance(each, ast.NamedExpr | ast.Yield | ast.YieldFrom | ast.Await) for each in walk(moved)):
+        return False
+    quiet = purity.pure(moved)  # then it need not be evaluated either
+    before = purity.pure if quiet else purity.steady
     match value:
         case ast.Name(found):
             return found == name
-        case ast.Lambda() | ast.Dict() | ast.FunctionDef():
+        case ast.Lambda():
             return False
+        case ast.Dict(keys, values):
+            children = [each for pair in zip(keys, values, strict=True) for each in pair if each]
+        case ast.IfExp(test, body, other) if quiet:
+            children = [test, body, other]
+        case ast.BoolOp(_, children) if quiet:
+            pass
         case ast.IfExp(test):
-            return is_first(test, name, pure)
+            return is_first(test, name, purity, moved)
         case ast.BoolOp(_, [first, *_]):
-            return is_first(first, name, pure)
+            return is_first(first, name, purity, moved)
         case ast.ListComp() | ast.GeneratorExp() | ast.SetComp() | ast.DictComp():
-            return is_first(value.generators[0].iter, name, pure) and not isinstance(value, ast.GeneratorExp)
+            return is_first(value.generators[0].iter, name, purity, moved)
         case ast.Compare(left, _, [right]):
             children = [left, right]
         case ast.Compare(left):
-            return is_first(left, name, pure)
+            return is_first(left, name, purity, moved)
+        case ast.Call(ast.Attribute(base, method), arguments, keywords) if purity.is_method(method):
+            children = [base, *arguments, *keywords]
         case _:
             children = list(ast.iter_child_nodes(value))
     for child in children:
         if any(isinstance(n, ast.Name) and n.id == name for n in walk(child)):
-            return is_first(child, name, pure)
-        if not pure(child):
+            return is_first(child, name, purity, moved)
+        if not before(child):
             return False
     return False
