@@ -79,8 +79,8 @@ def compiled_flex_attention():
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """q (B, H, T, C), k and v (B, K, T, C) -> (B, H, T, C)."""
     k, v, gqa = k.to(q.dtype), v.to(q.dtype), k.size(1) != q.size(1)
-    trains, kept = q.requires_grad and fuses(q), KEPT_LOW if torch.is_autocast_enabled("cpu") else KEPT
-    if mask is None and trains and q[..., 0].numel() * q.size(2) <= kept:
+    kept = KEPT_LOW if torch.is_autocast_enabled("cpu") else KEPT
+    if fuses(q) and q.requires_grad and mask is None and q[..., 0].numel() * q.size(2) <= kept:
         from pgolf_core.layers.fused import causal_attention  # not counted either
 
         return causal_attention(q, k, v)
