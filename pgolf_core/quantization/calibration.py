@@ -53,14 +53,14 @@ class Statistics:
     def add_product(self, rows: Tensor, cols: Tensor) -> None:
         """Add gradients of n tokens, each rows (n, R) ⊗ cols (n, C); below its diagonal hessian is left incomplete.
 
-        Second moments are products of equal sides, in the dtype of rows, so rounding keeps them positive.
+        In float32: rounded to bfloat16, sums of few tokens have no Cholesky factor.
         """
-        rows, cols = rows.flatten(0, -2), cols.flatten(0, -2).to(rows.dtype)
-        squares = rows.float().square()
-        self.row_fisher.addmv_(squares.T, cols.float().square().sum(1))
-        weighted = cols * squares.sum(1, keepdim=True).sqrt().to(cols.dtype)
+        rows, cols = rows.flatten(0, -2).float(), cols.flatten(0, -2).float()
+        squares = rows.square()
+        self.row_fisher.addmv_(squares.T, cols.square().sum(1))
+        weighted = cols * squares.sum(1, keepdim=True)
         for i in range(0, cols.size(1), PANEL):  # the upper triangle, since it is symmetric
-            self.hessian[i : i + PANEL, i:] += weighted[:, i : i + PANEL].T @ weighted[:, i:]
+            self.hessian[i : i + PANEL, i:].addmm_(weighted[:, i : i + PANEL].T, cols[:, i:])
 
     def add_lookup(self, ids: Tensor, cols: Tensor) -> None:
         """Add gradients of n lookups: cols (n, C) in the row of each id."""

@@ -35,7 +35,7 @@ def spearman(rows: list[dict]) -> float:
 
 def test_estimate_ranks_as_the_exact_map(trained):
     rows = sensitivity.sensitivity(*trained)[1:]
-    assert len(rows) == 13 and spearman(rows) >= 0.9
+    assert len(rows) == 13 and spearman(rows) >= 0.8
     worst = max(rows, key=lambda row: row["delta_bpb"])
     assert worst["tensor"] == "tok_emb.weight"
     assert worst["estimated_delta_bpb"] == pytest.approx(worst["delta_bpb"], rel=0.5)

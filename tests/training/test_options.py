@@ -11,7 +11,7 @@ from support.options import BASE, OPTIONS, combinations, config_of
 from pgolf.runs.result import ARTIFACT, CHECKPOINT
 from pgolf.training import run as training
 from pgolf.training import setup
-from pgolf.training.forecast import forecast
+from pgolf.training.forecast import CODE_MARGIN, forecast
 from pgolf.training.round_trip import load_checkpoint
 from pgolf.training.run import train
 from pgolf_core.config import RunConfig
@@ -44,7 +44,7 @@ def test_options_train_resume_to_the_same_bytes_solve_and_read_back(group, embed
         assert not torch.equal(trained, initial[name]), name
         assert stored[name].any(), name
     assert result.total_bytes <= config.cap_bytes
-    assert result.bytes["code"] == forecast(config).parts["code"]
+    assert result.bytes["code"] == pytest.approx(forecast(config).parts["code"], rel=CODE_MARGIN)
 
     # Killed in the middle and resumed: the same weights.
     step, config = training.train_step, config.with_knobs(final_roundtrip_eval=False)
