@@ -186,8 +186,9 @@ class Teacher:
     def loss(self, student: Student, labels: float) -> float:
         """What `add_gradients` lowers, in nats per token, on the first CHECKED_BATCHES."""
         student.round()
-        means = [sum(self._nats(student, *pair, labels)).item() for pair in enumerate(self.text[:CHECKED_BATCHES])]
-        return sum(means) / len(means)
+        batches = self.text[:CHECKED_BATCHES]
+        total = sum(nats.item() for pair in enumerate(batches) for nats in self._nats(student, *pair, labels))
+        return total / len(batches)
 
     @torch.enable_grad()
     def add_gradients(self, student: Student, step: int, labels: float) -> None:
