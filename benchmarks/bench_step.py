@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pgolf_core.batches import TokenStream
 from pgolf_core.config import RunConfig
-from pgolf_core.device import cpu_threads, keep_freed_memory, training_dtype
+from pgolf_core.device import autocast, cpu_threads, keep_freed_memory, training_dtype
 from pgolf_core.shards import header
 from pgolf_core.train import TrainState, make_state, train_step
 
@@ -113,7 +113,7 @@ def baseline_step(c: RunConfig, dtype: torch.dtype):
 
     def step(batches) -> None:
         for _ in range(c.grad_accum):
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            with autocast(torch.device("cpu"), dtype):
                 loss = model(*batches.next()) / c.grad_accum
             loss.backward()
         for optimizer in adams:

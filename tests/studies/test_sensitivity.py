@@ -19,6 +19,7 @@ from pgolf_core.model import GPT
 KNOBS = dict(
     track="nano", num_layers=2, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=64, train_batch_tokens=1024,
     iterations=40, val_max_tokens=1024, roundtrip_val_max_tokens=4096, val_batch_size=2048, keep_float_max_numel=2000,
+    precision="float32",
 )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def spearman(rows: list[dict]) -> float:
 
 def test_estimate_ranks_as_the_exact_map(trained):
     rows = sensitivity.sensitivity(*trained)[1:]
-    assert len(rows) == 13 and spearman(rows) >= 0.8
+    assert len(rows) == 13 and spearman(rows) >= 0.9
     worst = max(rows, key=lambda row: row["delta_bpb"])
     assert worst["tensor"] == "tok_emb.weight"
     assert worst["estimated_delta_bpb"] == pytest.approx(worst["delta_bpb"], rel=0.5)

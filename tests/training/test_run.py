@@ -207,7 +207,7 @@ def test_complete_run_is_not_trained_again(finished):
 def test_training_ends_with_the_solvers_file(embedded, tmp_path):
     small = dict(model_dim=32, iterations=4, calibration_tokens=512, val_max_tokens=1024)
     result = train(tiny(**small, allocation="solve", codec="ans", cap_bytes=45_000), tmp_path / "solved")
-    assert 0.997 * 45_000 < result.total_bytes <= 45_000
+    assert 0.998 * 45_000 < result.total_bytes <= 45_000
     assert result.roundtrip_val_bpb == pytest.approx(result.prequant_val_bpb, abs=0.01)
     cap = result.bytes["code"] + 6_000
     plain = export_checkpoint(tmp_path / "solved", tmp_path / "plain", cap_bytes=cap)
