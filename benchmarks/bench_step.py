@@ -4,7 +4,7 @@
     python benchmarks/bench_step.py --shapes nano --rounds 20
 
 The baseline is its model in blocks one after the other, Adam, and Muon with one bfloat16 Newton–Schulz per matrix.
-Both run eager, on the same random tokens. Ours takes the dtype of precision=auto, bfloat16 on a CPU with AMX. The
+Both run eager, on the same random tokens. Ours takes the dtype of precision=mixed, bfloat16 on a CPU with AMX. The
 baseline runs in float32, and there once more with bfloat16 products by autocast. Below 1 means that ours is faster.
 """
 

@@ -204,8 +204,8 @@ class TrainConfig(Group):
     swa_start_frac: float = Field(0.4, gt=0, le=1, description="swa_every begins when rates fall below this share")
     save_raw_checkpoint: bool = Field(True, description="keep checkpoint.safetensors; without it no later re-export")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto = cuda if present, else cpu")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto = bfloat16 on cuda, and on a "
-                        "CPU with AMX in all but scoring, else float32")  # fmt: skip
+    precision: Literal["auto", "float32", "bfloat16", "mixed"] = Field("auto", description="auto = bfloat16 on cuda, "
+                        "else float32; mixed = as auto, but a CPU with AMX trains in bfloat16")  # fmt: skip
     compile: bool = Field(False, description="torch.compile the loss; on CUDA only if Triton is installed")
     deterministic: bool = Field(False, description="CUDA kernels that give the same bits each time; CPU ones all do")
     cpu_threads: Count = Field(0, description="threads per run on a CPU; their number affects the bits; 0 = all cores")
@@ -214,7 +214,7 @@ class TrainConfig(Group):
     def precision_on(self, device: str) -> str:
         """Name of the dtype of scoring's matrix products on a kind of device (cpu, cuda, mps)."""
         usual = "bfloat16" if device == "cuda" else "float32"
-        return usual if self.precision == "auto" else self.precision
+        return usual if self.precision in ("auto", "mixed") else self.precision
 
 
 class RegularizerConfig(Group):

@@ -16,7 +16,7 @@ TRACKS: dict[str, dict] = {
         warmdown_iters=60, muon_momentum_warmup_steps=60, train_log_every=10, val_loss_every=40,
         val_batch_size=8192, val_max_tokens=65_536, roundtrip_val_max_tokens=65_536,
         compression_reg_interval=4, compression_reg_warmup_steps=16, compression_reg_max_cols=128,
-        cap_bytes=1_000_000, cpu_threads=1, resume_every_seconds=5,
+        cap_bytes=1_000_000, cpu_threads=1, precision="mixed", resume_every_seconds=5,
     ),
     "quick": dict(
         **REFERENCE_SHAPE, **REFERENCE_SWEEP, max_wallclock_seconds=180, val_max_tokens=1_048_576,

@@ -57,8 +57,8 @@ def _processor() -> Rows:
     cpu = torch.device("cpu")
     bf16 = newton_schulz_dtype("auto", cpu) == torch.bfloat16
     words = "in hardware: muon_dtype=auto uses it" if bf16 else "not in hardware: muon_dtype=auto takes float32"
-    if training_dtype(TrainConfig(), cpu) == torch.bfloat16:
-        words = "with AMX: training and calibration use it, scoring stays float32"
+    if training_dtype(TrainConfig(precision="mixed"), cpu) == torch.bfloat16:
+        words = "with AMX: precision=mixed, as in the nano track, trains and calibrates with it and scores in float32"
     yield "bfloat16", "yes" if bf16 else "no", words, False
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield "cores", str(usable), f"a sweep of the nano track runs {usable} notebooks at a time", False

@@ -31,7 +31,6 @@ from pgolf_core.evaluate import evaluate
 from pgolf_core.export import load
 from pgolf_core.export_inputs import WeightsError, model_of
 from pgolf_core.files import DataError
-from pgolf_core.knobs import TrainConfig
 from pgolf_core.model import GPT
 from pgolf_core.quantization.allocation import AllocationError
 from pgolf_core.shards import read_shard
@@ -75,7 +74,8 @@ def test_warmup_and_a_bound_on_longer_gradients_leave_no_trace(finished, tmp_pat
     assert same.artifact_sha256 == finished[1].artifact_sha256
 
 
-OTHER_PRECISION = "bfloat16" if training_dtype(TrainConfig(), torch.device("cpu")) == torch.float32 else "float32"
+TRAINS_IN_FLOAT32 = training_dtype(tiny().train, torch.device("cpu")) == torch.float32
+OTHER_PRECISION = "bfloat16" if TRAINS_IN_FLOAT32 else "float32"
 NO_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 
 
@@ -95,11 +95,14 @@ def test_other_knobs_train_nearly_the_same(finished, tmp_path, knobs, near):
     assert other.checkpoint_sha256 != plain.checkpoint_sha256
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_a_cpu_with_amx_trains_in_bfloat16_and_every_cpu_scores_in_float32(embedded, tmp_path, monkeypatch, amx):
+@pytest.mark.parametrize(("precision", "amx"), [("mixed", True), ("mixed", False), ("auto", True)])
+def test_only_mixed_trains_in_bfloat16_on_a_cpu_with_amx_and_scores_in_float32(
+    embedded, tmp_path, monkeypatch, precision, amx
+):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
-    result = train(tiny(iterations=2), tmp_path / "run")
-    assert f"dtype:torch.{'bfloat16' if amx else 'float32'} " in (tmp_path / "run" / "log.txt").read_text()
+    result = train(tiny(iterations=2, precision=precision), tmp_path / "run")
+    dtype = "bfloat16" if amx and precision == "mixed" else "float32"
+    assert f"dtype:torch.{dtype} " in (tmp_path / "run" / "log.txt").read_text()
     assert "bfloat16" not in result.protocol
 
 
