@@ -22,8 +22,17 @@ SHARED = {
     "start", "state_dict", "step", "stream", "take", "text", "total", "train", "update", "used", "value", "values",
     "version", "vocab_size", "weight", "windows", "write",
 }  # fmt: skip
-CHILDREN: dict[type, tuple[str, ...]] = {}  # kind of node -> its fields that hold nodes, contexts and operators apart
 NO_NODES = {"ctx", "op", "ops", "id", "attr", "arg", "type_comment", "kind", "type_ignores", "conversion", "names", "n"}
+
+
+class Children(dict):
+    """Kind of node -> its fields that hold nodes, contexts and operators apart, the last first."""
+
+    def __missing__(self, kind: type) -> tuple[str, ...]:
+        return self.setdefault(kind, tuple(name for name in reversed(kind._fields) if name not in NO_NODES))
+
+
+CHILDREN = Children()
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -32,15 +41,29 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
     while todo:
         node = todo.pop()
         yield node
-        kind = type(node)
-        if kind not in CHILDREN:
-            CHILDREN[kind] = tuple(reversed([name for name in node._fields if name not in NO_NODES]))
-        for name in CHILDREN[kind]:
+        for name in CHILDREN[type(node)]:
             value = getattr(node, name, None)
-            if isinstance(value, ast.AST):
+            if type(value) is list:
+                todo += [each for each in value[::-1] if hasattr(each, "_fields")]
+            elif hasattr(value, "_fields"):
                 todo.append(value)
-            elif isinstance(value, list):
-                todo += [each for each in reversed(value) if isinstance(each, ast.AST)]
+
+
+def outline(node: ast.AST) -> list:
+    """Equal for two trees if they are the same code, and only then; faster than ast.dump."""
+    found: list = []
+    todo: list = [node]
+    while todo:
+        each = todo.pop()
+        if type(each) is list:
+            found.append(len(each))
+            todo += each
+        elif hasattr(each, "_fields"):
+            found.append(type(each))
+            todo += [getattr(each, name, None) for name in each._fields]
+        else:
+            found.append((type(each), each))
+    return found
 
 
 def members(cls: ast.ClassDef) -> set[str]:

@@ -113,7 +113,7 @@ class Reached:
         self.absent: dict[Name, frozenset[str]] = {}
         self.used: set[str] = set()
         self.external: dict[str, str] = {}
-        todo = [ENTRY, *_forms(config)]
+        todo = [ENTRY, *forms(config)]
         while todo:
             while todo:
                 todo += self._keep(todo.pop())
@@ -125,7 +125,8 @@ class Reached:
         known: dict[str, Name] = {}
         for name in self.kept:
             other = known.setdefault(name[1], name)
-            if not name[1].startswith("*") and ast.dump(self.kept[other]) != ast.dump(self.kept[name]):
+            two = other != name and not name[1].startswith("*")
+            if two and ast.dump(self.kept[other]) != ast.dump(self.kept[name]):
                 raise ScriptError(f"{name[1]} is defined in {other[0]} and in {name[0]}; rename one")
             if name[1] in self.external:
                 raise ScriptError(f"{name[1]} of {name[0]} is also {self.external[name[1]]!r}; rename it")
@@ -314,7 +315,7 @@ def _integers_alone(config: RunConfig) -> bool:
     return not any(scheme.stored in FORMS and scheme.stored != "int" for scheme in _schemes(config).values())
 
 
-def _forms(config: RunConfig) -> list[Name]:
+def forms(config: RunConfig) -> list[Name]:
     """Classes that code finds by a word: schemes that the quantizer knobs name, and their stored forms."""
     if config.allocation == "solve":
         return []

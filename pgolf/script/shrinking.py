@@ -9,7 +9,7 @@ names, so each counts only if nothing outside the program has one of that name.
 import ast
 
 from pgolf.script.inlining import Inlining
-from pgolf.script.program import Facts, Index, Substitute, named
+from pgolf.script.program import Facts, Index, Substitute, named, outline
 from pgolf.script.reach import CALLED_BY_TORCH
 from pgolf.script.simplifying import simplified
 
@@ -39,9 +39,9 @@ class Program(Inlining):
         names = {name for s in self.body for name in named(s)}
         for i, statement in enumerate(self.body):
             if id(statement) in touched and not isinstance(statement, ast.Import | ast.ImportFrom):
-                before = ast.dump(statement)
+                before = outline(statement)
                 self.body[i] = statement = simplified(statement, self, names)
-                if ast.dump(statement) != before:
+                if outline(statement) != before:
                     self.touch(statement)
                 self.known.pop(id(statement), None)
         self.index = Index(self.body, self.known)
