@@ -16,18 +16,18 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from threading import Lock
 
 from python_minifier import unparse
 
 from pgolf.processes import no_search_for_cycles
 from pgolf.script.folding import GROUP_PROPERTIES, reachable
-from pgolf.script.parts import PACKAGE, Module, Name, copied, module, source_of
-from pgolf.script.reach import CONFIG, ENTRY, GROUPS, KEPT_ERRORS, VARIABLES, Reached, shell_of
+from pgolf.script.parts import PACKAGE, SOURCES, Module, Name, copied, module, source_of
+from pgolf.script.reach import CONFIG, ENTRY, GROUPS, KEPT_ERRORS, VARIABLES, Reached, forms, shell_of
 from pgolf.script.renaming import renamed
 from pgolf.script.shrinking import shrunk
-from pgolf.script.stored import packed
+from pgolf.script.stored import stored
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig
 
@@ -94,7 +94,8 @@ def _same_for_all(config: RunConfig) -> RunConfig:
 
 @cache
 def _packed(config: RunConfig) -> bytes:
-    return packed(config, _made)
+    others = {name: "\n".join(module(name).lines) for name, _ in forms(config) if name not in SOURCES}
+    return stored(config.model_dump(mode="json"), others, partial(_made, config))
 
 
 @cache

@@ -165,27 +165,21 @@ def test_scripts_are_the_same_bytes_from_any_process():
 
 def test_a_script_on_disk_serves_its_own_knobs_and_code_and_a_damaged_one_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "FOLDER", tmp_path / "scripts")
-    config, made = tiny(), []
+    made = []
 
-    def make(config):
-        made.append(config.matrix_lr)
-        return b"script"
+    def script_of(**knobs):
+        return stored.stored(knobs, {}, lambda: made.append(knobs) or b"script")
 
-    assert stored.packed(config, make) == stored.packed(config, make) == b"script" and len(made) == 1
-    stored.packed(config.with_knobs(matrix_lr=0.03), make)
-    assert made == [config.matrix_lr, 0.03]
+    assert script_of(a=1) == script_of(a=1) == b"script" and made == [dict(a=1)]
+    script_of(a=2)
     monkeypatch.setitem(stored.SOURCES, "pgolf_core.model", "other code")
-    stored.packed(config, make)
-    assert len(made) == 3 == len(list((tmp_path / "scripts").iterdir()))
+    script_of(a=2)
+    assert made == [dict(a=1), dict(a=2), dict(a=2)]
     for path in (tmp_path / "scripts").iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    assert stored.packed(config, make) == b"script" and len(made) == 4
-
-
-def test_a_folder_that_cannot_be_written_keeps_no_script(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(stored, "FOLDER", tmp_path / "file" / "scripts")
-    assert stored.packed(tiny(), lambda config: b"script") == b"script"
+    assert script_of(a=2) == b"script" and len(made) == 4
+    monkeypatch.setattr(stored, "FOLDER", next((tmp_path / "scripts").iterdir()) / "no folder")
+    assert script_of(a=2) == b"script" and len(made) == 5
 
 
 def test_f_strings_of_packed_scripts_are_quoted_alike_by_every_python():
