@@ -3,7 +3,6 @@
 import ast
 from collections import defaultdict
 
-from pgolf.script.parts import copied
 from pgolf.script.program import (
     Replace,
     Substitute,
@@ -17,9 +16,9 @@ from pgolf.script.program import (
     reassigned,
     scan,
     unpacks,
-    walk,
 )
 from pgolf.script.purity import Purity
+from pgolf.script.trees import copied, walk
 
 READ_BY_NAME = {"Layer"}  # tuples that nothing unpacks
 # Decorators that take a function with fewer parameters as well.
@@ -119,7 +118,7 @@ class Arguments(Purity):
             return
         if any(ast.unparse(d) not in TRANSPARENT for d in function.decorator_list) or unpacks(c for c, _ in calls):
             return
-        _, count, read, _ = scan(function)
+        _, count, read, _ = scan(function) if len(spec.args) > first else (None,) * 4
         for parameter in list(reversed(spec.args[first:])):
             name, index = parameter.arg, spec.args.index(parameter)
             default = default_of(spec, index)

@@ -23,11 +23,12 @@ from python_minifier import unparse
 
 from pgolf.processes import no_search_for_cycles
 from pgolf.script.folding import GROUP_PROPERTIES, reachable
-from pgolf.script.parts import PACKAGE, SOURCES, Module, Name, copied, module, source_of
+from pgolf.script.parts import PACKAGE, SOURCES, Module, Name, module, source_of
 from pgolf.script.reach import CONFIG, ENTRY, GROUPS, KEPT_ERRORS, VARIABLES, Reached, forms, shell_of
 from pgolf.script.renaming import renamed
 from pgolf.script.shrinking import shrunk
 from pgolf.script.stored import stored
+from pgolf.script.trees import Transformer, copied
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig
 
@@ -194,7 +195,7 @@ def _class_text(reached: Reached, name: Name) -> str:
     return "\n".join(parts if len(parts) > 1 else [*parts, "    pass"])
 
 
-class _LocalImports(ast.NodeTransformer):
+class _LocalImports(Transformer):
     """Leaves out imports of the package inside functions: a script has one namespace."""
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
@@ -274,7 +275,7 @@ def _text_before(statement: ast.stmt) -> str:
     return _source([_stripped(statement)])
 
 
-class _Stripped(ast.NodeTransformer):
+class _Stripped(Transformer):
     """Annotations go as far as they can, and the messages of errors that are for developers."""
 
     annotation: str | int | None = None  # for fields of the class around

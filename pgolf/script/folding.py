@@ -9,6 +9,8 @@ import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pgolf.script.trees import Transformer
+
 UNKNOWN = object()
 COMPARISONS = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
@@ -20,7 +22,7 @@ GROUP_PROPERTIES = ("model", "data", "train", "regularizer", "export", "eval")
 ENDS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 
 
-class Folding(ast.NodeTransformer):
+class Folding(Transformer):
     """Decide tests by knobs: name -> value. names: variable -> the values that it may have.
 
     kept_errors: an `if` or `except` that only raises another error is left out. literal: put values in

@@ -4,7 +4,6 @@ import ast
 from collections import Counter
 
 from pgolf.script.arguments import Arguments
-from pgolf.script.parts import copied
 from pgolf.script.program import (
     COMPREHENSIONS,
     Replace,
@@ -17,9 +16,9 @@ from pgolf.script.program import (
     quotes,
     reads,
     unpacks,
-    walk,
 )
 from pgolf.script.simplifying import is_first
+from pgolf.script.trees import copied, walk
 
 CONSUMERS = {"all", "any", "bytes", "dict", "list", "max", "min", "set", "sorted", "sum", "tuple"}
 

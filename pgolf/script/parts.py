@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pgolf_core
 
@@ -95,16 +94,6 @@ def _without_annotations(node: ast.AST) -> Iterator[ast.AST]:
 def all_names(node: ast.AST) -> frozenset[str]:
     """Names that occur in code, annotations included."""
     return frozenset(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
-
-
-def copied(node: Any) -> Any:
-    """A copy of a tree's fields and lines, not of what python-minifier attaches to the nodes that trees share."""
-    if isinstance(node, list):
-        return [copied(each) for each in node]
-    if not isinstance(node, ast.AST):
-        return node
-    new = type(node)(**{name: copied(value) for name, value in ast.iter_fields(node)})
-    return ast.copy_location(new, node) if hasattr(node, "lineno") else new
 
 
 def source_of(found: Module, node: ast.stmt) -> str:

@@ -2,12 +2,13 @@
 
 import ast
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from pgolf.script.parts import SOURCES, copied, module
+from pgolf.script.parts import SOURCES, module
 from pgolf.script.reach import CALLED_BY_TORCH, ScriptError
+from pgolf.script.trees import Transformer, copied, walk
 
 Scope = ast.FunctionDef | ast.Lambda
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
@@ -22,48 +23,6 @@ SHARED = {
     "start", "state_dict", "step", "stream", "take", "text", "total", "train", "update", "used", "value", "values",
     "version", "vocab_size", "weight", "windows", "write",
 }  # fmt: skip
-NO_NODES = {"ctx", "op", "ops", "id", "attr", "arg", "type_comment", "kind", "type_ignores", "conversion", "names", "n"}
-
-
-class Children(dict):
-    """Kind of node -> its fields that hold nodes, contexts and operators apart, the last first."""
-
-    def __missing__(self, kind: type) -> tuple[str, ...]:
-        return self.setdefault(kind, tuple(name for name in reversed(kind._fields) if name not in NO_NODES))
-
-
-CHILDREN = Children()
-
-
-def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and all nodes below, in the order of the text; faster than ast.walk."""
-    todo = [node]
-    while todo:
-        node = todo.pop()
-        yield node
-        for name in CHILDREN[type(node)]:
-            value = getattr(node, name, None)
-            if type(value) is list:
-                todo += [each for each in value[::-1] if hasattr(each, "_fields")]
-            elif hasattr(value, "_fields"):
-                todo.append(value)
-
-
-def outline(node: ast.AST) -> list:
-    """Equal for two trees if they are the same code, and only then; faster than ast.dump."""
-    found: list = []
-    todo: list = [node]
-    while todo:
-        each = todo.pop()
-        if type(each) is list:
-            found.append(len(each))
-            todo += each
-        elif hasattr(each, "_fields"):
-            found.append(type(each))
-            todo += [getattr(each, name, None) for name in each._fields]
-        else:
-            found.append((type(each), each))
-    return found
 
 
 def members(cls: ast.ClassDef) -> set[str]:
@@ -312,7 +271,7 @@ def default_of(spec: ast.arguments, index: int) -> ast.expr | None:
     return spec.defaults[index - first] if index >= first else None
 
 
-class Substitute(ast.NodeTransformer):
+class Substitute(Transformer):
     """Put expressions in place of names that are read."""
 
     def __init__(self, names: dict[str, ast.expr]):
@@ -324,7 +283,7 @@ class Substitute(ast.NodeTransformer):
         return node
 
 
-class Replace(ast.NodeTransformer):
+class Replace(Transformer):
     """Put new nodes in place of nodes, by id."""
 
     def __init__(self, new: dict[int, Any]):

@@ -2,7 +2,8 @@
 
 import ast
 
-from pgolf.script.program import Facts, Index, is_constant, named, own_values, scan, walk
+from pgolf.script.program import Facts, Index, is_constant, named, own_values, scan
+from pgolf.script.trees import walk
 
 NAMES = {
     "len", "tuple", "list", "dict", "set", "sorted", "range", "min", "max", "int", "float", "bool", "str", "bytes",
@@ -97,21 +98,20 @@ class Purity:
                 self.pure_methods.add(name)
 
     def _only_returns(self, function: ast.FunctionDef) -> bool:
-        nodes, bound, *_ = scan(function)
-        own = own_values(nodes, bound)
-        return all(self._is_quiet(statement, own) for statement in function.body)
+        return all(self._is_quiet(statement, function) for statement in function.body)
 
-    def _is_quiet(self, statement: ast.stmt, own: set[str]) -> bool:
+    def _is_quiet(self, statement: ast.stmt, function: ast.FunctionDef) -> bool:
         match statement:
             case ast.Return(value):
                 return self.pure(value)
             case ast.Assign(targets, value):
                 return all(map(_is_local, targets)) and self.pure(value)
             case ast.AugAssign(ast.Name(name), _, value):
-                return name in own and self.pure(value)
+                nodes, bound, *_ = scan(function)
+                return name in own_values(nodes, bound) and self.pure(value)
             case ast.If(head, body, rest) | ast.For(_, head, body, rest):
                 local = isinstance(statement, ast.If) or _is_local(statement.target)
-                return local and self.pure(head) and all(self._is_quiet(each, own) for each in (*body, *rest))
+                return local and self.pure(head) and all(self._is_quiet(each, function) for each in (*body, *rest))
         return isinstance(statement, ast.Pass)
 
 

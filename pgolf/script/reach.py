@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 
 from pgolf.script.folding import LITERALS, Folding
-from pgolf.script.parts import PACKAGE, SOURCES, Module, Name, all_names, copied, module, references
+from pgolf.script.parts import PACKAGE, SOURCES, Module, Name, all_names, module, references
+from pgolf.script.trees import copied
 from pgolf_core import knobs as knob_groups
 from pgolf_core.artifact.codec import LIBRARIES
 from pgolf_core.config import RunConfig

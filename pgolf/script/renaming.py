@@ -11,7 +11,8 @@ from itertools import count
 from keyword import iskeyword
 from string import ascii_lowercase, ascii_uppercase, digits
 
-from pgolf.script.program import COMPREHENSIONS, Scope, members, named, ours, scopes, walk
+from pgolf.script.program import COMPREHENSIONS, Scope, members, named, ours, scopes
+from pgolf.script.trees import Transformer, walk
 
 
 def renamed(body: list[ast.stmt]) -> dict[str, str]:
@@ -123,7 +124,7 @@ def _words(length: int) -> Iterable[str]:
     return (word + letter for word in _words(length - 1) for letter in ascii_lowercase) if length else [""]
 
 
-class _Rename(ast.NodeTransformer):
+class _Rename(Transformer):
     def __init__(self, names: dict[str, str], attributes: dict[str, str] | None = None):
         self.names, self.attributes = names, attributes or {}
 

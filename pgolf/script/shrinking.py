@@ -9,9 +9,10 @@ names, so each counts only if nothing outside the program has one of that name.
 import ast
 
 from pgolf.script.inlining import Inlining
-from pgolf.script.program import Facts, Index, Substitute, named, outline
+from pgolf.script.program import Facts, Index, Substitute, named
 from pgolf.script.reach import CALLED_BY_TORCH
 from pgolf.script.simplifying import simplified
+from pgolf.script.trees import outline
 
 ROUNDS = 12
 

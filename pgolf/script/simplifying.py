@@ -7,7 +7,6 @@ from keyword import iskeyword
 from typing import Any
 
 from pgolf.script.folding import UNKNOWN, Folding
-from pgolf.script.parts import copied
 from pgolf.script.program import (
     COMPREHENSIONS,
     Replace,
@@ -24,10 +23,10 @@ from pgolf.script.program import (
     reassigned,
     scan,
     scopes,
-    walk,
 )
 from pgolf.script.purity import Purity
 from pgolf.script.reach import KEPT_ERRORS
+from pgolf.script.trees import Transformer, copied, walk
 
 ARITHMETIC = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
@@ -35,7 +34,7 @@ ARITHMETIC = {
 }  # fmt: skip
 
 
-class Simplify(ast.NodeTransformer):
+class Simplify(Transformer):
     """Work out what constants decide. purity: says whether an expression may be left out."""
 
     def __init__(self, purity: Purity):
