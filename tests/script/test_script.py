@@ -71,6 +71,9 @@ CASES = {
 }  # fmt: skip
 
 QUICK = ("baseline", "looped, averaged, solved", "adapted per document")  # others are left to make test-long
+QUICK_CASES = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 
 
 def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> None:
@@ -92,9 +95,7 @@ def trained_alone(knobs: dict, data: Path, tmp_path: Path, ranks: int = 1) -> No
         assert final_bpb(again) == final_bpb(output)
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
-)
+@QUICK_CASES
 def test_a_script_alone_makes_the_bytes_and_the_score_of_its_run(few_documents, tmp_path, case):
     trained_alone(CASES[case], few_documents, tmp_path)
 
@@ -182,13 +183,14 @@ def test_a_script_on_disk_serves_its_own_knobs_and_code_and_a_damaged_one_is_mad
     assert script_of(a=2) == b"script" and len(made) == 5
 
 
-def test_f_strings_of_packed_scripts_are_quoted_alike_by_every_python():
+@QUICK_CASES
+def test_f_strings_of_packed_scripts_are_quoted_alike_by_every_python(case):
     """Python 3.12 and later may write a string inside an f-string's braces in other quotes."""
-    for knobs in CASES.values():
-        nodes = [*ast.walk(ast.parse(compiling._minified_all(compiling.Reached(tiny(**knobs), literal=True))))]
-        in_braces = [m for n in nodes if isinstance(n, ast.FormattedValue) for m in ast.walk(n.value)]
-        assert in_braces
-        assert not [m.value for m in in_braces if isinstance(m, ast.Constant) and isinstance(m.value, str)]
+    reached = compiling.Reached(tiny(**CASES[case]), literal=True)
+    nodes = [*ast.walk(ast.parse(compiling._minified_all(reached)))]
+    in_braces = [m for n in nodes if isinstance(n, ast.FormattedValue) for m in ast.walk(n.value)]
+    assert in_braces
+    assert not [m.value for m in in_braces if isinstance(m, ast.Constant) and isinstance(m.value, str)]
 
 
 def test_threads_make_scripts_at_the_same_time(tmp_path, monkeypatch):

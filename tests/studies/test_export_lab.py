@@ -30,14 +30,14 @@ KNOBS = dict(
 def allocated(source, tmp_path_factory):
     """Folder of a residual study, and its result."""
     folder = tmp_path_factory.mktemp("study") / "alloc"
-    return folder, allocate_residuals(source, folder, budgets=[1800, 4000])
+    return folder, allocate_residuals(source, folder, budgets=[4000])
 
 
 def test_allocation_scores_real_files(source, allocated):
     folder, result = allocated
     rows = {row["variant"]: row for row in result.table}
     solved = f"solve {rows['plain']['total_bytes']}"
-    assert set(rows) == set(residual_variants([1800, 4000])) | {solved}
+    assert set(rows) == set(residual_variants([4000])) | {solved}
     assert 0.998 < rows[solved]["share"] <= 1
     plain = read_result(source)
     assert rows["plain"]["bpb"] == plain.roundtrip_val_bpb and rows["plain"]["total_bytes"] == plain.total_bytes
@@ -57,7 +57,7 @@ def test_interrupted_allocation_does_only_what_is_missing(source, allocated):
     (folder / "result.json").unlink()
     (folder / "plain" / "result.json").unlink()
     stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
-    assert allocate_residuals(source, folder, budgets=[1800, 4000]).table == first.table
+    assert allocate_residuals(source, folder, budgets=[4000]).table == first.table
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
 
 
