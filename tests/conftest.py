@@ -1,6 +1,9 @@
 """Fixtures that several test files use."""
 
+import hashlib
 import os
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -14,7 +17,9 @@ from support.training import tiny
 
 from pgolf.data import embedded_corpus
 from pgolf.data.dataset import describe
+from pgolf.script import compile as compiling
 from pgolf.training.run import train
+from pgolf_core.config import RunConfig
 from pgolf_core.shards import read_shard, shard_paths
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
@@ -25,6 +30,32 @@ hypothesis.settings.load_profile("any machine")
 def pytest_xdist_auto_num_workers() -> int:
     """Of `-n auto`: one more than cores, as some tests wait for processes of their own; each takes some hundred MB."""
     return min(4, (os.cpu_count() or 1) + 1)
+
+
+PACKED = compiling._packed
+
+
+@cache
+def stand_in(config: RunConfig) -> bytes:
+    """A script's bytes for tests that read only their number and digest: packing one takes a second."""
+    return hashlib.sha256(repr(config).encode()).digest().ljust(compiling._estimated(config), b"#")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scripts_of_expected_size(request) -> None:
+    """Of `-m "not slow"`; slow tests pack theirs."""
+    if request.config.getoption("-m") == "not slow":
+        compiling._packed = stand_in
+
+
+@pytest.fixture(scope="module")
+def real_scripts() -> Iterator[None]:
+    """Packed ones, for the modules that name this fixture: they run or compare scripts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "_packed", PACKED)
+        compiling._script.cache_clear()
+        yield
+        compiling._script.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,9 +196,15 @@ def outside_knobs() -> dict[str, str]:
 
 def write_environment(run_dir: Path, device: "torch.device") -> None:
     """environment.json, written at the start, since a failed run has no result to hold it."""
-    packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
-    content = describe_environment(device) | {"knobs": outside_knobs(), "packages": dict(sorted(packages.items()))}
+    content = describe_environment(device) | {"knobs": outside_knobs(), "packages": _installed()}
     atomic_write(run_dir / "environment.json", json.dumps(content, indent=1))
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Packages and their versions, by name; half a second, so once a process."""
+    found = [distribution.metadata for distribution in metadata.distributions()]
+    return dict(sorted((about["Name"], about["Version"]) for about in found if about["Name"]))
 
 
 def write_failure(run_dir: Path, error: BaseException) -> None:

@@ -20,9 +20,11 @@ from pgolf.script import parts, reach, stored
 from pgolf.script.compile import packed_script, script_of
 from pgolf.script.folding import Folding
 from pgolf.script.reach import ScriptError
+from pgolf.training.forecast import CODE_MARGIN, forecast
 from pgolf.training.run import train
 from pgolf_core.config import ROOT, RunConfig
 
+pytestmark = pytest.mark.usefixtures("real_scripts")
 SHORT = dict(
     iterations=4, calibration_tokens=1024, val_loss_every=0, val_max_tokens=0, roundtrip_val_max_tokens=0,
     resume_every_seconds=0,
@@ -145,6 +147,16 @@ def test_packed_scripts_stay_small():
     """Measured 12,978 for the baseline and 11,578 for CUDA alone; a rise is to be seen and decided on."""
     assert len(packed_script(RunConfig(track="h100"))) < 13_100
     assert len(packed_script(RunConfig(track="h100", device="cuda"))) < 11_800
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, dict(allocation="solve", codec="ans"), dict(device="cpu"), dict(device="mps"), CASES["adapted per document"]],
+    ids=str,
+)
+def test_a_scripts_size_is_forecast_within_its_margin(knobs):
+    config = tiny(**knobs)
+    assert forecast(config).parts["code"] == pytest.approx(len(packed_script(config)), rel=CODE_MARGIN)
 
 
 def test_a_script_of_one_kind_of_device_holds_no_other_and_says_what_it_needs():

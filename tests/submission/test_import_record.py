@@ -19,6 +19,7 @@ from pgolf.sweeps.sweep_file import SweepError, load_sweep
 from pgolf_core.config import ROOT, RunConfig
 from pgolf_core.model import skeleton
 
+pytestmark = pytest.mark.usefixtures("real_scripts")
 SWEEPS = ROOT / "notebooks" / "sweeps"
 # Settings in the shape of three published generations, with the values of the sweeps made by hand.
 SCRIPT_1019 = """

@@ -12,6 +12,7 @@ from pgolf.submission.conditions import FAIL
 from pgolf.submission.legality import sentence
 from pgolf.submission.record_folder import of_folder
 
+pytestmark = pytest.mark.usefixtures("real_scripts")
 LOG = TUNED.replace("val_tokens: 40960", "val_tokens: 40540160").replace(
     "  iterations", "  ema_decay: 0.9965\n  iterations"
 )

@@ -21,6 +21,8 @@ from pgolf_core.config import digest
 from pgolf_core.files import DataError
 from pgolf_core.shards import read_shard, shard_paths
 
+pytestmark = pytest.mark.usefixtures("real_scripts")
+
 
 def write_documents(folder, embedded, split, count):
     tokens = read_shard(shard_paths(embedded, split)[0])

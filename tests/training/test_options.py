@@ -18,6 +18,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.export import load
 from pgolf_core.model import GPT, roles, roles_by_name
 
+pytestmark = pytest.mark.usefixtures("real_scripts")
 FOR_ITS_BYTES = ("EMA", "learned rounding", "n-gram cache", "low-rank residuals")  # all that the notes wish for in one
 FAST = [*[group for group in combinations(seed=0) if len(group) > 1][:1], FOR_ITS_BYTES]
 SLOW = (

@@ -19,6 +19,8 @@ from pgolf_core.export import quantize_state
 from pgolf_core.quantization.stored import Quantized, form, stored_form
 from pgolf_core.scheme import FitContext, QuantScheme, parse_int, parse_scheme, register
 
+pytestmark = pytest.mark.usefixtures("real_scripts")
+
 
 @stored_form("mine")
 @dataclass(frozen=True)
