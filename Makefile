@@ -1,6 +1,6 @@
 # A convenience for Linux and macOS; docs/install.md has the plain commands, which work on Windows too.
 PYTHON ?= python3
-PYTEST = .venv/bin/python -m pytest -q -n auto --dist loadfile
+PYTEST = .venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-long lab lint types docs
 

@@ -58,6 +58,11 @@ def real_scripts() -> Iterator[None]:
         compiling._script.cache_clear()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first, so that no worker ends with one alone."""
+    items.sort(key=lambda item: item.path.parent.name not in ("script", "studies", "training"))
+
+
 @pytest.fixture(scope="session")
 def embedded():
     """Folder of the embedded corpus with 1024 pieces; built once (some 20 s), then kept in data/."""

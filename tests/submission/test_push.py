@@ -16,8 +16,6 @@ from pgolf.submission.push import push
 from pgolf.submission.submit import SubmissionError
 from pgolf_core.config import RunConfig
 
-pytestmark = pytest.mark.usefixtures("real_scripts")
-
 
 @pytest.fixture
 def server(monkeypatch):
