@@ -114,11 +114,11 @@ class Arguments(Purity):
         self, function: ast.FunctionDef, around: ast.stmt, calls: list[tuple[ast.Call, ast.stmt]], first: int
     ) -> None:
         spec = function.args
-        if not calls or spec.vararg or spec.kwarg or spec.posonlyargs or spec.kwonlyargs:
+        if not calls or not spec.args[first:] or spec.vararg or spec.kwarg or spec.posonlyargs or spec.kwonlyargs:
             return
         if any(ast.unparse(d) not in TRANSPARENT for d in function.decorator_list) or unpacks(c for c, _ in calls):
             return
-        _, count, read, _ = scan(function) if len(spec.args) > first else (None,) * 4
+        _, count, read, _ = scan(function)
         for parameter in list(reversed(spec.args[first:])):
             name, index = parameter.arg, spec.args.index(parameter)
             default = default_of(spec, index)

@@ -126,8 +126,8 @@ class Reached:
         known: dict[str, Name] = {}
         for name in self.kept:
             other = known.setdefault(name[1], name)
-            two = other != name and not name[1].startswith("*")
-            if two and ast.dump(self.kept[other]) != ast.dump(self.kept[name]):
+            is_second = other != name and not name[1].startswith("*")
+            if is_second and ast.dump(self.kept[other]) != ast.dump(self.kept[name]):
                 raise ScriptError(f"{name[1]} is defined in {other[0]} and in {name[0]}; rename one")
             if name[1] in self.external:
                 raise ScriptError(f"{name[1]} of {name[0]} is also {self.external[name[1]]!r}; rename it")

@@ -1,4 +1,4 @@
-"""Syntax trees: what ast.walk, dump, deepcopy and NodeTransformer do, several times as fast. Scripts are made of them.
+"""Faster forms of ast.walk, ast.dump, copy.deepcopy and ast.NodeTransformer.
 
 Contexts, operators and names of imports count as parts of their node: none is walked, copied or visited.
 """
@@ -7,7 +7,7 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-NO_NODES = {"ctx", "op", "ops", "id", "attr", "arg", "type_comment", "kind", "type_ignores", "conversion", "names", "n"}
+NO_NODES = {"ctx", "op", "ops", "id", "attr", "arg", "type_comment", "kind", "type_ignores", "conversion", "names"}
 
 
 class Children(dict):
@@ -58,7 +58,7 @@ def copied(node: Any) -> Any:
         return [copied(each) for each in node]
     if not hasattr(node, "_fields"):
         return node
-    new = kind()
+    new = kind.__new__(kind)  # its __init__ asks for the fields
     fields = vars(new)
     fields.update(vars(node))
     for name in CHILDREN[kind]:

@@ -173,7 +173,7 @@ def test_a_script_on_disk_serves_its_own_knobs_and_code_and_a_damaged_one_is_mad
     made = []
 
     def script_of(**knobs):
-        return stored.stored(knobs, {}, lambda: made.append(knobs) or b"script")
+        return stored.from_disk(knobs, lambda: made.append(knobs) or b"script")
 
     assert script_of(a=1) == script_of(a=1) == b"script" and made == [dict(a=1)]
     script_of(a=2)
