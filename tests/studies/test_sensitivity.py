@@ -106,6 +106,7 @@ def test_map_of_one_tensor_protected_is_what_its_file_scores(trained, source, tm
     assert rows[name]["delta_bpb"] < 0 < rows[name]["delta_bytes"] and rows[name]["bpb_per_kb"] > 0
 
 
+@pytest.mark.slow
 def test_codebooks_and_the_exports_own_knobs(trained):
     state, config, dataset = trained
     config = config.with_knobs(roundtrip_val_max_tokens=1024, mlp_out_quantizer="float16")
