@@ -52,6 +52,7 @@ PREFIX = "PGOLF_"  # of environment variables that set knobs everywhere, sweeps 
 
 QUOTE = reprlib.Repr()
 QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlevel = 100, 100, 2
+FIRST_DEFAULTS = {"calibration_tokens": 65_536}  # defaults that have changed since; see hash_of
 HASH_EXCLUDED = {"allow_over_cap"}  # left out of the config hash: it does not affect results
 # Knob: its subject, and names that other trainers give it; see no_such_knob.
 ALIASES = {
@@ -193,9 +194,9 @@ class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportC
 
 
 def hash_of(knobs: dict) -> str:
-    """12 hex digits of the knobs that differ from their defaults: a knob of a later version renames no run."""
-    fields = RunConfig.model_fields
-    changed = {name: v for name, v in knobs.items() if name not in fields or v != fields[name].default}
+    """12 hex digits of the knobs that differ from their first defaults: no later version renames a run."""
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items()} | FIRST_DEFAULTS
+    changed = {name: v for name, v in knobs.items() if name not in defaults or v != defaults[name]}
     return digest({name: v for name, v in changed.items() if name not in HASH_EXCLUDED})
 
 

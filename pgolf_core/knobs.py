@@ -254,7 +254,7 @@ class ExportConfig(Group):
     gptq_damp: float = Field(0.01, gt=0, le=1, description="GPTQ: fraction of the mean diagonal added to the diagonal")
     gptq_block: Positive = Field(128, description="GPTQ: columns between two updates of all later ones")
     gptq_act_order: bool = Field(True, description="GPTQ: columns of large inputs first")
-    calibration_tokens: Positive = Field(65_536, description="tokens of the training split used for calibration")
+    calibration_tokens: Positive = Field(32_768, description="tokens of the training split used for calibration")
     learn_steps: int = Field(0, ge=0, le=1_000_000, description="updates of levels and float tensors towards "
                              "the raw model's predictions on training text; 0 = off")  # fmt: skip
     learn_tokens: int = Field(2048, gt=0, le=1_000_000, description="tokens of training text per update of "

@@ -1,13 +1,14 @@
 """Per-weight loss sensitivity: second moments of inputs and of gradients, from one pass over training text.
 
-The gradient of a weight is a sum over tokens of (gradient of the output) ⊗ (input). With labels drawn from the
-model itself its mean square is the Fisher information, which is the curvature of the loss where the model fits
-its data. Half of Fisher · (change)² then predicts what a change of the weight costs, in nats per token.
+The gradient of a weight is a sum over tokens of (gradient of the output) ⊗ (input). If the logits' gradients are
+random with the Fisher information as their second moments (`fisher_root`), so is the mean square of the weight's: the
+curvature of the loss where the model fits its data. Half of Fisher · (change)² then predicts what a change of the
+weight costs, in nats per token.
 
 Weights are recorded by use: each lookup in a declared table and each product of activations with a declared matrix,
 however often and by whichever module it is called, adds token by token to that weight's statistics; cross terms
 between two uses are left out. Any other use (a weight that generates weights, one that is cut or summed) is recorded
-as the squared gradient of a whole sequence: unbiased too, since drawn labels make tokens independent, but noisier.
+as the squared gradient of a whole sequence: unbiased too, since the logits' gradients are independent, but noisier.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from pgolf_core.parameters import RoleError, roles_of
 
 PIECE = 1024  # tokens of a backward pass on a CPU: activations stay in its caches
 PANEL = 128  # rows of second moments that are added at a time
+SIGNS = 1.0 - 2 * (torch.arange(256)[:, None] >> torch.arange(8) & 1)  # (256, 8): one for each bit of a byte
 PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
@@ -77,7 +79,7 @@ def calibrate(
 ) -> Calibration:
     """Statistics, on the CPU, of every declared weight that is no control parameter.
 
-    sequences: token ids, (B, T) int64 each. seed: draws the labels. dtype: of matrix products, by autocast if it is not
+    sequences: token ids, (B, T) int64 each. seed: of the gradients. dtype: of matrix products, by autocast if it is not
     float32. The model is run in evaluation mode and left as it was. Raises RoleError naming a weight that it does not
     use.
     """
@@ -94,14 +96,11 @@ def calibrate(
         recorder = _Recorder({name: weights[name] for name in probe.used}, sums)
         by_sequence = {name: w.requires_grad_() for name, w in weights.items() if name not in probe.used}
         for part in (part for batch in batches for part in batch.split(1 if by_sequence else len(batch))):
-            uniform = torch.rand(part.numel(), 1, generator=generator, dtype=torch.float64)
             few = max(1, PIECE // part.size(1)) if device.type == "cpu" else len(part)
-            for ids, own in zip(part.split(few), uniform.split(few * part.size(1)), strict=True):
+            for ids in part.split(few):
                 with recorder, autocast(device, dtype):
                     logits = model(ids.to(device)).float().flatten(0, 1)
-                below = logits.detach().softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
-                drawn = torch.searchsorted(below, own * below[:, -1:]).flatten()  # its share holds the number
-                F.cross_entropy(logits, drawn.to(device), reduction="sum").backward()
+                logits.backward(fisher_root(logits.detach(), generator))
             for name, weight in by_sequence.items():
                 if weight.grad is None:
                     raise RoleError(f"weight {name} is declared, but the model does not use it")
@@ -110,6 +109,19 @@ def calibrate(
     tokens = sum(batch.numel() for batch in batches)
     whole = {name: (s.hessian.triu() + s.hessian.triu(1).T).cpu() for name, s in sums.items()}
     return {name: Statistics(s.row_fisher.cpu(), whole[name], tokens) for name, s in sums.items()}
+
+
+def fisher_root(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, V): random vectors whose second moments are the Fisher information of logits (n, V), diag(p) - p pᵀ.
+
+    Random signs s (Hutchinson, 1989) make it √p·s - p·Σ√p·s. Gradients e_label - p of labels drawn from p have the same
+    second moments; the norms of these vary less.
+    """
+    p = logits.softmax(-1)
+    bits = torch.randint(256, (len(p), -(-p.size(1) // 8)), generator=generator, dtype=torch.uint8)
+    signs = F.embedding(bits.int(), SIGNS).flatten(1)[:, : p.size(1)].to(p.device)
+    root = p.sqrt().mul_(signs)
+    return root.addcmul_(p, root.sum(1, keepdim=True), value=-1)
 
 
 @contextmanager

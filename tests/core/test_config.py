@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pgolf_core.config import ConfigError, RunConfig, environment_knobs, hash_of
+from pgolf_core.config import FIRST_DEFAULTS, ConfigError, RunConfig, environment_knobs, hash_of
 from pgolf_core.knobs import TrainConfig
 from pgolf_core.tracks import TRACKS
 
@@ -190,9 +190,13 @@ def test_a_config_with_quantizers_loads_no_torch():
     assert done.stdout == "False\n", done.stderr
 
 
-def test_a_knob_of_a_later_version_at_its_default_changes_no_hash():
+def test_a_knob_of_a_later_version_and_a_default_that_changed_change_no_hash():
     config = RunConfig(track="nano", num_layers=3)
     knobs = config.model_dump()
     assert hash_of({name: v for name, v in knobs.items() if name != "mlp_permutation"}) == config.hash
     assert hash_of(knobs | {"mlp_permutation": True}) != config.hash != hash_of(knobs | {"no_longer_a_knob": 1})
     assert config.with_knobs(allow_over_cap=True).hash == config.hash
+    assert hash_of(knobs | FIRST_DEFAULTS) == hash_of(
+        {name: v for name, v in knobs.items() if name not in FIRST_DEFAULTS}
+    )
+    assert hash_of(knobs | FIRST_DEFAULTS) != config.hash  # these are other knobs now

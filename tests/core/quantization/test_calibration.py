@@ -9,7 +9,7 @@ from pgolf_core.config import RunConfig
 from pgolf_core.model import GPT
 from pgolf_core.parameters import EMBEDDING, RoleError, declare, matrix
 from pgolf_core.quantization import calibration as calibration_module
-from pgolf_core.quantization.calibration import calibrate
+from pgolf_core.quantization.calibration import calibrate, fisher_root
 
 SHAPES = {
     "tied": {},
@@ -49,16 +49,25 @@ def test_one_token_is_its_gradient_squared(case):
 
 
 def squared_gradients(model, names, ids, seed):
-    """Name -> square of autograd's gradient of the loss of drawn labels, summed over sequences."""
+    """Name -> square of autograd's gradient by the logits' random ones, summed over sequences."""
     generator, squares = torch.Generator().manual_seed(seed), dict.fromkeys(names, 0)
     for sequence in ids.split(1):
         model.zero_grad()
         logits = model(sequence).flatten(0, 1)
-        uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64)
-        drawn = (logits.softmax(-1).double().cumsum(-1) < uniform).sum(1)  # the inverse of the distribution function
-        F.cross_entropy(logits, drawn, reduction="sum").backward()
+        logits.backward(fisher_root(logits.detach(), generator))
         squares = {name: total + model.get_parameter(name).grad.square() for name, total in squares.items()}
     return squares
+
+
+def test_the_logits_gradients_have_the_fisher_information_as_second_moments_and_steadier_norms_than_labels():
+    g = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(1, 13, generator=g)
+    p = logits[0].softmax(0)
+    drawn = fisher_root(logits.expand(100_000, -1), g)
+    assert ((drawn.T @ drawn) / len(drawn) - (p.diag() - p.outer(p))).abs().max() < 0.003
+    assert drawn.sum(1).abs().max() < 1e-5  # a shift of all logits changes nothing
+    of_labels = ((torch.eye(13) - p).square().sum(1) - (1 - p.square().sum())).square() @ p
+    assert drawn.square().sum(1).var() < 0.5 * of_labels
 
 
 def test_cost_predicts_the_rise_of_the_loss(case):
