@@ -8,7 +8,7 @@ import torch
 from pgolf_core.artifact.format import pack
 from pgolf_core.config import RunConfig
 from pgolf_core.quantization import allocation
-from pgolf_core.quantization.allocation import AllocationError, grid_at, residuals_worth_their_bytes, search, solve
+from pgolf_core.quantization.allocation import AllocationError, residuals_worth_their_bytes, search, solve, step_grids
 from pgolf_core.quantization.calibration import Statistics
 from pgolf_core.quantization.gptq import factorize_hessian
 from pgolf_core.quantization.grids import step_grid
@@ -145,5 +145,5 @@ def test_search_takes_the_finest_that_fits(size, tries):
 def test_a_tensor_without_information_takes_the_coarsest_steps():
     w = torch.randn(8, 16)
     silent = Statistics(torch.zeros(8), torch.zeros(16, 16), 64)
-    grid = grid_at(1e-4, w, silent, factorize_hessian(silent.hessian))
+    grid = step_grids(w, silent, factorize_hessian(silent.hessian))(1e-4)
     assert torch.isfinite(grid.step_size()).all() and grid.step_size().min() > 3 * w.std()
