@@ -15,6 +15,7 @@ import psutil
 
 SWEEP_PID = "PGOLF_SWEEP_PID"  # environment: the process to end with
 POLL_SECONDS = 0.5
+TURN = 0.001  # seconds until another thread's operation may go on; Python's own are five times as many
 NVIDIA_SMI_SECONDS = 20
 
 
@@ -101,12 +102,14 @@ def gpu_environments(gpus: list[str], size: int) -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def no_search_for_cycles() -> Iterator[None]:
-    """Python looks for cycles of objects as their number grows; syntax trees have none, and many nodes."""
-    before = gc.isenabled()
+def work_on_syntax_trees() -> Iterator[None]:
+    """Python neither looks for cycles, which trees of many nodes lack, nor lets other threads wait as long as usual."""
+    collecting, interval = gc.isenabled(), sys.getswitchinterval()
     gc.disable()
+    sys.setswitchinterval(TURN)
     try:
         yield
     finally:
-        if before:
+        sys.setswitchinterval(interval)
+        if collecting:
             gc.enable()

@@ -17,7 +17,7 @@ from pgolf.data import prepare, train_tokenizer
 from pgolf.data.dataset import DESCRIPTION, read_about
 from pgolf.data.documents import Texts
 from pgolf.disk import exclusive, explain_disk_errors
-from pgolf.processes import no_search_for_cycles
+from pgolf.processes import work_on_syntax_trees
 from pgolf_core.config import ROOT, did_you_mean
 from pgolf_core.files import DataError
 from pgolf_core.knobs import EMBEDDED, DataConfig
@@ -53,7 +53,7 @@ def embedded_documents(large: bool = False) -> list[Document]:
     """
     documents, seen = [], set()
     modules = _modules(LARGE_PACKAGES if large else PACKAGES)
-    with no_search_for_cycles():
+    with work_on_syntax_trees():
         for name, path in sorted(modules, key=lambda m: (hashlib.sha256(m[0].encode()).digest(), m[1].name)):
             texts = [*_docstrings(path, LARGE_MIN_TEXT), *_comments(path)] if large else _docstrings(path)
             unseen = [text for text in dict.fromkeys(texts) if text not in seen]

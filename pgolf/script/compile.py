@@ -21,7 +21,7 @@ from threading import Lock
 
 from python_minifier import unparse
 
-from pgolf.processes import no_search_for_cycles
+from pgolf.processes import work_on_syntax_trees
 from pgolf.script.folding import GROUP_PROPERTIES, reachable
 from pgolf.script.parts import PACKAGE, SOURCES, Module, Name, module, source_of
 from pgolf.script.reach import CONFIG, ENTRY, GROUPS, KEPT_ERRORS, VARIABLES, Reached, facts_of, forms, shell_of
@@ -72,19 +72,19 @@ def script_of(config: RunConfig) -> Script:
 
     It scores the whole validation split, whatever part of it the run scores.
     """
-    with PARSING, no_search_for_cycles():
+    with PARSING, work_on_syntax_trees():
         return _script(_same_for_all(config))
 
 
 def packed_script(config: RunConfig) -> bytes:
     """The packed form alone, without the readable one."""
-    with PARSING, no_search_for_cycles():
+    with PARSING, work_on_syntax_trees():
         return _packed(_same_for_all(config))
 
 
 def estimated_size(config: RunConfig) -> int:
     """Bytes of the packed form to within 4 %, in a tenth of its time."""
-    with PARSING, no_search_for_cycles():
+    with PARSING, work_on_syntax_trees():
         return _estimated(_same_for_all(config))
 
 
