@@ -188,7 +188,7 @@ def search(
             fine = solution if fine is None or solution.bytes <= fine.bytes else fine
         stuck, before = before is not None and solution.bytes == before.bytes, solution
         lam = _next_lam(solution, coarse, fine, cap, parameters, stuck)
-        if sizes and tries < MAX_ESTIMATED:
+        if sizes and not stuck and tries < MAX_ESTIMATED:
             sizes.correct(solution)
             estimated = sizes.lam(target, solution.lam)
             if (fine.lam if fine else 0) < estimated < (coarse.lam if coarse else math.inf):

@@ -97,9 +97,10 @@ def test_a_cap_that_nothing_meets(model, monkeypatch):
 
 def test_a_cap_beyond_need_gets_the_finest_steps(model):
     weights, floats, calibration = model
-    weights = {name: w * (1 + 9 * (w == w.max())) for name, w in weights.items()}  # an outlier each
+    weights = {name: w * (1 + 9 * (w == w.max())) for name, w in list(weights.items())[:2]}  # an outlier each
     quantized, size = solved((weights, floats, calibration), 10**6)
-    assert 61_440 < size < 4 * 61_440  # more than eight bits a weight
+    count = sum(w.numel() for w in weights.values())
+    assert count < size < 4 * count  # more than eight bits a weight
     below = solved((weights, floats, calibration), size - 20)[1]  # a cap that the finest steps miss by little
     assert 0.99 * size < below <= size - 20
     for name, t in quantized.tensors.items():
