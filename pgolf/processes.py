@@ -15,7 +15,7 @@ import psutil
 
 SWEEP_PID = "PGOLF_SWEEP_PID"  # environment: the process to end with
 POLL_SECONDS = 0.5
-TURN = 0.001  # seconds until another thread's operation may go on; Python's own are five times as many
+TURN, USUAL_TURN = 0.001, sys.getswitchinterval()  # seconds until another thread's operation may go on
 NVIDIA_SMI_SECONDS = 20
 
 
@@ -104,12 +104,12 @@ def gpu_environments(gpus: list[str], size: int) -> list[dict[str, str]]:
 @contextlib.contextmanager
 def work_on_syntax_trees() -> Iterator[None]:
     """Python neither looks for cycles, which trees of many nodes lack, nor lets other threads wait as long as usual."""
-    collecting, interval = gc.isenabled(), sys.getswitchinterval()
+    collecting = gc.isenabled()
     gc.disable()
     sys.setswitchinterval(TURN)
     try:
         yield
     finally:
-        sys.setswitchinterval(interval)
+        sys.setswitchinterval(USUAL_TURN)
         if collecting:
             gc.enable()

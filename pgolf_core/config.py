@@ -194,7 +194,7 @@ class RunConfig(ModelConfig, DataConfig, TrainConfig, RegularizerConfig, ExportC
 
 
 def hash_of(knobs: dict) -> str:
-    """12 hex digits of the knobs that differ from their first defaults: no later version renames a run."""
+    """12 hex digits of the knobs that differ from their first defaults: a run that was made keeps its hash."""
     defaults = {name: field.default for name, field in RunConfig.model_fields.items()} | FIRST_DEFAULTS
     changed = {name: v for name, v in knobs.items() if name not in defaults or v != defaults[name]}
     return digest({name: v for name, v in changed.items() if name not in HASH_EXCLUDED})

@@ -24,6 +24,7 @@ from pgolf.runs.code import check_code, code_digest
 from pgolf.runs.result import RunError
 from pgolf.runs.schema import knobs_that_fit
 from pgolf_core.config import (
+    FIRST_DEFAULTS,
     HASH_EXCLUDED,
     MARKER,
     ROOT,
@@ -149,7 +150,7 @@ def locked(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
     with hold_lock(run_dir / ".lock", LOCK_PATIENCE_SECONDS, busy):
         end_with_sweep()
         check_config(run_dir, config)
-        if not (run_dir / "config.json").exists():
+        if not (run_dir / "result.json").exists():
             atomic_write(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
         (run_dir / "error.json").unlink(missing_ok=True)
         for unfinished in run_dir.glob(".*.tmp"):  # left by a killed writer
@@ -168,9 +169,13 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
         raise RunError(f"{path}: has knobs that this version does not know ({names}); update the workbench")
     ours = config.model_dump()
     differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in HASH_EXCLUDED}
+    defaults = {k: v for k, v in FIRST_DEFAULTS.items() if differ.get(k, ())[:1] == (v,)}
+    if not config.export.needs_calibration:  # these runs read no knob whose default has changed
+        differ = {k: v for k, v in differ.items() if k not in defaults}
     if differ:
         changes = ", ".join(f"{k} {shown(old)} there, {shown(new)} now" for k, (old, new) in differ.items())
-        raise ConfigError(f"{run_dir} was run with other knobs ({changes}); name another run or delete it")
+        way = "".join(f"set {k}={v}, once its default, or " for k, v in defaults.items())
+        raise ConfigError(f"{run_dir} was run with other knobs ({changes}); {way}name another run or delete it")
 
 
 def read_config(run_dir: Path) -> dict:
@@ -185,8 +190,8 @@ def read_config(run_dir: Path) -> dict:
 
 
 def with_defaults(stored: dict) -> dict:
-    """Content of a config.json; fields that an old one lacks take their defaults, which reproduce the old behaviour."""
-    return {name: field.default for name, field in RunConfig.model_fields.items()} | stored
+    """Content of a config.json; fields that an old one lacks take their first defaults, the old behaviour."""
+    return {name: field.default for name, field in RunConfig.model_fields.items()} | FIRST_DEFAULTS | stored
 
 
 def outside_knobs() -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pgolf_core.knobs import ExportConfig
 from pgolf_core.quantization.calibration import Calibration, Statistics
 from pgolf_core.quantization.gptq import HessianFactor, factorize_hessian
-from pgolf_core.quantization.grids import Grid, geometric_mean, rms, step_grid, stored_scale
+from pgolf_core.quantization.grids import MIN_SCALE, Grid, geometric_mean, rms, step_grid, stored_scale
 from pgolf_core.quantization.residuals import fit_low_rank
 from pgolf_core.quantization.stored import Quantized
 from pgolf_core.scheme import ExportError
@@ -24,9 +24,10 @@ from pgolf_core.scheme import ExportError
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
 MAX_ESTIMATED = 4  # iterations that an estimate guides
-SAMPLED, MAX_COUNTED = 4, 2**15  # rows per row that an estimate looks at; levels that it tells apart
+SAMPLED, MANY_ROWS = 4, 128  # rows per row that an estimate looks at, if there are many
+MAX_COUNTED = 2**15  # levels that an estimate tells apart
 # Tables and GPTQ's compensation add these bytes to a weight's, half of them where its nearest level takes so many:
-# within 0.1 bits a weight on a 2 × 128 and a 6 × 384 of 0.15 to 4 bits (LOG.md).
+# LOG.md has the measurement.
 EXCESS_BYTES, HALF_EXCESS_AT = 0.25 / 8, 0.08 / 8
 MAX_REL_STEP = 64.0  # geometric mean of the steps in σ of a tensor; above it almost all weights round to zero
 MAX_SCALE = 32_768.0  # half of what float16 holds
@@ -61,12 +62,13 @@ def solve(
     are fit it. Raises AllocationError when nothing fits.
     """
     factors = {n: factorize_hessian(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
-    grids = {name: step_grids(w, calibration[name], factors[name]) for name, w in weights.items()}
+    steps = {name: Steps(w, calibration[name], factors[name]) for name, w in weights.items()}
+    limits = min(s.limits[0] for s in steps.values()), max(s.limits[1] for s in steps.values())
 
     def at(lam: float, residuals: tuple[str, ...] = ()) -> Solution:
         integers, low_ranks = {}, {}
         for name, w in weights.items():
-            integers[name] = grids[name](lam).round(w, factors[name], config.gptq_block)
+            integers[name] = steps[name].at(lam).round(w, factors[name], config.gptq_block)
             if not integers[name].scale.isfinite():
                 raise ExportError.too_large(name)
             if name in residuals:
@@ -81,18 +83,18 @@ def solve(
 
     def estimate(lam: float) -> float:
         """Bytes of the weights, nearly: a few rows of each at the nearest level, under their entropy."""
-        nearest = sum(_entropy_bytes(w, grids[name](lam).step_size()) for name, w in weights.items())  # type: ignore[misc]
+        nearest = sum(_entropy_bytes(w, steps[name].at(lam).step_size()) for name, w in weights.items())  # type: ignore[misc]
         return nearest * (1 + EXCESS_BYTES / (nearest / parameters + HALF_EXCESS_AT))
 
     parameters = sum(w.numel() for w in weights.values())
-    sizes = SizeEstimate(estimate, file_bytes(Quantized({}, {}, floats)), parameters)
-    best = search(at, config.cap_bytes, parameters, sizes=sizes)
+    sizes = SizeEstimate(estimate, file_bytes(Quantized({}, {}, floats)), parameters, limits)
+    best = search(at, config.cap_bytes, parameters, limits, sizes=sizes)
     if not config.int8_residual_rank:
         return best.quantized
     coarser = at(1.1 * best.lam)
     nats_per_byte = (predicted(coarser) - predicted(best)) / max(best.bytes - coarser.bytes, 1)  # won by finer steps
     if chosen := residuals_worth_their_bytes(best.quantized, nats_per_byte, weights, calibration, config):
-        with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, parameters, best.lam)
+        with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, parameters, limits, best.lam)
         best = min((best, with_residuals), key=predicted)
     return best.quantized
 
@@ -100,9 +102,10 @@ def solve(
 def _entropy_bytes(w: Tensor, steps: Tensor) -> float:
     """Entropy of w (rows, cols) at the nearest levels, in bytes, given the magnitudes of its rows and columns.
 
-    Of every SAMPLED-th row; the classes are nearly those of the codec 'ans'.
+    Of every SAMPLED-th row of many; the classes are nearly those of the codec 'ans'.
     """
-    x = (w[::SAMPLED] / steps[::SAMPLED]).float().nan_to_num().clamp(-MAX_COUNTED, MAX_COUNTED)
+    every = SAMPLED if len(w) >= MANY_ROWS else 1
+    x = (w[::every] / steps[::every]).float().nan_to_num().clamp(-MAX_COUNTED, MAX_COUNTED)
     rows, cols = (2 * x.abs().mean(dim).clamp(2**-10, 2**20).log2() for dim in (1, 0))
     classes = (rows[:, None] + cols + 40).round().long().flatten()  # from 0 to 120
     q = torch.round(x).long().flatten()
@@ -119,11 +122,11 @@ def _entropy(symbols: Tensor) -> float:
 class SizeEstimate:
     """Bytes of a file by lam: `weights(lam)`, an estimate that costs little, corrected by the files made so far.
 
-    fixed: bytes of all but the weights. parameters: how many weights there are.
+    fixed: bytes of all but the weights. parameters: how many weights there are. limits: of lam.
     """
 
-    def __init__(self, weights: Callable[[float], float], fixed: int, parameters: int):
-        self.weights, self.fixed, self.parameters = weights, fixed, parameters
+    def __init__(self, weights: Callable[[float], float], fixed: int, parameters: int, limits: tuple[float, float]):
+        self.weights, self.fixed, self.parameters, self.limits = weights, fixed, parameters, limits
         self.ratio, self.power, self.at = 1.0, 0.0, 0.0  # true over estimated bytes: ratio · (lam / at)^power
 
     def correct(self, solution: Solution) -> None:
@@ -138,12 +141,13 @@ class SizeEstimate:
 
     def lam(self, size: float, near: float) -> float:
         """lam at which a file takes about `size` bytes, by the secant method from a lam near it."""
-        slope, lam, estimated = -self.parameters / 8, near, self(near)
+        slope, lam = -self.parameters / 8, _within(self.limits, near)
+        estimated = self(lam)
         for _ in range(MAX_ITERS):
             octaves = max(-3.0, min(3.0, (size - estimated) / slope))
             if abs(octaves) < 1e-4:
                 break
-            before, lam = estimated, lam * 2**octaves
+            before, lam = estimated, _within(self.limits, lam * 2**octaves)
             estimated = self(lam)
             if estimated == before:  # steps are at their coarsest or finest
                 break
@@ -151,43 +155,60 @@ class SizeEstimate:
         return lam
 
 
-def step_grids(w: Tensor, statistics: Statistics, factor: HessianFactor) -> Callable[[float], Grid]:
-    """lam -> grid of w with steps lam / √sensitivity, row_weight · column_weight in nats / error²."""
-    row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
-    root = math.sqrt(max(geometric_mean(row_weight) * geometric_mean(col_weight), 1e-38))
-    unit, size = step_grid(w, 1.0, row_weight, col_weight), rms(w)
-    finest = (w.abs() / unit.step_size()).max().item() / MAX_LEVEL  # type: ignore[misc]
-    coarsest = min(MAX_REL_STEP, MAX_SCALE / max(size.item(), 1e-38))
+class Steps:
+    """Grids of w with steps lam / √sensitivity, row_weight · column_weight in nats / error².
 
-    def at(lam: float) -> Grid:
-        c = max(min(lam / root / max(size.item(), 1e-38), coarsest), finest)
-        return replace(unit, scale=stored_scale(c * size))
+    limits: below the first lam steps are at their finest, above the second at their coarsest.
+    """
 
-    return at
+    def __init__(self, w: Tensor, statistics: Statistics, factor: HessianFactor):
+        row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
+        root = math.sqrt(max(geometric_mean(row_weight) * geometric_mean(col_weight), 1e-38))
+        self.unit, self.rms = step_grid(w, 1.0, row_weight, col_weight), rms(w)
+        size = max(self.rms.item(), 1e-38)
+        levels = (w.abs() / self.unit.step_size()).max().item()  # type: ignore[misc]
+        self.coarsest = min(MAX_REL_STEP, MAX_SCALE / size)
+        self.finest = min(max(levels / MAX_LEVEL, MIN_SCALE / size), self.coarsest)
+        self.per_lam = 1 / root / size
+        self.limits = self.finest / self.per_lam, self.coarsest / self.per_lam
+
+    def at(self, lam: float) -> Grid:
+        c = max(min(lam * self.per_lam, self.coarsest), self.finest)
+        return replace(self.unit, scale=stored_scale(c * self.rms))
+
+
+def _within(limits: tuple[float, float], lam: float) -> float:
+    return max(limits[0], min(limits[1], lam))
 
 
 def search(
-    at: Callable[[float], Solution], cap: int, parameters: int, lam: float = 1e-4, sizes: SizeEstimate | None = None
+    at: Callable[[float], Solution],
+    cap: int,
+    parameters: int,
+    limits: tuple[float, float],
+    lam: float = 1e-4,
+    sizes: SizeEstimate | None = None,
 ) -> Solution:
     """The finest solution that fits the cap, filling MIN_CAP_FILL of it if there is one.
 
-    sizes: estimates that cost little; each solution corrects them, so that two to four are made in all.
+    limits: of lam; beyond them nothing changes. sizes: estimates that cost little; each solution corrects them, so that
+    mostly two to four are made in all.
     """
     coarse = fine = before = None  # brackets: one that fits, one that does not; the one tried before
     target = (1 + MIN_CAP_FILL) / 2 * cap
-    lam = sizes.lam(target, lam) if sizes else lam
+    lam = sizes.lam(target, lam) if sizes else _within(limits, lam)
     for tries in range(MAX_ITERS):
         solution = at(lam)
         if solution.bytes <= cap:
-            if coarse is not None and solution.bytes == coarse.bytes and 8 * solution.bytes > 2 * parameters:
-                return solution  # the finest there is; at the coarsest, where sizes are equal too, go on
-            coarse = solution if coarse is None or solution.bytes >= coarse.bytes else coarse
-            if solution.bytes >= MIN_CAP_FILL * cap:
+            if solution.bytes >= MIN_CAP_FILL * cap or lam <= limits[0]:
                 return solution
+            coarse = solution if coarse is None or solution.bytes >= coarse.bytes else coarse
         else:
             fine = solution if fine is None or solution.bytes <= fine.bytes else fine
+            if lam >= limits[1]:
+                break
         stuck, before = before is not None and solution.bytes == before.bytes, solution
-        lam = _next_lam(solution, coarse, fine, cap, parameters, stuck)
+        lam = _within(limits, _next_lam(solution, coarse, fine, cap, parameters, stuck))
         if sizes and not stuck and tries < MAX_ESTIMATED:
             sizes.correct(solution)
             estimated = sizes.lam(target, solution.lam)

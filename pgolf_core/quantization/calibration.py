@@ -79,7 +79,7 @@ def calibrate(
 ) -> Calibration:
     """Statistics, on the CPU, of every declared weight that is no control parameter.
 
-    sequences: token ids, (B, T) int64 each. seed: of the gradients. dtype: of matrix products, by autocast if it is not
+    sequences: token ids, (B, T) int64 each. seed: of the signs. dtype: of matrix products, by autocast if it is not
     float32. The model is run in evaluation mode and left as it was. Raises RoleError naming a weight that it does not
     use.
     """
@@ -115,11 +115,11 @@ def fisher_root(logits: Tensor, generator: torch.Generator) -> Tensor:
     """(n, V): random vectors whose second moments are the Fisher information of logits (n, V), diag(p) - p pᵀ.
 
     Random signs s (Hutchinson, 1989) make it √p·s - p·Σ√p·s. Gradients e_label - p of labels drawn from p have the same
-    second moments; the norms of these vary less.
+    second moments; where p is peaked, their norms vary more.
     """
     p = logits.softmax(-1)
     bits = torch.randint(256, (len(p), -(-p.size(1) // 8)), generator=generator, dtype=torch.uint8)
-    signs = F.embedding(bits.int(), SIGNS).flatten(1)[:, : p.size(1)].to(p.device)
+    signs = F.embedding(bits.to(p.device).int(), SIGNS.to(p.device)).flatten(1)[:, : p.size(1)]
     root = p.sqrt().mul_(signs)
     return root.addcmul_(p, root.sum(1, keepdim=True), value=-1)
 

@@ -6,10 +6,10 @@ import pytest
 from support.runs import make_config, make_run, write_sweep
 
 from pgolf.disk import read_json
-from pgolf.runs.directory import find_run, run_name
+from pgolf.runs.directory import check_config, find_run, locked, run_name
 from pgolf.runs.result import RunError, read_result, write_result
 from pgolf.runs.table import load_runs
-from pgolf_core.config import RunConfig, digest
+from pgolf_core.config import FIRST_DEFAULTS, ConfigError, RunConfig, digest, hash_of
 
 
 def test_a_run_named_and_hashed_by_an_older_version_is_found_and_whole(tmp_path):
@@ -31,6 +31,20 @@ def test_a_run_named_and_hashed_by_an_older_version_is_found_and_whole(tmp_path)
     assert run_name(other, tmp_path / "explore") == f"nano-{other.hash}"
     (made / "config.json").write_text(json.dumps(stored | {"num_layers": 4}))
     assert load_runs(tmp_path).status[0] == "damaged"
+
+
+def test_a_run_begun_before_a_default_changed_goes_on_unless_it_reads_that_knob(tmp_path):
+    plain, solved = RunConfig(track="nano"), RunConfig(track="nano", allocation="solve")
+    for number, config in enumerate((plain, solved)):
+        begun = tmp_path / f"nano-{number:012}"
+        begun.mkdir()
+        (begun / "config.json").write_text(json.dumps(config.model_dump() | FIRST_DEFAULTS))
+    assert run_name(plain, tmp_path) == "nano-000000000000"
+    with locked(tmp_path / run_name(plain, tmp_path), plain) as begun:
+        assert hash_of(read_json(begun / "config.json")) == plain.hash  # as its result will say
+    assert run_name(solved, tmp_path) == f"nano-{solved.hash}"
+    with pytest.raises(ConfigError, match="set calibration_tokens=65536, once its default, or name another run"):
+        check_config(tmp_path / "nano-000000000001", solved)
 
 
 def test_runs_of_one_sweeps_folder_have_its_name_arms_and_control(tmp_path):

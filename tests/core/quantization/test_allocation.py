@@ -8,7 +8,7 @@ import torch
 from pgolf_core.artifact.format import pack
 from pgolf_core.config import RunConfig
 from pgolf_core.quantization import allocation
-from pgolf_core.quantization.allocation import AllocationError, residuals_worth_their_bytes, search, solve, step_grids
+from pgolf_core.quantization.allocation import AllocationError, Steps, residuals_worth_their_bytes, search, solve
 from pgolf_core.quantization.calibration import Statistics
 from pgolf_core.quantization.gptq import factorize_hessian
 from pgolf_core.quantization.grids import step_grid
@@ -95,6 +95,21 @@ def test_a_cap_that_nothing_meets(model, monkeypatch):
         solved(model, 1_500)
 
 
+@pytest.mark.parametrize(("shape", "most"), [((8, 256), 0.4), ((256, 128), 0.1)])  # small ones' tables vary
+def test_the_first_file_is_near_its_cap(shape, most):
+    g, tried = torch.Generator().manual_seed(2), []
+    weights = {f"blocks.{i}.mlp.fc.weight": torch.randn(shape, generator=g) for i in range(6)}
+    calibration = {name: statistics(*shape, sensitivity=1.0, seed=i) for i, name in enumerate(weights)}
+    cap = round(2.5 / 8 * 6 * shape[0] * shape[1])
+
+    def file_bytes(quantized):
+        tried.append(len(pack(quantized, "ans").bytes))
+        return tried[-1]
+
+    solve(weights, {}, calibration, RunConfig(allocation="solve", codec="ans", cap_bytes=cap).export, file_bytes)
+    assert tried[1] == pytest.approx(cap, rel=most)  # the first is without weights
+
+
 def test_a_cap_beyond_need_gets_the_finest_steps(model):
     weights, floats, calibration = model
     weights = {name: w * (1 + 9 * (w == w.max())) for name, w in list(weights.items())[:2]}  # an outlier each
@@ -129,22 +144,22 @@ def test_residuals_only_where_they_pay(model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "size, tries",
-    [(lambda lam: 900 if lam > 1e-5 else 1100, 24), (lambda lam: min(900, round(1e-2 / lam)), 5)],
+    "size, finest, tries",
+    [(lambda lam: 900 if lam > 1e-5 else 1100, 0, 24), (lambda lam: min(900, round(1e-2 / lam)), 1e-5, 3)],
     ids=["jumps-past-the-window", "stops-growing"],
 )
-def test_search_takes_the_finest_that_fits(size, tries):
+def test_search_takes_the_finest_that_fits(size, finest, tries):
     tried = []
 
     def at(lam):
         tried.append(lam)
         return SimpleNamespace(lam=lam, bytes=size(lam))
 
-    assert search(at, 1000, 1000).bytes == 900 and len(tried) <= tries
+    assert search(at, 1000, 1000, (finest, 1e9)).bytes == 900 and len(tried) <= tries
 
 
 def test_a_tensor_without_information_takes_the_coarsest_steps():
     w = torch.randn(8, 16)
     silent = Statistics(torch.zeros(8), torch.zeros(16, 16), 64)
-    grid = step_grids(w, silent, factorize_hessian(silent.hessian))(1e-4)
+    grid = Steps(w, silent, factorize_hessian(silent.hessian)).at(1e-4)
     assert torch.isfinite(grid.step_size()).all() and grid.step_size().min() > 3 * w.std()

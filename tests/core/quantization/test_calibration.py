@@ -59,7 +59,7 @@ def squared_gradients(model, names, ids, seed):
     return squares
 
 
-def test_the_logits_gradients_have_the_fisher_information_as_second_moments_and_steadier_norms_than_labels():
+def test_the_logits_gradients_have_the_fisher_information_as_second_moments_and_steadier_norms_where_they_are_peaked():
     g = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(1, 13, generator=g)
     p = logits[0].softmax(0)

@@ -199,8 +199,8 @@ def test_learning_works_where_the_caller_wants_no_gradients(teacher, solved):
     with torch.no_grad():
         short = Teacher(teacher.model, teacher.text[:2])
         short.add_gradients(student := Student(teacher.model, solved), 0, labels=0.5)
-    moved = [latent.grad.any().item() for latent in student.latents.values()]
-    assert sum(moved) >= len(moved) - 1, moved  # what the next matrix rounds to zero has no gradient
+    quiet = {name for name, latent in student.latents.items() if not latent.grad.any()}
+    assert quiet <= {"blocks.1.attn.c_k.weight"}  # keys have no gradient where coarse levels make every query zero
 
 
 def test_where_learning_finds_nothing_better_the_solvers_model_is_kept_with_a_warning(teacher, solved):
