@@ -165,7 +165,7 @@ class Steps:
         row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
         root = math.sqrt(max(geometric_mean(row_weight) * geometric_mean(col_weight), 1e-38))
         self.unit, self.rms = step_grid(w, 1.0, row_weight, col_weight), rms(w)
-        size = max(self.rms.item(), 1e-38)
+        size = min(max(self.rms.item(), 1e-38), 1e38)  # inf, too, whose scale is refused later
         levels = (w.abs() / self.unit.step_size()).max().item()  # type: ignore[misc]
         self.coarsest = min(MAX_REL_STEP, MAX_SCALE / size)
         self.finest = min(max(levels / MAX_LEVEL, MIN_SCALE / size), self.coarsest)
