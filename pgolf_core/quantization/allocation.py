@@ -164,11 +164,12 @@ class Steps:
     def __init__(self, w: Tensor, statistics: Statistics, factor: HessianFactor):
         row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
         root = math.sqrt(max(geometric_mean(row_weight) * geometric_mean(col_weight), 1e-38))
-        self.unit, self.rms = step_grid(w, 1.0, row_weight, col_weight), rms(w)
+        self.unit = replace(step_grid(w, 1.0, row_weight, col_weight), scale=torch.ones(()))  # geometric mean 1
+        self.rms = rms(w)
         size = min(max(self.rms.item(), 1e-38), 1e38)  # inf, too, whose scale is refused later
-        levels = (w.abs() / self.unit.step_size()).max().item()  # type: ignore[misc]
-        self.coarsest = min(MAX_REL_STEP, MAX_SCALE / size)
-        self.finest = min(max(levels / MAX_LEVEL, MIN_SCALE / size), self.coarsest)
+        levels = (w.abs() / self.unit.step_size()).max().item() / size  # type: ignore[misc]
+        self.finest = max(levels / MAX_LEVEL, MIN_SCALE / size)
+        self.coarsest = max(min(MAX_REL_STEP, MAX_SCALE / size), self.finest)
         self.per_lam = 1 / root / size
         self.limits = self.finest / self.per_lam, self.coarsest / self.per_lam
 

@@ -163,3 +163,13 @@ def test_a_tensor_without_information_takes_the_coarsest_steps():
     silent = Statistics(torch.zeros(8), torch.zeros(16, 16), 64)
     grid = Steps(w, silent, factorize_hessian(silent.hessian)).at(1e-4)
     assert torch.isfinite(grid.step_size()).all() and grid.step_size().min() > 3 * w.std()
+
+
+def test_an_outlier_beyond_what_float16_holds_is_stored_whole():
+    """Its tensor's rms is no float16, a step of it is."""
+    w = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+    w[3, 5] = 3e6
+    even = Statistics(torch.ones(24), torch.eye(16), 1)
+    for lam in (1e-9, 1e-4, 1e9):
+        t = Steps(w, even, factorize_hessian(even.hessian)).at(lam).round(w)
+        assert ((t.dequantize() - w).abs() <= 0.51 * t.step_size()).all() and t.scale <= 2**15
