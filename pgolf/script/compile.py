@@ -107,7 +107,7 @@ def _estimated(config: RunConfig) -> int:
     *definitions, knobs = sorted(_definitions(reached), key=lambda each: getattr(each, "name", "") == CONFIG[1])
     texts = [_text_before(each) for each in definitions] + [_source([_stripped(knobs)])]  # the last is new each time
     before = len(pack("\n".join([_imports(reached.external), *texts])))
-    return round(0.597 * before - {"auto": 3540, "cpu": 3780}.get(config.device, 4650))
+    return round(0.58 * before - {"auto": 3340, "cpu": 3580}.get(config.device, 4450))
 
 
 @cache

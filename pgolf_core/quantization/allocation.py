@@ -23,12 +23,12 @@ from pgolf_core.scheme import ExportError
 
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
-MAX_ESTIMATED = 4  # iterations that an estimate guides
-SAMPLED, MANY_ROWS = 4, 128  # rows per row that an estimate looks at, if there are many
+FEW_ROWS = 32  # an estimate looks at that many at least, at a fourth of them at least
 MAX_COUNTED = 2**15  # levels that an estimate tells apart
 # Tables and GPTQ's compensation add these bytes to a weight's, half of them where its nearest level takes so many:
 # LOG.md has the measurement.
-EXCESS_BYTES, HALF_EXCESS_AT = 0.25 / 8, 0.08 / 8
+EXCESS_BYTES = 0.25 / 8
+HALF_EXCESS_AT = 0.08 / 8
 MAX_REL_STEP = 64.0  # geometric mean of the steps in σ of a tensor; above it almost all weights round to zero
 MAX_SCALE = 32_768.0  # half of what float16 holds
 MAX_LEVEL = 8_000  # levels on each side of zero; int16 holds four times that, room for error compensation
@@ -62,13 +62,13 @@ def solve(
     are fit it. Raises AllocationError when nothing fits.
     """
     factors = {n: factorize_hessian(calibration[n].hessian, config.gptq_damp, config.gptq_act_order) for n in weights}
-    steps = {name: Steps(w, calibration[name], factors[name]) for name, w in weights.items()}
-    limits = min(s.limits[0] for s in steps.values()), max(s.limits[1] for s in steps.values())
+    grids = {name: step_grids(w, calibration[name], factors[name]) for name, w in weights.items()}
+    limits = min(finest for _, finest, _ in grids.values()), max(coarsest for _, _, coarsest in grids.values())
 
     def at(lam: float, residuals: tuple[str, ...] = ()) -> Solution:
         integers, low_ranks = {}, {}
         for name, w in weights.items():
-            integers[name] = steps[name].at(lam).round(w, factors[name], config.gptq_block)
+            integers[name] = grids[name][0](lam).round(w, factors[name], config.gptq_block)
             if not integers[name].scale.isfinite():
                 raise ExportError.too_large(name)
             if name in residuals:
@@ -83,18 +83,18 @@ def solve(
 
     def estimate(lam: float) -> float:
         """Bytes of the weights, nearly: a few rows of each at the nearest level, under their entropy."""
-        nearest = sum(_entropy_bytes(w, steps[name].at(lam).step_size()) for name, w in weights.items())  # type: ignore[misc]
+        nearest = sum(_entropy_bytes(w, grids[name][0](lam).step_size()) for name, w in weights.items())  # type: ignore[misc]
         return nearest * (1 + EXCESS_BYTES / (nearest / parameters + HALF_EXCESS_AT))
 
     parameters = sum(w.numel() for w in weights.values())
     sizes = SizeEstimate(estimate, file_bytes(Quantized({}, {}, floats)), parameters, limits)
-    best = search(at, config.cap_bytes, parameters, limits, sizes=sizes)
+    best = search(at, config.cap_bytes, sizes)
     if not config.int8_residual_rank:
         return best.quantized
     coarser = at(1.1 * best.lam)
     nats_per_byte = (predicted(coarser) - predicted(best)) / max(best.bytes - coarser.bytes, 1)  # won by finer steps
     if chosen := residuals_worth_their_bytes(best.quantized, nats_per_byte, weights, calibration, config):
-        with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, parameters, limits, best.lam)
+        with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, sizes, best.lam)
         best = min((best, with_residuals), key=predicted)
     return best.quantized
 
@@ -102,9 +102,9 @@ def solve(
 def _entropy_bytes(w: Tensor, steps: Tensor) -> float:
     """Entropy of w (rows, cols) at the nearest levels, in bytes, given the magnitudes of its rows and columns.
 
-    Of every SAMPLED-th row of many; the classes are nearly those of the codec 'ans'.
+    Of some rows if there are many; the classes are nearly those of the codec 'ans'.
     """
-    every = SAMPLED if len(w) >= MANY_ROWS else 1
+    every = max(1, min(4, len(w) // FEW_ROWS))
     x = (w[::every] / steps[::every]).float().nan_to_num().clamp(-MAX_COUNTED, MAX_COUNTED)
     rows, cols = (2 * x.abs().mean(dim).clamp(2**-10, 2**20).log2() for dim in (1, 0))
     classes = (rows[:, None] + cols + 40).round().long().flatten()  # from 0 to 120
@@ -127,27 +127,23 @@ class SizeEstimate:
 
     def __init__(self, weights: Callable[[float], float], fixed: int, parameters: int, limits: tuple[float, float]):
         self.weights, self.fixed, self.parameters, self.limits = weights, fixed, parameters, limits
-        self.ratio, self.power, self.at = 1.0, 0.0, 0.0  # true over estimated bytes: ratio · (lam / at)^power
+        self.ratio = 1.0  # true over estimated bytes, as of the last file
 
     def correct(self, solution: Solution) -> None:
-        ratio = max(solution.bytes - self.fixed, 1) / max(self.weights(solution.lam), 1)
-        if self.at and self.at != solution.lam:
-            power = math.log(ratio / self.ratio) / math.log(solution.lam / self.at)
-            self.power = max(-0.3, min(0.3, power))
-        self.ratio, self.at = ratio, solution.lam
+        self.ratio = max(solution.bytes - self.fixed, 1) / max(self.weights(solution.lam), 1)
 
     def __call__(self, lam: float) -> float:
-        return self.fixed + self.weights(lam) * self.ratio * (lam / (self.at or lam)) ** self.power
+        return self.fixed + self.weights(lam) * self.ratio
 
     def lam(self, size: float, near: float) -> float:
         """lam at which a file takes about `size` bytes, by the secant method from a lam near it."""
-        slope, lam = -self.parameters / 8, _within(self.limits, near)
+        slope, lam = -self.parameters / 8, max(self.limits[0], min(self.limits[1], near))
         estimated = self(lam)
         for _ in range(MAX_ITERS):
             octaves = max(-3.0, min(3.0, (size - estimated) / slope))
-            if abs(octaves) < 1e-4:
+            if abs(octaves) < 1e-5:
                 break
-            before, lam = estimated, _within(self.limits, lam * 2**octaves)
+            before, lam = estimated, max(self.limits[0], min(self.limits[1], lam * 2**octaves))
             estimated = self(lam)
             if estimated == before:  # steps are at their coarsest or finest
                 break
@@ -155,88 +151,58 @@ class SizeEstimate:
         return lam
 
 
-class Steps:
-    """Grids of w with steps lam / √sensitivity, row_weight · column_weight in nats / error².
+def step_grids(
+    w: Tensor, statistics: Statistics, factor: HessianFactor
+) -> tuple[Callable[[float], Grid], float, float]:
+    """lam -> grid of w with steps lam / √sensitivity; the lams where they are at their finest and at their coarsest.
 
-    limits: below the first lam steps are at their finest, above the second at their coarsest.
+    sensitivity (row, col) = row_weight · column_weight, nats / error².
     """
+    row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
+    unit = replace(step_grid(w, 1.0, row_weight, col_weight), scale=torch.ones(()))  # geometric mean 1
+    size = rms(w)
+    finite = min(max(size.item(), 1e-38), 1e38)  # a scale of inf is refused later
+    levels = (w.abs() / unit.step_size()).max().item() / finite  # type: ignore[misc]
+    finest = max(levels / MAX_LEVEL, MIN_SCALE / finite)
+    coarsest = max(min(MAX_REL_STEP, MAX_SCALE / finite), finest)
+    lams = finite * math.sqrt(max(geometric_mean(row_weight) * geometric_mean(col_weight), 1e-38))
 
-    def __init__(self, w: Tensor, statistics: Statistics, factor: HessianFactor):
-        row_weight, col_weight = statistics.row_weight / statistics.tokens, factor.column_weight
-        root = math.sqrt(max(geometric_mean(row_weight) * geometric_mean(col_weight), 1e-38))
-        self.unit = replace(step_grid(w, 1.0, row_weight, col_weight), scale=torch.ones(()))  # geometric mean 1
-        self.rms = rms(w)
-        size = min(max(self.rms.item(), 1e-38), 1e38)  # inf, too, whose scale is refused later
-        levels = (w.abs() / self.unit.step_size()).max().item() / size  # type: ignore[misc]
-        self.finest = max(levels / MAX_LEVEL, MIN_SCALE / size)
-        self.coarsest = max(min(MAX_REL_STEP, MAX_SCALE / size), self.finest)
-        self.per_lam = 1 / root / size
-        self.limits = self.finest / self.per_lam, self.coarsest / self.per_lam
+    def at(lam: float) -> Grid:
+        return replace(unit, scale=stored_scale(max(min(lam / lams, coarsest), finest) * size))
 
-    def at(self, lam: float) -> Grid:
-        c = max(min(lam * self.per_lam, self.coarsest), self.finest)
-        return replace(self.unit, scale=stored_scale(c * self.rms))
+    return at, finest * lams, coarsest * lams
 
 
-def _within(limits: tuple[float, float], lam: float) -> float:
-    return max(limits[0], min(limits[1], lam))
+def search(at: Callable[[float], Solution], cap: int, sizes: SizeEstimate, lam: float = 1e-4) -> Solution:
+    """The finest solution that fits the cap, filling MIN_CAP_FILL of it if there is one; lam: near the first tried.
 
-
-def search(
-    at: Callable[[float], Solution],
-    cap: int,
-    parameters: int,
-    limits: tuple[float, float],
-    lam: float = 1e-4,
-    sizes: SizeEstimate | None = None,
-) -> Solution:
-    """The finest solution that fits the cap, filling MIN_CAP_FILL of it if there is one.
-
-    limits: of lam; beyond them nothing changes. sizes: estimates that cost little; each solution corrects them, so that
-    mostly two to four are made in all.
+    Estimated until files lie on both sides of the cap, then interpolated: mostly two to four are made in all.
     """
-    coarse = fine = before = None  # brackets: one that fits, one that does not; the one tried before
+    coarse = fine = None  # brackets: one that fits, one that does not
     target = (1 + MIN_CAP_FILL) / 2 * cap
-    lam = sizes.lam(target, lam) if sizes else _within(limits, lam)
-    for tries in range(MAX_ITERS):
+    lam = sizes.lam(target, lam)
+    for _ in range(MAX_ITERS):
         solution = at(lam)
         if solution.bytes <= cap:
-            if solution.bytes >= MIN_CAP_FILL * cap or lam <= limits[0]:
+            if solution.bytes >= MIN_CAP_FILL * cap or lam <= sizes.limits[0]:
                 return solution
             coarse = solution if coarse is None or solution.bytes >= coarse.bytes else coarse
         else:
             fine = solution if fine is None or solution.bytes <= fine.bytes else fine
-            if lam >= limits[1]:
+            if lam >= sizes.limits[1]:
                 break
-        stuck, before = before is not None and solution.bytes == before.bytes, solution
-        lam = _within(limits, _next_lam(solution, coarse, fine, cap, parameters, stuck))
-        if sizes and not stuck and tries < MAX_ESTIMATED:
+        if coarse and fine:
+            share = min(max((fine.bytes - target) / (fine.bytes - coarse.bytes), 0.1), 0.9)
+            lam = fine.lam ** (1 - share) * coarse.lam**share
+        else:
             sizes.correct(solution)
-            estimated = sizes.lam(target, solution.lam)
-            if (fine.lam if fine else 0) < estimated < (coarse.lam if coarse else math.inf):
-                lam = estimated
+            lam = sizes.lam(target, lam)
     if coarse is None:
         raise AllocationError(
             f"cap_bytes={cap}: with the coarsest steps file and code take {fine.bytes:,} bytes; raise cap_bytes or "
             "train a smaller model"
         )
     return coarse
-
-
-def _next_lam(
-    last: Solution, coarse: Solution | None, fine: Solution | None, cap: int, parameters: int, stuck: bool
-) -> float:
-    """Next lam to try: interpolated between the brackets; without one, one bit per weight for each factor of two.
-
-    stuck: the last change of lam changed no byte, as where steps are at their finest; a large one follows.
-    """
-    target = (1 + MIN_CAP_FILL) / 2 * cap
-    if coarse is None or fine is None:
-        octaves = (last.bytes - target) / (parameters / 8)
-        return last.lam * 2 ** math.copysign(3.0 if stuck else min(3.0, abs(octaves) + 0.02), octaves)
-    share = (fine.bytes - target) / max(fine.bytes - coarse.bytes, 1)
-    share = 0.5 if stuck else min(max(share, 0.02), 0.98)
-    return math.exp((1 - share) * math.log(fine.lam) + share * math.log(coarse.lam))
 
 
 def residuals_worth_their_bytes(

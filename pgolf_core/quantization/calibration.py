@@ -26,7 +26,6 @@ from pgolf_core.parameters import RoleError, roles_of
 
 PIECE = 1024  # tokens of a backward pass on a CPU: activations stay in its caches
 PANEL = 128  # rows of second moments that are added at a time
-SIGNS = 1.0 - 2 * (torch.arange(256)[:, None] >> torch.arange(8) & 1)  # (256, 8): one for each bit of a byte
 PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
@@ -118,9 +117,8 @@ def fisher_root(logits: Tensor, generator: torch.Generator) -> Tensor:
     second moments; where p is peaked, their norms vary more.
     """
     p = logits.softmax(-1)
-    bits = torch.randint(256, (len(p), -(-p.size(1) // 8)), generator=generator, dtype=torch.uint8)
-    signs = F.embedding(bits.to(p.device).int(), SIGNS.to(p.device)).flatten(1)[:, : p.size(1)]
-    root = p.sqrt().mul_(signs)
+    signs = 1 - 2 * torch.randint(2, p.shape, generator=generator, dtype=torch.int8)
+    root = p.sqrt().mul_(signs.to(p.device))
     return root.addcmul_(p, root.sum(1, keepdim=True), value=-1)
 
 

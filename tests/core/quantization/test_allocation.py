@@ -8,7 +8,14 @@ import torch
 from pgolf_core.artifact.format import pack
 from pgolf_core.config import RunConfig
 from pgolf_core.quantization import allocation
-from pgolf_core.quantization.allocation import AllocationError, Steps, residuals_worth_their_bytes, search, solve
+from pgolf_core.quantization.allocation import (
+    AllocationError,
+    SizeEstimate,
+    residuals_worth_their_bytes,
+    search,
+    solve,
+    step_grids,
+)
 from pgolf_core.quantization.calibration import Statistics
 from pgolf_core.quantization.gptq import factorize_hessian
 from pgolf_core.quantization.grids import step_grid
@@ -145,7 +152,7 @@ def test_residuals_only_where_they_pay(model, monkeypatch):
 
 @pytest.mark.parametrize(
     "size, finest, tries",
-    [(lambda lam: 900 if lam > 1e-5 else 1100, 0, 24), (lambda lam: min(900, round(1e-2 / lam)), 1e-5, 3)],
+    [(lambda lam: 900 if lam > 1e-5 else 1100, 1e-9, 24), (lambda lam: min(900, round(1e-2 / lam)), 1e-5, 3)],
     ids=["jumps-past-the-window", "stops-growing"],
 )
 def test_search_takes_the_finest_that_fits(size, finest, tries):
@@ -155,13 +162,16 @@ def test_search_takes_the_finest_that_fits(size, finest, tries):
         tried.append(lam)
         return SimpleNamespace(lam=lam, bytes=size(lam))
 
-    assert search(at, 1000, 1000, (finest, 1e9)).bytes == 900 and len(tried) <= tries
+    assert (
+        search(at, 1000, SizeEstimate(lambda lam: 1e-2 / lam, 0, 1000, (finest, 1e9))).bytes == 900
+        and len(tried) <= tries
+    )
 
 
 def test_a_tensor_without_information_takes_the_coarsest_steps():
     w = torch.randn(8, 16)
     silent = Statistics(torch.zeros(8), torch.zeros(16, 16), 64)
-    grid = Steps(w, silent, factorize_hessian(silent.hessian)).at(1e-4)
+    grid = step_grids(w, silent, factorize_hessian(silent.hessian))[0](1e-4)
     assert torch.isfinite(grid.step_size()).all() and grid.step_size().min() > 3 * w.std()
 
 
@@ -171,5 +181,5 @@ def test_an_outlier_beyond_what_float16_holds_is_stored_whole():
     w[3, 5] = 3e6
     even = Statistics(torch.ones(24), torch.eye(16), 1)
     for lam in (1e-9, 1e-4, 1e9):
-        t = Steps(w, even, factorize_hessian(even.hessian)).at(lam).round(w)
+        t = step_grids(w, even, factorize_hessian(even.hessian))[0](lam).round(w)
         assert ((t.dequantize() - w).abs() <= 0.51 * t.step_size()).all() and t.scale <= 2**15
