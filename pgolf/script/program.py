@@ -15,11 +15,11 @@ COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 DISPLAYS = COMPREHENSIONS | ast.List | ast.Set | ast.Dict | ast.Tuple | ast.BinOp | ast.JoinedStr | ast.Compare
 # Members of the package's classes that others have too: torch, numpy, Python's own. A test compares.
 SHARED = {
-    "_make", "add", "add_", "at", "average", "backward", "barrier", "bias", "bits", "block", "bytes", "code",
+    "_make", "add", "add_", "average", "backward", "barrier", "bias", "bits", "block", "bytes", "code",
     "codecs", "compile", "config", "count", "data", "dequantize", "deterministic", "device", "done", "dtype",
     "embedding", "eval", "export", "forward", "from_file", "grad", "group", "groups", "hash", "indices", "is_control",
     "kind", "load_state_dict", "local", "map", "mean", "model", "next", "norm", "offset", "parallel", "parameters",
-    "parts", "perm", "place", "power", "quantized", "roots", "round", "seconds", "seed", "seek", "shape", "size",
+    "parts", "perm", "place", "quantized", "roots", "round", "seconds", "seed", "seek", "shape", "size",
     "start", "state_dict", "step", "stream", "take", "text", "total", "train", "update", "used", "value", "values",
     "version", "vocab_size", "weight", "windows", "write",
 }  # fmt: skip
