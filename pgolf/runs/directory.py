@@ -138,7 +138,7 @@ def is_held(lock: Path) -> bool:
 
 @contextmanager
 def locked(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
-    """Lock a run directory inside the block; write config.json, or check it against `config` if there is one.
+    """Lock a run directory inside the block; check config.json, and write it anew while nothing was made by it.
 
     Raises RunError when another process holds the lock, ConfigError when the directory has other knobs.
     """
@@ -150,7 +150,7 @@ def locked(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
     with hold_lock(run_dir / ".lock", LOCK_PATIENCE_SECONDS, busy):
         end_with_sweep()
         check_config(run_dir, config)
-        if not (run_dir / "result.json").exists():
+        if not any((run_dir / name).exists() for name in ("result.json", "resume.pt")):  # equal, or as check_config
             atomic_write(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
         (run_dir / "error.json").unlink(missing_ok=True)
         for unfinished in run_dir.glob(".*.tmp"):  # left by a killed writer
@@ -159,7 +159,7 @@ def locked(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
 
 
 def check_config(run_dir: Path, config: RunConfig) -> None:
-    """ConfigError when the directory holds a run of other knobs."""
+    """ConfigError when the directory holds a run of other knobs; a default that changed is none if it is not read."""
     path = run_dir / "config.json"
     if not path.exists():
         return
@@ -169,12 +169,14 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
         raise RunError(f"{path}: has knobs that this version does not know ({names}); update the workbench")
     ours = config.model_dump()
     differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in HASH_EXCLUDED}
-    defaults = {k: v for k, v in FIRST_DEFAULTS.items() if differ.get(k, ())[:1] == (v,)}
+    fields = RunConfig.model_fields
+    defaults = {k: v for k, v in FIRST_DEFAULTS.items() if differ.get(k) == (v, fields[k].default)}
     if not config.export.needs_calibration:  # these runs read no knob whose default has changed
         differ = {k: v for k, v in differ.items() if k not in defaults}
     if differ:
         changes = ", ".join(f"{k} {shown(old)} there, {shown(new)} now" for k, (old, new) in differ.items())
-        way = "".join(f"set {k}={v}, once its default, or " for k, v in defaults.items())
+        own = defaults if differ.keys() <= defaults.keys() else {}
+        way = "".join(f"set {k}={v}, once its default, or " for k, v in own.items())
         raise ConfigError(f"{run_dir} was run with other knobs ({changes}); {way}name another run or delete it")
 
 

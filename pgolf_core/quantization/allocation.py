@@ -8,6 +8,7 @@ Elements of Information Theory, 10.3.3). One number is left to find: lam, the sq
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,7 @@ from pgolf_core.scheme import ExportError
 
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
+MAX_RATIO = 1.25  # of true to estimated bytes of weights
 FEW_ROWS = 32  # an estimate looks at that many at least, at a fourth of them at least
 MAX_COUNTED = 2**15  # levels that an estimate tells apart
 # Tables and GPTQ's compensation add these bytes to a weight's, half of them where its nearest level takes so many:
@@ -94,8 +96,9 @@ def solve(
     coarser = at(1.1 * best.lam)
     nats_per_byte = (predicted(coarser) - predicted(best)) / max(best.bytes - coarser.bytes, 1)  # won by finer steps
     if chosen := residuals_worth_their_bytes(best.quantized, nats_per_byte, weights, calibration, config):
-        with_residuals = search(lambda lam: at(lam, chosen), config.cap_bytes, sizes, best.lam)
-        best = min((best, with_residuals), key=predicted)
+        sizes.correct(best)
+        with suppress(AllocationError):  # residuals may be too large for any steps
+            best = min((best, search(lambda lam: at(lam, chosen), config.cap_bytes, sizes, best.lam)), key=predicted)
     return best.quantized
 
 
@@ -127,13 +130,16 @@ class SizeEstimate:
 
     def __init__(self, weights: Callable[[float], float], fixed: int, parameters: int, limits: tuple[float, float]):
         self.weights, self.fixed, self.parameters, self.limits = weights, fixed, parameters, limits
-        self.ratio = 1.0  # true over estimated bytes, as of the last file
+        self.ratio, self.rest = 1.0, float(fixed)  # of a file: rest + ratio · weights(lam)
 
     def correct(self, solution: Solution) -> None:
-        self.ratio = max(solution.bytes - self.fixed, 1) / max(self.weights(solution.lam), 1)
+        """Fit the last file; what is far beyond the estimate is tables, which do not shrink with the weights'."""
+        weights = self.weights(solution.lam)
+        self.ratio = min((solution.bytes - self.fixed) / max(weights, 1), MAX_RATIO)
+        self.rest = solution.bytes - self.ratio * weights
 
     def __call__(self, lam: float) -> float:
-        return self.fixed + self.weights(lam) * self.ratio
+        return self.rest + self.ratio * self.weights(lam)
 
     def lam(self, size: float, near: float) -> float:
         """lam at which a file takes about `size` bytes, by the secant method from a lam near it."""
@@ -143,10 +149,10 @@ class SizeEstimate:
             octaves = max(-3.0, min(3.0, (size - estimated) / slope))
             if abs(octaves) < 1e-5:
                 break
-            before, lam = estimated, max(self.limits[0], min(self.limits[1], lam * 2**octaves))
-            estimated = self(lam)
-            if estimated == before:  # steps are at their coarsest or finest
+            before, last, lam = estimated, lam, max(self.limits[0], min(self.limits[1], lam * 2**octaves))
+            if lam == last:
                 break
+            estimated = self(lam)
             slope = min((estimated - before) / octaves, slope / 4)
         return lam
 
@@ -176,9 +182,10 @@ def step_grids(
 def search(at: Callable[[float], Solution], cap: int, sizes: SizeEstimate, lam: float = 1e-4) -> Solution:
     """The finest solution that fits the cap, filling MIN_CAP_FILL of it if there is one; lam: near the first tried.
 
-    Estimated until files lie on both sides of the cap, then interpolated: mostly two to four are made in all.
+    Estimated until files lie on both sides of the cap, then interpolated: mostly two to four are made, more where a
+    weight takes a tenth of a bit.
     """
-    coarse = fine = None  # brackets: one that fits, one that does not
+    best = coarse = fine = None  # brackets: the last that fits, the last that does not
     target = (1 + MIN_CAP_FILL) / 2 * cap
     lam = sizes.lam(target, lam)
     for _ in range(MAX_ITERS):
@@ -186,9 +193,9 @@ def search(at: Callable[[float], Solution], cap: int, sizes: SizeEstimate, lam: 
         if solution.bytes <= cap:
             if solution.bytes >= MIN_CAP_FILL * cap or lam <= sizes.limits[0]:
                 return solution
-            coarse = solution if coarse is None or solution.bytes >= coarse.bytes else coarse
+            coarse, best = solution, solution if best is None or solution.bytes >= best.bytes else best
         else:
-            fine = solution if fine is None or solution.bytes <= fine.bytes else fine
+            fine = solution
             if lam >= sizes.limits[1]:
                 break
         if coarse and fine:
@@ -197,12 +204,12 @@ def search(at: Callable[[float], Solution], cap: int, sizes: SizeEstimate, lam: 
         else:
             sizes.correct(solution)
             lam = sizes.lam(target, lam)
-    if coarse is None:
+    if best is None:
         raise AllocationError(
             f"cap_bytes={cap}: with the coarsest steps file and code take {fine.bytes:,} bytes; raise cap_bytes or "
             "train a smaller model"
         )
-    return coarse
+    return best
 
 
 def residuals_worth_their_bytes(

@@ -1,5 +1,6 @@
 """The solver lands under its cap, gives bytes to the sensitive tensors, and says when nothing fits."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -96,10 +97,14 @@ def test_beats_equal_steps_of_the_same_bytes(model):
     assert cost(quantized) < 0.3 * cost(equal)
 
 
-def test_a_cap_that_nothing_meets(model, monkeypatch):
-    monkeypatch.setattr(allocation, "MAX_ITERS", 8)
-    with pytest.raises(AllocationError, match="cap_bytes=1500: with the coarsest steps"):
-        solved(model, 1_500)
+def test_the_coarsest_steps_meet_a_cap_and_nothing_a_smaller_one(model):
+    with pytest.raises(AllocationError, match="cap_bytes=100: with the coarsest steps file and code take") as refused:
+        solved(model, 100)
+    smallest = int(re.search(r"take ([\d,]+) bytes", str(refused.value))[1].replace(",", ""))
+    for cap in (smallest, smallest + 15, smallest + 50, smallest + 200):
+        assert smallest <= solved(model, cap)[1] <= cap
+    with pytest.raises(AllocationError):
+        solved(model, smallest - 1)
 
 
 @pytest.mark.parametrize(("shape", "most"), [((8, 256), 0.4), ((256, 128), 0.1)])  # small ones' tables vary
