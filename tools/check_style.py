@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Goals: 4,200, 9,000 and 9,500. The limits follow the house down; only a new feature raises them.
-PACKAGE_LINES = {"pgolf_core": 6_920, "pgolf": 21_238, "tests": 19_725}
+PACKAGE_LINES = {"pgolf_core": 6_920, "pgolf": 21_239, "tests": 19_725}
 FOLDERS = [*PACKAGE_LINES, "benchmarks", "tools"]
 MODULE_LINES, TEST_LINES, README_LINES = 400, 500, 180
 FUNCTION_LINES, PARAMETERS = 60, 7

@@ -150,7 +150,8 @@ def locked(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
     with hold_lock(run_dir / ".lock", LOCK_PATIENCE_SECONDS, busy):
         end_with_sweep()
         check_config(run_dir, config)
-        if not any((run_dir / name).exists() for name in ("result.json", "resume.pt")):  # equal, or as check_config
+        made = any((run_dir / name).exists() for name in ("result.json", "resume.pt"))
+        if not made or not (run_dir / "config.json").exists():  # else the same, but for what check_config lets pass
             atomic_write(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
         (run_dir / "error.json").unlink(missing_ok=True)
         for unfinished in run_dir.glob(".*.tmp"):  # left by a killed writer
