@@ -151,7 +151,7 @@ def locked(run_dir: str | Path, config: RunConfig) -> Iterator[Path]:
         end_with_sweep()
         check_config(run_dir, config)
         made = any((run_dir / name).exists() for name in ("result.json", "resume.pt"))
-        if not made or not (run_dir / "config.json").exists():  # else the same, but for what check_config lets pass
+        if not made or not (run_dir / "config.json").exists():  # a run's own stays
             atomic_write(run_dir / "config.json", json.dumps(config.model_dump(), indent=1))
         (run_dir / "error.json").unlink(missing_ok=True)
         for unfinished in run_dir.glob(".*.tmp"):  # left by a killed writer
@@ -170,8 +170,7 @@ def check_config(run_dir: Path, config: RunConfig) -> None:
         raise RunError(f"{path}: has knobs that this version does not know ({names}); update the workbench")
     ours = config.model_dump()
     differ = {k: (stored[k], ours[k]) for k in ours if stored[k] != ours[k] and k not in HASH_EXCLUDED}
-    fields = RunConfig.model_fields
-    defaults = {k: v for k, v in FIRST_DEFAULTS.items() if differ.get(k) == (v, fields[k].default)}
+    defaults = {k: v for k, v in FIRST_DEFAULTS.items() if differ.get(k) == (v, RunConfig.model_fields[k].default)}
     if not config.export.needs_calibration:  # these runs read no knob whose default has changed
         differ = {k: v for k, v in differ.items() if k not in defaults}
     if differ:

@@ -24,7 +24,7 @@ from pgolf_core.scheme import ExportError
 
 MIN_CAP_FILL = 0.9985  # share of the cap at which the search stops
 MAX_ITERS = 24
-MAX_RATIO = 1.25  # of true to estimated bytes of weights
+MAX_RATIO = 1.25  # true over estimated bytes of weights, at most
 FEW_ROWS = 32  # an estimate looks at that many at least, at a fourth of them at least
 MAX_COUNTED = 2**15  # levels that an estimate tells apart
 # Tables and GPTQ's compensation add these bytes to a weight's, half of them where its nearest level takes so many:
@@ -130,7 +130,7 @@ class SizeEstimate:
 
     def __init__(self, weights: Callable[[float], float], fixed: int, parameters: int, limits: tuple[float, float]):
         self.weights, self.fixed, self.parameters, self.limits = weights, fixed, parameters, limits
-        self.ratio, self.rest = 1.0, float(fixed)  # of a file: rest + ratio · weights(lam)
+        self.ratio, self.rest = 1.0, float(fixed)  # bytes: rest + ratio · weights(lam)
 
     def correct(self, solution: Solution) -> None:
         """Fit the last file; what is far beyond the estimate is tables, which do not shrink with the weights'."""

@@ -41,7 +41,7 @@ def test_a_run_begun_before_a_default_changed_goes_on_unless_it_reads_that_knob(
         (begun / "config.json").write_text(json.dumps(config.model_dump() | FIRST_DEFAULTS))
     assert run_name(plain, tmp_path) == "nano-000000000000"
     with locked(tmp_path / run_name(plain, tmp_path), plain) as begun:
-        assert hash_of(read_json(begun / "config.json")) == plain.hash  # as its result will say
+        assert hash_of(read_json(begun / "config.json")) == plain.hash  # its result will say the same
     assert run_name(solved, tmp_path) == f"nano-{solved.hash}"
     with pytest.raises(ConfigError, match="set calibration_tokens=65536, once its default, or name another run"):
         check_config(tmp_path / "nano-000000000001", solved)

@@ -140,8 +140,8 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         "wide codebook",
         packed(book | {"index/w": np.zeros((1 << 10, 1 << 7), np.uint8), "scale/w": np.full((), half)}, none),
     )
-    yield "one long block", packed({"q/w": spotted((1 << 11, 1 << 12)), "scale/w": np.full((), half)}, none, "ans")
-    yield "zeros", packed({"q/w": np.zeros((1 << 11, 1 << 12), i8), "scale/w": np.full((), half)}, none)
+    yield "one long block", packed({"q/w": spotted((1 << 12, 1 << 13)), "scale/w": np.full((), half)}, none, "ans")
+    yield "zeros", packed({"q/w": np.zeros((1 << 12, 1 << 13), i8), "scale/w": np.full((), half)}, none)
     yield "long name", packed({"q/" + "w" * 2**20: one, **dict.fromkeys(map("q/{}".format, range(9999)), one)}, none)
     yield "many arrays", packed({f"float/{i}": np.zeros((), np.float16) for i in range(60_000)}, none)
     for what, count, zeros, block in (

@@ -167,10 +167,8 @@ def test_search_takes_the_finest_that_fits(size, finest, tries):
         tried.append(lam)
         return SimpleNamespace(lam=lam, bytes=size(lam))
 
-    assert (
-        search(at, 1000, SizeEstimate(lambda lam: 1e-2 / lam, 0, 1000, (finest, 1e9))).bytes == 900
-        and len(tried) <= tries
-    )
+    sizes = SizeEstimate(lambda lam: 1e-2 / lam, 0, 1000, (finest, 1e9))
+    assert search(at, 1000, sizes).bytes == 900 and len(tried) <= tries
 
 
 def test_a_tensor_without_information_takes_the_coarsest_steps():

@@ -195,12 +195,12 @@ def test_the_raw_model_predicts_its_share_of_the_batches_alone(teacher, solved, 
     assert sum(seen) == 4 * taught
 
 
-def test_learning_works_where_the_caller_wants_no_gradients(teacher, solved):
+def test_learning_works_where_the_caller_wants_no_gradients(teacher, parts):
+    solved = solve(*parts, config_of(cap_bytes=9_000), file_bytes)  # at coarser levels all queries may be zero
     with torch.no_grad():
         short = Teacher(teacher.model, teacher.text[:2])
         short.add_gradients(student := Student(teacher.model, solved), 0, labels=0.5)
-    quiet = {name for name, latent in student.latents.items() if not latent.grad.any()}
-    assert quiet <= {"blocks.1.attn.c_k.weight"}  # keys have no gradient where coarse levels make every query zero
+    assert all(latent.grad.any() for latent in student.latents.values())
 
 
 def test_where_learning_finds_nothing_better_the_solvers_model_is_kept_with_a_warning(teacher, solved):
